@@ -1,0 +1,220 @@
+"""One decode forward for two streams: shared weights, separate attention.
+
+A `PairCache` holds the keys and values of both streams, each at its own length. During a decode forward its
+`update` stores the new row of every stream and returns `PairKV` handles instead of tensors; the attention function
+registered here sees the handles and attends each stream to its own past with the model's own attention. So one
+forward reads the weights once for 2B rows, the short prompt is never padded to the long one, and storage is written
+in place instead of being concatenated at every token.
+
+Knows transformers' cache and attention interfaces; knows nothing of fusion or sampling. Models outside
+`SHARED_FORWARD` run as two forwards (see streams.py), which is always right and slower.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+__all__ = ["SHARED_FORWARD", "PairCache", "can_share_forward", "pair_attention"]
+
+# model_type of the families whose attention passes the cache's keys straight to the attention interface.
+SHARED_FORWARD = frozenset(
+    {"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral", "gpt2", "gpt_neox"}
+)
+_BASES = ("sdpa", "eager")
+_PREFIX = "ckcontrol_pair_"
+
+
+class PairKV:
+    """Keys (or values) of both streams for one layer, with each stream's mask; stands in for a tensor."""
+
+    __slots__ = ("masks", "parts")
+
+    def __init__(self, parts: tuple[Tensor, Tensor], masks: tuple[Tensor | None, Tensor | None]) -> None:
+        self.parts = parts  # each [B, H, T_stream, D]
+        self.masks = masks  # each [B, 1, 1, T_stream] or None
+
+
+class _Buffer:
+    """Keys and values of one stream in one layer, in storage that grows by half when it is full."""
+
+    def __init__(self, keys: Tensor, values: Tensor, reserve: int) -> None:
+        self.length = keys.shape[2]
+        self.keys = self._grown(keys, reserve)
+        self.values = self._grown(values, reserve)
+
+    def _grown(self, tensor: Tensor, extra: int) -> Tensor:
+        grown = tensor.new_empty(*tensor.shape[:2], self.length + extra, tensor.shape[3])
+        grown[:, :, : self.length] = tensor[:, :, : self.length]
+        return grown
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Store one more position, [B, H, 1, D]."""
+        if self.length == self.keys.shape[2]:
+            extra = max(64, self.length // 2)
+            self.keys, self.values = self._grown(self.keys, extra), self._grown(self.values, extra)
+        self.keys[:, :, self.length : self.length + 1] = keys
+        self.values[:, :, self.length : self.length + 1] = values
+        self.length += 1
+
+    def view(self, window: int | None) -> tuple[Tensor, Tensor]:
+        """Return keys and values that the newest position may attend to, without copying."""
+        start = 0 if window is None else max(0, self.length - window)
+        return self.keys[:, :, start : self.length], self.values[:, :, start : self.length]
+
+
+class PairLayer(DynamicLayer):  # type: ignore[misc]
+    """Both streams' buffers of one layer."""
+
+    def __init__(self, streams: tuple[DynamicLayer, DynamicLayer], owner: PairCache, reserve: int) -> None:
+        super().__init__()
+        self.is_initialized = True
+        self.owner = owner
+        self.window: int | None = getattr(streams[0], "sliding_window", None) if streams[0].is_sliding else None
+        self.buffers = tuple(_Buffer(layer.keys, layer.values, reserve) for layer in streams)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Store rows [0, B) with the context and [B, 2B) without; rows beyond 2B are padding and dropped."""
+        rows = self.owner.rows
+        parts = []
+        for i, buffer in enumerate(self.buffers):
+            mine = slice(i * rows, (i + 1) * rows)
+            buffer.append(key_states[mine], value_states[mine])
+            parts.append(buffer.view(self.window))
+        masks = (
+            self.owner.mask(0, parts[0][0].shape[2]),
+            self.owner.mask(1, parts[1][0].shape[2]),
+        )
+        return PairKV((parts[0][0], parts[1][0]), masks), PairKV((parts[0][1], parts[1][1]), masks)
+
+    def get_seq_length(self) -> int:
+        """Length with the context; only transformers' unused mask creation asks."""
+        return self.buffers[0].length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Sizes for transformers' mask creation, whose result the pair attention ignores."""
+        return self.buffers[0].length + query_length, 0
+
+
+class PairCache(Cache):  # type: ignore[misc]
+    """The caches of two prefilled streams, ready for shared decode forwards.
+
+    Args:
+        contextual: Filled `DynamicCache` of the prompts with passages, B rows.
+        parametric: Filled `DynamicCache` of the prompts without, B rows.
+        keep: Per stream, [B, L] bool attention mask of the prompt, or None where nothing is padded.
+        additive: The attention adds its mask (eager) instead of testing it (sdpa).
+        dtype: Dtype of an additive mask.
+        reserve: Positions to allocate for the answer.
+    """
+
+    def __init__(
+        self,
+        contextual: DynamicCache,
+        parametric: DynamicCache,
+        keep: tuple[Tensor | None, Tensor | None],
+        *,
+        additive: bool,
+        dtype: torch.dtype,
+        reserve: int,
+    ) -> None:
+        self.rows = contextual.layers[0].keys.shape[0]
+        self.additive, self.dtype = additive, dtype
+        self._keep = list(keep)
+        self._masks: dict[tuple[int, int], Tensor | None] = {}
+        streams = zip(contextual.layers, parametric.layers, strict=True)
+        super().__init__(layers=[PairLayer(pair, self, reserve) for pair in streams])
+
+    def begin_step(self) -> None:
+        """Extend the padding masks by the token about to be decoded."""
+        self._masks.clear()
+        for i, keep in enumerate(self._keep):
+            if keep is not None:
+                self._keep[i] = torch.cat([keep, keep.new_ones(keep.shape[0], 1)], dim=1)
+
+    def mask(self, stream: int, length: int) -> Tensor | None:
+        """Return the mask over the newest `length` positions of a stream, [B, 1, 1, length]; None if all are kept."""
+        keep = self._keep[stream]
+        if keep is None:
+            return None
+        if (stream, length) not in self._masks:
+            mask = keep[:, None, None, -length:]
+            if self.additive:
+                low = torch.finfo(self.dtype).min
+                mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, low)
+            self._masks[stream, length] = mask
+        return self._masks[stream, length]
+
+
+def _attend(module: torch.nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+    """Attend each stream to its own past; anything that is not a pair goes to the model's own attention."""
+    base = _base_attention(module)
+    if not isinstance(key, PairKV):
+        return base(module, query, key, value, attention_mask, **kwargs)
+    rows = key.parts[0].shape[0]
+    outputs = [
+        base(module, query[i * rows : (i + 1) * rows], key.parts[i], value.parts[i], key.masks[i], **kwargs)[0]
+        for i in (0, 1)
+    ]
+    if (spare := query.shape[0] - 2 * rows) > 0:
+        outputs.append(outputs[0][:1].expand(spare, *outputs[0].shape[1:]))
+    return torch.cat(outputs), None
+
+
+def _base_attention(module: torch.nn.Module) -> Callable[..., Any]:
+    name = str(module.config._attn_implementation).removeprefix(_PREFIX)  # type: ignore[union-attr]
+    if name == "eager":
+        eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+        return eager
+    base: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
+    return base
+
+
+for _name in _BASES:
+    ALL_ATTENTION_FUNCTIONS.register(_PREFIX + _name, _attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
+
+_LOCK = threading.Lock()
+_USERS: dict[int, int] = {}
+
+
+@contextmanager
+def pair_attention(model: torch.nn.Module) -> Iterator[None]:
+    """Route the model's attention through `_attend` while the block runs.
+
+    Counted per config, so threads may decode with one model at once; plain forwards of other threads pass through
+    to the model's own attention. Restored on exit, also by exception.
+    """
+    config = model.config
+    with _LOCK:
+        if not _USERS.get(id(config)):
+            config._attn_implementation_internal = _PREFIX + str(config._attn_implementation)
+        _USERS[id(config)] = _USERS.get(id(config), 0) + 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _USERS[id(config)] -= 1
+            if not _USERS[id(config)]:
+                del _USERS[id(config)]
+                config._attn_implementation_internal = str(config._attn_implementation).removeprefix(_PREFIX)
+
+
+def can_share_forward(model: torch.nn.Module) -> bool:
+    """Whether the model can decode both streams in one forward; otherwise two forwards are used."""
+    config = model.config
+    implementation = str(getattr(config, "_attn_implementation", "")).removeprefix(_PREFIX)
+    return (
+        config.model_type in SHARED_FORWARD
+        and implementation in _BASES
+        and not getattr(config, "reorder_and_upcast_attn", False)
+    )

@@ -1,0 +1,132 @@
+"""Every exception ckcontrol raises on purpose.
+
+    CKError
+    ├── ControlError (ValueError)       a control, policy or generation option that cannot be honoured
+    ├── PromptError (ValueError)        a question, passage or template that cannot become a prompt pair
+    │   └── PromptTooLong               the pair does not fit the model; carries both lengths
+    ├── TokenizerMismatch (ValueError)  the tokenizer does not belong to the model
+    ├── UnsupportedMode                 a decoding mode we refuse before the first forward
+    ├── NonFiniteLogits                 NaN or +inf came out of the model; names row, step and stream
+    ├── ModelUnavailable                a model name that could not be resolved or obtained
+    ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
+    └── RetrievalError                  an index or embedder that cannot answer
+
+Knows nothing of models or tensors. Every message names the offending value; `hint` names the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "CKError",
+    "ControlError",
+    "MissingExtra",
+    "ModelUnavailable",
+    "NonFiniteLogits",
+    "PromptError",
+    "PromptTooLong",
+    "RetrievalError",
+    "TokenizerMismatch",
+    "UnsupportedMode",
+    "did_you_mean",
+]
+
+
+class CKError(Exception):
+    """Base of every error ckcontrol raises on purpose.
+
+    Args:
+        message: What happened, with the offending value.
+        hint: What to do about it; appended to the message.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.hint = hint
+
+
+class ControlError(CKError, ValueError):
+    """A control, policy or generation option that cannot be honoured."""
+
+
+class PromptError(CKError, ValueError):
+    """A question, passage or template that cannot become a prompt pair."""
+
+
+class PromptTooLong(PromptError):
+    """The prompt pair plus the answer does not fit the model's context window.
+
+    Attributes:
+        context_tokens: Length of the contextual prompt.
+        parametric_tokens: Length of the parametric prompt.
+        limit: Longest prompt that would have fitted.
+    """
+
+    def __init__(self, context_tokens: int, parametric_tokens: int, limit: int, max_new_tokens: int) -> None:
+        super().__init__(
+            f"the prompts are {context_tokens} tokens (with passages) and {parametric_tokens} (without), but the "
+            f"model leaves room for {limit} beside max_new_tokens={max_new_tokens}.",
+            "Pass fewer or shorter passages, or truncate='passages' to cut them.",
+        )
+        self.context_tokens = context_tokens
+        self.parametric_tokens = parametric_tokens
+        self.limit = limit
+
+
+class TokenizerMismatch(CKError, ValueError):
+    """The tokenizer does not belong to the model."""
+
+
+class UnsupportedMode(CKError):
+    """A decoding mode that two-stream decoding cannot honour; raised before the first forward."""
+
+
+class NonFiniteLogits(CKError):
+    """The model produced NaN or +inf, or every candidate was masked away.
+
+    Attributes:
+        row: Batch row, counted from 0.
+        step: Generated token, counted from 0.
+        stream: "contextual", "parametric" or "fused".
+        partial: What was generated and traced before the failure, per row; None outside `generate`.
+    """
+
+    def __init__(self, row: int, step: int, stream: str) -> None:
+        what, hint = (
+            ("every candidate token was masked away", "Set candidate_ratio=0 or relax the logits processors.")
+            if stream == "fused"
+            else (
+                "the model produced NaN, +inf or no finite logit",
+                "Load the model in bfloat16 or float32; float16 overflows in many checkpoints.",
+            )
+        )
+        super().__init__(f"row {row}, step {step}, {stream} stream: {what}.", hint)
+        self.row = row
+        self.step = step
+        self.stream = stream
+        self.partial: list[Any] | None = None
+
+
+class ModelUnavailable(CKError):
+    """A model name that could not be resolved or obtained."""
+
+
+class MissingExtra(CKError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed.", f'Run: pip install "ckcontrol[{extra}]"')
+
+
+class RetrievalError(CKError):
+    """An index or embedder that cannot answer."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint that lists the known names and, when one is close, proposes it."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(names)}."

@@ -1,0 +1,133 @@
+"""What a policy is: a frozen set of parameters that turns the signals of a step into an exponent tau per row.
+
+Knows tensors and the registry; knows nothing of models, prompts or sampling. To add one, write a frozen dataclass
+derived from `Policy` and register it, or name it in the entry-point group ``ckcontrol.policies``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ControlError, did_you_mean
+from ..gain import Signals
+
+if TYPE_CHECKING:
+    from ..config import Control
+
+__all__ = ["TAU_MAX", "Decision", "Policy", "build", "names", "register", "tau_from_alpha"]
+
+# alpha = 0 means tau = infinity (the pure contrast log p_ctx - log p_par); at 1e4 the greedy choice is that limit's,
+# with the contextual score as a tie-breaker of one part in ten thousand.
+TAU_MAX = 1e4
+
+
+def tau_from_alpha(alpha: float) -> float:
+    """Return tau = (1 - alpha) / alpha, capped at `TAU_MAX`: 0 -> the cap, 0.5 -> 1, 1 -> 0."""
+    return min((1 - alpha) / max(alpha, 1 / (1 + TAU_MAX)), TAU_MAX)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy decided for one step. All tensors live on the device of the signals.
+
+    Attributes:
+        tau: Exponent of the contextual stream, [B], or [B, V] when it differs between tokens; float32.
+        switched: Rows the policy acted on, [B] bool.
+        scale: Inverse temperature coupled to the knob, [B]; None means 1.
+        truncate: Rows to cut to the head set even where tau <= 1, [B] bool; None means none.
+    """
+
+    tau: Tensor
+    switched: Tensor
+    scale: Tensor | None = None
+    truncate: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """Base of all policies. Fields are the method's parameters, under the paper's names, validated on construction.
+
+    A policy is stateless: the same signals always give the same decision, so rows may be batched, reordered or
+    replayed. A field called ``alpha`` makes the method accept the dial.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def neutral(self) -> bool:
+        """True when tau is 1 at every step for certain; the engine then is plain generation, bit for bit."""
+        return False
+
+    @property
+    def amplifies(self) -> bool:
+        """True when tau may exceed 1, so that a head set must be computed. Claiming False wrongly is an error."""
+        return True
+
+    @abstractmethod
+    def decide(self, signals: Signals) -> Decision:
+        """Choose tau for every row of one step, without synchronising with the device."""
+
+
+P = TypeVar("P", bound=type[Policy])
+_REGISTRY: dict[str, type[Policy]] = {}
+
+
+def register(policy: P) -> P:
+    """Register a policy class under its ``name``; usable as a decorator. A second class of that name is refused."""
+    known = _REGISTRY.setdefault(policy.name, policy)
+    if known is not policy and f"{known.__module__}.{known.__qualname__}" != (
+        f"{policy.__module__}.{policy.__qualname__}"
+    ):
+        raise ControlError(f"policy {policy.name!r} is already registered by {known.__module__}.", "Rename yours.")
+    return policy
+
+
+def _installed() -> dict[str, Callable[[], type[Policy]]]:
+    return {entry.name: entry.load for entry in entry_points(group="ckcontrol.policies")}
+
+
+def names() -> list[str]:
+    """Return every known method: the built-in ones and those that installed packages declare."""
+    return sorted(_REGISTRY.keys() | _installed().keys())
+
+
+def build(control: Control) -> Policy:
+    """Return the policy of a control.
+
+    Raises:
+        ControlError: Unknown method, unknown parameter, or an alpha given to a method that chooses by itself.
+    """
+    if control.method not in _REGISTRY:
+        installed = _installed()
+        if control.method not in installed:
+            raise ControlError(f"unknown method {control.method!r}.", did_you_mean(str(control.method), names()))
+        register(installed[control.method]())
+    policy = _REGISTRY[control.method]
+    known = [f.name for f in fields(policy)]
+    for name in control.params:
+        if name not in known:
+            raise ControlError(
+                f"method {control.method!r} has no parameter {name!r}.",
+                did_you_mean(name, known) if known else "It has none.",
+            )
+    params = dict(control.params)
+    if control.alpha is not None:
+        if "alpha" not in known:
+            raise ControlError(
+                f"method {control.method!r} has no alpha: it chooses by itself at every token.",
+                "Drop alpha, or use a method with a dial: ck-plug, cad.",
+            )
+        params["alpha"] = control.alpha
+    return policy(**params)
+
+
+def ones(like: Tensor) -> Tensor:
+    """Return tau = 1 for every row, [B] float32."""
+    return torch.ones(like.shape[0], dtype=torch.float32, device=like.device)

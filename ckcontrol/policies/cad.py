@@ -1,0 +1,63 @@
+"""CAD, context-aware decoding (Shi et al., arXiv 2305.14739): ``log q = (1 + cad_alpha) log p_ctx - cad_alpha log p_par``.
+
+That is tau = 1 + cad_alpha at every step, no gate. The dial maps by ``cad_alpha = 1/alpha - 2`` (alpha 1/3 = CAD 1,
+0.4 = CAD 0.5, 0.5 = off), and beyond 0.5 continues as the interpolation tau = (1 - alpha)/alpha down to memory.
+Published CAD has no head set: ``candidate_ratio=0`` reproduces it, and equals transformers' ``guidance_scale = tau``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..config import check_number
+from ..errors import ControlError
+from ..gain import Signals
+from .base import TAU_MAX, Decision, Policy, ones, register, tau_from_alpha
+
+__all__ = ["CAD"]
+
+
+@register
+@dataclass(frozen=True)
+class CAD(Policy):
+    """A constant tau.
+
+    Attributes:
+        alpha: The dial; 0 is the pure contrast, which CAD reaches only in the limit (tau capped at 1e4).
+        cad_alpha: The paper's own parameter, tau = 1 + cad_alpha; -1 is memory, 0 is off. Give this or alpha.
+    """
+
+    name: ClassVar[str] = "cad"
+    alpha: float | None = None
+    cad_alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and self.cad_alpha is not None:
+            raise ControlError(f"alpha={self.alpha!r} and cad_alpha={self.cad_alpha!r} set the same thing.", "Drop one.")
+        if self.cad_alpha is not None:
+            check_number("cad_alpha", self.cad_alpha, -1.0, TAU_MAX - 1)
+
+    @property
+    def tau(self) -> float:
+        """The constant exponent."""
+        if self.cad_alpha is not None:
+            return 1 + self.cad_alpha
+        return tau_from_alpha(0.5 if self.alpha is None else self.alpha)
+
+    @property
+    def neutral(self) -> bool:
+        """At alpha = 0.5, cad_alpha = 0."""
+        return self.tau == 1
+
+    @property
+    def amplifies(self) -> bool:
+        """Below alpha = 0.5."""
+        return self.tau > 1
+
+    def decide(self, signals: Signals) -> Decision:
+        """Return the same tau for every row."""
+        tau = ones(signals.logits_ctx) * self.tau
+        return Decision(tau, torch.full_like(tau, self.tau != 1, dtype=torch.bool))

@@ -1,0 +1,79 @@
+"""CK-PLUG as its released code computes it (byronBBL/CK-PLUG at 4af30ea), for reproduction; prefer ``ck-plug``.
+
+What differs from the paper and from ``ck-plug``:
+  1. every step is cut to the union of both heads, gated or not, so "off" is not off under sampling;
+  2. entropies are of the cut, renormalised distributions, with 1e-9 inside the logarithm;
+  3. the gate is H_par < gate * H_ctx with gate = 2 (the code's ``e = -1.0``);
+  4. the blend keeps its outer factor: s = alpha, a temperature of 1/alpha (2 at alpha = 0.5). Greedily that changes
+     nothing;
+  5. adaptive carries s = 2 H_ctx / (H_ctx + H_par * nf), nf = 1 + |H_ctx - H_par| / (H_ctx + H_par).
+Written from the published description; no line of that repository is used.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..config import check_number
+from ..errors import ControlError
+from ..gain import Signals
+from .base import TAU_MAX, Decision, Policy, ones, register, tau_from_alpha
+
+__all__ = ["CKPlugRepo"]
+
+
+def _cut_entropy(logits: Tensor, head: Tensor) -> Tensor:
+    """Entropy in nats of the distribution renormalised over the head, with the code's 1e-9, [B]."""
+    p = logits.masked_fill(~head, -math.inf).softmax(-1)
+    return -(p * (p + 1e-9).log()).sum(-1)
+
+
+@register
+@dataclass(frozen=True)
+class CKPlugRepo(Policy):
+    """The released arithmetic. ``alpha = 0.5`` keeps plain RAG's greedy tokens but samples at temperature 2.
+
+    Attributes:
+        alpha: As in ``ck-plug``.
+        gate: kappa = 1 - e of the code; 2 as released, 4 as in the first upload.
+        adaptive: The code's adaptive mixture instead of alpha.
+    """
+
+    name: ClassVar[str] = "ck-plug-repo"
+    alpha: float | None = None
+    gate: float = 2.0
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("gate", self.gate, 0.0, 1e6)
+        if not isinstance(self.adaptive, bool):
+            raise ControlError(f"adaptive={self.adaptive!r} is not True or False.")
+        if self.adaptive and self.alpha is not None:
+            raise ControlError(f"adaptive chooses alpha by itself; alpha={self.alpha!r} would be ignored.", "Drop one.")
+        object.__setattr__(self, "alpha", 0.5 if self.alpha is None else self.alpha)
+
+    def decide(self, signals: Signals) -> Decision:
+        """Cut, gate on the cut entropies, blend with the coupled temperature."""
+        h_ctx = _cut_entropy(signals.logits_ctx, signals.head)
+        h_par = _cut_entropy(signals.logits_par, signals.head)
+        switched = h_par < self.gate * h_ctx
+        one = ones(h_ctx)
+        if self.adaptive:
+            total = (h_ctx + h_par).clamp_min(1e-12)
+            nf = 1 + (h_ctx - h_par).abs() / total
+            tau = (h_par / h_ctx.clamp_min(1e-12)).clamp(0.0, TAU_MAX)
+            scale = 2 * h_ctx / (h_ctx + h_par * nf).clamp_min(1e-12)
+        else:
+            tau = one * tau_from_alpha(self.alpha)  # type: ignore[arg-type]
+            scale = one * max(self.alpha, 1 / (1 + TAU_MAX))  # type: ignore[type-var]
+        return Decision(
+            tau=torch.where(switched, tau, one),
+            switched=switched,
+            scale=torch.where(switched, scale, one),
+            truncate=torch.ones_like(switched),
+        )

@@ -1,0 +1,119 @@
+"""The convenience door: a transformers `LogitsProcessor` that runs the parametric stream by itself.
+
+For pipelines that only take processors. Prefer `generate` or `decoding_loop`; what this door cannot do:
+  - custom processors run after repetition penalty and before temperature, so with a penalty the contextual
+    distribution it sees is already bent and the parametric one is not, which skews the confidence gain;
+  - two forwards per token instead of one, and a comparison of ids per token that synchronises with the device;
+  - no beams, no assisted decoding, no continuous batching: refused, or (the last) never offered to the engine.
+
+Knows streams and policies. State belongs to one generation; it starts over by itself when a new prompt arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from .checks import check_model
+from .config import Control
+from .decode import fuse_scores
+from .dist import nonfinite_rows
+from .errors import NonFiniteLogits, UnsupportedMode
+from .gain import Signals
+from .policies import per_row
+from .streams import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["CKLogitsProcessor"]
+
+
+class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+    """Steers ``model.generate(..., logits_processor=[CKLogitsProcessor(...)])``.
+
+    Args:
+        model: The model that generates.
+        parametric_ids: The prompts without passages, left-padded, [B, L_par]: one row per generated row.
+        parametric_mask: Their attention mask, or None.
+        control: Policy and dial, or one per row. None leaves the scores alone.
+        vocab_size: ``len(tokenizer)``: higher ids can never win.
+
+    Example:
+        >>> processor = CKLogitsProcessor(model, closed_book_ids, control=Control(alpha=0.2))  # doctest: +SKIP
+        >>> model.generate(**with_passages, logits_processor=[processor])  # doctest: +SKIP
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        parametric_ids: Tensor,
+        parametric_mask: Tensor | None = None,
+        *,
+        control: Control | Sequence[Control] | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        check_model(model)
+        self.model = model
+        self.parametric_ids = parametric_ids
+        self.parametric_mask = parametric_mask
+        rows = parametric_ids.shape[0]
+        controls = [control or Control()] * rows if control is None or isinstance(control, Control) else list(control)
+        self.policy = per_row([c.policy() for c in controls])
+        self._head = (controls[0].candidates, controls[0].candidate_ratio)
+        self.vocab_size = vocab_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the current generation. Called by itself when a new prompt arrives."""
+        self._stream: Stream | None = None
+        self._seen: Tensor | None = None
+        self._prompt_length = 0
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the fused scores, [B, V] float32; `scores` is left untouched.
+
+        Raises:
+            UnsupportedMode: Rows were multiplied or reordered (beam search, several return sequences).
+            NonFiniteLogits: NaN, +inf or nothing finite in either stream.
+        """
+        if self.policy.neutral:
+            return scores
+        logits_par = self._advance(input_ids)
+        step = input_ids.shape[1] - self._prompt_length
+        ctx = scores.to(torch.float32, copy=True)
+        if self.vocab_size is not None:
+            ctx[:, self.vocab_size :] = -torch.inf
+            logits_par[:, self.vocab_size :] = -torch.inf
+        for name, logits in (("contextual", ctx), ("parametric", logits_par)):
+            bad = nonfinite_rows(logits)
+            if bad.any():
+                raise NonFiniteLogits(int(bad.nonzero()[0]), step, name)
+        signals = Signals(ctx, logits_par, *self._head)
+        return fuse_scores(self.policy, signals, self.policy.decide(signals))
+
+    def _advance(self, input_ids: Tensor) -> Tensor:
+        """Bring the parametric stream to where `input_ids` is; return its next-token logits."""
+        if input_ids.shape[0] != self.parametric_ids.shape[0]:
+            raise UnsupportedMode(
+                f"{input_ids.shape[0]} rows are generated for {self.parametric_ids.shape[0]} parametric prompts.",
+                "Beams are not supported; for several answers repeat the rows of parametric_ids.",
+            )
+        if self._stream is not None and self._seen is not None and input_ids.shape[1] == self._seen.shape[1] + 1:
+            if torch.equal(input_ids[:, :-1], self._seen):
+                self._seen = input_ids
+                return self._stream.step(input_ids[:, -1])
+            if torch.equal(input_ids[:, : self._prompt_length], self._seen[:, : self._prompt_length]):
+                raise UnsupportedMode("the rows were reordered between two tokens.", "Use num_beams=1.")
+        self._prompt_length = input_ids.shape[1]
+        self._seen = input_ids
+        mask = None if self.parametric_mask is None else self.parametric_mask.to(input_ids.device)
+        self._stream = Stream(self.model, self.parametric_ids.to(input_ids.device), mask)
+        return self._stream.prefill()

@@ -1,0 +1,81 @@
+"""Collects, per step, what a trace needs, as tensors on the device; one transfer to the host at the end.
+
+Knows the signals and decisions of the loop; turns them into `TokenTrace` records when asked. Knows no tokenizer: the
+caller passes the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .gain import Signals
+from .policies.base import Decision
+from .trace import TokenTrace
+
+__all__ = ["Recorder"]
+
+_COLUMNS = ("h_par", "h_ctx", "tau", "switched", "rank_par", "rank_ctx", "logp_par", "logp_ctx")
+
+
+class Recorder:
+    """The trace of one run of the loop.
+
+    Attributes:
+        lengths: Tokens generated per row, the end token included; set when the loop ends.
+    """
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self._ids: list[Tensor] = []
+        self._final: list[Tensor] = []
+        self._rows: list[Tensor] = []
+
+    def add(self, tokens: Tensor, scores: Tensor, signals: Signals | None, decision: Decision | None) -> None:
+        """Record one step: chosen ids [B], processed scores [B, V], and the signals and decision behind them."""
+        chosen = tokens[:, None]
+        self._ids.append(tokens)
+        self._final.append((scores.gather(-1, chosen) - scores.logsumexp(-1, keepdim=True))[:, 0])
+        if signals is None or decision is None:
+            return
+        tau = decision.tau.gather(-1, chosen)[:, 0] if decision.tau.ndim == 2 else decision.tau
+        logp_par, logp_ctx = signals.logp_par.gather(-1, chosen), signals.logp_ctx.gather(-1, chosen)
+        columns = [
+            signals.h_par,
+            signals.h_ctx,
+            tau,
+            decision.switched.float(),
+            (signals.logp_par > logp_par).sum(-1).float(),
+            (signals.logp_ctx > logp_ctx).sum(-1).float(),
+            logp_par[:, 0],
+            logp_ctx[:, 0],
+        ]
+        self._rows.append(torch.stack(columns, dim=-1))  # [B, 8]
+
+    def token_ids(self, row: int) -> list[int]:
+        """Return the ids generated in a row, the end token included."""
+        if not self._ids:
+            return []
+        ids: list[int] = torch.stack(self._ids, dim=1)[row].tolist()
+        return ids[: self.lengths[row]] if self.lengths else ids
+
+    def traces(self, row: int, texts: Sequence[str]) -> tuple[TokenTrace, ...]:
+        """Return the records of a row; `texts[i]` is what token i added to the answer."""
+        ids = self.token_ids(row)
+        final = torch.stack(self._final, dim=1)[row].tolist() if self._final else []
+        values = torch.stack(self._rows, dim=1)[row].tolist() if self._rows else None
+        records = []
+        for i, (token, text) in enumerate(zip(ids, texts, strict=True)):
+            signals = {} if values is None else _record(values[i])
+            records.append(TokenTrace(id=token, text=text, logp_final=final[i], **signals))
+        return tuple(records)
+
+
+def _record(values: list[float]) -> dict[str, float | int | bool]:
+    record: dict[str, float | int | bool] = dict(zip(_COLUMNS, values, strict=True))
+    record["gain"] = record["h_par"] - record["h_ctx"]
+    record["switched"] = bool(record["switched"])
+    record["rank_par"], record["rank_ctx"] = int(record["rank_par"]), int(record["rank_ctx"])
+    return record

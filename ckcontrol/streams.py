@@ -1,0 +1,160 @@
+"""The two streams: prompts with and without the passages, advanced by the same tokens.
+
+A `Stream` is one prompt batch with its own cache, mask and positions. `TwoStreams` prefills both separately, then
+decodes them in one shared forward where the model allows it (cache.py), else in two. Knows forward passes, masks
+and positions; knows nothing of fusion, sampling or stopping.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import UnsupportedMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import DynamicCache
+
+__all__ = ["Stream", "TwoStreams"]
+
+
+class Stream:
+    """One batch of left-padded prompts with its key-value cache.
+
+    Args:
+        model: A decoder-only transformers model.
+        input_ids: [B, L] int64, padded on the left.
+        mask: [B, L], 1 = token, 0 = padding; None means no padding.
+
+    Raises:
+        UnsupportedMode: The prompts are padded on the right.
+    """
+
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, mask: Tensor | None) -> None:
+        self.model = model
+        self.input_ids = input_ids
+        keep = None if mask is None else mask.to(input_ids.device).bool()
+        if keep is not None and bool(keep.all()):
+            keep = None  # transformers drops such masks too; attention then takes its fast path
+        if keep is not None and not bool(keep[:, -1].all()):
+            raise UnsupportedMode("a prompt is padded on the right.", "Tokenize with padding_side='left'.")
+        self.keep = keep
+        if keep is None:
+            self.position = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+        else:
+            self.position = (keep.long().cumsum(-1) - 1).masked_fill(~keep, 0)
+        self.cache: DynamicCache | None = None
+        accepted = inspect.signature(model.forward).parameters
+        self._fixed: dict[str, Any] = {"use_cache": True, "return_dict": True}
+        if "logits_to_keep" in accepted:
+            self._fixed["logits_to_keep"] = 1
+
+    def prefill(self) -> Tensor:
+        """Run the prompts; return the logits of the next token, [B, V] float32."""
+        from transformers.cache_utils import DynamicCache
+
+        self.cache = DynamicCache(config=self.model.config)
+        return self._forward(self.input_ids, self.position)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token per row, [B] int64; return the logits of the next, [B, V] float32."""
+        self.advance()
+        return self._forward(tokens[:, None], self.position)
+
+    def advance(self) -> None:
+        """Move positions and mask to the next token."""
+        self.position = self.position[:, -1:] + 1
+        if self.keep is not None:
+            self.keep = torch.cat([self.keep, self.keep.new_ones(self.keep.shape[0], 1)], dim=1)
+
+    def _forward(self, input_ids: Tensor, position: Tensor) -> Tensor:
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=None if self.keep is None else self.keep.long(),
+            position_ids=position,
+            past_key_values=self.cache,
+            **self._fixed,
+        )
+        return last_logits(output.logits)
+
+
+def last_logits(logits: Tensor) -> Tensor:
+    """Return the last position as an own float32 copy, [B, L, V] -> [B, V]."""
+    return logits[:, -1].to(dtype=torch.float32, copy=True)
+
+
+class TwoStreams:
+    """Contextual and parametric stream in lockstep. Use as a context manager: the model is restored on exit.
+
+    Args:
+        contextual: The prompts with passages.
+        parametric: The prompts without; None runs the contextual stream alone.
+        share: Decode both in one forward. The logits then differ from two forwards by rounding only.
+        reserve: Number of tokens to decode, for allocation.
+    """
+
+    def __init__(self, contextual: Stream, parametric: Stream | None, *, share: bool, reserve: int) -> None:
+        self.contextual = contextual
+        self.parametric = parametric
+        self.share = share and parametric is not None
+        self.reserve = reserve
+        self._exit = ExitStack()
+        self._pair: Any = None
+        self._spare = 0
+
+    def __enter__(self) -> TwoStreams:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit.close()
+
+    def prefill(self) -> tuple[Tensor, Tensor | None]:
+        """Run both prompts, each at its own length; return their next-token logits, [B, V] float32 each."""
+        logits_ctx = self.contextual.prefill()
+        logits_par = None if self.parametric is None else self.parametric.prefill()
+        if self.share and self.parametric is not None:
+            self._join(self.contextual, self.parametric)
+        return logits_ctx, logits_par
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Append the same tokens, [B] int64, to both streams; return their next-token logits."""
+        if self._pair is None or self.parametric is None:
+            return self.contextual.step(tokens), None if self.parametric is None else self.parametric.step(tokens)
+        self._pair.begin_step()
+        self.contextual.advance()
+        self.parametric.advance()
+        position = torch.cat([self.contextual.position, self.parametric.position])
+        token = torch.cat([tokens, tokens])[:, None]
+        if self._spare:
+            token = torch.cat([token, token[: self._spare]])
+            position = torch.cat([position, position[: self._spare]])
+        output = self.contextual.model(
+            input_ids=token, position_ids=position, past_key_values=self._pair, use_cache=True, return_dict=True
+        )
+        rows = tokens.shape[0]
+        logits = last_logits(output.logits[: 2 * rows])
+        return logits[:rows], logits[rows:]
+
+    def _join(self, first: Stream, second: Stream) -> None:
+        from .cache import PairCache, pair_attention
+
+        model = first.model
+        self._exit.enter_context(pair_attention(model))
+        self._pair = PairCache(
+            first.cache,
+            second.cache,
+            (first.keep, second.keep),
+            additive=str(model.config._attn_implementation).endswith("eager"),
+            dtype=model.dtype,
+            reserve=min(self.reserve, 512),
+        )
+        first.cache = second.cache = None
+        # Few-row float matmuls on CPU are fastest at multiples of four rows (2 rows take longer than 4), so the
+        # batch is rounded up; the spare rows share attention output and are dropped.
+        rows = 2 * first.input_ids.shape[0]
+        self._spare = -rows % 4 if first.input_ids.device.type == "cpu" else 0

@@ -1,0 +1,45 @@
+"""Shared fixtures: no network, quiet logs, tiny models built once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from functools import cache  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # tiny models: more threads only wait for each other
+
+
+@cache
+def _tiny(family: str):
+    from ckcontrol.tiny import tiny_model
+
+    return tiny_model(family)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A function family -> (model, tokenizer), built once per run."""
+    return _tiny
+
+
+@pytest.fixture(scope="session")
+def llama(tiny):
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The demo model, fetched on first use; skips only where it cannot be obtained."""
+    from ckcontrol.errors import ModelUnavailable
+    from ckcontrol.models import load
+
+    try:
+        return load("demo", device="cpu")
+    except ModelUnavailable as error:
+        pytest.skip(f"demo model unavailable: {error}")
