@@ -1,0 +1,120 @@
+"""Which source an answer followed: text matching, the four conflict rates, and an interval for a rate.
+
+Pure Python on strings and booleans; knows neither models nor data sets.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Conflict", "mentions", "normalize", "wilson"]
+
+_INITIALS = re.compile(r"\b(?:\w\.){2,}")  # D.C., U.S.A.
+_APOSTROPHES = re.compile(r"['’‘ʼ`´]")
+_NOT_WORD = re.compile(r"[\W_]+")
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+def normalize(text: str) -> str:
+    """Return `text` in lower case without diacritics, punctuation, articles and extra spaces.
+
+    Apostrophes and the dots of initials vanish; every other mark becomes a space, so "Port-au-Prince" and
+    "Port au Prince" agree. Letters of other scripts stay.
+
+    Example:
+        >>> normalize("The U.S. took N'Djaména, São-Tomé.")
+        'us took ndjamena sao tome'
+    """
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
+    plain = _INITIALS.sub(lambda found: found.group().replace(".", ""), _APOSTROPHES.sub("", plain))
+    return " ".join(_ARTICLES.sub(" ", _NOT_WORD.sub(" ", plain)).split())
+
+
+def mentions(text: str, answers: str | Iterable[str]) -> bool:
+    """Tell whether `text` contains one of `answers` as whole words, after `normalize`.
+
+    An answer of which nothing is left ("the") is never mentioned.
+
+    Example:
+        >>> mentions("It is Oslo.", ["Oslo"]), mentions("The Romans came.", ["Rome", "Roma"])
+        (True, False)
+    """
+    inside = f" {normalize(text)} "
+    wanted = (normalize(answer) for answer in ([answers] if isinstance(answers, str) else answers))
+    return any(answer and f" {answer} " in inside for answer in wanted)
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Rates over answers to questions whose passage contradicts the model's memory.
+
+    `parr` and `conr` are the published definitions and overlap: an answer that names both counts in both, as
+    `both` tells. ``parr + conr - both + neither == 1``. All rates are NaN when n is 0.
+
+    Attributes:
+        n: Number of answers.
+        parr: Share that names the parametric answer (ParR).
+        conr: Share that names the contextual answer (ConR).
+        mr: Memorisation ratio, ``parr / (parr + conr)``; NaN when neither is ever named. It hides the answers
+            that name neither, so read it beside `neither`.
+        both: Share that names both.
+        neither: Share that names neither.
+    """
+
+    n: int
+    parr: float
+    conr: float
+    mr: float
+    both: float
+    neither: float
+
+    @classmethod
+    def from_hits(cls, hits: Iterable[tuple[bool, bool]]) -> Conflict:
+        """Count ``(parametric answer named, contextual answer named)`` pairs.
+
+        Example:
+            >>> Conflict.from_hits([(True, False), (True, True), (False, True), (False, False)])
+            Conflict(n=4, parr=0.5, conr=0.5, mr=0.5, both=0.25, neither=0.25)
+        """
+        pairs = [(bool(par), bool(ctx)) for par, ctx in hits]
+        n = len(pairs)
+        par = sum(p for p, _ in pairs)
+        ctx = sum(c for _, c in pairs)
+
+        def share(count: int, of: int) -> float:
+            return count / of if of else math.nan
+
+        return cls(
+            n=n,
+            parr=share(par, n),
+            conr=share(ctx, n),
+            mr=share(par, par + ctx),
+            both=share(sum(p and c for p, c in pairs), n),
+            neither=share(sum(not p and not c for p, c in pairs), n),
+        )
+
+
+def wilson(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Return the Wilson interval of a rate of `k` in `n`; 95 % unless `z` says otherwise.
+
+    It stays inside [0, 1] and is honest at 0 and n, where the textbook interval has no width. With n = 0
+    nothing is known: (0, 1).
+
+    Example:
+        >>> [round(end, 3) for end in wilson(0, 10)]
+        [0.0, 0.278]
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"k={k} of n={n} is not a count. Give 0 <= k <= n.")
+    if n == 0:
+        return 0.0, 1.0
+    rate, spread = k / n, z * z / n
+    middle = rate + spread / 2
+    half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return (0.0 if k == 0 else low), (1.0 if k == n else high)

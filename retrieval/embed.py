@@ -1,0 +1,117 @@
+"""Texts to unit vectors, with a sentence-transformers model that is imported when an `Embedder` is made.
+
+Knows nothing of indexes, nor where models come from (`ckcontrol.models.embedder_path` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ckcontrol.errors import MissingExtra, RetrievalError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Embedder", "TextEncoder"]
+
+
+class TextEncoder(Protocol):
+    """What an `Index` needs: vectors of length `dim`, one row a text, normalised, float32."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    def encode(
+        self, texts: Sequence[str], *, query: bool = False, progress: bool = False
+    ) -> NDArray[np.float32]:
+        """Return the vectors of `texts`, in order."""
+
+
+class Embedder:
+    """A sentence-transformers model. Code shipped with a checkpoint is never run, pickles are never read.
+
+    Args:
+        name_or_path: A model folder or a Hugging Face id.
+        device: None lets sentence-transformers choose.
+        batch_size: Texts per forward; texts are sorted by length first, so batches waste little padding.
+
+    Raises:
+        MissingExtra: sentence-transformers is not installed.
+        RetrievalError: The model cannot be found or loaded.
+    """
+
+    def __init__(self, name_or_path: str, device: str | None = None, *, batch_size: int = 32) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise MissingExtra("sentence-transformers", "retrieval") from error
+        try:
+            with _no_bar(name_or_path):
+                self._model: Any = SentenceTransformer(
+                    name_or_path,
+                    device=device,
+                    trust_remote_code=False,
+                    model_kwargs={"use_safetensors": True},
+                )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+            raise RetrievalError(
+                f"the embedder {name_or_path!r} could not be loaded: {reason}.",
+                "Give a sentence-transformers folder or a Hugging Face id, and check the network.",
+            ) from error
+        self.name = name_or_path
+        self.batch_size = batch_size
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        model = self._model  # the method was renamed in sentence-transformers 5.x; the old name warns
+        size = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+        return int(size())
+
+    def encode(
+        self, texts: Sequence[str], *, query: bool = False, progress: bool = False
+    ) -> NDArray[np.float32]:
+        """Return one unit vector a text, in order.
+
+        Args:
+            texts: What to embed; what exceeds the model's window is cut off by its tokenizer.
+            query: Embed as queries; models trained with prompts tell queries and passages apart.
+            progress: Show a progress bar.
+
+        Returns:
+            [len(texts), dim] float32.
+        """
+        import numpy as np
+
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        encode = self._model.encode_query if query else self._model.encode_document
+        vectors = encode(
+            list(texts),
+            batch_size=self.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=progress,
+        )
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+@contextmanager
+def _no_bar(name_or_path: str) -> Iterator[None]:
+    """Hide transformers' weight-loading bar for a local folder; a download keeps its bars."""
+    from transformers.utils import logging
+
+    hide = logging.is_progress_bar_enabled() and Path(name_or_path).is_dir()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
