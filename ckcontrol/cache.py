@@ -22,14 +22,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 __all__ = ["SHARED_FORWARD", "PairCache", "can_share_forward", "pair_attention"]
 
 # model_type of the families whose attention passes the cache's keys straight to the attention interface.
-SHARED_FORWARD = frozenset(
-    {"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral", "gpt2", "gpt_neox"}
-)
+SHARED_FORWARD = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral", "gpt2", "gpt_neox"})
 _BASES = ("sdpa", "eager")
 _PREFIX = "ckcontrol_pair_"
 
@@ -188,7 +186,7 @@ _USERS: dict[int, int] = {}
 
 
 @contextmanager
-def pair_attention(model: torch.nn.Module) -> Iterator[None]:
+def pair_attention(model: PreTrainedModel) -> Iterator[None]:
     """Route the model's attention through `_attend` while the block runs.
 
     Counted per config, so threads may decode with one model at once; plain forwards of other threads pass through
@@ -209,7 +207,7 @@ def pair_attention(model: torch.nn.Module) -> Iterator[None]:
                 config._attn_implementation_internal = str(config._attn_implementation).removeprefix(_PREFIX)
 
 
-def can_share_forward(model: torch.nn.Module) -> bool:
+def can_share_forward(model: PreTrainedModel) -> bool:
     """Whether the model can decode both streams in one forward; otherwise two forwards are used."""
     config = model.config
     implementation = str(getattr(config, "_attn_implementation", "")).removeprefix(_PREFIX)

@@ -41,9 +41,15 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda c: c.cache_implementation not in (None, "dynamic"),
         "Leave cache_implementation unset: the streams keep caches of their own.",
     ),
-    "use_cache=False": (lambda c: c.use_cache is False, "Leave use_cache on, or use ckcontrol.reference_generate."),
+    "use_cache=False": (
+        lambda c: c.use_cache is False,
+        "Leave use_cache on, or use ckcontrol.reference_generate.",
+    ),
     "output_attentions": (lambda c: bool(c.output_attentions), "Drop it: one forward serves two streams."),
-    "output_hidden_states": (lambda c: bool(c.output_hidden_states), "Drop it: one forward serves two streams."),
+    "output_hidden_states": (
+        lambda c: bool(c.output_hidden_states),
+        "Drop it: one forward serves two streams.",
+    ),
 }
 
 
@@ -89,7 +95,7 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         TokenizerMismatch: With the ids that differ.
     """
-    width = model.get_output_embeddings().weight.shape[0]
+    width = int(model.get_output_embeddings().weight.shape[0])
     if tokenizer.vocab_size > width:
         raise TokenizerMismatch(
             f"the tokenizer has {tokenizer.vocab_size} tokens but the model produces {width}.",

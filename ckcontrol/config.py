@@ -156,7 +156,8 @@ class GenerateOptions:
             check_integer("seed", self.seed, 0, 2**63 - 1)
         if self.penalty_scope not in ("all", "generated"):
             raise ControlError(
-                f"penalty_scope={self.penalty_scope!r}.", did_you_mean(str(self.penalty_scope), ["all", "generated"])
+                f"penalty_scope={self.penalty_scope!r}.",
+                did_you_mean(str(self.penalty_scope), ["all", "generated"]),
             )
         for name in ("do_sample", "trace"):
             if not isinstance(getattr(self, name), bool):

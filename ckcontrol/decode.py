@@ -73,7 +73,7 @@ class _Poll:
             self.event.synchronize()  # the previous step's copy, long finished while this step was queued
             before = bool(self.flag)
         else:
-            self.flag, self.event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+            self.flag, self.event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.Event("cuda")
         self.flag.copy_(flag, non_blocking=True)
         self.event.record()
         return before

@@ -16,7 +16,7 @@ from .checks import check_mode, check_model, check_tokenizer, eos_ids, position_
 from .config import Control, GenerateOptions
 from .decode import Draw, Generated, Plan, decode
 from .errors import ControlError, NonFiniteLogits, PromptError, PromptTooLong, UnsupportedMode
-from .policies import per_row
+from .policies import Off, per_row
 from .prompts import PromptPair, PromptTemplate, build_pair
 from .recorder import Recorder
 from .streams import Stream
@@ -128,7 +128,8 @@ def generate(
 
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
-    policy = per_row([c.policy() for c in controls])
+    # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
+    policy = per_row([c.policy() if p.passages else Off() for c, p in zip(controls, pairs, strict=True)])
     contextual = _stream(model, [p.contextual for p in pairs], pad)
     parametric = None
     if chosen.trace or not policy.neutral:
@@ -234,9 +235,7 @@ def decoding_loop(
         if limit is not None and max(widths) + budget > limit:
             raise PromptTooLong(*widths, limit - budget, budget)
         pad = getattr(generation_config, "_pad_token_tensor", None)
-        draw = Draw(
-            bool(generation_config.do_sample), None if seed is None else [seed] * rows, input_ids.device
-        )
+        draw = Draw(bool(generation_config.do_sample), None if seed is None else [seed] * rows, input_ids.device)
         plan = Plan(
             policy=policy,
             contextual=Stream(model, input_ids, attention_mask),
@@ -282,9 +281,7 @@ def _check_inputs(model_kwargs: dict[str, Any]) -> None:
         raise UnsupportedMode(f"model inputs {unknown} have no parametric counterpart.", "Pass token ids only.")
 
 
-def _repeat(
-    ids: Tensor, mask: Tensor | None, rows: int, config: GenerationConfig
-) -> tuple[Tensor, Tensor | None]:
+def _repeat(ids: Tensor, mask: Tensor | None, rows: int, config: GenerationConfig) -> tuple[Tensor, Tensor | None]:
     copies = config.num_return_sequences or 1
     if ids.ndim != 2 or ids.shape[0] * copies != rows:
         raise ControlError(
@@ -293,7 +290,8 @@ def _repeat(
         )
     if mask is not None and mask.shape != ids.shape:
         raise ControlError(
-            f"parametric_mask has shape {tuple(mask.shape)}, parametric_ids {tuple(ids.shape)}.", "Make them equal."
+            f"parametric_mask has shape {tuple(mask.shape)}, parametric_ids {tuple(ids.shape)}.",
+            "Make them equal.",
         )
     return ids.repeat_interleave(copies, 0), None if mask is None else mask.repeat_interleave(copies, 0)
 
@@ -304,7 +302,7 @@ def _batch(
     if isinstance(question, str):
         if isinstance(passages, str):
             raise PromptError("passages is one string.", "Pass a list: passages=[text].")
-        return [question], [list(passages or [])]  # type: ignore[list-item]
+        return [question], [list(passages or [])]  # type: ignore[arg-type]
     questions = list(question)
     if not questions:
         raise PromptError("the list of questions is empty.", "Pass at least one question.")

@@ -93,9 +93,7 @@ def demo_path(*, verify: bool = False, on_status: Status | None = None) -> Path:
         verify: Recompute the digest of every file (about two seconds) instead of comparing sizes.
         on_status: Receives one sentence per slow step.
     """
-    return ensure(
-        DEMO_MODEL, finish=_convert_gguf, needs=("gguf", "accelerate"), verify=verify, on_status=on_status
-    )
+    return ensure(DEMO_MODEL, finish=_convert_gguf, needs=("gguf", "accelerate"), verify=verify, on_status=on_status)
 
 
 def embedder_path(name: str = "demo", on_status: Status | None = None, *, verify: bool = False) -> str:
@@ -133,9 +131,7 @@ def _from_pretrained(name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:  # safetensors only: the older format is a pickle
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")

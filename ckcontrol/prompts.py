@@ -7,7 +7,6 @@ token, whatever it contains. Knows tokenizers and templates; knows nothing of mo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,21 +30,24 @@ class PromptTemplate:
     Attributes:
         instruction: Opens the prompt; say here how to answer, so that both streams keep the format.
         intro: Opens the passage block.
-        passage: One passage; ``{number}`` and ``{text}`` are filled in. The line before and after the text is the
-            fence; a passage that contains such a line has it defused.
+        passage: One passage; ``{number}`` and ``{text}`` are filled in. Plain wording is best: markup that only the
+            contextual prompt holds (numbers, tags, quotes) is amplified with the rest when alpha < 0.5.
         question: Follows the passages; ``{question}`` is filled in.
         answer: Opens the answer in completion style; unused with a chat template.
         system: System message, for chat templates.
         chat: Use the tokenizer's chat template; None uses it if there is one.
+        fold: Fold the white space inside a passage, so that it stays on one line: that line is its fence, and no
+            passage can open a line of its own ("Question: ..."). False keeps its layout, for code and tables.
     """
 
     instruction: str = "Answer the question in a few words.\n\n"
-    intro: str = "Passages found for the question:\n"
-    passage: str = "<passage {number}>\n{text}\n</passage {number}>\n"
+    intro: str = "Background:\n"
+    passage: str = "{text}\n"
     question: str = "\nQuestion: {question}\n"
     answer: str = "Answer:"
     system: str | None = None
     chat: bool | None = None
+    fold: bool = True
 
     def __post_init__(self) -> None:
         for name, needed in (("passage", "{text}"), ("question", "{question}")):
@@ -109,12 +111,9 @@ def build_pair(
     before += _plain(tokenizer, template.instruction)
     ending = template.question.format(question=question.strip())
     after = _plain(tokenizer, ending + ("" if _uses_chat(tokenizer, template) else template.answer)) + after
-    blocks = [
-        _plain(tokenizer, template.passage.format(number=i + 1, text=_defuse(text.strip(), template)))
-        for i, text in enumerate(passages)
-    ]
+    texts = [" ".join(text.split()) if template.fold else text.strip() for text in passages]
+    blocks = [_block(tokenizer, template, i, text) for i, text in enumerate(texts)]
     intro = _plain(tokenizer, template.intro) if blocks else []
-    texts = [text.strip() for text in passages]
     fixed = len(before) + len(after)
     total = fixed + len(intro) + sum(map(len, blocks))
     if limit is not None and total > limit:
@@ -158,7 +157,8 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tupl
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if text.count(_MARK) != 1:
         raise PromptError(
-            f"the chat template places the user's message {text.count(_MARK)} times.", "Use template chat=False."
+            f"the chat template places the user's message {text.count(_MARK)} times.",
+            "Use template chat=False.",
         )
     before, after = text.split(_MARK)
     return _special(tokenizer, before), _special(tokenizer, after)
@@ -184,23 +184,22 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     else:  # the newline merged with the text's own first character
         ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     if forbidden := set(ids) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}:
-        raise PromptError(f"the text yields special tokens {sorted(forbidden)}.", "Use a fast tokenizer, or remove them.")
+        raise PromptError(
+            f"the text yields special tokens {sorted(forbidden)}.", "Use a fast tokenizer, or remove them."
+        )
     return ids
 
 
-def _defuse(text: str, template: PromptTemplate) -> str:
-    """Take the fence away from passage text that imitates it, so that a passage cannot close itself."""
-    for part in template.passage.split("{text}"):
-        shape = part.strip()
-        if len(shape) < 3:
-            continue
-        pattern = re.escape(shape).replace(re.escape("{number}"), r"\d*")
-        text = re.sub(pattern, lambda m: re.sub(r"[<>\[\]`#=-]", " ", m.group()), text, flags=re.IGNORECASE)
-    return text
+def _block(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, index: int, text: str) -> list[int]:
+    return _plain(tokenizer, template.passage.format(number=index + 1, text=text))
 
 
 def _cut(
-    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, texts: list[str], blocks: list[list[int]], room: int
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    texts: list[str],
+    blocks: list[list[int]],
+    room: int,
 ) -> tuple[list[list[int]], list[str]]:
     """Keep passages in order while they fit; cut the first that does not, drop the rest."""
     kept: list[list[int]] = []
@@ -213,7 +212,7 @@ def _cut(
         size = min(len(ids), room)
         while size >= _SMALLEST_CUT:
             text = tokenizer.decode(ids[:size], skip_special_tokens=True).strip().rstrip("�")
-            shorter = _plain(tokenizer, template.passage.format(number=i + 1, text=_defuse(text, template)))
+            shorter = _block(tokenizer, template, i, text)
             if text and len(shorter) <= room:
                 return [*kept, shorter], [*texts[:i], text]
             size -= max(1, len(shorter) - room)

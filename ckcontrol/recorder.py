@@ -7,6 +7,7 @@ caller passes the texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,8 @@ class Recorder:
         return tuple(records)
 
 
-def _record(values: list[float]) -> dict[str, float | int | bool]:
-    record: dict[str, float | int | bool] = dict(zip(_COLUMNS, values, strict=True))
+def _record(values: list[float]) -> dict[str, Any]:
+    record: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
     record["gain"] = record["h_par"] - record["h_ctx"]
     record["switched"] = bool(record["switched"])
     record["rank_par"], record["rank_ctx"] = int(record["rank_par"]), int(record["rank_ctx"])

@@ -134,7 +134,11 @@ class TwoStreams:
             token = torch.cat([token, token[: self._spare]])
             position = torch.cat([position, position[: self._spare]])
         output = self.contextual.model(
-            input_ids=token, position_ids=position, past_key_values=self._pair, use_cache=True, return_dict=True
+            input_ids=token,
+            position_ids=position,
+            past_key_values=self._pair,
+            use_cache=True,
+            return_dict=True,
         )
         rows = tokens.shape[0]
         logits = last_logits(output.logits[: 2 * rows])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ class Answer:
     finish_reason: str
     context_tokens: int
     parametric_tokens: int
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def switched(self) -> int:
@@ -108,9 +107,9 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON-ready values."""
-        data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()} | asdict(self)
-        data["control"] = self.control.to_dict()
-        return data
+        data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()}
+        data |= {f.name: getattr(self, f.name) for f in fields(self)}
+        return data | {"control": self.control.to_dict(), "tokens": [asdict(token) for token in self.tokens]}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the answer as one JSON object (one line unless `indent` is given, so answers append to JSONL)."""

@@ -108,9 +108,7 @@ def ensure(
     return target
 
 
-def _build(
-    wheel: Wheel, target: Path, finish: Callable[[Path], None] | None, say: Status, *, sweep: bool
-) -> None:
+def _build(wheel: Wheel, target: Path, finish: Callable[[Path], None] | None, say: Status, *, sweep: bool) -> None:
     if sweep:  # only under the lock: without it these folders may be another process's work
         for stale in target.parent.glob(f".{wheel.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -209,8 +207,7 @@ def _write_manifest(folder: Path, wheel: Wheel) -> None:
     """List every file, and force all to disk: a power cut must not leave a manifest without its files."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in paths
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths
     }
     data = {"recipe": RECIPE, "requirement": wheel.requirement, "wheel_sha256": wheel.sha256, "files": files}
     manifest = folder / MANIFEST

@@ -26,9 +26,7 @@ class TextEncoder(Protocol):
     def dim(self) -> int:
         """Length of a vector."""
 
-    def encode(
-        self, texts: Sequence[str], *, query: bool = False, progress: bool = False
-    ) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> NDArray[np.float32]:
         """Return the vectors of `texts`, in order."""
 
 
@@ -74,9 +72,7 @@ class Embedder:
         size = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
         return int(size())
 
-    def encode(
-        self, texts: Sequence[str], *, query: bool = False, progress: bool = False
-    ) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> NDArray[np.float32]:
         """Return one unit vector a text, in order.
 
         Args:

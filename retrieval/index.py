@@ -53,9 +53,7 @@ class Index:
         ids: set[str] = set()
         for passage in passages:
             if passage.id in ids:
-                raise RetrievalError(
-                    f"passage id {passage.id!r} occurs twice.", "Give every passage its own id."
-                )
+                raise RetrievalError(f"passage id {passage.id!r} occurs twice.", "Give every passage its own id.")
             if not passage.text.strip():
                 raise RetrievalError(f"passage {passage.id!r} has no text.", "Leave blank passages out.")
             ids.add(passage.id)
@@ -87,9 +85,7 @@ class Index:
         several = [queries] if isinstance(queries, str) else list(queries)
         for number, query in enumerate(several):
             if not isinstance(query, str) or not query.strip():
-                raise RetrievalError(
-                    f"query {number} is {query!r}, which asks nothing.", "Give it some text."
-                )
+                raise RetrievalError(f"query {number} is {query!r}, which asks nothing.", "Give it some text.")
         if not several:
             return []
         vectors = self.embedder.encode(several, query=True)

@@ -1,4 +1,4 @@
-"""CAD, context-aware decoding (Shi et al., arXiv 2305.14739): ``log q = (1 + cad_alpha) log p_ctx - cad_alpha log p_par``.
+"""CAD, context-aware decoding (Shi et al., arXiv 2305.14739): log q = (1 + cad_alpha) log p_ctx - cad_alpha log p_par.
 
 That is tau = 1 + cad_alpha at every step, no gate. The dial maps by ``cad_alpha = 1/alpha - 2`` (alpha 1/3 = CAD 1,
 0.4 = CAD 0.5, 0.5 = off), and beyond 0.5 continues as the interpolation tau = (1 - alpha)/alpha down to memory.
@@ -36,7 +36,9 @@ class CAD(Policy):
 
     def __post_init__(self) -> None:
         if self.alpha is not None and self.cad_alpha is not None:
-            raise ControlError(f"alpha={self.alpha!r} and cad_alpha={self.cad_alpha!r} set the same thing.", "Drop one.")
+            raise ControlError(
+                f"alpha={self.alpha!r} and cad_alpha={self.cad_alpha!r} set the same thing.", "Drop one."
+            )
         if self.cad_alpha is not None:
             check_number("cad_alpha", self.cad_alpha, -1.0, TAU_MAX - 1)
 

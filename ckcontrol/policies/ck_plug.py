@@ -49,17 +49,21 @@ class CKPlug(Policy):
             raise ControlError(f"adaptive={self.adaptive!r} is not True or False.")
         if self.adaptive and self.alpha is not None:
             raise ControlError(f"adaptive chooses alpha by itself; alpha={self.alpha!r} would be ignored.", "Drop one.")
-        object.__setattr__(self, "alpha", 0.5 if self.alpha is None else self.alpha)
+
+    @property
+    def dial(self) -> float:
+        """alpha, 0.5 unless given."""
+        return 0.5 if self.alpha is None else self.alpha
 
     @property
     def neutral(self) -> bool:
         """At alpha = 0.5."""
-        return self.alpha == 0.5 and not self.adaptive
+        return self.dial == 0.5 and not self.adaptive
 
     @property
     def amplifies(self) -> bool:
         """Below alpha = 0.5; adaptively when the gate admits H_par > H_ctx."""
-        return self.gate > 1 if self.adaptive else bool(self.alpha < 0.5)  # type: ignore[operator]
+        return self.gate > 1 if self.adaptive else self.dial < 0.5
 
     def decide(self, signals: Signals) -> Decision:
         """Gate on the entropies, then set tau."""
@@ -67,5 +71,5 @@ class CKPlug(Policy):
         if self.adaptive:
             tau = (signals.h_par / signals.h_ctx.clamp_min(1e-12)).clamp(0.0, min(self.gate, TAU_MAX))
         else:
-            tau = ones(signals.logits_ctx) * tau_from_alpha(self.alpha)  # type: ignore[arg-type]
+            tau = ones(signals.logits_ctx) * tau_from_alpha(self.dial)
         return Decision(torch.where(switched, tau, 1.0), switched & (tau != 1))

@@ -55,7 +55,11 @@ class CKPlugRepo(Policy):
             raise ControlError(f"adaptive={self.adaptive!r} is not True or False.")
         if self.adaptive and self.alpha is not None:
             raise ControlError(f"adaptive chooses alpha by itself; alpha={self.alpha!r} would be ignored.", "Drop one.")
-        object.__setattr__(self, "alpha", 0.5 if self.alpha is None else self.alpha)
+
+    @property
+    def dial(self) -> float:
+        """alpha, 0.5 unless given."""
+        return 0.5 if self.alpha is None else self.alpha
 
     def decide(self, signals: Signals) -> Decision:
         """Cut, gate on the cut entropies, blend with the coupled temperature."""
@@ -69,8 +73,8 @@ class CKPlugRepo(Policy):
             tau = (h_par / h_ctx.clamp_min(1e-12)).clamp(0.0, TAU_MAX)
             scale = 2 * h_ctx / (h_ctx + h_par * nf).clamp_min(1e-12)
         else:
-            tau = one * tau_from_alpha(self.alpha)  # type: ignore[arg-type]
-            scale = one * max(self.alpha, 1 / (1 + TAU_MAX))  # type: ignore[type-var]
+            tau = one * tau_from_alpha(self.dial)
+            scale = one * max(self.dial, 1 / (1 + TAU_MAX))
         return Decision(
             tau=torch.where(switched, tau, one),
             switched=switched,

@@ -1,4 +1,4 @@
-"""No control: the model with its passages, exactly as it is (tau = 1). The baseline every other policy is read against."""
+"""No control: the model with its passages, exactly as it is (tau = 1). What every other policy is read against."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+
 from ckcontrol.eval import Fact, load_capitals, mentions, normalize
 
 FACTS = load_capitals()

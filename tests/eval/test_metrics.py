@@ -8,6 +8,7 @@ import random
 import sys
 
 import pytest
+
 from ckcontrol.eval import Conflict, mentions, normalize, wilson
 
 

@@ -35,7 +35,12 @@ def test_neutral_loop_is_generate_bit_for_bit(tiny, family, how, traced):
     model, tokenizer = tiny(family)
     ids, mask = padded(tokenizer, "contextual")
     par, par_mask = padded(tokenizer, "parametric")
-    more = {"max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    more = {
+        "max_new_tokens": 12,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+    }
     torch.manual_seed(3)
     plain = model.generate(ids, attention_mask=mask, **how, **more)
     for control in NEUTRAL:
@@ -51,13 +56,22 @@ def test_neutral_loop_is_generate_bit_for_bit(tiny, family, how, traced):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_p": 0.9, "temperature": 0.7}, {"repetition_penalty": 1.4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True, "top_p": 0.9, "temperature": 0.7}, {"repetition_penalty": 1.4}]
+)
 def test_neutral_generate_is_generate(tiny, family, options):
     """Row by row, seeded: `ck.generate(seed=s)` is `torch.manual_seed(s); model.generate` on that prompt alone."""
     model, tokenizer = tiny(family)
     seeded = {"seed": 5} if "do_sample" in options else {}
     answers = ck.generate(
-        model, tokenizer, QUESTIONS, PASSAGES, control=ck.Control(alpha=0.5), max_new_tokens=12, **options, **seeded
+        model,
+        tokenizer,
+        QUESTIONS,
+        PASSAGES,
+        control=ck.Control(alpha=0.5),
+        max_new_tokens=12,
+        **options,
+        **seeded,
     )
     for i, answer in enumerate(answers):
         pair = build_pair(tokenizer, QUESTIONS[i], PASSAGES[i])
@@ -70,7 +84,9 @@ def test_neutral_generate_is_generate(tiny, family, options):
         assert list(answer.token_ids) == plain[0, ids.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("control", [ck.Control(alpha=0.1, gate=3.0), ck.Control("arr"), ck.Control("cad", alpha=0.9)], ids=repr)
+@pytest.mark.parametrize(
+    "control", [ck.Control(alpha=0.1, gate=3.0), ck.Control("arr"), ck.Control("cad", alpha=0.9)], ids=repr
+)
 def test_loop_processor_and_generate_agree(llama, control):
     model, tokenizer = llama
     ids, mask = padded(tokenizer, "contextual")
@@ -92,7 +108,9 @@ def test_a_processor_may_be_used_again(llama):
     par = torch.tensor([build_pair(tokenizer, QUESTIONS[0], []).parametric])
     used = ck.CKLogitsProcessor(model, par, control=control)
     first = torch.tensor([build_pair(tokenizer, QUESTIONS[0], PASSAGES[0]).contextual])
-    out = model.generate(first, attention_mask=torch.ones_like(first), logits_processor=[used], max_new_tokens=4, **GREEDY)
+    out = model.generate(
+        first, attention_mask=torch.ones_like(first), logits_processor=[used], max_new_tokens=4, **GREEDY
+    )
     for second in (first, torch.cat([torch.full((1, 1), 65), out[:, :-1]], dim=1), out):
         mask = torch.ones_like(second)
         fresh = ck.CKLogitsProcessor(model, par, control=control)
@@ -111,7 +129,8 @@ def test_processor_sees_penalised_scores(llama):
     processor = ck.CKLogitsProcessor(model, par, control=control)
     loop = ck.decoding_loop(control, parametric_ids=par)
     assert not torch.equal(
-        model.generate(ids, logits_processor=[processor], **more), model.generate(ids, custom_generate=loop, **more)
+        model.generate(ids, logits_processor=[processor], **more),
+        model.generate(ids, custom_generate=loop, **more),
     )
 
 
@@ -145,7 +164,7 @@ ASKED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused_modes_raise_before_the_first_forward(llama, what, monkeypatch):
-    model, tokenizer = llama
+    model, _ = llama
     from ckcontrol.checks import check_mode
 
     config = GenerationConfig(**{k: v for k, v in ASKED[what].items() if k != "force_words_ids"})

@@ -81,7 +81,9 @@ def test_two_forwards_equal_one(tiny, family, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "control", [ck.Control(alpha=0.2, gate=2.0), ck.Control("cad", alpha=0.7), ck.Control("ck-plug-repo", alpha=0.8)], ids=repr
+    "control",
+    [ck.Control(alpha=0.2, gate=2.0), ck.Control("cad", alpha=0.7), ck.Control("ck-plug-repo", alpha=0.8)],
+    ids=repr,
 )
 def test_seeded_sampling_with_warpers_equals_reference(tiny, family, control):
     model, tokenizer = tiny(family)
@@ -89,12 +91,8 @@ def test_seeded_sampling_with_warpers_equals_reference(tiny, family, control):
         model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12,
         do_sample=True, temperature=0.8, top_k=40, top_p=0.95, seed=7,
     )  # fmt: skip
-    warpers = LogitsProcessorList(
-        [lp.TemperatureLogitsWarper(0.8), lp.TopKLogitsWarper(40), lp.TopPLogitsWarper(0.95)]
-    )
-    wanted = [
-        expected(model, tokenizer, control, i, processors=warpers, sample=True, seed=7) for i in range(3)
-    ]
+    warpers = LogitsProcessorList([lp.TemperatureLogitsWarper(0.8), lp.TopKLogitsWarper(40), lp.TopPLogitsWarper(0.95)])
+    wanted = [expected(model, tokenizer, control, i, processors=warpers, sample=True, seed=7) for i in range(3)]
     assert ids(answers) == wanted
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ckcontrol.retrieval import Embedder, Index, Passage
 from numpy.typing import NDArray
 
 from ckcontrol.errors import MissingExtra, RetrievalError
+from ckcontrol.retrieval import Embedder, Index, Passage
 
 AXES = ["river", "city", "bridge", "salt", "gold", "moon", "ocean", "king"]
 
@@ -27,9 +27,7 @@ class Words:
 
     dim = len(AXES)
 
-    def encode(
-        self, texts: Sequence[str], *, query: bool = False, progress: bool = False
-    ) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> NDArray[np.float32]:
         counts = np.array([[text.lower().split().count(axis) for axis in AXES] for text in texts], np.float32)
         return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
@@ -152,9 +150,7 @@ def test_a_folder_that_is_no_embedder(tmp_path: Path) -> None:
 def test_a_second_copy_cannot_be_imported(directory: str) -> None:
     """From the repository root `import retrieval` would make a twin whose classes equal nothing."""
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {directory}"], cwd=root, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", f"import {directory}"], cwd=root, capture_output=True, text=True)
     assert f"installed as ckcontrol.{directory}; import that name" in done.stderr
 
 

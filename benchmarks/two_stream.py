@@ -1,0 +1,133 @@
+"""Speed of two-stream decoding against two baselines, in one run, as ratios.
+
+(a) plain   model.generate on the contextual prompt: the floor, one stream
+(b) ours    model.generate(custom_generate=ck.decoding_loop(...)), both streams; (b') the same with a trace
+(c) cfg     transformers' guidance_scale with the parametric prompt as negative prompt: what one would use today
+
+Every case runs the three in turn, several times; figures are medians. Time to first token covers both prefills.
+Token ids are random, end tokens are off, so every run makes the same number of tokens.
+
+    python benchmarks/two_stream.py                     # demo model, batch 1, 4, 16, context 64, 512, 2048
+    python benchmarks/two_stream.py --batch 1 --context 512 --repeats 5 --dtype bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+
+import ckcontrol as ck
+
+
+class Clock:
+    """A streamer that notes when each token arrives."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def runners(model: Any, ids: torch.Tensor, par: torch.Tensor, new: int) -> dict[str, Callable[[Clock], Any]]:
+    control = ck.Control("ck-plug", alpha=0.25)
+    common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+
+    def ours(clock: Clock, recorder: ck.Recorder | None = None) -> Any:
+        loop = ck.decoding_loop(control, parametric_ids=par, streamer=clock, recorder=recorder)
+        return model.generate(ids, custom_generate=loop, **common)
+
+    return {
+        "plain": lambda clock: model.generate(ids, streamer=clock, **common),
+        "ours": ours,
+        "traced": lambda clock: ours(clock, ck.Recorder()),
+        "cfg": lambda clock: model.generate(
+            ids,
+            streamer=clock,
+            guidance_scale=1.5,
+            negative_prompt_ids=par,
+            negative_prompt_attention_mask=torch.ones_like(par),
+            **common,
+        ),
+    }
+
+
+def measure(run: Callable[[Clock], Any], batch: int) -> tuple[float, float]:
+    """Return seconds to the first token and tokens per second after it."""
+    clock = Clock()
+    started = time.perf_counter()
+    run(clock)
+    first = clock.times[1]  # times[0] is the prompt
+    return first - started, batch * (len(clock.times) - 2) / (clock.times[-1] - first)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--dtype", default=None)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--context", type=int, nargs="+", default=[64, 512, 2048])
+    parser.add_argument("--parametric", type=int, default=32)
+    parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", default=None)
+    args = parser.parse_args()
+
+    model, _ = ck.load(args.model, device=args.device, dtype=args.dtype)
+    model.generation_config.eos_token_id = None
+    generator = torch.Generator().manual_seed(0)
+    width = model.get_input_embeddings().weight.shape[0]
+    print(
+        f"{date.today()}  {args.model}  {model.device} {model.dtype}  {torch.get_num_threads()} threads  "
+        f"torch {torch.__version__}  transformers {transformers.__version__}  {platform.machine()}\n"
+        f"parametric prompt {args.parametric} tokens, {args.new} new tokens, median of {args.repeats}\n\n"
+        f"{'batch':>5} {'context':>7} | {'plain':>8} {'ours':>8} {'cfg':>8} tok/s | {'ours/plain':>10} {'ours/cfg':>8}"
+        f" {'trace':>6} | first token: {'plain':>6} {'ours':>6} {'cfg':>6} s  ours/plain  (bound)"
+    )
+    rows = []
+    for batch in args.batch:
+        for context in args.context:
+            ids = torch.randint(10, width, (batch, context), generator=generator).to(model.device)
+            par = torch.randint(10, width, (batch, args.parametric), generator=generator).to(model.device)
+            runs = runners(model, ids, par, args.new)
+            figures: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+            if batch * context <= 4096:
+                for run in runs.values():
+                    run(Clock())  # warm-up
+            for _ in range(args.repeats if batch * context <= 8192 else 1):
+                for name, run in runs.items():
+                    figures[name].append(measure(run, batch))
+            first = {name: median(f[0] for f in got) for name, got in figures.items()}
+            speed = {name: median(f[1] for f in got) for name, got in figures.items()}
+            ratio = {n: median(o[1] / f[1] for o, f in zip(figures["ours"], figures[n], strict=True)) for n in figures}
+            bound = 1.1 * (context + args.parametric) / context
+            print(
+                f"{batch:5} {context:7} | {speed['plain']:8.1f} {speed['ours']:8.1f} {speed['cfg']:8.1f}       | "
+                f"{ratio['plain']:9.2f}x {ratio['cfg']:7.2f}x {1 / ratio['traced'] - 1:+6.1%} |              "
+                f"{first['plain']:6.2f} {first['ours']:6.2f} {first['cfg']:6.2f}    {first['ours'] / first['plain']:9.2f}x"
+                f"  ({bound:.2f}x)",
+                flush=True,
+            )
+            rows.append({"batch": batch, "context": context, "speed": speed, "first": first, "ratio": ratio})
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
