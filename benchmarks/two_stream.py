@@ -119,7 +119,8 @@ def main() -> None:
             print(
                 f"{batch:5} {context:7} | {speed['plain']:8.1f} {speed['ours']:8.1f} {speed['cfg']:8.1f}       | "
                 f"{ratio['plain']:9.2f}x {ratio['cfg']:7.2f}x {1 / ratio['traced'] - 1:+6.1%} |              "
-                f"{first['plain']:6.2f} {first['ours']:6.2f} {first['cfg']:6.2f}    {first['ours'] / first['plain']:9.2f}x"
+                f"{first['plain']:6.2f} {first['ours']:6.2f} {first['cfg']:6.2f}    "
+                f"{first['ours'] / first['plain']:9.2f}x"
                 f"  ({bound:.2f}x)",
                 flush=True,
             )

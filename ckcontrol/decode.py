@@ -220,11 +220,10 @@ def _fuse_step(
     if logits_par is None:
         return None, None, logits_ctx
     neutral = plan.policy.neutral
-    ctx, par = (logits_ctx.clone(), logits_par) if neutral else (logits_ctx, logits_par)
-    if plan.vocab_size is not None:
-        ctx[:, plan.vocab_size :] = -torch.inf
-        par[:, plan.vocab_size :] = -torch.inf
-    signals = Signals(ctx, par, plan.candidates, plan.candidate_ratio)
+    if plan.vocab_size is not None and not neutral:  # neutral is the model as it is, padded ids included
+        logits_ctx[:, plan.vocab_size :] = -torch.inf
+        logits_par[:, plan.vocab_size :] = -torch.inf
+    signals = Signals(logits_ctx, logits_par, plan.candidates, plan.candidate_ratio)
     decision = plan.policy.decide(signals)
     return signals, decision, logits_ctx if neutral else fuse_scores(plan.policy, signals, decision)
 

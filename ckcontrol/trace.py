@@ -6,6 +6,7 @@ Knows plain Python values only (no tensors, no model); `show.py` draws these rec
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -109,7 +110,8 @@ class Answer:
         """Return the answer as JSON-ready values."""
         data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()}
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
-        return data | {"control": self.control.to_dict(), "tokens": [asdict(token) for token in self.tokens]}
+        tokens = [{name: _finite(value) for name, value in asdict(token).items()} for token in self.tokens]
+        return data | {"control": self.control.to_dict(), "tokens": tokens}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the answer as one JSON object (one line unless `indent` is given, so answers append to JSONL)."""
@@ -135,6 +137,11 @@ class Answer:
         from .show import answer_html
 
         return answer_html(self)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: the log-probability of an impossible token becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_jsonl(answers: Iterable[Answer], path: str | Path) -> None:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+
 from ckcontrol.eval import mentions
 
 
@@ -56,10 +57,9 @@ def test_the_mix() -> None:
 
 @pytest.mark.real
 def test_each_question_retrieves_its_passage_first() -> None:
-    from ckcontrol.retrieval import Embedder, Index, Passage
-
     from ckcontrol.errors import ModelUnavailable
     from ckcontrol.models import embedder_path
+    from ckcontrol.retrieval import Embedder, Index, Passage
 
     try:
         embedder = Embedder(embedder_path(), device="cpu")

@@ -68,6 +68,15 @@ def test_answer_fields_and_json_round_trip(llama, tmp_path):
     assert read_jsonl(tmp_path / "a.jsonl") == [answer, answer]
 
 
+def test_impossible_tokens_are_null_in_json(llama):
+    """A padding id chosen by the unmodified model, or a forced token, must not make the trace unwritable."""
+    answers = ck.generate(*llama, ["a?", "b?", "c?"], [["d"]] * 3, control=ck.Control("off"), max_new_tokens=30)
+    assert all(json.loads(a.to_json()) for a in answers)
+    token = ck.TokenTrace(id=1, text="x", logp_final=-math.inf)
+    answer = ck.Answer("x", (token,), (1,), "q", (), ck.Control(), "stop", 1, 1)
+    assert json.loads(answer.to_json())["tokens"][0]["logp_final"] is None
+
+
 def test_a_list_gives_a_list_and_one_question_one_answer(llama):
     one = ck.generate(*llama, *ASK, max_new_tokens=2)
     many = ck.generate(*llama, [ASK[0]], [ASK[1]], max_new_tokens=2)

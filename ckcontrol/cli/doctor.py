@@ -1,0 +1,61 @@
+"""``ckcontrol doctor``: versions, device, cached models, and proof that the blend is live."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..text_safety import clean
+from . import inputs
+
+if TYPE_CHECKING:
+    from ..doctor import Check
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    model: inputs.Model = "tiny",
+    device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
+    json: inputs.AsJson = False,
+) -> None:
+    """Check this installation; exit 1 if a check fails.
+
+    The checks run on a tiny random model, with nothing to download; --model runs them on another.
+    """
+    from .. import doctor as checks
+
+    facts = checks.environment()
+    loaded = inputs.load(model, device, dtype)
+    facts["model"] = model
+    facts["device"], facts["dtype"] = str(loaded[0].device), str(loaded[0].dtype).removeprefix("torch.")
+    results = checks.check(*loaded)
+    failed = [result for result in results if not result.ok]
+    if json:
+        data = {"ok": not failed, "environment": facts, "checks": [result.to_dict() for result in results]}
+        typer.echo(json_module.dumps(data))
+    else:
+        _print(facts, results)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(facts: dict[str, str], results: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(Text(name, "dim"), Text(clean(value)))
+    console.print(grid)
+    console.print()
+    grid = Table.grid(padding=(0, 2))
+    for result in results:
+        mark = Text("ok", "green") if result.ok else Text("FAILED", "bold red")
+        grid.add_row(mark, Text().append(result.name).append(f"\n{clean(result.detail)}", "dim"))
+    console.print(grid)

@@ -1,0 +1,164 @@
+"""What ``run`` and ``explain`` read (options, files, ``name=value`` parameters) and the answer they ask for.
+
+Knows typer and the file system. Files are size-limited and must be UTF-8; every refusal names the file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ControlError, PromptError
+from ..trace import Answer
+
+__all__ = ["Request", "parse_params", "read_passages"]
+
+LIMIT = 10_000_000  # bytes a passage file may have
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+RESERVED = {"method", "alpha"}
+
+Question = Annotated[str, typer.Option("-q", "--question", help="The question.")]
+PassageFiles = Annotated[
+    list[str],
+    typer.Option("-p", "--passage", metavar="FILE", help="Passage file, UTF-8; - is stdin. Repeatable."),
+]
+PassageTexts = Annotated[
+    list[str], typer.Option("--passage-text", metavar="TEXT", help="Passage given here. Repeatable.")
+]
+Model = Annotated[str, typer.Option(help="demo, tiny, a Hugging Face id or a folder.")]
+Method = Annotated[str, typer.Option(help="Policy: ck-plug, cad, adacad, coiecd, acd, arr, off, ...")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="0 = passages, 0.5 = the unmodified model, 1 = memory.", show_default=False),
+]
+Params = Annotated[
+    list[str], typer.Option("--param", metavar="NAME=VALUE", help="Parameter of the policy. Repeatable.")
+]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")]
+Temperature = Annotated[float, typer.Option(help="Used with --sample.")]
+Seed = Annotated[int | None, typer.Option(help="Makes --sample repeatable.", show_default=False)]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything one answer depends on, as read from the command line."""
+
+    question: str
+    passages: list[str]
+    model: str
+    method: str
+    alpha: float | None
+    params: dict[str, Any]
+    options: dict[str, Any]
+    device: str | None = None
+    dtype: str | None = None
+    truncate: bool = False
+
+    def answer(self, stream: bool = False) -> Answer:
+        """Load the model and answer; with `stream` the text is printed as it comes.
+
+        The control and the options are checked first, so a bad one costs no loading.
+        """
+        from ..config import Control, GenerateOptions
+
+        control = Control(self.method, self.alpha, **self.params)
+        GenerateOptions.from_kwargs(self.options)
+        model, tokenizer = load(self.model, self.device, self.dtype)
+        from .. import generate
+        from .stream import TextStream
+
+        streamer = TextStream(tokenizer) if stream else None
+        answer: Answer = generate(
+            model,
+            tokenizer,
+            self.question,
+            self.passages,
+            control=control,
+            truncate="passages" if self.truncate else None,
+            streamer=streamer,
+            **self.options,
+        )
+        return answer
+
+
+def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """Load a model with a spinner on stderr where that is a terminal."""
+    from rich.console import Console
+
+    from .. import models
+
+    with Console(stderr=True).status(f"Loading {name} ...") as status:
+        return models.load(name, device=device, dtype=dtype, on_status=status.update)
+
+
+def read_passages(files: Sequence[str], texts: Sequence[str] = ()) -> list[str]:
+    """Read passage files in order, then append the texts.
+
+    Raises:
+        PromptError: A file is missing, unreadable, over 10 MB, empty or not UTF-8; or stdin is named twice.
+    """
+    if list(files).count("-") > 1:
+        raise PromptError("'-' was given more than once.", "stdin can be read once.")
+    return [_read(name) for name in files] + list(texts)
+
+
+def _read(name: str) -> str:
+    label = "stdin" if name == "-" else repr(name)
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(LIMIT + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(LIMIT + 1)
+    except OSError as error:
+        raise PromptError(f"passage file {label} cannot be read: {error.strerror or error}.") from error
+    if len(data) > LIMIT:
+        raise PromptError(f"passage file {label} is larger than {LIMIT // 1_000_000} MB.", "Split it.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"passage file {label} is not UTF-8 (byte {error.start}).", "Convert it, e.g. with iconv."
+        ) from error
+    if not text.strip():
+        raise PromptError(f"passage file {label} is empty.", "Leave it out to answer closed book.")
+    return text
+
+
+def parse_params(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn ``name=value`` texts into typed values: true/false, a whole number, a number, else text.
+
+    Raises:
+        ControlError: No ``=``, an empty or repeated name, or a name that has an option of its own.
+    """
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or not name.isidentifier():
+            raise ControlError(f"--param {pair!r} is not NAME=VALUE.", "For example: --param gate=2")
+        if name in RESERVED:
+            raise ControlError(f"--param {pair!r}: {name} has its own option.", f"Use --{name}.")
+        if name in params:
+            raise ControlError(f"--param {name} was given twice.")
+        params[name] = _typed(text.strip())
+    return params
+
+
+def _typed(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if re.fullmatch(r"[+-]?\d{1,18}", text):
+        return int(text)
+    return float(text) if NUMBER.fullmatch(text) else text

@@ -1,0 +1,98 @@
+"""The ``ckcontrol`` command: its sub-commands, and every failure turned into one line and an exit code.
+
+    0 done · 1 it failed · 2 the input was bad · 130 interrupted
+
+Knows typer and the error tree. No traceback is shown unless CKCONTROL_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import CKError, UnsupportedMode
+from ..text_safety import clean
+from .demo import demo
+from .doctor import doctor
+from .explain import explain
+from .run_ import run as run_command
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="ckcontrol",
+    help="One dial per request between what a language model remembers and what it was just told.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo)
+app.command("run")(run_command)
+app.command("explain")(explain)
+app.command("doctor")(doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ckcontrol {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; only CKCONTROL_DEBUG=1 lets exceptions through."""
+    # Before torch loads: threads that spin while they wait make a busy machine several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?", it does not crash
+    try:
+        code = app(args=None if args is None else list(args), prog_name="ckcontrol", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if os.environ.get("CKCONTROL_DEBUG") == "1":
+            raise
+        return _report(error)
+    if code == 130:
+        _complain("interrupted.")
+    return code if isinstance(code, int) else 0
+
+
+def run() -> None:
+    """Entry point of the ``ckcontrol`` script."""
+    sys.exit(main())
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, CKError):
+        _complain(str(error))
+        return 2 if isinstance(error, (ValueError, UnsupportedMode)) else 1
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, bad number
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "ckcontrol"
+        _complain(f"{error.format_message().rstrip('.')}. See: {where} --help")
+        return 2
+    if isinstance(error, OSError) and error.filename:
+        _complain(f"{error.filename}: {error.strerror}.")
+        return 1
+    _complain(f"unexpected {type(error).__name__}: {error} Set CKCONTROL_DEBUG=1 for the traceback.")
+    return 1
+
+
+def _complain(message: str) -> None:
+    print(f"ckcontrol: {' '.join(clean(message, 2000).split())}", file=sys.stderr)

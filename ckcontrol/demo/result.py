@@ -1,0 +1,149 @@
+"""The demo's records: a question, what was found out about it, the whole result; the verdict on an answer.
+
+Knows answers and text matching; runs no model and draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..trace import Answer
+
+__all__ = ["VERDICTS", "DemoResult", "Item", "Row", "judge"]
+
+VERDICTS = ("passage", "memory", "both", "neither")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of the demo and what counts as which answer.
+
+    Attributes:
+        question: As asked.
+        passage_id: The passage written for it.
+        truth: The true answer; `truth_aliases` count as well.
+        claim: What the passage says; equal to `truth` when the passage is true.
+    """
+
+    question: str
+    passage_id: str
+    truth: str
+    claim: str
+    truth_aliases: tuple[str, ...] = ()
+    claim_aliases: tuple[str, ...] = ()
+
+    @property
+    def false(self) -> bool:
+        """True when the passage contradicts the truth."""
+        return self.claim != self.truth
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with everything that was found out about it.
+
+    Attributes:
+        item: The question.
+        passage: Text of the passage that retrieval ranked first.
+        expected: That passage is the one written for the question.
+        closed_book: The answer without any passage.
+        knows: The closed-book answer names the truth and not the claim.
+        answers: One answer per column.
+        verdicts: What each answer relied on: one of `VERDICTS`, or ``agrees`` where passage and truth agree.
+    """
+
+    item: Item
+    passage: str
+    expected: bool
+    closed_book: Answer
+    knows: bool
+    answers: tuple[Answer, ...]
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What one run of the demo found.
+
+    Attributes:
+        rows: One per question.
+        columns: Names of the settings, in the order of `Row.answers`.
+        model: Name of the model.
+        corpus_size: Passages in the index.
+        seconds: Wall time per stage.
+    """
+
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...]
+    model: str
+    corpus_size: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def totals(self, rows: Sequence[Row]) -> list[Counter[str]]:
+        """Count the verdicts of some rows, per column."""
+        return [Counter(row.verdicts[i] for row in rows) for i in range(len(self.columns))]
+
+    def false_rows(self, *, known: bool | None = None) -> list[Row]:
+        """Return the rows whose passage is false; with `known`, only those the model knows or does not."""
+        return [row for row in self.rows if row.item.false and known in (None, row.knows)]
+
+    def true_rows(self) -> list[Row]:
+        """Return the rows whose passage is true."""
+        return [row for row in self.rows if not row.item.false]
+
+    def telling(self, count: int = 2) -> list[Row]:
+        """Return the rows that show the dial best: the passage wins at one end, memory at the other."""
+
+        def score(row: Row) -> tuple[bool, bool, bool, int]:
+            moved = "memory" in row.verdicts and "passage" in row.verdicts
+            return (row.item.false and moved, row.verdicts[0] == "passage", row.knows, _switched(row))
+
+        return sorted(self.rows, key=score, reverse=True)[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values, without the per-token records."""
+        return {
+            "model": self.model,
+            "columns": list(self.columns),
+            "corpus_size": self.corpus_size,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "rows": [
+                {
+                    "question": row.item.question,
+                    "truth": row.item.truth,
+                    "claim": row.item.claim,
+                    "passage": row.passage,
+                    "expected_passage": row.expected,
+                    "closed_book": row.closed_book.text,
+                    "knows": row.knows,
+                    "answers": {
+                        name: {"text": answer.text, "relied_on": said, "switched": answer.switched}
+                        for name, answer, said in zip(self.columns, row.answers, row.verdicts, strict=True)
+                    },
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def _switched(row: Row) -> int:
+    return sum(answer.switched for answer in row.answers)
+
+
+def judge(text: str, item: Item) -> str:
+    """Say what an answer relied on, by whole-word mention of the truth and of the claim.
+
+    Returns:
+        ``memory`` (names the truth), ``passage`` (names the claim), ``both``, ``neither``; ``agrees`` where
+        the passage is true and the answer names it. Mention is all that is tested: "not Lyon" counts as Lyon.
+    """
+    from ..eval.metrics import mentions
+
+    truth = mentions(text, [item.truth, *item.truth_aliases])
+    if not item.false:
+        return "agrees" if truth else "neither"
+    claim = mentions(text, [item.claim, *item.claim_aliases])
+    return {(1, 0): "memory", (0, 1): "passage", (1, 1): "both", (0, 0): "neither"}[truth, claim]

@@ -1,0 +1,183 @@
+"""The demo's logic: retrieve a passage per question, probe the model closed book, answer at each setting.
+
+Knows models, retrieval and the metrics by their public names; draws nothing (`view.py` does), prints nothing:
+slow steps are reported through a callback. Everything heavy is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..config import Control
+from ..trace import Answer
+from .result import DemoResult, Item, Row, judge
+
+__all__ = ["load_items", "run_demo", "settings"]
+
+# stage, done, total; total 0: length unknown
+Progress = Callable[[str, int, int], None]
+
+
+def settings() -> dict[str, Control]:
+    """Return the demo's columns: the two ends of the dial, its middle, and the adaptive mode."""
+    dial = {f"alpha {alpha:g}": Control("ck-plug", alpha=alpha) for alpha in (0.0, 0.5, 1.0)}
+    return {**dial, "adaptive": Control("ck-plug", adaptive=True)}
+
+
+def load_items() -> list[Item]:
+    """Read the questions that ship with the package."""
+    return [
+        Item(
+            question=line["question"],
+            passage_id=line["passage_id"],
+            truth=line["truth"],
+            claim=line["claim"],
+            truth_aliases=tuple(line.get("truth_aliases", ())),
+            claim_aliases=tuple(line.get("claim_aliases", ())),
+        )
+        for line in _read("questions.jsonl")
+    ]
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    text = files("ckcontrol.demo").joinpath(name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def run_demo(
+    model: str = "demo",
+    embedder: Any = "demo",
+    *,
+    items: Sequence[Item] | None = None,
+    max_new_tokens: int = 24,
+    device: str | None = None,
+    on_progress: Progress | None = None,
+) -> DemoResult:
+    """Run the demo and return what it found; nothing is printed or written.
+
+    Args:
+        model: A name that `ckcontrol.models.load` resolves.
+        embedder: A name that `ckcontrol.models.embedder_path` resolves, or an embedder object.
+        items: Questions to ask instead of the shipped ones.
+        max_new_tokens: Longest answer, in tokens.
+        device: Where the model runs; None chooses.
+        on_progress: Called with (stage, done, total) as work proceeds; total 0 means of unknown length.
+
+    Raises:
+        CKError: A model could not be obtained, or an extra is missing.
+    """
+    report = on_progress or (lambda stage, done, total: None)
+    items = list(load_items() if items is None else items)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "retrieval"):
+        hits, corpus_size = _retrieve([item.question for item in items], embedder, report)
+    with _timed(seconds, "loading"):
+        from .. import models
+
+        if model != "demo":  # which reports by itself
+            report(f"Loading {model} ...", 0, 0)
+        loaded = models.load(model, device=device, on_status=lambda text: report(text, 0, 0))
+    with _timed(seconds, "answering"):
+        columns = settings()
+        closed, *answered = _answer(loaded, items, hits, columns, max_new_tokens, report)
+    rows = []
+    for number, item in enumerate(items):
+        answers = tuple(column[number] for column in answered)
+        rows.append(
+            Row(
+                item=item,
+                passage=hits[number].text,
+                expected=hits[number].id == item.passage_id,
+                closed_book=closed[number],
+                knows=judge(closed[number].text, item) in ("memory", "agrees"),
+                answers=answers,
+                verdicts=tuple(judge(answer.text, item) for answer in answers),
+            )
+        )
+    return DemoResult(tuple(rows), tuple(columns), _title(model), corpus_size, seconds)
+
+
+def _title(model: str) -> str:
+    """Return a model's name for people: of a folder its last part, never the machine's path."""
+    from ..models import DEMO_MODEL
+
+    return DEMO_MODEL.name if model == "demo" else Path(model).name if Path(model).is_dir() else model
+
+
+def _retrieve(questions: Sequence[str], embedder: Any, report: Progress) -> tuple[list[Any], int]:
+    """Return the best passage per question and the size of the corpus."""
+    from .. import models
+    from ..retrieval import Embedder, Index, Passage
+
+    report("Embedding the passages", 0, 0)
+    if isinstance(embedder, str):
+        embedder = Embedder(models.embedder_path(embedder, on_status=lambda text: report(text, 0, 0)))
+    passages = [
+        Passage(id=line["id"], text=line["text"], source=line["title"], metadata={"false": line["false"]})
+        for line in _read("corpus.jsonl")
+    ]
+    report("Embedding the passages", 0, len(passages))
+    index = Index.build(passages, embedder, progress=False)
+    best = [hits[0].passage for hits in index.search(list(questions), 1)]
+    report("Embedding the passages", len(passages), len(passages))
+    return best, len(passages)
+
+
+def _answer(
+    loaded: tuple[Any, Any],
+    items: Sequence[Item],
+    passages: Sequence[Any],
+    columns: dict[str, Control],
+    max_new_tokens: int,
+    report: Progress,
+) -> list[list[Answer]]:
+    """Answer closed book, then once per column; a list per column, closed book first."""
+    from .. import generate
+
+    questions = [item.question for item in items]
+    steps = _Steps(report, max_new_tokens * (1 + len(columns)))
+    closed = generate(  # nothing to compare with: untraced, it runs one stream
+        *loaded, questions, control=Control("off"), max_new_tokens=max_new_tokens, trace=False, streamer=steps
+    )
+    answers = [closed]
+    for number, control in enumerate(columns.values(), 1):
+        steps.start = number * max_new_tokens
+        given = [[passage.text] for passage in passages]
+        answers.append(
+            generate(*loaded, questions, given, control=control, max_new_tokens=max_new_tokens, streamer=steps)
+        )
+    report("Answering", steps.total, steps.total)
+    return answers
+
+
+class _Steps:
+    """A streamer that counts the tokens of a batch for the progress bar; the first `put` is the prompt."""
+
+    def __init__(self, report: Progress, total: int) -> None:
+        self.start = 0
+        self.total = total
+        self._report = report
+        self._done = -1
+        report("Answering", 0, total)
+
+    def put(self, value: Any) -> None:
+        """Count one token of every row."""
+        self._done += 1
+        self._report("Answering", self.start + self._done, self.total)
+
+    def end(self) -> None:
+        """Expect the next batch."""
+        self._done = -1
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
