@@ -81,7 +81,7 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
         self.buffers = tuple(_Buffer(layer.keys, layer.values, reserve) for layer in streams)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Store rows [0, B) with the context and [B, 2B) without; rows beyond 2B are padding and dropped."""
+        """Store one position: rows [0, B) are the stream with the context, [B, 2B) the one without."""
         rows = self.owner.rows
         parts = []
         for i, buffer in enumerate(self.buffers):
@@ -163,8 +163,6 @@ def _attend(module: torch.nn.Module, query: Tensor, key: Any, value: Any, attent
         base(module, query[i * rows : (i + 1) * rows], key.parts[i], value.parts[i], key.masks[i], **kwargs)[0]
         for i in (0, 1)
     ]
-    if (spare := query.shape[0] - 2 * rows) > 0:
-        outputs.append(outputs[0][:1].expand(spare, *outputs[0].shape[1:]))
     return torch.cat(outputs), None
 
 

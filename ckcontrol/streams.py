@@ -8,13 +8,14 @@ and positions; knows nothing of fusion, sampling or stopping.
 from __future__ import annotations
 
 import inspect
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .errors import UnsupportedMode
+from .matmul import few_row_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,7 +106,6 @@ class TwoStreams:
         self.reserve = reserve
         self._exit = ExitStack()
         self._pair: Any = None
-        self._spare = 0
 
     def __enter__(self) -> TwoStreams:
         return self
@@ -115,8 +115,9 @@ class TwoStreams:
 
     def prefill(self) -> tuple[Tensor, Tensor | None]:
         """Run both prompts, each at its own length; return their next-token logits, [B, V] float32 each."""
-        logits_ctx = self.contextual.prefill()
-        logits_par = None if self.parametric is None else self.parametric.prefill()
+        with self._products():
+            logits_ctx = self.contextual.prefill()
+            logits_par = None if self.parametric is None else self.parametric.prefill()
         if self.share and self.parametric is not None:
             self._join(self.contextual, self.parametric)
         return logits_ctx, logits_par
@@ -130,19 +131,18 @@ class TwoStreams:
         self.parametric.advance()
         position = torch.cat([self.contextual.position, self.parametric.position])
         token = torch.cat([tokens, tokens])[:, None]
-        if self._spare:
-            token = torch.cat([token, token[: self._spare]])
-            position = torch.cat([position, position[: self._spare]])
-        output = self.contextual.model(
-            input_ids=token,
-            position_ids=position,
-            past_key_values=self._pair,
-            use_cache=True,
-            return_dict=True,
-        )
+        with self._products():
+            output = self.contextual.model(
+                input_ids=token, position_ids=position, past_key_values=self._pair, use_cache=True, return_dict=True
+            )
+        logits = last_logits(output.logits)
         rows = tokens.shape[0]
-        logits = last_logits(output.logits[: 2 * rows])
         return logits[:rows], logits[rows:]
+
+    def _products(self) -> AbstractContextManager[Any]:
+        """Fast few-row products where streams share forwards; otherwise the model's own, bit for bit."""
+        model = self.contextual.model
+        return few_row_products(model.device, model.dtype) if self.share else nullcontext()
 
     def _join(self, first: Stream, second: Stream) -> None:
         from .cache import PairCache, pair_attention
@@ -158,7 +158,3 @@ class TwoStreams:
             reserve=min(self.reserve, 512),
         )
         first.cache = second.cache = None
-        # Few-row float matmuls on CPU are fastest at multiples of four rows (2 rows take longer than 4), so the
-        # batch is rounded up; the spare rows share attention output and are dropped.
-        rows = 2 * first.input_ids.shape[0]
-        self._spare = -rows % 4 if first.input_ids.device.type == "cpu" else 0

@@ -1,0 +1,47 @@
+"""The turned product is the same product, only where it helps, and never leaks out of its block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from ckcontrol.matmul import few_row_products, turned_linear
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 12), (1, 7, 12), (64, 12), (3, 2, 5, 12)])
+@pytest.mark.parametrize("bias", [None, torch.randn(20)])
+def test_same_product_same_layout(shape, bias):
+    x, w = torch.randn(*shape), torch.randn(20, 12)
+    got, want = turned_linear(x, w, bias), linear(x, w, bias)
+    assert got.shape == want.shape and got.is_contiguous()
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_error_is_that_of_float32():
+    """Against float64 the turned product is as exact as torch's own."""
+    x, w = torch.randn(2, 576), torch.randn(1536, 576)
+    exact = linear(x.double(), w.double())
+    ours, theirs = ((p - exact).abs().max().item() for p in (turned_linear(x, w), linear(x, w)))
+    assert ours < 3 * theirs
+
+
+def test_only_few_rows_are_turned(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "ckcontrol.matmul.turned_linear", lambda x, w, b=None: seen.append(x.shape[0]) or linear(x, w, b)
+    )
+    w = torch.randn(5, 4)
+    with few_row_products(CPU, torch.float32):
+        for rows in (1, 2, 64, 65):
+            linear(torch.randn(rows, 4), w)
+    linear(torch.randn(2, 4), w)
+    assert seen == [2, 64]
+
+
+def test_nothing_happens_in_half_precision_or_elsewhere():
+    for device, dtype in ((CPU, torch.bfloat16), (torch.device("cuda"), torch.float32)):
+        with few_row_products(device, dtype) as mode:
+            assert mode is None
