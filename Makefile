@@ -1,12 +1,13 @@
 # Two commands do everything on a fresh machine with Python >= 3.10:
 #   make demo    set up, then run the demo (about 5 minutes the first time, under a minute after)
 #   make test    set up, then lint, type-check and run every test
+# For contributors: make bench (about 40 minutes, on an otherwise idle machine) and make readme.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ckcontrol demo
@@ -22,8 +23,12 @@ check: $(VENV)/.ready
 	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --strict --config-file ../../pyproject.toml -p ckcontrol
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/two_stream.py
-	$(BIN)/python benchmarks/capitals.py
+	$(BIN)/python benchmarks/matmul.py
+	$(BIN)/python benchmarks/two_stream.py --json benchmarks/results/two_stream.json
+	$(BIN)/python benchmarks/capitals.py --json benchmarks/results/capitals.json
+
+readme: $(VENV)/.ready
+	$(BIN)/python benchmarks/readme.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

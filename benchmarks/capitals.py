@@ -26,6 +26,7 @@ import ckcontrol as ck
 from ckcontrol.eval.facts import Fact, load_capitals
 from ckcontrol.eval.metrics import Conflict, mentions, wilson
 from ckcontrol.prompts import build_pair
+from ckcontrol.trace import write_jsonl
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRID: list[tuple[str, ck.Control]] = [
@@ -91,7 +92,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--json", default=None, help="also write every answer to this file")
+    parser.add_argument("--json", default=None, help="also write the rates to this file")
+    parser.add_argument("--answers", default=None, help="append every answer with its trace to this JSONL file")
     args = parser.parse_args()
 
     model, tokenizer = ck.load(args.model)
@@ -121,17 +123,22 @@ def main() -> None:
             f" {rate.mr:6.2f}  {rate.neither:7.2f}  {rate.both:5.2f}  {gate:.2f}",
             flush=True,
         )
-        rows.append({"label": label, **asdict(rate), "gate": gate, "answers": [a.text for a in answers]})
-    for label, control in GRID[:1] + [GRID[3]] + [g for g in GRID if g[0] == "cad a=0.5"]:
+        rows.append({"label": label, **asdict(rate), "parr_ci": par, "conr_ci": con, "gate": gate})
+        if args.answers:
+            write_jsonl(answers, args.answers)
+    same = {}
+    for label in ("off", "ck-plug a=0.5", "cad a=0.5"):
+        control = dict(GRID)[label]
         greedy = sum(identical(model, tokenizer, f, control, new, None) for f in known)
         sampled = sum(identical(model, tokenizer, f, control, new, 11) for f in known)
-        print(
-            f"{label}: token-identical to model.generate: greedy {greedy}/{len(known)}, sampled {sampled}/{len(known)}"
-        )
+        same[label] = (greedy, sampled)
+        print(f"{label}: identical to model.generate: greedy {greedy}/{len(known)}, sampled {sampled}/{len(known)}")
     print(f"{time.perf_counter() - started:.0f} s")
     if args.json:
+        about = {"date": str(date.today()), "model": args.model, "known": len(known), "asked": len(facts)}
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"model": args.model, "known": [f.subject for f in known], "rows": rows}, file, indent=1)
+            json.dump({**about, "rows": rows, "identical": same}, file, indent=1)
+            file.write("\n")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def main() -> None:
             bound = 1.1 * (context + args.parametric) / context
             print(
                 f"{batch:5} {context:7} | {speed['plain']:8.1f} {speed['ours']:8.1f} {speed['cfg']:8.1f}       | "
-                f"{ratio['plain']:9.2f}x {ratio['cfg']:7.2f}x {1 / ratio['traced'] - 1:+6.1%} |              "
+                f"{ratio['plain']:9.2f}x {ratio['cfg']:7.2f}x {ratio['traced'] - 1:+6.1%} |              "
                 f"{first['plain']:6.2f} {first['ours']:6.2f} {first['cfg']:6.2f}    "
                 f"{first['ours'] / first['plain']:9.2f}x"
                 f"  ({bound:.2f}x)",
@@ -127,7 +127,10 @@ def main() -> None:
             rows.append({"batch": batch, "context": context, "speed": speed, "first": first, "ratio": ratio})
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
+            about = {"date": str(date.today()), "model": args.model, "device": str(model.device), "new": args.new}
+            about |= {"dtype": str(model.dtype), "threads": torch.get_num_threads(), "parametric": args.parametric}
+            json.dump({**about, "rows": rows}, file, indent=1)
+            file.write("\n")
 
 
 if __name__ == "__main__":

@@ -220,9 +220,10 @@ def _fuse_step(
     if logits_par is None:
         return None, None, logits_ctx
     neutral = plan.policy.neutral
-    if plan.vocab_size is not None and not neutral:  # neutral is the model as it is, padded ids included
-        logits_ctx[:, plan.vocab_size :] = -torch.inf
-        logits_par[:, plan.vocab_size :] = -torch.inf
+    if plan.vocab_size is not None and not neutral:
+        rows = plan.policy.steered_rows(logits_ctx)  # a neutral row is the model as it is, padded ids included
+        logits_ctx[rows, plan.vocab_size :] = -torch.inf
+        logits_par[rows, plan.vocab_size :] = -torch.inf
     signals = Signals(logits_ctx, logits_par, plan.candidates, plan.candidate_ratio)
     decision = plan.policy.decide(signals)
     return signals, decision, logits_ctx if neutral else fuse_scores(plan.policy, signals, decision)

@@ -209,8 +209,9 @@ def decoding_loop(
 
     Raises:
         UnsupportedMode: From within generate, before the first forward: see `checks.REFUSED`.
-        ControlError: Row counts of the two prompts differ.
+        ControlError: Row counts of the two prompts differ, or an option is out of range.
     """
+    GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
 
     def loop(
         model: PreTrainedModel,

@@ -21,7 +21,7 @@ __all__ = ["few_row_products"]
 _MOST_ROWS = 64
 
 
-class _TurnedLinear(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _TurnedLinear(TorchFunctionMode):
     """Computes `F.linear` of 2 to 64 float32 CPU rows as ``(W @ x.T).T``; thread-local while active."""
 
     def __torch_function__(

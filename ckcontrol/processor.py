@@ -4,9 +4,11 @@ For pipelines that only take processors. Prefer `generate` or `decoding_loop`; w
   - custom processors run after repetition penalty and before temperature, so with a penalty the contextual
     distribution it sees is already bent and the parametric one is not, which skews the confidence gain;
   - two forwards per token instead of one, and a comparison of ids per token that synchronises with the device;
-  - no beams, no assisted decoding, no continuous batching: refused, or (the last) never offered to the engine.
+  - no beams, no assisted decoding: refused as soon as rows are reordered or rolled back; no continuous batching: the
+    engine never offers itself to such processors.
 
-Knows streams and policies. State belongs to one generation; it starts over by itself when a new prompt arrives.
+Knows streams and policies. State belongs to one generation; it starts over by itself when a new prompt arrives
+(one that merely continues the last prompt needs `reset()`, because rolled-back candidates look the same).
 """
 
 from __future__ import annotations
@@ -90,8 +92,9 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         step = input_ids.shape[1] - self._prompt_length
         ctx = scores.to(torch.float32, copy=True)
         if self.vocab_size is not None:
-            ctx[:, self.vocab_size :] = -torch.inf
-            logits_par[:, self.vocab_size :] = -torch.inf
+            rows = self.policy.steered_rows(ctx)
+            ctx[rows, self.vocab_size :] = -torch.inf
+            logits_par[rows, self.vocab_size :] = -torch.inf
         for name, logits in (("contextual", ctx), ("parametric", logits_par)):
             bad = nonfinite_rows(logits)
             if bad.any():
@@ -106,12 +109,15 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
                 f"{input_ids.shape[0]} rows are generated for {self.parametric_ids.shape[0]} parametric prompts.",
                 "Beams are not supported; for several answers repeat the rows of parametric_ids.",
             )
-        if self._stream is not None and self._seen is not None and input_ids.shape[1] == self._seen.shape[1] + 1:
+        if self._stream is not None and self._seen is not None and input_ids.shape[1] > self._prompt_length:
             if torch.equal(input_ids[:, :-1], self._seen):
                 self._seen = input_ids
                 return self._stream.step(input_ids[:, -1])
             if torch.equal(input_ids[:, : self._prompt_length], self._seen[:, : self._prompt_length]):
-                raise UnsupportedMode("the rows were reordered between two tokens.", "Use num_beams=1.")
+                raise UnsupportedMode(
+                    "the rows were reordered or rolled back between two tokens (beams, assisted decoding).",
+                    "Use neither; to generate anew from a prompt that continues the last one, call reset() first.",
+                )
         self._prompt_length = input_ids.shape[1]
         self._seen = input_ids
         mask = None if self.parametric_mask is None else self.parametric_mask.to(input_ids.device)

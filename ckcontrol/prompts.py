@@ -7,9 +7,14 @@ token, whatever it contains. Knows tokenizers and templates; knows nothing of mo
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from tokenizers import Tokenizer
 
 from .errors import PromptError, PromptTooLong, did_you_mean
 
@@ -21,6 +26,8 @@ __all__ = ["PromptPair", "PromptTemplate", "build_pair"]
 _MARK = "ckcontrolBODYckcontrol"
 _MAX_CHARS = 20_000_000
 _SMALLEST_CUT = 8  # a passage cut to fewer tokens than this is dropped instead
+_LOCK = threading.Lock()  # a tokenizer call sets state on the object it shares with other threads
+_CORES: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,18 @@ class PromptTemplate:
     fold: bool = True
 
     def __post_init__(self) -> None:
-        for name, needed in (("passage", "{text}"), ("question", "{question}")):
-            if needed not in getattr(self, name):
-                raise PromptError(f"template.{name}={getattr(self, name)!r} lacks {needed}.", "Add the placeholder.")
+        for name, fields in (("passage", {"number": 1, "text": _MARK}), ("question", {"question": _MARK})):
+            form = getattr(self, name)
+            try:
+                placed = form.format(**fields).count(_MARK) == 1
+            except (KeyError, IndexError, ValueError):
+                placed = False
+            if not placed:
+                needed = "{text}, and perhaps {number}," if name == "passage" else "{question}"
+                raise PromptError(
+                    f"template.{name}={form!r} cannot be filled in.",
+                    f"It must hold {needed} once; double other braces.",
+                )
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,8 @@ def build_pair(
     """
     template = template or PromptTemplate()
     _check_text("question", question)
+    if isinstance(passages, str):
+        raise PromptError("passages is one string.", "Pass a list: passages=[text].")
     for i, passage in enumerate(passages):
         _check_text(f"passage {i + 1}", passage)
     if sum(map(len, passages)) + len(question) > _MAX_CHARS:
@@ -137,6 +155,13 @@ def _check_text(name: str, text: object) -> None:
         raise PromptError(f"{name} is {type(text).__name__}, not text.", "Pass a string.")
     if not text.strip():
         raise PromptError(f"{name} is empty.", "Pass text, or leave the passages out to answer closed-book.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{name} holds half a character ({text[error.start]!r} at {error.start}).",
+            "Decode its bytes with errors='replace'.",
+        ) from error
 
 
 def _uses_chat(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> bool:
@@ -149,12 +174,19 @@ def _uses_chat(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> 
 def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tuple[list[int], list[int]]:
     """Return the ids around the user's message: what the chat template (or the plain BOS) puts before and after."""
     if not _uses_chat(tokenizer, template):
-        opening = list(tokenizer("")["input_ids"])  # BOS where the tokenizer adds one, and perhaps a closing EOS
+        with _LOCK:
+            opening = list(tokenizer("")["input_ids"])  # BOS where the tokenizer adds one, and perhaps a closing EOS
         bos = [token for token in opening[:1] if token == tokenizer.bos_token_id]
         return bos, []
     messages = [{"role": "system", "content": template.system}] if template.system else []
     messages.append({"role": "user", "content": _MARK})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        with _LOCK:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates raise what they like, e.g. on a system message
+        raise PromptError(
+            f"the chat template refused the messages: {error}.", "Drop system, or use chat=False."
+        ) from error
     if text.count(_MARK) != 1:
         raise PromptError(
             f"the chat template places the user's message {text.count(_MARK)} times.",
@@ -166,28 +198,53 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tupl
 
 def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenise the template's own text, in which special tokens are meant."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    with _LOCK:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenise text in which nothing may become a special token.
-
-    A tokenizer that prefixes a space to every string (SentencePiece) would put one at each seam; encoding behind a
-    newline and cutting the newline off again avoids it.
-    """
+    """Tokenise text in which nothing may become a special or added token."""
     if not text:
         return []
-    anchor = list(tokenizer("\n", add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer("\n" + text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    if ids[: len(anchor)] == anchor and len(ids) > len(anchor):
-        ids = ids[len(anchor) :]
-    else:  # the newline merged with the text's own first character
-        ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    if forbidden := set(ids) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}:
-        raise PromptError(
-            f"the text yields special tokens {sorted(forbidden)}.", "Use a fast tokenizer, or remove them."
-        )
+    ids: list[int] = _plain_core(tokenizer).encode(text, add_special_tokens=False).ids
+    reserved = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})} - {tokenizer.unk_token_id}
+    if found := reserved.intersection(ids):
+        names = tokenizer.convert_ids_to_tokens(sorted(found))
+        raise PromptError(f"the text yields the reserved tokens {names}.", "Remove them from the text.")
     return ids
+
+
+def _plain_core(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return the tokenizer's core without added tokens, post-processing and the space some put before a text.
+
+    An object of its own: no state of the shared tokenizer is switched back and forth, so threads cannot see each
+    other's setting, and no piece that stands inside a prompt starts with a stray space.
+    """
+    with _LOCK:
+        if tokenizer not in _CORES:
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            if backend is None:
+                raise PromptError(
+                    f"{type(tokenizer).__name__} is a slow tokenizer.", "Load the fast one (tokenizer.json)."
+                )
+            data = json.loads(backend.to_str())
+            data |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+            data["normalizer"] = _without_prefix(data["normalizer"], "normalizers")
+            data["pre_tokenizer"] = _without_prefix(data["pre_tokenizer"], "pretokenizers")
+            _CORES[tokenizer] = Tokenizer.from_str(json.dumps(data))
+        return _CORES[tokenizer]
+
+
+def _without_prefix(part: dict[str, Any] | None, inner: str) -> dict[str, Any] | None:
+    """Take the dummy-prefix space out of a normalizer or pre-tokenizer description."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Sequence":
+        steps = [_without_prefix(step, inner) for step in part[inner]]
+        return part | {inner: [step for step in steps if step is not None]}
+    if part["type"] == "Metaspace":
+        return part | {"prepend_scheme": "never"}
+    return part | {"add_prefix_space": False} if "add_prefix_space" in part else part
 
 
 def _block(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, index: int, text: str) -> list[int]:

@@ -70,6 +70,10 @@ class Policy(ABC):
         """True when tau may exceed 1, so that a head set must be computed. Claiming False wrongly is an error."""
         return True
 
+    def steered_rows(self, like: Tensor) -> Tensor | slice:
+        """Index of the rows that are not neutral; `like` gives the device. All rows, unless policies are mixed."""
+        return slice(None)
+
     @abstractmethod
     def decide(self, signals: Signals) -> Decision:
         """Choose tau for every row of one step, without synchronising with the device."""

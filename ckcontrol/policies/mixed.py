@@ -40,6 +40,11 @@ class PerRow(Policy):
         """When any row may."""
         return any(policy.amplifies for policy, _ in self.groups)
 
+    def steered_rows(self, like: Tensor) -> Tensor | slice:
+        """Rows of the groups that are not neutral."""
+        rows = [row for policy, group in self.groups if not policy.neutral for row in group]
+        return torch.tensor(sorted(rows), device=like.device)
+
     def decide(self, signals: Signals) -> Decision:
         """Decide each group on its rows and scatter the results."""
         tau = ones(signals.logits_ctx)

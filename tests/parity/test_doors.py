@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 import ckcontrol as ck
+import ckcontrol.tiny
 from ckcontrol.checks import REFUSED
 from ckcontrol.errors import ControlError, UnsupportedMode
 from ckcontrol.prompts import build_pair
@@ -111,8 +112,16 @@ def test_a_processor_may_be_used_again(llama):
     out = model.generate(
         first, attention_mask=torch.ones_like(first), logits_processor=[used], max_new_tokens=4, **GREEDY
     )
-    for second in (first, torch.cat([torch.full((1, 1), 65), out[:, :-1]], dim=1), out):
+    longer = torch.cat([torch.full((1, 1), 65), out[:, :-1]], dim=1)
+    for second in (first, longer, out):
         mask = torch.ones_like(second)
+        if second is out:  # continues `first`; to the processor that could be a rolled-back candidate
+            model.generate(
+                first, attention_mask=torch.ones_like(first), logits_processor=[used], max_new_tokens=9, **GREEDY
+            )
+            with pytest.raises(UnsupportedMode, match="reset"):
+                model.generate(out, attention_mask=mask, logits_processor=[used], max_new_tokens=6, **GREEDY)
+            used.reset()
         fresh = ck.CKLogitsProcessor(model, par, control=control)
         again = model.generate(second, attention_mask=mask, logits_processor=[used], max_new_tokens=6, **GREEDY)
         wanted = model.generate(second, attention_mask=mask, logits_processor=[fresh], max_new_tokens=6, **GREEDY)
@@ -132,6 +141,26 @@ def test_processor_sees_penalised_scores(llama):
         model.generate(ids, logits_processor=[processor], **more),
         model.generate(ids, custom_generate=loop, **more),
     )
+
+
+def test_assisted_decoding_is_refused_by_the_processor(tiny, llama):
+    """A draft that is rejected rolls the rows back; the parametric stream cannot follow, so it must say so."""
+    model, tokenizer = llama
+    draft = ck.tiny.tiny_model("llama", seed=1)[0]
+    ids = torch.tensor([build_pair(tokenizer, QUESTIONS[2], PASSAGES[2]).contextual])
+    par = torch.tensor([build_pair(tokenizer, QUESTIONS[2], []).parametric])
+    processor = ck.CKLogitsProcessor(model, par, control=ck.Control(alpha=0.1, gate=9.0))
+    with pytest.raises(UnsupportedMode, match="rolled back"):
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), logits_processor=[processor], assistant_model=draft,
+            max_new_tokens=12, **GREEDY,
+        )  # fmt: skip
+
+
+def test_loop_options_are_checked_at_once(llama):
+    for wrong in ({"penalty_scope": "prompt"}, {"seed": -1}):
+        with pytest.raises(ControlError):
+            ck.decoding_loop(parametric_ids=torch.zeros(1, 3, dtype=torch.long), **wrong)
 
 
 def test_beams_are_refused_by_the_processor(llama):

@@ -390,3 +390,15 @@ def test_a_model_outside_the_shared_families_falls_back_to_two_forwards():
             vocab_size=len(tokenizer),
         )
         assert list(answer.token_ids) == want
+
+
+def test_an_off_row_beside_steered_rows_is_the_plain_model(llama):
+    """Padded ids included: what steers the neighbours must not touch a row that is off."""
+    model, tokenizer = llama
+    questions, passages = [f"Q{i}?" for i in range(12)], [[f"P{i}."] for i in range(12)]
+    controls = [ck.Control("off") if i % 2 else STEER for i in range(12)]
+    mixed = ck.generate(model, tokenizer, questions, passages, control=controls, max_new_tokens=8)
+    plain = ck.generate(model, tokenizer, questions, passages, control=ck.Control("off"), max_new_tokens=8)
+    odd = [a.token_ids for a in plain][1::2]
+    assert [a.token_ids for a in mixed][1::2] == odd
+    assert any(t >= len(tokenizer) for ids in odd for t in ids), "the case must be able to fail"

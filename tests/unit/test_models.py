@@ -31,12 +31,8 @@ def test_tiny_is_ready_for_inference() -> None:
     assert models.load("tiny", device="cpu", dtype="bfloat16")[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "name", ["", "  ", "./no/such/folder", "/no/such/folder", "~/no-such", "a/b/c", "a\\b"]
-)
-def test_what_cannot_be_an_id_fails_without_asking_the_hub(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["", "  ", "./no/such/folder", "/no/such/folder", "~/no-such", "a/b/c", "a\\b"])
+def test_what_cannot_be_an_id_fails_without_asking_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_from_pretrained", lambda *_: pytest.fail("asked transformers"))
     with pytest.raises(ModelUnavailable, match=r"is not a model folder\..*Give a folder"):
         models.load(name, device="cpu")
@@ -115,9 +111,7 @@ def test_demo_loads_and_knows_something(real) -> None:
     # SmolLM2 was trained with single digits; a plain GPT-2 split makes "\n\n" before one two tokens.
     assert tokenizer.tokenize("In\n\n1945") == ["In", "ĊĊ", "1", "9", "4", "5"]
     prompt = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     new = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(new)
 

