@@ -18,11 +18,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
+from typing import Any
 
 import torch
 import transformers
 
 import ckcontrol as ck
+from ckcontrol.checks import eos_ids
 from ckcontrol.eval.facts import Fact, load_capitals
 from ckcontrol.eval.metrics import Conflict, mentions, wilson
 from ckcontrol.prompts import build_pair
@@ -44,12 +46,12 @@ GRID: list[tuple[str, ck.Control]] = [
 
 
 def ask(
-    model: object,
-    tokenizer: object,
+    model: Any,
+    tokenizer: Any,
     facts: Sequence[Fact],
     passages: Sequence[list[str]],
     batch: int,
-    **options: object,
+    **options: Any,
 ) -> list[ck.Answer]:
     """Answer all facts in batches of similar length, in the given order."""
     order = sorted(range(len(facts)), key=lambda i: sum(map(len, passages[i])) + len(facts[i].question))
@@ -62,28 +64,35 @@ def ask(
     return [a for a in answers if a is not None]
 
 
-def identical(model, tokenizer, fact: Fact, control: ck.Control, new: int, seed: int | None) -> bool:
-    """Whether the control gives the very tokens of ``model.generate`` on the contextual prompt."""
-    sampling = {} if seed is None else {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
-    seeded = {} if seed is None else {"seed": seed}
-    ours = ck.generate(
-        model,
-        tokenizer,
-        fact.question,
-        [fact.passage_false],
-        control=control,
-        max_new_tokens=new,
-        **sampling,
-        **seeded,
-    )
-    ids = torch.tensor([build_pair(tokenizer, fact.question, [fact.passage_false]).contextual], device=model.device)
-    if seed is not None:
-        torch.manual_seed(seed)
-    plain = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **({"do_sample": False} | sampling),
-        **({} if seed is None else {"top_k": 0}),
-    )  # fmt: skip
-    return list(ours.token_ids) == plain[0, ids.shape[1] :].tolist()
+def identical(
+    model: Any, tokenizer: Any, facts: Sequence[Fact], control: ck.Control, batch: int, new: int, sample: bool
+) -> int:
+    """Count the answers whose tokens are the very ones of ``model.generate`` on the same batch of prompts."""
+    how = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0} if sample else {"do_sample": False}
+    ends, pad = list(eos_ids(model, tokenizer)), tokenizer.pad_token_id
+    same = 0
+    for start in range(0, len(facts), batch):
+        rows = facts[start : start + batch]
+        torch.manual_seed(start)
+        ours = ck.generate(
+            model,
+            tokenizer,
+            [f.question for f in rows],
+            [[f.passage_false] for f in rows],
+            control=control,
+            max_new_tokens=new,
+            **how,
+        )
+        prompts = [list(build_pair(tokenizer, f.question, [f.passage_false]).contextual) for f in rows]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        torch.manual_seed(start)
+        plain = model.generate(
+            ids, attention_mask=mask, max_new_tokens=new, eos_token_id=ends, pad_token_id=pad, **how
+        )[:, width:].tolist()
+        same += sum(list(a.token_ids) == row[: len(a.token_ids)] for a, row in zip(ours, plain, strict=True))
+    return same
 
 
 def main() -> None:
@@ -129,8 +138,7 @@ def main() -> None:
     same = {}
     for label in ("off", "ck-plug a=0.5", "cad a=0.5"):
         control = dict(GRID)[label]
-        greedy = sum(identical(model, tokenizer, f, control, new, None) for f in known)
-        sampled = sum(identical(model, tokenizer, f, control, new, 11) for f in known)
+        greedy, sampled = (identical(model, tokenizer, known, control, args.batch, new, s) for s in (False, True))
         same[label] = (greedy, sampled)
         print(f"{label}: identical to model.generate: greedy {greedy}/{len(known)}, sampled {sampled}/{len(known)}")
     print(f"{time.perf_counter() - started:.0f} s")

@@ -109,7 +109,7 @@ def main() -> None:
             if batch * context <= 4096:
                 for run in runs.values():
                     run(Clock())  # warm-up
-            for _ in range(args.repeats if batch * context <= 8192 else 1):
+            for _ in range(args.repeats if batch * context <= 4096 else 1):
                 for name, run in runs.items():
                     figures[name].append(measure(run, batch))
             first = {name: median(f[0] for f in got) for name, got in figures.items()}

@@ -402,3 +402,24 @@ def test_an_off_row_beside_steered_rows_is_the_plain_model(llama):
     odd = [a.token_ids for a in plain][1::2]
     assert [a.token_ids for a in mixed][1::2] == odd
     assert any(t >= len(tokenizer) for ids in odd for t in ids), "the case must be able to fail"
+
+
+def test_the_loop_reads_one_flag_per_token_from_the_device(llama):
+    """No entropy, tau or token is read back while decoding: only the stop flag (which CUDA gets a step late)."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Reads.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for new in (6, 16):
+        Reads.count = 0
+        with Reads():
+            answer = ck.generate(*llama, *ASK, control=ck.Control("adacad"), max_new_tokens=new)
+        assert len(answer.tokens) == new
+        counts.append(Reads.count)
+    assert counts[1] - counts[0] == 10

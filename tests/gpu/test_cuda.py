@@ -1,0 +1,74 @@
+"""The device-generic paths on a CUDA GPU: parity, the late stop flag, errors, half precision. Skipped without one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import ckcontrol as ck
+from ckcontrol.checks import eos_ids
+from ckcontrol.errors import NonFiniteLogits
+from ckcontrol.tiny import FAMILIES, tiny_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
+PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
+STEER = ck.Control(alpha=0.2, gate=2.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_equals_reference_on_the_gpu(family):
+    model, tokenizer = tiny_model(family)
+    model.cuda()
+    stop = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=STEER, max_new_tokens=12)[0].token_ids[3]
+    answers = ck.generate(
+        model, tokenizer, QUESTIONS, PASSAGES, control=STEER, max_new_tokens=12, stop_token_ids=(stop,)
+    )
+    for i, answer in enumerate(answers):
+        pair = ck.build_pair(tokenizer, QUESTIONS[i], PASSAGES[i])
+        want = ck.reference_generate(
+            model,
+            pair.contextual,
+            pair.parametric,
+            STEER,
+            max_new_tokens=12,
+            eos={*eos_ids(model, tokenizer), stop},
+            vocab_size=len(tokenizer),
+        )
+        assert list(answer.token_ids) == want
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_off_is_generate(dtype):
+    model, tokenizer = tiny_model()
+    model.cuda().to(dtype)
+    ids = torch.tensor([ck.build_pair(tokenizer, QUESTIONS[2], PASSAGES[2]).contextual], device="cuda")
+    loop = ck.decoding_loop(ck.Control("off"), parametric_ids=ids, recorder=ck.Recorder())
+    more = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": True, "pad_token_id": 256}
+    torch.manual_seed(0)
+    plain = model.generate(ids, **more)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(ids, custom_generate=loop, **more), plain)
+
+
+def test_nan_is_reported_although_the_flag_is_late(monkeypatch):
+    model, tokenizer = tiny_model()
+    model.cuda()
+    real, calls = type(model).forward, {"n": 0}
+
+    def forward(self, *args, **kwargs):
+        out = real(self, *args, **kwargs)
+        calls["n"] += 1
+        if calls["n"] == 5:  # two prefills, then the third decode step
+            out.logits[0, -1, 5] = math.nan
+        return out
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.raises(NonFiniteLogits) as caught:
+        ck.generate(
+            model, tokenizer, QUESTIONS[0], PASSAGES[0], control=STEER, max_new_tokens=12, do_sample=True, seed=1
+        )
+    assert (caught.value.row, caught.value.step) == (0, 3)
