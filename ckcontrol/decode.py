@@ -60,8 +60,8 @@ class Draw:
 class _Poll:
     """Learns when to stop without stalling an accelerator: the flag is read one step late there, at once on CPU."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.late = device.type == "cuda"
+    def __init__(self, device: torch.device, streaming: bool) -> None:
+        self.late = device.type == "cuda" and not streaming  # a streamer waits for every token anyway
         self.flag: Tensor | None = None
         self.event: Any = None
 
@@ -163,7 +163,7 @@ def _decode(plan: Plan) -> Generated:
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     broken_at = torch.full((len(_STREAMS), rows), -1, dtype=torch.long, device=device)
     has_eos = any(hasattr(criterion, "eos_token_id") for criterion in plan.criteria)
-    poll = _Poll(device)
+    poll = _Poll(device, plan.streamer is not None)
     neutral = plan.policy.neutral
 
     with TwoStreams(
@@ -226,7 +226,9 @@ def _fuse_step(
         logits_par[rows, plan.vocab_size :] = -torch.inf
     signals = Signals(logits_ctx, logits_par, plan.candidates, plan.candidate_ratio)
     decision = plan.policy.decide(signals)
-    return signals, decision, logits_ctx if neutral else fuse_scores(plan.policy, signals, decision)
+    if neutral:
+        return signals, decision, logits_ctx.clone()  # a processor may write in place; the trace reads the original
+    return signals, decision, fuse_scores(plan.policy, signals, decision)
 
 
 def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:

@@ -116,7 +116,7 @@ def generate(
             text,
             given,
             template=template,
-            limit=None if limit is None else limit - chosen.max_new_tokens,
+            limit=None if limit is None else max(0, limit - chosen.max_new_tokens),
             max_new_tokens=chosen.max_new_tokens,
             truncate=truncate,
         )

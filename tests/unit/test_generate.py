@@ -11,16 +11,9 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.checks import check_tokenizer
 from ckcontrol.errors import (
-    ControlError,
     NonFiniteLogits,
-    PromptError,
-    PromptTooLong,
-    TokenizerMismatch,
-    UnsupportedMode,
 )
-from ckcontrol.tiny import tiny_model
 from ckcontrol.trace import read_jsonl, write_jsonl
 
 ASK = ("Who did it?", ["It was the postman."])
@@ -248,6 +241,32 @@ def test_a_processor_that_forbids_everything_is_reported(llama):
         )  # fmt: skip
 
 
+def test_a_processor_that_writes_in_place_does_not_touch_the_trace(llama):
+    model, tokenizer = llama
+    ids = torch.tensor([ck.build_pair(tokenizer, *ASK).contextual])
+
+    def spoil(input_ids, scores):
+        return scores.mul_(0.5)
+
+    for control in (ck.Control("off"), STEER):
+        seen = []
+        for processors in ([], [spoil]):
+            recorder = ck.Recorder()
+            loop = ck.decoding_loop(control, parametric_ids=ids[:, 4:], recorder=recorder)
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                custom_generate=loop,
+                max_new_tokens=1,
+                logits_processor=processors,
+                do_sample=False,
+                pad_token_id=256,
+            )
+            seen.append(recorder.traces(0, [""])[0])
+        assert seen[0].h_ctx == seen[1].h_ctx and seen[0].logp_ctx == seen[1].logp_ctx
+        assert seen[0].logp_final != seen[1].logp_final
+
+
 def test_padded_vocabulary_never_wins(llama):
     """The tiny model's 60 spare ids win often when nobody looks; steered, they never do."""
     model, tokenizer = llama
@@ -293,103 +312,6 @@ def test_native_loop_carries_its_own_streamer(llama):
         pad_token_id=256,
     )
     assert [t for part in streamer.got for t in part] == out[0].tolist() and streamer.ended == 1
-
-
-# --- bad input ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("question", "passages", "error"),
-    [
-        ("", ["p"], PromptError),
-        ("  \n", ["p"], PromptError),
-        (None, ["p"], (PromptError, TypeError)),
-        ("q", [""], PromptError),
-        ("q", "a string", PromptError),
-        ("q", [3], PromptError),
-        ([], [], PromptError),
-        (["q", "r"], [["p"]], PromptError),
-        (["q", "r"], ["p", "p"], PromptError),
-        (["q", ""], [["p"], ["p"]], PromptError),
-        ("q", ["x " * 11_000_000], PromptError),
-    ],
-)  # fmt: skip
-def test_bad_questions_and_passages(llama, question, passages, error):
-    with pytest.raises(error):
-        ck.generate(*llama, question, passages, max_new_tokens=2)
-
-
-def test_a_ten_megabyte_passage_is_refused_with_both_lengths(llama):
-    model, tokenizer = llama
-    with pytest.raises(PromptTooLong) as caught:
-        ck.generate(model, tokenizer, "Who?", ["ten megabytes " * 715_000], max_new_tokens=4)
-    assert caught.value.context_tokens > 1_000_000 and caught.value.parametric_tokens < 200
-
-
-@pytest.fixture
-def llama(llama):
-    return llama
-
-
-def test_controls_must_match_the_batch(llama):
-    with pytest.raises(ControlError, match="2 controls"):
-        ck.generate(*llama, ["a?"], [["b"]], control=[STEER, STEER], max_new_tokens=2)
-    with pytest.raises(ControlError, match="candidates"):
-        ck.generate(*llama, ["a?", "b?"], control=[STEER, ck.Control(candidates=3)], max_new_tokens=2)
-
-
-def test_foreign_tokenizers_are_refused(llama):
-    _, tokenizer = llama
-    narrow, _ = tiny_model()
-    narrow.resize_token_embeddings(100)
-    with pytest.raises(TokenizerMismatch, match="produces 100"):
-        ck.generate(narrow, tokenizer, *ASK)
-    stranger, _ = tiny_model()
-    stranger.generation_config.eos_token_id = [258, 65]
-    with pytest.raises(TokenizerMismatch, match="65"):
-        check_tokenizer(stranger, tokenizer)
-    stranger.generation_config.eos_token_id = 300
-    with pytest.raises(TokenizerMismatch, match="300"):
-        check_tokenizer(stranger, tokenizer)
-
-
-def test_encoder_decoders_are_refused():
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
-    with pytest.raises(UnsupportedMode, match="encoder-decoder"):
-        ck.generate(t5, None, *ASK)
-
-
-def test_a_model_outside_the_shared_families_falls_back_to_two_forwards():
-    """OPT is not in the table: two forwards, same result as the reference."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    from ckcontrol.cache import can_share_forward
-    from ckcontrol.tiny import tiny_tokenizer
-
-    torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=320, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, init_std=0.3,
-        max_position_embeddings=512, word_embed_proj_dim=32, pad_token_id=256, bos_token_id=257, eos_token_id=258,
-    )  # fmt: skip
-    model, tokenizer = OPTForCausalLM(config).eval(), tiny_tokenizer()
-    assert not can_share_forward(model)
-    pairs = [ck.build_pair(tokenizer, q, p) for q, p in (ASK, ("Where?", ["Here. " * 5]))]
-    answers = ck.generate(
-        model, tokenizer, [ASK[0], "Where?"], [ASK[1], ["Here. " * 5]], control=STEER, max_new_tokens=8
-    )
-    for pair, answer in zip(pairs, answers, strict=True):
-        want = ck.reference_generate(
-            model,
-            pair.contextual,
-            pair.parametric,
-            STEER,
-            max_new_tokens=8,
-            eos={258},
-            vocab_size=len(tokenizer),
-        )
-        assert list(answer.token_ids) == want
 
 
 def test_an_off_row_beside_steered_rows_is_the_plain_model(llama):

@@ -6,7 +6,6 @@ Everything is read with `ast` and run in subprocesses; no dependency beyond the 
 from __future__ import annotations
 
 import ast
-import fnmatch
 import importlib
 import inspect
 import re
@@ -14,7 +13,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +20,6 @@ from typing import NamedTuple
 import pytest
 
 import ckcontrol as ck
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # comes with pytest there
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = {"ckcontrol": ROOT / "ckcontrol", "ckcontrol.retrieval": ROOT / "retrieval", "ckcontrol.eval": ROOT / "eval"}
@@ -355,118 +348,3 @@ def test_all_lists_of_the_modules_are_true() -> None:
             module = importlib.import_module(name)
             for public in getattr(module, "__all__", ()):
                 assert hasattr(module, public), f"{name}.__all__ names {public}"
-
-
-# --- packaging ------------------------------------------------------------------------------------------------------
-
-
-@cache
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def test_the_package_list_is_the_tree() -> None:
-    on_disk = {
-        ".".join([prefix, *path.parent.relative_to(folder).parts])
-        for prefix, folder in TREES.items()
-        for path in folder.rglob("__init__.py")
-    }
-    listed = project()["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(on_disk) and len(listed) == len(set(listed))
-    mapped = project()["tool"]["setuptools"]["package-dir"]
-    assert {name: ROOT / folder for name, folder in mapped.items()} == TREES
-
-
-def test_every_data_file_is_packaged() -> None:
-    data = project()["tool"]["setuptools"]["package-data"]
-    packages = sorted(project()["tool"]["setuptools"]["packages"], key=len)
-    for prefix, folder in TREES.items():
-        for path in folder.rglob("*"):
-            if path.is_dir() or path.suffix == ".py" or "__pycache__" in path.parts:
-                continue
-            inside = path.relative_to(folder)
-            owner = max(
-                (p for p in packages if ".".join([prefix, *inside.parent.parts]).startswith(p)),
-                key=len,
-            )
-            depth = len(owner.split(".")) - len(prefix.split("."))
-            name = "/".join(inside.parts[depth:])
-            assert any(fnmatch.fnmatch(name, pattern) for pattern in data.get(owner, [])), path.relative_to(ROOT)
-
-
-def test_versions_agree() -> None:
-    version = project()["project"]["version"]
-    headings = re.findall(r"(?m)^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert ck.__version__ == version
-    assert headings[0] in (version, "Unreleased")
-    assert re.search(rf'(?m)^version: "?{re.escape(version)}"?$', citation)
-
-
-# --- behaviour that a flag could switch off -------------------------------------------------------------------------
-
-
-def test_bad_input_is_refused_without_asserts() -> None:
-    """`python -O` strips assert statements: refusals must not be made of them."""
-    done = python(
-        "import ckcontrol as ck\n"
-        "from ckcontrol.errors import ControlError, PromptError\n"
-        "from ckcontrol.tiny import tiny_tokenizer\n"
-        "for bad in (2, -0.1, float('nan'), True, '0.5'):\n"
-        "    try: ck.Control(alpha=bad)\n"
-        "    except ControlError: print('refused', bad)\n"
-        "try: ck.build_pair(tiny_tokenizer(), '', ['p'])\n"
-        "except PromptError: print('refused a question')\n"
-        "print(__debug__)",
-        "-O",
-    )
-    assert done.stdout.splitlines() == [
-        "refused 2",
-        "refused -0.1",
-        "refused nan",
-        "refused True",
-        "refused 0.5",
-        "refused a question",
-        "False",
-    ], done.stderr
-
-
-# --- documentation that must agree with the code --------------------------------------------------------------------
-
-
-def methods_page() -> str:
-    return (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-
-
-def test_the_methods_page_lists_every_policy_with_its_parameters_and_defaults() -> None:
-    from ckcontrol.policies import base
-
-    rows = {row.split("|")[1].strip(" `"): row for row in methods_page().splitlines() if row.startswith("| `")}
-    shipped = {name: policy for name, policy in base._REGISTRY.items() if policy.__module__.startswith("ckcontrol.")}
-    assert rows.keys() >= shipped.keys()
-    for name, policy in shipped.items():
-        given = set(re.findall(r"`(\w+ = [^`]+)`", rows[name].split("|")[3]))
-        actual = {f"{f.name} = {f.default!r}" for f in fields(policy) if f.default is not MISSING}
-        assert given == actual, name
-
-
-def test_the_contributors_page_lists_every_module() -> None:
-    page = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"(?m)^    (?:ckcontrol/)?(\w+)(?:\.py|/) {2,}\S", page)) | {"page_css", "__main__"}
-    assert listed >= {name for row in LEVELS for name in row} | BESIDE
-    for name in listed - {"tests", "examples", "__main__"}:
-        assert any((ROOT / stem).exists() for stem in (f"ckcontrol/{name}.py", f"ckcontrol/{name}", name)), name
-
-
-def test_the_methods_page_lists_what_is_refused() -> None:
-    from ckcontrol.checks import REFUSED
-
-    listed = re.findall(r"(?m)^\| ([^|`].*?) \| (.+) \|$", methods_page().split("<!-- refused -->")[1])
-    assert dict(listed[1:]) == {what: instead for what, (_, instead) in REFUSED.items()}
-
-
-def test_the_methods_page_lists_the_families_that_share_a_forward() -> None:
-    from ckcontrol.cache import SHARED_FORWARD
-
-    (line,) = [text for text in methods_page().splitlines() if text.startswith("Shared forward:")]
-    assert set(re.findall(r"`(\w+)`", line)) == SHARED_FORWARD
