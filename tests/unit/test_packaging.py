@@ -29,7 +29,8 @@ def test_the_package_list_is_the_tree() -> None:
     on_disk = {
         ".".join([prefix, *path.parent.relative_to(folder).parts])
         for prefix, folder in TREES.items()
-        for path in folder.rglob("__init__.py")
+        for path in folder.rglob("*")  # folders of data count too: setuptools calls them packages
+        if path.is_file() and "__pycache__" not in path.parts
     }
     listed = project()["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted(on_disk) and len(listed) == len(set(listed))
