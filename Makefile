@@ -19,7 +19,7 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	@# Type-check what users get: the built package, in which retrieval/ and eval/ are ckcontrol.retrieval and .eval.
-	@rm -rf build/typed && $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/typed .
+	@rm -rf build/typed && PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --strict --config-file ../../pyproject.toml -p ckcontrol
 
 bench: $(VENV)/.ready
@@ -37,7 +37,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade pip "setuptools>=77" wheel
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
 	@touch $@
 
 clean:
