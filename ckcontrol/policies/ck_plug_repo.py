@@ -19,10 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import check_number
-from ..errors import ControlError
 from ..gain import Signals
-from .base import TAU_MAX, Decision, Policy, ones, register, tau_from_alpha
+from .base import TAU_MAX, Decision, ones, register, tau_from_alpha
+from .ck_plug import CKPlug
 
 __all__ = ["CKPlugRepo"]
 
@@ -35,7 +34,7 @@ def _cut_entropy(logits: Tensor, head: Tensor) -> Tensor:
 
 @register
 @dataclass(frozen=True)
-class CKPlugRepo(Policy):
+class CKPlugRepo(CKPlug):
     """The released arithmetic. ``alpha = 0.5`` keeps plain RAG's greedy tokens but samples at temperature 2.
 
     Attributes:
@@ -45,21 +44,17 @@ class CKPlugRepo(Policy):
     """
 
     name: ClassVar[str] = "ck-plug-repo"
-    alpha: float | None = None
     gate: float = 2.0
-    adaptive: bool = False
-
-    def __post_init__(self) -> None:
-        check_number("gate", self.gate, 0.0, 1e6)
-        if not isinstance(self.adaptive, bool):
-            raise ControlError(f"adaptive={self.adaptive!r} is not True or False.")
-        if self.adaptive and self.alpha is not None:
-            raise ControlError(f"adaptive chooses alpha by itself; alpha={self.alpha!r} would be ignored.", "Drop one.")
 
     @property
-    def dial(self) -> float:
-        """alpha, 0.5 unless given."""
-        return 0.5 if self.alpha is None else self.alpha
+    def neutral(self) -> bool:
+        """Never: every step is cut to the head set."""
+        return False
+
+    @property
+    def amplifies(self) -> bool:
+        """Always prepared for: the head set is needed at every step."""
+        return True
 
     def decide(self, signals: Signals) -> Decision:
         """Cut, gate on the cut entropies, blend with the coupled temperature."""
