@@ -7,7 +7,7 @@ name only; knows nothing of tensors or transformers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,22 @@ class Control:
     @staticmethod
     def _rebuild(data: dict[str, Any]) -> Control:
         return Control(**data)
+
+
+def controls_for(control: Control | Sequence[Control] | None, rows: int) -> list[Control]:
+    """Return one control per row: one for all, or a list of them; None is ``Control()``.
+
+    Raises:
+        ControlError: The list has another length, or its controls differ in the head set they share.
+    """
+    if control is None or isinstance(control, Control):
+        return [control or Control()] * rows
+    controls = list(control)
+    if len(controls) != rows:
+        raise ControlError(f"{len(controls)} controls for {rows} rows.", "Pass one control, or one per question.")
+    if len({(c.candidates, c.candidate_ratio) for c in controls}) > 1:
+        raise ControlError("the controls of one batch differ in candidates or candidate_ratio.", "Make them equal.")
+    return controls
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from .streams import Stream, TwoStreams
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-__all__ = ["Draw", "Generated", "Plan", "decode", "fuse_scores"]
+__all__ = ["Draw", "Generated", "Plan", "decode", "fuse_scores", "mask_spare_ids"]
 
 _STREAMS = ("contextual", "parametric", "fused")
 
@@ -220,15 +220,21 @@ def _fuse_step(
     if logits_par is None:
         return None, None, logits_ctx
     neutral = plan.policy.neutral
-    if plan.vocab_size is not None and not neutral:
-        rows = plan.policy.steered_rows(logits_ctx)  # a neutral row is the model as it is, padded ids included
-        logits_ctx[rows, plan.vocab_size :] = -torch.inf
-        logits_par[rows, plan.vocab_size :] = -torch.inf
+    if not neutral:
+        mask_spare_ids(plan.policy, plan.vocab_size, logits_ctx, logits_par)
     signals = Signals(logits_ctx, logits_par, plan.candidates, plan.candidate_ratio)
     decision = plan.policy.decide(signals)
     if neutral:
         return signals, decision, logits_ctx.clone()  # a processor may write in place; the trace reads the original
     return signals, decision, fuse_scores(plan.policy, signals, decision)
+
+
+def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, logits_par: Tensor) -> None:
+    """Mask, in place, ids the tokenizer does not know in steered rows; a neutral row is the model as it is."""
+    if vocab_size is not None:
+        rows = policy.steered_rows(logits_ctx)
+        for logits in (logits_ctx, logits_par):
+            logits[rows, vocab_size:] = -torch.inf
 
 
 def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_mode, check_model, check_tokenizer, eos_ids, position_limit
-from .config import Control, GenerateOptions
+from .config import Control, GenerateOptions, controls_for
 from .decode import Draw, Generated, Plan, decode
 from .errors import ControlError, NonFiniteLogits, PromptError, PromptTooLong, UnsupportedMode
 from .policies import Off, per_row
@@ -106,7 +106,7 @@ def generate(
     chosen = GenerateOptions.from_kwargs(options)
     single = isinstance(question, str)
     questions, passage_lists = _batch(question, passages)
-    controls = _controls(control, len(questions))
+    controls = controls_for(control, len(questions))
     check_model(model)
     vocab_size = check_tokenizer(model, tokenizer)
     limit = position_limit(model)
@@ -227,7 +227,7 @@ def decoding_loop(
         _check_inputs(model_kwargs)
         rows = input_ids.shape[0]
         ids, mask = _repeat(parametric_ids.to(input_ids.device), parametric_mask, rows, generation_config)
-        controls = _controls(control, rows)
+        controls = controls_for(control, rows)
         policy = per_row([c.policy() for c in controls])
         longest = stopping_criteria.max_length or generation_config.max_length
         budget = int(longest) - input_ids.shape[1]
@@ -316,17 +316,6 @@ def _batch(
         if isinstance(given, str) or not isinstance(given, Sequence):
             raise PromptError(f"passages[{i}] is {type(given).__name__}, not a list of strings.", "Wrap it in a list.")
     return questions, lists
-
-
-def _controls(control: Control | Sequence[Control] | None, rows: int) -> list[Control]:
-    if control is None or isinstance(control, Control):
-        return [control or Control()] * rows
-    controls = list(control)
-    if len(controls) != rows:
-        raise ControlError(f"{len(controls)} controls for {rows} rows.", "Pass one control, or one per question.")
-    if len({(c.candidates, c.candidate_ratio) for c in controls}) > 1:
-        raise ControlError("the controls of one batch differ in candidates or candidate_ratio.", "Make them equal.")
-    return controls
 
 
 def _share(model: PreTrainedModel) -> bool:

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from .checks import check_model
-from .config import Control
-from .decode import fuse_scores
+from .config import Control, controls_for
+from .decode import fuse_scores, mask_spare_ids
 from .dist import nonfinite_rows
 from .errors import NonFiniteLogits, UnsupportedMode
 from .gain import Signals
@@ -65,8 +65,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self.model = model
         self.parametric_ids = parametric_ids
         self.parametric_mask = parametric_mask
-        rows = parametric_ids.shape[0]
-        controls = [control or Control()] * rows if control is None or isinstance(control, Control) else list(control)
+        controls = controls_for(control, parametric_ids.shape[0])
         self.policy = per_row([c.policy() for c in controls])
         self._head = (controls[0].candidates, controls[0].candidate_ratio)
         self.vocab_size = vocab_size
@@ -91,10 +90,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         logits_par = self._advance(input_ids)
         step = input_ids.shape[1] - self._prompt_length
         ctx = scores.to(torch.float32, copy=True)
-        if self.vocab_size is not None:
-            rows = self.policy.steered_rows(ctx)
-            ctx[rows, self.vocab_size :] = -torch.inf
-            logits_par[rows, self.vocab_size :] = -torch.inf
+        mask_spare_ids(self.policy, self.vocab_size, ctx, logits_par)
         for name, logits in (("contextual", ctx), ("parametric", logits_par)):
             bad = nonfinite_rows(logits)
             if bad.any():

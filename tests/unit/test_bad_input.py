@@ -54,6 +54,12 @@ def test_controls_must_match_the_batch(llama):
         ck.generate(*llama, ["a?", "b?"], control=[STEER, ck.Control(candidates=3)], max_new_tokens=2)
 
 
+def test_the_processor_checks_its_controls_as_generate_does(llama):
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ControlError, match="2 controls"):
+        ck.CKLogitsProcessor(llama[0], ids, control=[STEER, STEER])
+
+
 def test_foreign_tokenizers_are_refused(llama):
     _, tokenizer = llama
     narrow, _ = tiny_model()
