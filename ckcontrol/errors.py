@@ -9,7 +9,9 @@
     ├── NonFiniteLogits                 NaN or +inf came out of the model; names row, step and stream
     ├── ModelUnavailable                a model name that could not be resolved or obtained
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
-    └── RetrievalError                  an index or embedder that cannot answer
+    └── RetrievalError                  an index, embedder or retriever that cannot answer
+        ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
+        └── IndexLocked                 another process is writing the index
 
 Knows nothing of models or tensors. Every message names the offending value; `hint` names the remedy.
 """
@@ -23,6 +25,8 @@ from typing import Any
 __all__ = [
     "CKError",
     "ControlError",
+    "IndexLocked",
+    "IndexMismatch",
     "MissingExtra",
     "ModelUnavailable",
     "NonFiniteLogits",
@@ -122,7 +126,23 @@ class MissingExtra(CKError, ImportError):
 
 
 class RetrievalError(CKError):
-    """An index or embedder that cannot answer."""
+    """An index, embedder or retriever that cannot answer."""
+
+
+class IndexMismatch(RetrievalError):
+    """An index is damaged, foreign, or belongs to another embedder.
+
+    Attributes:
+        field: What disagrees, as the manifest calls it: ``"dim"``, ``"embedder"``, a file name.
+    """
+
+    def __init__(self, field: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.field = field
+
+
+class IndexLocked(RetrievalError):
+    """Another process is writing the index."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
