@@ -11,6 +11,6 @@ if __name__ != "ckcontrol.retrieval":
 
 from .embed import Embedder, TextEncoder
 from .index import Index
-from .types import Hit, Passage
+from .types import Document, Hit, Passage, Skipped
 
-__all__ = ["Embedder", "Hit", "Index", "Passage", "TextEncoder"]
+__all__ = ["Document", "Embedder", "Hit", "Index", "Passage", "Skipped", "TextEncoder"]

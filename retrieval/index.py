@@ -1,116 +1,387 @@
-"""Exact nearest passages by cosine, in memory. Knows vectors and FAISS; knows nothing of files or models.
+"""The index: build, open, add, remove, search. The one class that users of retrieval meet.
 
-Scores carry six decimals, because the last bits of a vector depend on the texts embedded beside it; passages
-that agree to six decimals are a tie, and ties keep the order of the corpus.
+Knows when to lock, write and swap; how each is done is in the modules it calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, overload
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
-from ckcontrol.errors import MissingExtra, RetrievalError
+from ckcontrol.errors import IndexMismatch, RetrievalError, did_you_mean
 
-from .embed import TextEncoder
-from .types import Hit, Passage
+from . import generations
+from .manifest import Settings
+from .types import Document, Hit, Passage
+from .where import parse_where
+
+if TYPE_CHECKING:
+    from .embed import TextEncoder
+    from .rerank import TextScorer
+    from .verify import Finding
+    from .writer import Change, OnProgress, OnSkip
 
 __all__ = ["Index"]
 
-DECIMALS = 6
+RERANK_DEPTH = 5  # candidates a re-ranker reads, times k
 
 
 class Index:
-    """Passages and their vectors. Made by `Index.build`; not changed afterwards.
+    """Passages that can be found by meaning, by words, or both. Made by `Index.build` or `Index.open`.
+
+    Searching is safe from many threads, also while this or another process adds: a search sees one generation, whole.
 
     Attributes:
-        passages: What can be found, in corpus order; of passages with the same text, the first.
-        embedder: What queries are embedded with.
+        path: The folder.
+        change: What the last write through this object did; None before one.
     """
 
-    def __init__(self, passages: Sequence[Passage], embedder: TextEncoder, vectors: Any) -> None:
-        self.passages = tuple(passages)
-        self.embedder = embedder
-        self._flat = vectors
+    def __init__(self, path: Path, embedder: TextEncoder | None) -> None:
+        from .snapshot import Snapshot
 
-    def __len__(self) -> int:
-        return len(self.passages)
+        self.path = path
+        self.change: Change | None = None
+        self._embedder = embedder
+        self._temporary: weakref.finalize[Any, Any] | None = None  # deletes the folder together with this object
+        self._snapshot = Snapshot(path)
+        if embedder is not None:
+            from .identity import check_identity
+
+            try:
+                check_identity(embedder, self._snapshot.manifest.embedder)
+            except RetrievalError:
+                self._snapshot.close()
+                raise
+
+    # --- making -----------------------------------------------------------------------------------
 
     @classmethod
-    def build(cls, passages: Iterable[Passage], embedder: TextEncoder, *, progress: bool = False) -> Index:
-        """Embed passages and index them.
+    def build(
+        cls,
+        items: Iterable[Passage | Document],
+        embedder: TextEncoder,
+        path: str | Path | None = None,
+        *,
+        kind: str = "auto",
+        metric: str = "cosine",
+        dtype: str = "float32",
+        chunk_size: int | None = None,
+        overlap: int = 32,
+        overwrite: bool = False,
+        on_skip: OnSkip | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Index:
+        """Embed and index a corpus. Interrupted, the same call goes on from the embeddings that were made.
 
         Args:
-            passages: The corpus. Passages with exactly the same text are folded into the first of them.
+            items: `Passage`s are taken as they are; `Document`s are cut into passages. Equal texts share a vector.
             embedder: An `Embedder`, or anything with its `dim` and `encode`.
-            progress: Show a progress bar.
+            path: The index's folder; None: a temporary one that goes with the object.
+            kind: "flat" (exact), "hnsw", "ivf", "ivfpq", or "auto": chosen by size, see `info()["kind"]`.
+            metric: "cosine", or "ip": inner products of the embedder's vectors as they come.
+            dtype: Of the stored vectors: "float32", or "float16" (half the size; scores differ by about 1e-4).
+            chunk_size: Most tokens a passage of a document has; None: what the embedder's window holds.
+            overlap: Tokens that neighbouring passages share at most.
+            overwrite: Replace an index that is there.
+            on_skip: Told of every item that is left out (blank, or its id occurred already); None: raise instead.
+            on_progress: Called with (stage, done, total); total 0: length unknown.
 
         Raises:
-            RetrievalError: The corpus is empty, an id occurs twice, or a text is blank.
-            MissingExtra: faiss is not installed.
+            RetrievalError: There is an index already, a bad option, an item left out, or nothing to index.
+            IndexLocked: Another process is writing there.
+            MissingExtra: A package of the `retrieval` extra is missing.
         """
-        faiss = _faiss()
-        kept: dict[str, Passage] = {}
-        ids: set[str] = set()
-        for passage in passages:
-            if passage.id in ids:
-                raise RetrievalError(f"passage id {passage.id!r} occurs twice.", "Give every passage its own id.")
-            if not passage.text.strip():
-                raise RetrievalError(f"passage {passage.id!r} has no text.", "Leave blank passages out.")
-            ids.add(passage.id)
-            kept.setdefault(passage.text, passage)
-        if not kept:
-            raise RetrievalError("the corpus is empty.", "Give at least one passage.")
-        flat = faiss.IndexFlatIP(embedder.dim)
-        flat.add(embedder.encode(list(kept), progress=progress))
-        return cls(list(kept.values()), embedder, flat)
+        from .vectors import DTYPES, METRICS, choose, faiss_module
+        from .writer import Writer
+
+        faiss_module()
+        choose(kind, 0)
+        for name, value, known in (("metric", metric, METRICS), ("dtype", dtype, DTYPES)):
+            if value not in known:
+                raise RetrievalError(f"{name}={value!r} is unknown.", did_you_mean(str(value), known))
+        settings = Settings(metric, dtype, kind, chunk_size, overlap)
+        root = Path(path if path is not None else tempfile.mkdtemp(prefix="ckcontrol-index-"))
+        if root.exists() and not root.is_dir():
+            raise RetrievalError(f"{str(root)!r} is a file.", "Give a folder.")
+        foreign = _foreign(root)
+        if foreign:
+            raise RetrievalError(f"{str(root)!r} holds {foreign!r}, which is no index's.", "Give an empty folder.")
+        try:
+            with generations.write_lock(root):
+                number = _next_number(root, overwrite)
+                writer = Writer(root, None, settings, embedder, on_skip, on_progress, number)
+                change = _finish(writer, lambda: writer.add(items), empty=True)
+                generations.clean(root)
+            index = cls(root, embedder)
+        except BaseException:
+            if path is None:
+                shutil.rmtree(root, ignore_errors=True)
+            raise
+        if path is None:
+            index._temporary = weakref.finalize(index, shutil.rmtree, root, ignore_errors=True)
+        index.change = change
+        return index
+
+    @classmethod
+    def open(cls, path: str | Path, embedder: TextEncoder | None = None) -> Index:
+        """Open an index. Every file is compared with its sha256 before it is read.
+
+        Args:
+            path: The index's folder.
+            embedder: What made it. None: loaded by the name in the manifest when first needed.
+
+        Raises:
+            RetrievalError: There is no index.
+            IndexMismatch: A file is damaged or foreign, or `embedder` did not make the index; `field` says what.
+        """
+        return cls(Path(path), embedder)
+
+    @staticmethod
+    def verify(path: str | Path) -> list[Finding]:
+        """Check an index inside and out; see `verify.verify`."""
+        from .verify import verify
+
+        return verify(Path(path))
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    def add(
+        self,
+        items: Iterable[Passage | Document],
+        *,
+        on_skip: OnSkip | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Change:
+        """Add to the index. What is stored unchanged costs nothing; what changed replaces its old passages.
+
+        The index is the old one until everything is in it, then the new one. Interrupted, it stays the old one, and
+        the embeddings made are used by the next write.
+
+        Raises:
+            RetrievalError, IndexLocked: As for `build`.
+        """
+        from .writer import Writer
+
+        with generations.write_lock(self.path):
+            base = generations.open_current(self.path)
+            writer = Writer(self.path, base, base.manifest.settings, self.embedder, on_skip, on_progress)
+            self.change = _finish(writer, lambda: writer.add(items))
+            base.close()
+            self._swap()
+            generations.clean(self.path)
+        return self.change
+
+    def remove(
+        self,
+        *,
+        documents: Sequence[str] = (),
+        passages: Sequence[str] = (),
+        where: Mapping[str, Any] | None = None,
+    ) -> Change:
+        """Remove documents and passages by id, and passages by metadata.
+
+        Raises:
+            RetrievalError: A name that is not in the index (nothing is removed then), or nothing was named.
+            IndexLocked: Another process is writing.
+        """
+        from .writer import Writer
+
+        conditions = parse_where(where)
+        if isinstance(documents, str) or isinstance(passages, str):
+            raise RetrievalError("a single text was given.", "Give a list of ids.")
+        if not (documents or passages or conditions):
+            raise RetrievalError("nothing to remove was named.", "Give documents=, passages= or where=.")
+        with generations.write_lock(self.path):
+            base = generations.open_current(self.path)
+            writer = Writer(self.path, base, base.manifest.settings)
+            self.change = _finish(writer, lambda: writer.remove(documents, passages, conditions))
+            base.close()
+            self._swap()
+            generations.clean(self.path)
+        return self.change
+
+    def refresh(self) -> bool:
+        """Look whether another process has written; if so, search what it wrote from now on.
+
+        Raises:
+            IndexMismatch: What it wrote is damaged; this object goes on with what it has.
+        """
+        found = generations.pointer(self.path)
+        if found is None or found[0] == self._snapshot.manifest.generation:
+            return False
+        self._swap()
+        return True
+
+    def _swap(self) -> None:
+        from .snapshot import Snapshot
+
+        self._snapshot = Snapshot(self.path)  # the old one closes when its last search ends
+
+    # --- asking -----------------------------------------------------------------------------------
 
     @overload
-    def search(self, queries: str, k: int = 5) -> list[Hit]: ...
+    def search(
+        self,
+        queries: str,
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        reranker: TextScorer | None = None,
+        effort: int | None = None,
+    ) -> list[Hit]: ...
 
     @overload
-    def search(self, queries: list[str] | tuple[str, ...], k: int = 5) -> list[list[Hit]]: ...
+    def search(
+        self,
+        queries: list[str] | tuple[str, ...],
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        reranker: TextScorer | None = None,
+        effort: int | None = None,
+    ) -> list[list[Hit]]: ...
 
-    def search(self, queries: str | list[str] | tuple[str, ...], k: int = 5) -> list[Hit] | list[list[Hit]]:
-        """Return the `k` nearest passages, best first; all of them when the index holds fewer.
+    def search(
+        self,
+        queries: str | list[str] | tuple[str, ...],
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        reranker: TextScorer | None = None,
+        effort: int | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Return the `k` best passages, best first; all of them when there are fewer.
 
         Args:
             queries: One question (a list of hits comes back) or several (a list of lists, in order).
             k: How many passages a question gets.
+            where: What their metadata must be, e.g. ``{"year": {"$gte": 2000}, "lang": ["en", "de"]}``.
+            mode: "dense": by meaning; "bm25": by words; "hybrid": both, fused by reciprocal rank.
+            reranker: Reads the first 5 k candidates with the question and orders them anew.
+            effort: How far an approximate index looks (ef_search of HNSW, nprobe of an IVF); None: a good default.
 
         Raises:
-            RetrievalError: A question is blank, or `k` is not a positive whole number.
+            RetrievalError: A blank question, or an option out of range.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise RetrievalError(f"k={k!r} is not a positive whole number.", "Ask for at least one passage.")
+        from .snapshot import MODES
+
+        _check_count("k", k)
+        if effort is not None:
+            _check_count("effort", effort)
+        if mode not in MODES:
+            raise RetrievalError(f"mode={mode!r} is no way to search.", did_you_mean(str(mode), MODES))
+        conditions = parse_where(where)
         several = [queries] if isinstance(queries, str) else list(queries)
         for number, query in enumerate(several):
             if not isinstance(query, str) or not query.strip():
                 raise RetrievalError(f"query {number} is {query!r}, which asks nothing.", "Give it some text.")
         if not several:
             return []
-        vectors = self.embedder.encode(several, query=True)
-        hits = [self._nearest(vectors[row : row + 1], k) for row in range(len(several))]
+        snapshot = self._snapshot
+        vectors = None if mode == "bm25" else self.embedder.encode(several, query=True)
+        wanted = k if reranker is None else k * RERANK_DEPTH
+        hits = snapshot.search(several, vectors, wanted, conditions, mode, effort)
+        if reranker is not None:
+            from .rerank import rerank
+
+            hits = [rerank(query, found, reranker, k) for query, found in zip(several, hits, strict=True)]
         return hits[0] if isinstance(queries, str) else hits
 
-    def _nearest(self, vector: Any, k: int) -> list[Hit]:
-        """Search one row ([1, dim]); widen until no tie crosses the end, then order by score and place."""
-        count = min(k, len(self))
-        width = count
-        while True:
-            width = min(width + 8, len(self))
-            scores, places = self._flat.search(vector, width)
-            found = [(round(float(s), DECIMALS), int(p)) for s, p in zip(scores[0], places[0], strict=True)]
-            if width == len(self) or found[-1][0] < found[count - 1][0]:
-                break
-            width *= 2
-        found.sort(key=lambda pair: (-pair[0], pair[1]))
-        best = found[:count]
-        return [Hit(self.passages[place], score, rank) for rank, (score, place) in enumerate(best, 1)]
+    @property
+    def embedder(self) -> TextEncoder:
+        """What queries are embedded with; loaded by name when the index was opened without one.
+
+        Raises:
+            IndexMismatch: The model of that name is not the one that made the index.
+        """
+        if self._embedder is None:
+            from .embed import Embedder
+            from .identity import check_identity
+
+            saved = self._snapshot.manifest.embedder
+            embedder = Embedder(saved["name"], revision=saved["revision"] or None)
+            check_identity(embedder, saved)
+            self._embedder = embedder
+        return self._embedder
+
+    def __len__(self) -> int:
+        """Count what can be found: passages with equal texts count once."""
+        return self._snapshot.manifest.texts
+
+    def passages(self) -> Iterator[Passage]:
+        """Yield all passages in corpus order, those with equal texts each."""
+        return self._snapshot.texts.every()
+
+    def info(self) -> dict[str, Any]:
+        """Return what the manifest says, without the fingerprint; JSON-ready."""
+        data = asdict(self._snapshot.manifest)
+        data["embedder"].pop("fingerprint")
+        data["dead"] = data["rows"] - data["texts"]
+        data["bytes"] = sum(entry["bytes"] for entry in data["files"].values())
+        return {"path": str(self.path), **data}
+
+    def close(self) -> None:
+        """Let go of the files, and delete a temporary index."""
+        self._snapshot.close()
+        if self._temporary is not None:
+            self._temporary()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
-def _faiss() -> Any:
+def _finish(writer: Any, work: Any, empty: bool = False) -> Change:
+    """Do the work and publish it if it changed anything; on any failure leave the index as it was."""
     try:
-        import faiss
-    except ImportError as error:
-        raise MissingExtra("faiss-cpu", "retrieval") from error
-    return faiss
+        work()
+        change: Change = writer.change
+        if empty and not change.any:
+            raise RetrievalError("the corpus is empty.", "Give at least one passage.")
+        if change.any:
+            writer.publish()
+    except BaseException:
+        writer.abandon()
+        raise
+    if not change.any:
+        writer.abandon()
+    return change
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RetrievalError(f"{name}={value!r} is not a positive whole number.", "Ask for at least one passage.")
+
+
+def _foreign(root: Path) -> str:
+    """Return the name of something in the folder that no index puts there; empty if there is none."""
+    if not root.exists():
+        return ""
+    ours = {generations.CURRENT, generations.CURRENT + ".new", generations.UNFINISHED, "lock"}
+    return next((p.name for p in sorted(root.iterdir()) if p.name not in ours and not p.name.isdigit()), "")
+
+
+def _next_number(root: Path, overwrite: bool) -> int:
+    """Return the number of the generation to build; the old one stays until the new one is published."""
+    try:
+        found = generations.pointer(root)
+    except IndexMismatch:
+        if not overwrite:
+            raise
+        found = None
+    if overwrite:
+        (root / generations.UNFINISHED).unlink(missing_ok=True)
+    elif found is not None:
+        raise RetrievalError(f"there is an index at {str(root)!r}.", "Add to it, or pass overwrite=True.")
+    numbers = [int(folder.name) for folder in root.iterdir() if folder.name.isdigit()] if overwrite else []
+    return max(numbers, default=0) + 1

@@ -1,4 +1,4 @@
-"""The two records of retrieval. Plain values: no vectors, no index."""
+"""The records of retrieval. Plain values: no vectors, no files, no index."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Hit", "Passage"]
+__all__ = ["Document", "Hit", "Passage", "Skipped"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text as it was found, of any length; a `Chunker` cuts it into passages.
+
+    Attributes:
+        id: Unique in its index: a path, or what a record calls itself. Adding it again replaces it.
+        text: The whole text.
+        source: Where it comes from, for people: a title, a path, a URL.
+        metadata: Names to numbers, texts, booleans or None; `where` filters on them. Every passage inherits them.
+    """
+
+    id: str
+    text: str
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -17,7 +34,8 @@ class Passage:
         id: Unique in its index.
         text: What is embedded, and what a prompt quotes.
         source: Where it comes from, for people: a title, a path, a URL.
-        metadata: Anything else; carried along, never read.
+        metadata: Anything else; carried along, filtered on by `where`. A passage cut from a document holds
+            ``document`` (its id) and ``start`` and ``end``, character offsets into the document's text.
     """
 
     id: str
@@ -32,10 +50,23 @@ class Hit:
 
     Attributes:
         passage: What was found.
-        score: Cosine of query and passage, -1 to 1.
+        score: What it was ranked by: cosine or inner product, BM25, fused reciprocal ranks, or a re-ranker's score.
         rank: Place in the result, from 1.
     """
 
     passage: Passage
     score: float
     rank: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that was left out, and why. Nothing is left out without one of these.
+
+    Attributes:
+        name: The file, with the record where a file has several: ``notes.jsonl line 7``.
+        reason: One sentence.
+    """
+
+    name: str
+    reason: str

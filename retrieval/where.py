@@ -1,0 +1,108 @@
+"""Filters on metadata: a mapping in, checked conditions out, and their SQL.
+
+Knows names, operators and values; knows nothing of vectors. Values never enter the SQL text: they are bound.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ckcontrol.errors import RetrievalError, did_you_mean
+
+__all__ = ["COLUMNS", "Condition", "parse_where", "to_sql"]
+
+OPERATORS = {"$eq": "=", "$ne": "<>", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<=", "$in": "IN", "$nin": "NOT IN"}
+COLUMNS = ("id", "source", "document")  # of the passage itself; every other name is a metadata key
+
+
+class Condition(NamedTuple):
+    """One test a passage must pass.
+
+    Attributes:
+        name: A metadata key, or "id", "source" or "document".
+        op: "eq", "ne", "gt", "gte", "lt", "lte", "in" or "nin".
+        value: A text, number or boolean; for "in" and "nin" a tuple of them.
+    """
+
+    name: str
+    op: str
+    value: Any
+
+
+def parse_where(where: Mapping[str, Any] | None) -> tuple[Condition, ...]:
+    """Check a filter such as ``{"year": {"$gte": 2000}, "lang": ["en", "de"]}``; all of it must hold.
+
+    A bare value means ``$eq``, a bare list ``$in``. A passage without the key passes no condition on it.
+
+    Raises:
+        RetrievalError: Not a mapping, an unknown operator, or a value that is no text, finite number or boolean.
+    """
+    if where is None:
+        return ()
+    if not isinstance(where, Mapping):
+        raise RetrievalError(f"where={where!r} is not a mapping.", "For example: where={'year': {'$gte': 2000}}")
+    found: list[Condition] = []
+    for name, wanted in where.items():
+        if not isinstance(name, str) or not name:
+            raise RetrievalError(f"where: {name!r} is not a metadata name.", "Names are texts.")
+        if isinstance(wanted, Mapping):
+            if not wanted:
+                raise RetrievalError(f"where: {name!r} has no condition.", did_you_mean("", OPERATORS))
+            found += [_condition(name, op, value) for op, value in wanted.items()]
+        else:
+            found.append(_condition(name, "$in" if isinstance(wanted, (list, tuple, set)) else "$eq", wanted))
+    return tuple(found)
+
+
+def _condition(name: str, op: Any, value: Any) -> Condition:
+    if op not in OPERATORS:
+        raise RetrievalError(f"where: {name!r} has the operator {op!r}.", did_you_mean(str(op), OPERATORS))
+    if op in ("$in", "$nin"):
+        if not isinstance(value, (list, tuple, set)) or not value:
+            raise RetrievalError(f"where: {name!r} {op} {value!r} needs a list.", "For example: {'$in': ['a', 'b']}")
+        return Condition(name, op[1:], tuple(_scalar(name, item) for item in value))
+    return Condition(name, op[1:], _scalar(name, value))
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if isinstance(value, (bool, str)) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise RetrievalError(f"where: {name!r} is compared with {value!r}.", "Compare with a text, a number or a boolean.")
+
+
+def to_sql(conditions: tuple[Condition, ...], alias: str = "p") -> tuple[str, list[Any]]:
+    """Return a WHERE clause over the table of passages, without the word WHERE, and what to bind to it."""
+    clauses, bound = [], []
+    for name, op, value in conditions:
+        if name in COLUMNS:
+            left, typed, parts = f"{alias}.{name}", "text", []
+        else:  # JSON keeps types apart: true is not 1, "1" is not 1
+            path = "$." + json.dumps(name, ensure_ascii=False)
+            left, typed, parts = f"json_extract({alias}.metadata, ?)", f"json_type({alias}.metadata, ?)", [path]
+        values = value if op in ("in", "nin") else (value,)
+        kinds = {_kind(item) for item in values}
+        clause = ""
+        if name not in COLUMNS:
+            names = sorted({kind for group in kinds for kind in group})
+            if op in ("ne", "nin"):  # another type is another value
+                clauses.append(f"{typed} IS NOT NULL AND {typed} <> 'null'")
+                bound += parts * 2
+            else:
+                clauses.append(f"{typed} IN ({', '.join(repr(kind) for kind in names)})")
+                bound += parts
+        marks = ", ".join("?" * len(values))
+        clause = f"{left} {OPERATORS['$' + op]} " + (f"({marks})" if op in ("in", "nin") else marks)
+        clauses.append(clause)
+        bound += parts + [int(item) if isinstance(item, bool) else item for item in values]
+    return " AND ".join(f"({clause})" for clause in clauses) or "1", bound
+
+
+def _kind(value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return ("true", "false")
+    return ("text",) if isinstance(value, str) else ("integer", "real")
