@@ -16,7 +16,7 @@ from ckcontrol.errors import RetrievalError
 
 from .texts import NAME, SCHEMA, Row, check_metadata, digest_text
 from .types import Passage
-from .where import Condition, to_sql
+from .where import Condition, is_text, to_sql
 
 __all__ = ["Entry", "TextWriter"]
 
@@ -117,12 +117,12 @@ class TextWriter:
         self._db.execute("BEGIN")
         before = self._one("SELECT count(*) FROM passages")
         orphans: set[int] = set()
-        for name in documents:
-            if self.known(name) is None:
+        for name in dict.fromkeys(documents):
+            if not is_text(name) or self.known(name) is None:
                 raise RetrievalError(f"there is no document {name!r}.", "Names are paths as they were given, or ids.")
             orphans |= self._drop("document = ?", (name,))
-        for name in passages:
-            gone = self._drop("id = ?", (name,))
+        for name in dict.fromkeys(passages):
+            gone = self._drop("id = ?", (name,)) if is_text(name) else set()
             if not gone:
                 raise RetrievalError(f"there is no passage {name!r}.", "Search with --json shows the ids.")
             orphans |= gone

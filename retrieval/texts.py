@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from ckcontrol.errors import RetrievalError
 
-from .types import Passage
+from .types import Document, Passage
 from .where import Condition, to_sql
 
 if TYPE_CHECKING:
@@ -158,14 +158,19 @@ def _rarest(link: sqlite3.Connection, words: Iterable[str]) -> list[str]:
     return kept
 
 
-def check_metadata(passage: Passage) -> str:
+def check_metadata(passage: Passage | Document) -> str:
     """Return the metadata as JSON.
 
     Raises:
         RetrievalError: It is not a mapping of texts to what JSON can hold.
     """
     try:
-        return json.dumps(dict(passage.metadata), ensure_ascii=False, allow_nan=False)
+        data = dict(passage.metadata)
+        if not all(isinstance(name, str) for name in data):
+            raise TypeError("a name is no text")
+        content = json.dumps(data, ensure_ascii=False, allow_nan=False)
+        content.encode()  # half a surrogate pair is no character
+        return content
     except (TypeError, ValueError, RecursionError) as error:
         raise RetrievalError(
             f"the metadata of passage {passage.id!r} cannot be kept: {error}.",

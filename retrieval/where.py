@@ -46,7 +46,7 @@ def parse_where(where: Mapping[str, Any] | None) -> tuple[Condition, ...]:
         raise RetrievalError(f"where={where!r} is not a mapping.", "For example: where={'year': {'$gte': 2000}}")
     found: list[Condition] = []
     for name, wanted in where.items():
-        if not isinstance(name, str) or not name:
+        if not name or not is_text(name):
             raise RetrievalError(f"where: {name!r} is not a metadata name.", "Names are texts.")
         if isinstance(wanted, Mapping):
             if not wanted:
@@ -57,8 +57,16 @@ def parse_where(where: Mapping[str, Any] | None) -> tuple[Condition, ...]:
     return tuple(found)
 
 
+def is_text(value: object) -> bool:
+    """Return whether a value is a text that can be stored: half a surrogate pair is no character."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def _condition(name: str, op: Any, value: Any) -> Condition:
-    if op not in OPERATORS:
+    if not isinstance(op, str) or op not in OPERATORS:
         raise RetrievalError(f"where: {name!r} has the operator {op!r}.", did_you_mean(str(op), OPERATORS))
     if op in ("$in", "$nin"):
         if not isinstance(value, (list, tuple, set)) or not value:
@@ -68,7 +76,7 @@ def _condition(name: str, op: Any, value: Any) -> Condition:
 
 
 def _scalar(name: str, value: Any) -> Any:
-    if isinstance(value, (bool, str)) or (isinstance(value, int) and abs(value) < 2**63):
+    if is_text(value) or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
@@ -80,29 +88,32 @@ def to_sql(conditions: tuple[Condition, ...], alias: str = "p") -> tuple[str, li
     clauses, bound = [], []
     for name, op, value in conditions:
         if name in COLUMNS:
-            left, typed, parts = f"{alias}.{name}", "text", []
-        else:  # JSON keeps types apart: true is not 1, "1" is not 1
-            path = "$." + json.dumps(name, ensure_ascii=False)
-            left, typed, parts = f"json_extract({alias}.metadata, ?)", f"json_type({alias}.metadata, ?)", [path]
-        values = value if op in ("in", "nin") else (value,)
-        kinds = {_kind(item) for item in values}
-        clause = ""
-        if name not in COLUMNS:
-            names = sorted({kind for group in kinds for kind in group})
-            if op in ("ne", "nin"):  # another type is another value
-                clauses.append(f"{typed} IS NOT NULL AND {typed} <> 'null'")
-                bound += parts * 2
-            else:
-                clauses.append(f"{typed} IN ({', '.join(repr(kind) for kind in names)})")
-                bound += parts
-        marks = ", ".join("?" * len(values))
-        clause = f"{left} {OPERATORS['$' + op]} " + (f"({marks})" if op in ("in", "nin") else marks)
-        clauses.append(clause)
-        bound += parts + [int(item) if isinstance(item, bool) else item for item in values]
-    return " AND ".join(f"({clause})" for clause in clauses) or "1", bound
+            test, values = _test(op, value, f"{alias}.{name}", "'text'")
+            clauses.append(test)
+        else:  # json_each and not a JSON path: in a path no version of SQLite can quote every name
+            test, values = _test(op, value, "m.value", "m.type")
+            clauses.append(f"EXISTS (SELECT 1 FROM json_each({alias}.metadata) m WHERE m.key = ? AND {test})")
+            bound.append(name)
+        bound += values
+    return " AND ".join(clauses) or "1", bound
 
 
-def _kind(value: Any) -> tuple[str, ...]:
+def _test(op: str, value: Any, left: str, typed: str) -> tuple[str, list[Any]]:
+    """Return SQL that compares values of one JSON type alone: true is not 1, "1" is not 1."""
+    groups: dict[str, list[Any]] = {}
+    for item in value if op in ("in", "nin") else (value,):
+        groups.setdefault(_types(item), []).append(int(item) if isinstance(item, bool) else item)
+    if op not in ("in", "nin", "eq", "ne"):
+        ((types, values),) = groups.items()
+        return f"{typed} IN {types} AND {left} {OPERATORS['$' + op]} ?", values
+    # a JSON list is one value to bind, and SQLite binds at most 32,766
+    equal = " OR ".join(f"({typed} IN {types} AND {left} IN (SELECT value FROM json_each(?)))" for types in groups)
+    if op in ("ne", "nin"):  # another type is another value
+        equal = f"{typed} <> 'null' AND NOT ({equal})"
+    return f"({equal})", [json.dumps(values, ensure_ascii=False) for values in groups.values()]
+
+
+def _types(value: Any) -> str:
     if isinstance(value, bool):
-        return ("true", "false")
-    return ("text",) if isinstance(value, str) else ("integer", "real")
+        return "('true', 'false')"
+    return "('text')" if isinstance(value, str) else "('integer', 'real')"
