@@ -43,7 +43,10 @@ class Snapshot:
         self.manifest = self._generation.manifest
         folder = self._generation.folder
         self.texts = TextReader(folder)
-        self.vectors = Vectors(folder, self.manifest.kind, self.manifest.settings.metric)
+        try:
+            self.vectors = Vectors(folder, self.manifest.kind, self.manifest.settings.metric)
+        except RuntimeError as error:
+            raise IndexMismatch("vectors", f"FAISS cannot read its file: {error}", "Build the index again.") from error
         expected = (self.manifest.rows, self.manifest.embedder["dim"])
         for index in filter(None, (self.vectors.exact, self.vectors.ann)):
             if (index.ntotal, index.d) != expected:
@@ -71,7 +74,7 @@ class Snapshot:
         effort: int | None = None,
     ) -> list[list[Hit]]:
         """Return the best `k` passages a query; `vectors` may be None for "bm25"."""
-        depth = k if mode != "hybrid" else max(k, DEPTH)
+        depth = min(k if mode != "hybrid" else max(k, DEPTH), max(self.manifest.texts, 1))
         ranked: list[list[Ranked]] = []
         if mode != "bm25":
             ranked.append(self.vectors.search(vectors, depth, self._rows(conditions), effort))

@@ -54,13 +54,29 @@ def choose(kind: str, rows: int) -> str:
     return "flat" if rows < LARGE else "hnsw" if rows < HUGE else "ivfpq"
 
 
-def prepare(vectors: Any, metric: str, names: list[str] | None = None) -> NDArray[np.float32]:
+def prepare(
+    vectors: Any,
+    metric: str,
+    names: list[str] | None = None,
+    shape: tuple[int, int] | None = None,
+    dtype: str = "float32",
+) -> NDArray[np.float32]:
     """Return float32 rows, of length 1 if the metric is cosine.
 
+    Args:
+        vectors: What an embedder returned.
+        metric: "cosine" or "ip".
+        names: What the rows are of, for the message.
+        shape: What it must have.
+        dtype: What the rows must fit.
+
     Raises:
-        RetrievalError: A vector that is not finite; the first one is named.
+        RetrievalError: Another shape, or a vector that is not finite in `dtype`; the first one is named.
     """
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if rows.ndim != 2 or (shape is not None and rows.shape != shape):
+        wanted = "two dimensions" if shape is None else f"the shape {shape}"
+        raise RetrievalError(f"the embedder's vectors have the shape {rows.shape}, not {wanted}.", "One row a text.")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         name = f"of {names[bad[0]]!r} " if names else ""
@@ -68,6 +84,8 @@ def prepare(vectors: Any, metric: str, names: list[str] | None = None) -> NDArra
     if metric == "cosine":
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = rows / np.where(lengths > 0, lengths, 1)
+    if abs(rows).max(initial=0) > np.finfo(dtype).max:
+        raise RetrievalError(f"a vector exceeds what {dtype} holds.", "Build the index with dtype='float32'.")
     return rows
 
 
@@ -77,6 +95,13 @@ def new_exact(dim: int, dtype: str) -> Any:
     if dtype == "float16":
         return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     return faiss.IndexFlatIP(dim)
+
+
+def write(index: Any, path: Path) -> None:
+    """Write a FAISS file. Through Python: FAISS itself reports no error when the last block finds the disk full."""
+    with path.open("wb") as file:
+        faiss = faiss_module()
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def squeeze(exact: Any, alive: list[int], dtype: str) -> Any:
@@ -164,7 +189,8 @@ class Vectors:
 
         Args:
             queries: [n, dim], as the embedder gives them.
-            k: Hits per query; fewer come back when `rows` has fewer, or when an approximate search finds fewer.
+            k: Hits per query; fewer come back when `rows` has fewer. Where an approximate search finds fewer, all
+                queries are answered exactly.
             rows: Where to look.
             effort: ef_search of HNSW, nprobe of an IVF. None: what reaches about 0.95 recall (docs/retrieval.md).
         """
@@ -178,6 +204,9 @@ class Vectors:
             width = min(max(width + 8, 4 * count if self.kind == "ivfpq" else 0), rows.count)
             places = self._places(queries, width, rows, exact, effort)
             found = [self._scored(query, row[row >= 0]) for query, row in zip(queries, places, strict=True)]
+            if not exact and any(len(hits) < count for hits in found):  # few of its neighbours are in `rows`
+                exact = True
+                continue
             if not exact or width == rows.count or all(hits[-1][1] < hits[count - 1][1] for hits in found):
                 return [hits[:count] for hits in found]
             width *= 2
