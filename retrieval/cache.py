@@ -9,6 +9,7 @@ what it can use. A half-written last record is cut off. Knows digests and vector
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -35,20 +36,37 @@ class EmbeddingCache:
     Args:
         path: Created if absent.
         identity: Of the embedder, as `identify` gives it.
-        dtype: "float32" or "float16".
+        embedder: Checked against the file's.
+        dtype: "float32" or "float16". A file of another one, or of another metric, is started anew.
+        metric: "cosine" or "ip": whether the vectors were normalised.
+        restart: Start a file of another embedder anew, too.
 
     Raises:
         IndexMismatch: The file is of another embedder.
     """
 
-    def __init__(self, path: Path, embedder: Any, identity: dict[str, Any], dtype: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        embedder: Any,
+        identity: dict[str, Any],
+        dtype: str,
+        metric: str = "cosine",
+        restart: bool = False,
+    ) -> None:
         self._path = path
         self._dtype = np.dtype(dtype)
         self._dim = int(identity["dim"])
         self._record = DIGEST + self._dim * self._dtype.itemsize + CHECK
         self._rows: dict[bytes, int] = {}
-        header = json.dumps({"format": FORMAT, "dtype": dtype, **identity}, sort_keys=True).encode() + b"\n"
-        old = self._read_header(embedder, dtype)
+        kept = {"format": FORMAT, "dtype": dtype, "metric": metric}
+        header = json.dumps({**kept, **identity}, sort_keys=True).encode() + b"\n"
+        try:
+            old = self._read_header(embedder, kept)
+        except IndexMismatch:
+            if not restart:
+                raise
+            old = None
         if old is None:
             path.write_bytes(header)
             old = len(header)
@@ -61,7 +79,7 @@ class EmbeddingCache:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _read_header(self, embedder: Any, dtype: str) -> int | None:
+    def _read_header(self, embedder: Any, kept: dict[str, str]) -> int | None:
         """Return where the records start; None if there is no usable file."""
         try:
             with self._path.open("rb") as file:
@@ -69,10 +87,12 @@ class EmbeddingCache:
             saved = json.loads(line)
         except (FileNotFoundError, ValueError):
             return None
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT or saved.get("dtype") != dtype:
+        if not isinstance(saved, dict) or not line.endswith(b"\n") or any(saved.get(k) != v for k, v in kept.items()):
             return None
         try:
-            check_identity(embedder, saved)
+            check_identity(embedder, saved, kept["metric"])
+        except (KeyError, TypeError):
+            return None
         except IndexMismatch as error:
             raise IndexMismatch(
                 error.field,
@@ -116,7 +136,8 @@ class EmbeddingCache:
 
     def close(self) -> None:
         """Leave the file for the next write."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take is cut off by the next write
+            self._file.close()
 
     def delete(self) -> None:
         """The write is published; nothing of it is needed any more."""

@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,9 @@ __all__ = ["Generation", "clean", "open_current", "publish", "write_lock"]
 
 CURRENT = "CURRENT"
 UNFINISHED = "unfinished"
+LOCK = "lock"
+NUMBER = re.compile(r"[1-9]\d{0,11}", re.ASCII)
+FILES = {NAME, "texts.sqlite", "vectors.faiss", "ann.faiss"}  # what a generation may hold
 POINTER = re.compile(rb"([1-9]\d{0,11}) ([0-9a-f]{64})\n")
 
 
@@ -85,7 +89,7 @@ def open_current(root: Path) -> Generation:
         folder = root / str(number)
         try:
             descriptor = os.open(folder / NAME, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if pointer(root) == found:
                 raise IndexMismatch(NAME, f"{number}/{NAME} is missing.", "Restore it or build again.") from error
             continue
@@ -131,22 +135,58 @@ def write_lock(root: Path) -> Iterator[None]:
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise MissingExtra("filelock", "retrieval") from error
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / "lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise IndexLocked(f"{str(root)!r} is being written by another process.", "Wait for it to end.") from error
+    with storing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / LOCK, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise IndexLocked(f"{str(root)!r} is being written by another process.", "Wait for it to end.") from error
     try:
         yield
     finally:
         lock.release()
 
 
+@contextlib.contextmanager
+def storing(root: Path) -> Iterator[None]:
+    """Say what failed when files are written.
+
+    Raises:
+        RetrievalError: The disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        raise RetrievalError(
+            f"the index at {str(root)!r} could not be written: {error}.",
+            "Make room or allow writing there, and do it again; what was published before is intact.",
+        ) from error
+
+
+def foreign(root: Path) -> str:
+    """Return the name of something in the folder that no index puts there; empty if there is none."""
+    ours = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK)
+    there = sorted(root.iterdir()) if root.exists() else []
+    return next((path.name for path in there if path.name not in ours and not _is_generation(path)), "")
+
+
+def _is_generation(path: Path) -> bool:
+    """Tell a generation, whole or not, from somebody's folder called 2024."""
+    if not NUMBER.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    return {inner.name for inner in path.iterdir()} <= FILES
+
+
 def fresh_folder(root: Path, number: int) -> Path:
-    """Return an empty folder for generation `number`; what a killed writer left there is removed."""
+    """Return an empty folder for generation `number`; what a killed writer left there is removed.
+
+    Raises:
+        OSError: Something else has that name.
+    """
     folder = root / str(number)
-    shutil.rmtree(folder, ignore_errors=True)
+    if _is_generation(folder):
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return folder
 
@@ -161,6 +201,7 @@ def publish(root: Path, folder: Path, manifest: Manifest) -> None:
     temporary = root / (CURRENT + ".new")
     temporary.write_bytes(f"{manifest.generation} {hashlib.sha256(data).hexdigest()}\n".encode())
     _flush(temporary)
+    _flush(root)
     os.replace(temporary, root / CURRENT)
     _flush(root)
 
@@ -169,7 +210,7 @@ def clean(root: Path) -> None:
     """Delete generations that are not current and that no reader holds. Needs the write lock."""
     found = pointer(root)
     for folder in root.iterdir():
-        if not folder.name.isdigit() or (found is not None and folder.name == str(found[0])):
+        if not _is_generation(folder) or (found is not None and folder.name == str(found[0])):
             continue
         with contextlib.suppress(OSError):
             descriptor = os.open(folder / NAME, os.O_RDONLY)

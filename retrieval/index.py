@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -22,6 +23,7 @@ from .where import parse_where
 
 if TYPE_CHECKING:
     from .embed import TextEncoder
+    from .manifest import Manifest
     from .rerank import TextScorer
     from .verify import Finding
     from .writer import Change, OnProgress, OnSkip
@@ -49,14 +51,11 @@ class Index:
         self._embedder = embedder
         self._temporary: weakref.finalize[Any, Any] | None = None  # deletes the folder together with this object
         self._snapshot = Snapshot(path)
-        if embedder is not None:
-            from .identity import check_identity
-
-            try:
-                check_identity(embedder, self._snapshot.manifest.embedder)
-            except RetrievalError:
-                self._snapshot.close()
-                raise
+        try:
+            self._check(self._snapshot.manifest)
+        except BaseException:
+            self._snapshot.close()
+            raise
 
     # --- making -----------------------------------------------------------------------------------
 
@@ -108,13 +107,13 @@ class Index:
         root = Path(path if path is not None else tempfile.mkdtemp(prefix="ckcontrol-index-"))
         if root.exists() and not root.is_dir():
             raise RetrievalError(f"{str(root)!r} is a file.", "Give a folder.")
-        foreign = _foreign(root)
+        foreign = generations.foreign(root)
         if foreign:
             raise RetrievalError(f"{str(root)!r} holds {foreign!r}, which is no index's.", "Give an empty folder.")
         try:
             with generations.write_lock(root):
                 number = _next_number(root, overwrite)
-                writer = Writer(root, None, settings, embedder, on_skip, on_progress, number)
+                writer = Writer(root, None, settings, embedder, on_skip, on_progress, number, overwrite)
                 change = _finish(writer, lambda: writer.add(items), empty=True)
                 generations.clean(root)
             index = cls(root, embedder)
@@ -168,10 +167,9 @@ class Index:
         from .writer import Writer
 
         with generations.write_lock(self.path):
-            base = generations.open_current(self.path)
-            writer = Writer(self.path, base, base.manifest.settings, self.embedder, on_skip, on_progress)
-            self.change = _finish(writer, lambda: writer.add(items))
-            base.close()
+            with closing(generations.open_current(self.path)) as base:
+                writer = Writer(self.path, base, base.manifest.settings, self.embedder, on_skip, on_progress)
+                self.change = _finish(writer, lambda: writer.add(items))
             self._swap()
             generations.clean(self.path)
         return self.change
@@ -197,10 +195,10 @@ class Index:
         if not (documents or passages or conditions):
             raise RetrievalError("nothing to remove was named.", "Give documents=, passages= or where=.")
         with generations.write_lock(self.path):
-            base = generations.open_current(self.path)
-            writer = Writer(self.path, base, base.manifest.settings)
-            self.change = _finish(writer, lambda: writer.remove(documents, passages, conditions))
-            base.close()
+            with closing(generations.open_current(self.path)) as base:
+                self._check(base.manifest)
+                writer = Writer(self.path, base, base.manifest.settings)
+                self.change = _finish(writer, lambda: writer.remove(documents, passages, conditions))
             self._swap()
             generations.clean(self.path)
         return self.change
@@ -209,7 +207,7 @@ class Index:
         """Look whether another process has written; if so, search what it wrote from now on.
 
         Raises:
-            IndexMismatch: What it wrote is damaged; this object goes on with what it has.
+            IndexMismatch: What it wrote is damaged or of another embedder; this object goes on with what it has.
         """
         found = generations.pointer(self.path)
         if found is None or found[0] == self._snapshot.manifest.generation:
@@ -220,7 +218,17 @@ class Index:
     def _swap(self) -> None:
         from .snapshot import Snapshot
 
-        self._snapshot = Snapshot(self.path)  # the old one closes when its last search ends
+        new = Snapshot(self.path)
+        if new.manifest.embedder != self._snapshot.manifest.embedder:
+            self._check(new.manifest)
+        self._snapshot = new  # the old one closes when its last search ends
+
+    def _check(self, manifest: Manifest) -> None:
+        """Refuse an index that the embedder in use did not make."""
+        if self._embedder is not None:
+            from .identity import check_identity
+
+            check_identity(self._embedder, manifest.embedder, manifest.settings.metric)
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -306,9 +314,10 @@ class Index:
             from .embed import Embedder
             from .identity import check_identity
 
-            saved = self._snapshot.manifest.embedder
+            manifest = self._snapshot.manifest
+            saved = manifest.embedder
             embedder = Embedder(saved["name"], revision=saved["revision"] or None)
-            check_identity(embedder, saved)
+            check_identity(embedder, saved, manifest.settings.metric)
             self._embedder = embedder
         return self._embedder
 
@@ -318,7 +327,8 @@ class Index:
 
     def passages(self) -> Iterator[Passage]:
         """Yield all passages in corpus order, those with equal texts each."""
-        return self._snapshot.texts.every()
+        snapshot = self._snapshot  # held until the last one is out
+        yield from snapshot.texts.every()
 
     def info(self) -> dict[str, Any]:
         """Return what the manifest says, without the fingerprint; JSON-ready."""
@@ -363,14 +373,6 @@ def _check_count(name: str, value: Any) -> None:
         raise RetrievalError(f"{name}={value!r} is not a positive whole number.", "Ask for at least one passage.")
 
 
-def _foreign(root: Path) -> str:
-    """Return the name of something in the folder that no index puts there; empty if there is none."""
-    if not root.exists():
-        return ""
-    ours = {generations.CURRENT, generations.CURRENT + ".new", generations.UNFINISHED, "lock"}
-    return next((p.name for p in sorted(root.iterdir()) if p.name not in ours and not p.name.isdigit()), "")
-
-
 def _next_number(root: Path, overwrite: bool) -> int:
     """Return the number of the generation to build; the old one stays until the new one is published."""
     try:
@@ -379,9 +381,7 @@ def _next_number(root: Path, overwrite: bool) -> int:
         if not overwrite:
             raise
         found = None
-    if overwrite:
-        (root / generations.UNFINISHED).unlink(missing_ok=True)
-    elif found is not None:
+    if found is not None and not overwrite:
         raise RetrievalError(f"there is an index at {str(root)!r}.", "Add to it, or pass overwrite=True.")
     numbers = [int(folder.name) for folder in root.iterdir() if folder.name.isdigit()] if overwrite else []
     return max(numbers, default=0) + 1

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ckcontrol import __version__
-from ckcontrol.errors import RetrievalError
+from ckcontrol.errors import IndexMismatch, RetrievalError
 
 from . import generations, vectors
 from .cache import EmbeddingCache
@@ -29,7 +29,7 @@ from .text_writer import Entry, TextWriter
 from .texts import NAME as TEXTS
 from .texts import check_metadata
 from .types import Document, Passage, Skipped
-from .where import Condition
+from .where import Condition, is_text
 
 __all__ = ["Change", "OnProgress", "OnSkip", "Writer"]
 
@@ -80,9 +80,11 @@ class Writer:
         on_skip: Told of inputs that are left out; None raises instead.
         on_progress: Told how far things are.
         number: Of the generation; None: the one after `base`.
+        restart: Drop what an interrupted write of another embedder has left, instead of refusing.
 
     Raises:
         IndexMismatch: `embedder` did not make `base`, or did not make what an interrupted write has left.
+        RetrievalError: The disk is full, or the folder cannot be written.
     """
 
     def __init__(
@@ -94,20 +96,29 @@ class Writer:
         on_skip: OnSkip | None = None,
         on_progress: OnProgress | None = None,
         number: int | None = None,
+        restart: bool = False,
     ) -> None:
         self._root, self._base, self._settings, self._embedder = root, base, settings, embedder
         self._on_skip, self._report = on_skip, on_progress or (lambda stage, done, total: None)
         self._cache: EmbeddingCache | None = None
         if embedder is not None:
             if base is not None:
-                check_identity(embedder, base.manifest.embedder)
+                check_identity(embedder, base.manifest.embedder, settings.metric)
             self._identity = identify(embedder) if base is None else base.manifest.embedder
-            self._cache = EmbeddingCache(root / generations.UNFINISHED, embedder, self._identity, settings.dtype)
         elif base is not None:
             self._identity = base.manifest.embedder
         self._number = number or (base.manifest.generation + 1 if base is not None else 1)
-        self._folder = generations.fresh_folder(root, self._number)
-        self._texts = TextWriter(self._folder, base.folder if base is not None else None)
+        with generations.storing(root):
+            if embedder is not None:
+                path, kept = root / generations.UNFINISHED, (settings.dtype, settings.metric)
+                self._cache = EmbeddingCache(path, embedder, self._identity, *kept, restart)
+            try:
+                self._folder = generations.fresh_folder(root, self._number)
+                self._texts = TextWriter(self._folder, base.folder if base is not None else None)
+            except BaseException:
+                if self._cache is not None:
+                    self._cache.close()
+                raise
         self._exact: Any = None
         self._rows = base.manifest.rows if base is not None else 0
         self._pending: dict[str, Entry] = {}
@@ -138,8 +149,12 @@ class Writer:
         if not isinstance(item, (Passage, Document)):
             raise RetrievalError(f"{item!r:.80} is no Passage and no Document.", "Give one of them per text.")
         kind = "passage" if isinstance(item, Passage) else "document"
-        if not isinstance(item.id, str) or not item.id or not isinstance(item.text, str):
-            return self._skip(str(item.id), f"{kind} id {item.id!r} or its text is no text.", "Both must be texts.")
+        for name in ("id", "text", "source"):
+            value = getattr(item, name)
+            if not is_text(value) or (name == "id" and not value):
+                reason = f"the {name} of {kind} {item.id!r} is no text: {value!r:.80}."
+                shown = item.id if is_text(item.id) else ascii(item.id)
+                return self._skip(shown, reason, "Give one that can be written as UTF-8.")
         if not item.text.strip():
             return self._skip(item.id, f"{kind} {item.id!r} has no text.", "Leave blank ones out.")
         found = self._texts.known(item.id)
@@ -156,11 +171,12 @@ class Writer:
         self._counts["added" if found is None else "replaced"] += 1
         return Entry(item.id, digest, [item] if isinstance(item, Passage) else self._cut(item))
 
-    def _skip(self, name: str, reason: str, hint: str) -> None:
+    def _skip(self, name: str, reason: str, hint: str) -> Entry | None:
         if self._on_skip is None:
             raise RetrievalError(reason, hint)
         self._counts["skipped"] += 1
         self._on_skip(Skipped(name, reason))
+        return None
 
     def _cut(self, document: Document) -> list[Passage]:
         if self._chunker is None:
@@ -184,12 +200,14 @@ class Writer:
     def _flush(self) -> None:
         """Embed and store what was gathered."""
         pending, self._pending = list(self._pending.values()), {}
-        self._texts.touch(entry.document for entry in pending if not entry.passages)
+        with generations.storing(self._root):
+            self._texts.touch(entry.document for entry in pending if not entry.passages)
         changed = [entry for entry in pending if entry.passages]
         texts = self._texts.unknown_texts(changed)
         if texts:
             self._append(self._embed(texts))
-        self._counts["folded"] += self._texts.add(changed, texts, self._rows)
+        with generations.storing(self._root):
+            self._counts["folded"] += self._texts.add(changed, texts, self._rows)
         self._rows += len(texts)
         counts = self._counts
         self._report("Embedding", counts["added"] + counts["replaced"] + counts["unchanged"], 0)
@@ -203,8 +221,10 @@ class Writer:
         for start in range(0, len(wanted), STEP):
             part = wanted[start : start + STEP]
             rows = self._embedder.encode([texts[digest] for digest in part])
-            rows = vectors.prepare(rows, self._settings.metric, [texts[digest][:40] for digest in part])
-            self._cache.put(part, rows)
+            names, shape = [texts[digest][:40] for digest in part], (len(part), self._identity["dim"])
+            rows = vectors.prepare(rows, self._settings.metric, names, shape, self._settings.dtype)
+            with generations.storing(self._root):
+                self._cache.put(part, rows)
             self._counts["embedded"] += len(part)
             self._report("Texts", self._counts["embedded"] + self._counts["reused"], 0)
         known |= self._cache.take(wanted)
@@ -229,7 +249,8 @@ class Writer:
         Raises:
             RetrievalError: A name that is not in the index.
         """
-        self._counts["removed"] += self._texts.remove(documents, passages, conditions)
+        with generations.storing(self._root):
+            self._counts["removed"] += self._texts.remove(documents, passages, conditions)
 
     # --- publishing -------------------------------------------------------------------------------
 
@@ -245,12 +266,23 @@ class Writer:
             self._cache.close()
             if not len(self._cache):
                 self._cache.delete()
-        found = generations.pointer(self._root)
+        try:
+            found = generations.pointer(self._root)
+        except IndexMismatch:  # it was damaged before
+            found = None
         if found is None or found[0] != self._number:  # interrupted after the last step, it is published
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def publish(self) -> None:
-        """Write the vectors, then make the generation the current one."""
+        """Write the vectors, then make the generation the current one.
+
+        Raises:
+            RetrievalError: The disk is full.
+        """
+        with generations.storing(self._root):
+            self._publish()
+
+    def _publish(self) -> None:
         texts, passages, documents = self._texts.counts()
         squeezed = self._rows > texts and self._rows - texts > DEAD * self._rows
         if squeezed:
@@ -302,7 +334,7 @@ class Writer:
             return kind, old.trained
         if self._exact is None:
             self._load()
-        faiss.write_index(self._exact, str(self._folder / vectors.EXACT))
+        vectors.write(self._exact, self._folder / vectors.EXACT)
         if kind == "flat":
             return kind, 0
         self._report(f"Building {kind}", 0, self._rows)
@@ -311,7 +343,7 @@ class Writer:
             base = faiss.read_index(str(self._base.folder / vectors.ANN))
         trained = old.trained if old is not None else 0
         ann, trained = vectors.build_ann(kind, self._exact, self._settings.dtype, base, trained)
-        faiss.write_index(ann, str(self._folder / vectors.ANN))
+        vectors.write(ann, self._folder / vectors.ANN)
         self._report(f"Building {kind}", self._rows, self._rows)
         return kind, trained
 
