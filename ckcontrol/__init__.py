@@ -18,6 +18,8 @@ _WHERE = {
     "GenerateOptions": ".config",
     "Policy": ".policies",
     "PromptTemplate": ".prompts",
+    "Rag": ".rag",
+    "RagAnswer": ".rag",
     "Recorder": ".recorder",
     "Signals": ".gain",
     "TokenTrace": ".trace",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .policies import Policy, register
     from .processor import CKLogitsProcessor
     from .prompts import PromptTemplate, build_pair
+    from .rag import Rag, RagAnswer
     from .recorder import Recorder
     from .reference import reference_generate
     from .trace import Answer, TokenTrace
@@ -53,6 +56,8 @@ __all__ = [
     "GenerateOptions",
     "Policy",
     "PromptTemplate",
+    "Rag",
+    "RagAnswer",
     "Recorder",
     "Signals",
     "TokenTrace",

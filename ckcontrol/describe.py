@@ -1,22 +1,30 @@
-"""Puts one answer's records into words and figures: what both views (terminal and HTML) print.
+"""Puts records into words and figures: what both views (terminal and HTML) print.
 
-Knows `Answer` and `TokenTrace`; knows nothing of colours, terminals or HTML.
+Knows `Answer`, `TokenTrace` and `Hit`; knows nothing of colours, terminals or HTML.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .text_safety import clean
 from .trace import Answer, TokenTrace
+
+if TYPE_CHECKING:
+    from .retrieval import Hit
 
 __all__ = [
     "MARK",
     "Shown",
     "control_label",
+    "excerpt",
     "facts",
     "figures",
+    "hit_label",
+    "hit_metadata",
     "legend_words",
     "shown",
     "summary_line",
@@ -179,3 +187,41 @@ def warning(answer: Answer) -> str | None:
         return None
     reason = "no token met its condition" if answer.passages else "there were no passages"
     return f"The policy acted on 0 of {len(answer.tokens)} tokens: {reason}. This is the unmodified answer."
+
+
+def hit_label(hit: Hit) -> str:
+    """Return what a passage is cited by, on one line: its rank, its score and its source (its id without one)."""
+    name = " ".join(clean(hit.passage.source or hit.passage.id, 200).split())
+    return f"[{hit.rank}] {number(hit.score, 4)}  {name}"
+
+
+def hit_metadata(hit: Hit) -> str:
+    """Return a passage's metadata on one line, without what only says where in its document it stands."""
+    shown = {k: v for k, v in hit.passage.metadata.items() if k not in ("document", "start", "end")}
+    return " ".join(clean(" ".join(f"{name}={value}" for name, value in shown.items()), 200).split())
+
+
+def excerpt(text: str, query: str, width: int) -> str:
+    """Return one line of at most `width` characters: the stretch of `text` that holds most words of the query.
+
+    Begins at the passage's beginning when that is as good. Cut ends show an ellipsis. Cleaned.
+    """
+    line = " ".join(clean(text, None).split())
+    if len(line) <= width:
+        return line
+    room = max(width - 2, 1)  # an ellipsis on each side
+    wanted = {word for word in re.findall(r"\w+", query.lower()) if len(word) > 2}
+    found = [(hit.start(), hit.group().lower()) for hit in re.finditer(r"\w+", line[:20_000])]
+    starts = [0] + [place for place, word in found if word in wanted]
+
+    def words(start: int) -> int:
+        return len({word for place, word in found if start <= place and place + len(word) <= start + room} & wanted)
+
+    start = max(starts[:200], key=lambda place: (words(place), -place))
+    start = min(start, max(len(line) - room, 0))
+    start = max([place for place, _ in found if place <= start], default=start) if start else 0
+    end = start + room + (start == 0)
+    if end < len(line):
+        shorter = line.rfind(" ", start, end + 1)
+        end = shorter if shorter > start + room // 2 else end
+    return ("…" if start else "") + line[start:end].strip() + ("…" if end < len(line) else "")

@@ -14,7 +14,16 @@ from .page_css import stylesheet
 from .text_safety import escape
 from .trace import Answer
 
-__all__ = ["answer_html", "answer_page", "legend_html", "page", "table", "token_table", "tokens_html"]
+__all__ = [
+    "answer_html",
+    "answer_page",
+    "legend_html",
+    "page",
+    "passages_html",
+    "table",
+    "token_table",
+    "tokens_html",
+]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -141,13 +150,28 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "") -> 
     )
 
 
-def answer_page(answer: Answer) -> str:
-    """Return a page with one answer: its tokens, its passages and every recorded figure."""
-    quotes = [f"<blockquote><bdi>{escape(text, 4000)}</bdi></blockquote>" for text in answer.passages]
+def answer_page(answer: Answer, captions: Sequence[str] = (), *, notice: str | None = None) -> str:
+    """Return a page with one answer: its tokens, its passages and every recorded figure.
+
+    Args:
+        answer: What to draw.
+        captions: Plain text over each passage, e.g. where it comes from; none, or one a passage.
+        notice: A plain sentence under the passages.
+    """
     sections = [
         ("", answer_html(answer, style=False)),
-        ("Passages", "".join(quotes) or '<p class="ck-note">None: the question was asked closed book.</p>'),
+        ("Passages", passages_html(answer, captions, notice=notice)),
     ]
     if answer.tokens:
         sections.append(("Token by token", token_table(answer)))
     return page("Why each token was chosen", sections)
+
+
+def passages_html(answer: Answer, captions: Sequence[str] = (), *, notice: str | None = None) -> str:
+    """Return the passages as they stood in the prompt, each under its caption; see `answer_page`."""
+    above = [f'<p class="ck-note"><bdi>{escape(caption)}</bdi></p>' for caption in captions]
+    quotes = [f"<blockquote><bdi>{escape(text, 4000)}</bdi></blockquote>" for text in answer.passages]
+    lines = [part for pair in zip(above, quotes, strict=True) for part in pair] if above else quotes
+    if not quotes and not notice:
+        lines = ['<p class="ck-note">None: the question was asked closed book.</p>']
+    return "\n".join([*lines, f'<p class="ck-warn">! {escape(notice)}</p>' if notice else ""]).strip()

@@ -1,11 +1,12 @@
-"""Terminal views of an `Answer`: the running text coloured by confidence gain, and a table, a row per token.
+"""Terminal views: an `Answer` coloured by confidence gain, its tokens as a table, and the passages a search found.
 
-Knows `Answer` records and rich. Knows nothing of models or of HTML (`page.py` is the other view). rich is
+Knows `Answer` and `Hit` records and rich. Knows nothing of models or of HTML (`page.py` is the other view). rich is
 imported when something is drawn, so importing this module costs nothing. All text passes `text_safety.clean`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import describe, palette
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["answer_html", "answer_table", "answer_text", "legend", "print_answer", "print_table"]
+    from .retrieval import Hit
+
+__all__ = ["answer_html", "answer_table", "answer_text", "legend", "print_answer", "print_hits", "print_table"]
 
 WIDE = 116  # columns from which the token table shows everything
 BAR = 8  # cells on each side of zero
@@ -97,6 +100,20 @@ def _print_footer(answer: Answer, console: Console) -> None:
 
     console.print(Text(describe.summary_line(answer), style="dim"), highlight=False)
     notice = describe.warning(answer)
+    if notice:
+        console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
+
+
+def print_hits(hits: Sequence[Hit], query: str, console: Console | None = None, *, notice: str | None = None) -> None:
+    """Print each passage's rank, score, source and metadata, and under it the line of its text nearest the query."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    for hit in hits:
+        label = Text(describe.hit_label(hit), "bold").append(f"  {describe.hit_metadata(hit)}", "dim not bold")
+        console.print(label, no_wrap=True, overflow="ellipsis", highlight=False)
+        console.print(Text("    " + describe.excerpt(hit.passage.text, query, console.width - 4)), highlight=False)
     if notice:
         console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
 

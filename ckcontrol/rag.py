@@ -1,0 +1,302 @@
+"""The whole pipeline in one object: retrieve, pair, answer between passages and memory.
+
+Knows the search of an `Index` (or of anything shaped like one) and the front door `generate`; what either does is
+theirs. Nothing here is stored: an answer brings the passages it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from .checks import check_model, check_tokenizer
+from .config import Control, GenerateOptions, check_integer
+from .errors import ControlError, PromptError, RetrievalError, did_you_mean
+from .trace import Answer
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+    from .prompts import PromptTemplate
+    from .retrieval import Hit
+
+__all__ = ["Rag", "RagAnswer"]
+
+
+@dataclass(frozen=True)
+class RagAnswer:
+    """An answer and the passages that were found for it.
+
+    Attributes:
+        answer: The `Answer`, with its token trace. ``answer.passages`` are the texts as they stood in the prompt.
+        hits: What was found, best first; empty when nothing was.
+    """
+
+    answer: Answer
+    hits: tuple[Hit, ...]
+
+    @property
+    def text(self) -> str:
+        """The generated text."""
+        return self.answer.text
+
+    @property
+    def cited(self) -> tuple[Hit, ...]:
+        """The hits whose passages stood in the prompt, in its order; fewer than `hits` when not all fitted."""
+        return self.hits[: len(self.answer.passages)]  # a prompt is cut from its end, see `build_pair`
+
+    @property
+    def closed_book(self) -> bool:
+        """Whether no passage stood in the prompt: the answer is the model's memory."""
+        return not self.answer.passages
+
+    @property
+    def notice(self) -> str | None:
+        """One sentence when the prompt did not hold all that was asked for; None when it did."""
+        if not self.hits:
+            return "Nothing was found: answered closed book, from memory alone."
+        if self.closed_book:
+            return "No passage fitted the prompt: answered closed book, from memory alone."
+        parts = [f"passage {self.hits[place].rank} was cut" for place in self._cut()]
+        left = [hit.rank for hit in self.hits[len(self.cited) :]]
+        if left:
+            which = f"passage {left[0]} was" if len(left) == 1 else f"passages {left[0]} to {left[-1]} were"
+            parts.append(f"{which} left out")
+        return f"Not everything fitted the prompt: {', '.join(parts)}." if parts else None
+
+    def _cut(self) -> list[int]:
+        """Places of the hits whose passages stood in the prompt shortened."""
+        pairs = zip(self.cited, self.answer.passages, strict=True)
+        return [place for place, (hit, kept) in enumerate(pairs) if kept.split() != hit.passage.text.split()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        cited, cut = len(self.cited), self._cut()
+        return {
+            "question": self.answer.question,
+            "text": self.text,
+            "closed_book": self.closed_book,
+            "notice": self.notice,
+            "hits": [
+                {
+                    "rank": hit.rank,
+                    "score": hit.score,
+                    "id": hit.passage.id,
+                    "source": hit.passage.source,
+                    "text": hit.passage.text,
+                    "metadata": dict(hit.passage.metadata),
+                    "cited": place < cited,
+                    "cut": place in cut,
+                }
+                for place, hit in enumerate(self.hits)
+            ],
+            "answer": self.answer.to_dict(),
+        }
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return everything as one JSON object, on one line unless `indent` is given.
+
+        Raises:
+            TypeError, ValueError: A foreign retriever's metadata that JSON cannot hold.
+        """
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
+
+    def show(self) -> None:
+        """Print the answer token by token, then the passages it was made from."""
+        from rich.console import Console
+
+        from .show import print_answer, print_hits
+
+        console = Console()
+        print_answer(self.answer, console)
+        console.print()
+        print_hits(self.cited, self.answer.question, console, notice=self.notice)
+
+    def to_page(self) -> str:
+        """Return a self-contained HTML page: the answer token by token, its passages, every recorded figure."""
+        from .describe import hit_label
+        from .page import answer_page
+
+        return answer_page(self.answer, [hit_label(hit) for hit in self.cited], notice=self.notice)
+
+    def _repr_html_(self) -> str:
+        from .describe import hit_label
+        from .page import answer_html, passages_html
+
+        passages = passages_html(self.answer, [hit_label(hit) for hit in self.cited], notice=self.notice)
+        return f'{answer_html(self.answer)}\n<div class="ck ck-alone">{passages}</div>'
+
+
+class Rag:
+    """A model and an index that answer together.
+
+    Args:
+        model: A name ("demo", a folder, a Hugging Face id), the pair `ckcontrol.load` returns, or a model.
+        index: An `Index`, a `MilvusIndex`, what `from_retriever` returns, or anything with their ``search``.
+        tokenizer: The tokenizer, when `model` is a model alone.
+        template: Wording of the prompts.
+        control: Policy and dial of every answer; None is ``Control()``, the unmodified model.
+        k: Passages per question.
+        mode: How to search, e.g. "hybrid"; None leaves it to the index ("dense" for an `Index`).
+        where: A filter that every search keeps to; the one `ask` gets can only narrow it.
+        reranker: Orders what was found anew; see `Index.search`.
+        truncate: "passages": a passage that does not fit the model's window is cut, or left out with those after it,
+            and `RagAnswer.notice` says so. None: such a question raises `PromptTooLong`.
+        **options: The fields of `GenerateOptions`, e.g. ``max_new_tokens``.
+
+    Raises:
+        ControlError: A bad option, or a model without its tokenizer.
+        ModelUnavailable: `model` is a name that cannot be loaded.
+        RetrievalError: `index` has no ``search``.
+        TokenizerMismatch, UnsupportedMode: The model and the tokenizer do not fit, or cannot be steered.
+
+    Example:
+        >>> rag = Rag("demo", Index.open("idx/"), control=Control(alpha=0.3))  # doctest: +SKIP
+        >>> answer = rag.ask("When was the bridge finished?")                  # doctest: +SKIP
+        >>> answer.text, [hit.passage.source for hit in answer.cited]          # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        index: Any,
+        *,
+        tokenizer: Any = None,
+        template: PromptTemplate | None = None,
+        control: Control | None = None,
+        k: int = 4,
+        mode: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        reranker: Any = None,
+        truncate: str | None = "passages",
+        **options: Any,
+    ) -> None:
+        check_integer("k", k, 1, 10_000)
+        GenerateOptions.from_kwargs(options)
+        if truncate not in (None, "passages"):
+            raise ControlError(f"truncate={truncate!r}.", did_you_mean(str(truncate), ["passages"]) + " None refuses.")
+        if not callable(getattr(index, "search", None)):
+            raise RetrievalError(
+                f"{index!r:.80} has no search.",
+                "Open an index with Index.open(path), or adapt another framework's retriever with from_retriever.",
+            )
+        self.model, self.tokenizer = _pair(model, tokenizer)
+        check_model(self.model)
+        check_tokenizer(self.model, self.tokenizer)
+        self.index = index
+        self.template, self.control, self.truncate = template, control, truncate
+        self.k, self.mode, self.where, self.reranker = k, mode, where, reranker
+        self.options = options
+
+    @overload
+    def ask(
+        self,
+        question: str,
+        *,
+        control: Control | None = None,
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> RagAnswer: ...
+
+    @overload
+    def ask(
+        self,
+        question: list[str] | tuple[str, ...],
+        *,
+        control: Control | Sequence[Control] | None = None,
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> list[RagAnswer]: ...
+
+    def ask(
+        self,
+        question: str | list[str] | tuple[str, ...],
+        *,
+        control: Control | Sequence[Control] | None = None,
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> RagAnswer | list[RagAnswer]:
+        """Retrieve passages and answer from them, from memory, or anywhere between.
+
+        A question for which nothing is found is answered closed book; `RagAnswer.notice` says so.
+
+        Args:
+            question: One question, or a list of them: one search and one batch.
+            control: As for the object, or one control per question of a list.
+            k: As for the object.
+            where: A further filter: what is found meets this one and the object's.
+            mode: As for the object.
+            streamer: transformers streamer; gets the prompt and every token.
+            **options: Override the object's fields of `GenerateOptions`.
+
+        Raises:
+            ControlError, PromptError, RetrievalError: A bad option, question or filter; before anything slow.
+            CKError: Whatever `Index.search` and `generate` raise.
+        """
+        from .generation import generate
+
+        GenerateOptions.from_kwargs({**self.options, **options})
+        single = isinstance(question, str)
+        questions = [question] if isinstance(question, str) else list(question)
+        if not questions:
+            raise PromptError("the list of questions is empty.", "Pass at least one question.")
+        for number, text in enumerate(questions):
+            if not isinstance(text, str) or not text.strip():
+                raise PromptError(f"question {number + 1} is {text!r}, which asks nothing.", "Give it some text.")
+        how = {"where": both(self.where, where), "mode": mode or self.mode, "reranker": self.reranker}
+        count = self.k if k is None else check_integer("k", k, 1, 10_000)
+        found = self.index.search(questions, count, **{name: value for name, value in how.items() if value is not None})
+        answers = generate(
+            self.model,
+            self.tokenizer,
+            questions,
+            [[hit.passage.text for hit in hits] for hits in found],
+            control=self.control if control is None else control,
+            template=self.template,
+            truncate=self.truncate,
+            streamer=streamer,
+            **{**self.options, **options},
+        )
+        made = [RagAnswer(answer, tuple(hits)) for answer, hits in zip(answers, found, strict=True)]
+        return made[0] if single else made
+
+
+def both(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the filter that lets through what both let through.
+
+    Raises:
+        RetrievalError: Both test the same name: which of them was meant to count cannot be told.
+    """
+    if not one or not other:
+        return one or other
+    shared = sorted(set(one) & set(other))
+    if shared:
+        raise RetrievalError(f"where: {shared[0]!r} is filtered by the Rag object already.", "Filter on other names.")
+    return {**one, **other}
+
+
+def _pair(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    if isinstance(model, str):
+        if tokenizer is not None:
+            raise ControlError(f"model={model!r} is a name, and a tokenizer was given.", "A name brings its own.")
+        from .models import load
+
+        return load(model)
+    if isinstance(model, (tuple, list)):
+        if len(model) != 2 or tokenizer is not None:
+            raise ControlError("model is no pair of a model and its tokenizer.", "Pass what ckcontrol.load returns.")
+        return model[0], model[1]
+    if tokenizer is None:
+        raise ControlError(f"a {type(model).__name__} came without its tokenizer.", "Pass tokenizer=.")
+    return model, tokenizer
