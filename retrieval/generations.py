@@ -91,7 +91,9 @@ def open_current(root: Path) -> Generation:
             descriptor = os.open(folder / NAME, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except (FileNotFoundError, NotADirectoryError) as error:
             if pointer(root) == found:
-                raise IndexMismatch(NAME, f"{number}/{NAME} is missing.", "Restore it or build again.") from error
+                raise IndexMismatch(
+                    NAME, f"{CURRENT} names {number}/{NAME}, which is missing.", "Restore it or build again."
+                ) from error
             continue
         try:
             if fcntl:
@@ -175,7 +177,7 @@ def _is_generation(path: Path) -> bool:
     """Tell a generation, whole or not, from somebody's folder called 2024."""
     if not NUMBER.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
         return False
-    return {inner.name for inner in path.iterdir()} <= FILES
+    return all(inner.name in FILES and inner.is_file() for inner in path.iterdir())
 
 
 def fresh_folder(root: Path, number: int) -> Path:

@@ -104,7 +104,10 @@ class Manifest:
         known = {item.name for item in fields(cls)}
         for name in sorted(known ^ set(raw)):
             raise IndexMismatch(name, f"the manifest's field {name!r} is missing or unknown.", "Build the index again.")
-        return cls(**{**raw, "settings": Settings(**raw["settings"])})
+        try:
+            return cls(**{**raw, "settings": Settings(**raw["settings"])})
+        except TypeError as error:
+            raise IndexMismatch("settings", f"the manifest's settings are odd: {error}.", "Build again.") from error
 
 
 def digest_of(path: Path) -> dict[str, Any]:
@@ -139,4 +142,6 @@ def _check(path: Path, entry: dict[str, Any]) -> IndexMismatch | None:
             return IndexMismatch(path.name, f"the content of {path.name} is not what was written.", again)
     except FileNotFoundError:
         return IndexMismatch(path.name, f"{path.name} is missing.", again)
+    except OSError as error:
+        return IndexMismatch(path.name, f"{path.name} cannot be read: {error}.", again)
     return None

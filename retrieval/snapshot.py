@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ckcontrol.errors import IndexMismatch
+from ckcontrol.errors import IndexMismatch, RetrievalError
 
 from .generations import Generation, open_current
 from .texts import TextReader
@@ -77,6 +77,10 @@ class Snapshot:
         depth = min(k if mode != "hybrid" else max(k, DEPTH), max(self.manifest.texts, 1))
         ranked: list[list[Ranked]] = []
         if mode != "bm25":
+            if len(vectors) != len(queries):
+                raise RetrievalError(
+                    f"the embedder gave {len(vectors)} vectors for {len(queries)} queries.", "One each."
+                )
             ranked.append(self.vectors.search(vectors, depth, self._rows(conditions), effort))
         if mode != "dense":
             ranked.append([self.texts.bm25(query, depth, conditions) for query in queries])

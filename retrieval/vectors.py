@@ -194,7 +194,7 @@ class Vectors:
             rows: Where to look.
             effort: ef_search of HNSW, nprobe of an IVF. None: what reaches about 0.95 recall (docs/retrieval.md).
         """
-        queries = prepare(queries, self.metric)
+        queries = prepare(queries, self.metric, shape=(len(queries), self.exact.d))
         count = min(k, rows.count)
         if not count or not len(queries):
             return [[] for _ in queries]
