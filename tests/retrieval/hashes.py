@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ckcontrol.retrieval import Index, Passage
 
+PASSAGES = 30  # of a generation
 QUERIES = ["alpha 17", "common", "beta 3 gamma", "delta 900", "alpha gamma"]
 
 
@@ -64,6 +65,27 @@ def state(index: Index) -> list[Any]:
 def new_items() -> list[Passage]:
     """What `add` adds to passages 0 to 1499: some of the same, some changed, most of them new."""
     return [*corpus(900, 1100), *corpus(1100, 1400, "omega"), *corpus(1500, 3000)]
+
+
+def generation(number: int) -> Iterator[Passage]:
+    """Yield a corpus in which every text names its generation, so that a mixture would show."""
+    for place in range(PASSAGES):
+        yield Passage(f"p{place}", f"common g{number} n{place}", f"g{number}", {"g": number})
+
+
+def look(index: Index) -> int:
+    """Search in every way; each answer must be of one generation. Return the last that was seen."""
+    number = -1
+    for mode in ("dense", "bm25", "hybrid"):
+        both = index.search(["common", "n3 n4"], k=99, mode=mode)
+        (number,) = {hit.passage.metadata["g"] for hits in both for hit in hits}
+        for hits in both:
+            assert len({hit.passage.id for hit in hits}) == len(hits)
+            assert all(f" g{number} " in hit.passage.text and hit.passage.source == f"g{number}" for hit in hits)
+        assert [len(hits) for hits in both] == [PASSAGES, 2 if mode == "bm25" else PASSAGES]
+    every = [passage.source for passage in index.passages()]
+    assert (len(every), len(set(every))) == (PASSAGES, 1)
+    return number
 
 
 def run(command: str, path: str | Path, pause: float = 0) -> Index:
