@@ -103,6 +103,9 @@ class Index:
         for name, value, known in (("metric", metric, METRICS), ("dtype", dtype, DTYPES)):
             if value not in known:
                 raise RetrievalError(f"{name}={value!r} is unknown.", did_you_mean(str(value), known))
+        for name, tokens, least in (("chunk_size", chunk_size, 1), ("overlap", overlap, 0)):
+            if (tokens is not None or not least) and (type(tokens) is not int or tokens < least):
+                raise RetrievalError(f"{name}={tokens!r} is no number of tokens.", f"Give a whole one from {least}.")
         settings = Settings(metric, dtype, kind, chunk_size, overlap)
         root = Path(path if path is not None else tempfile.mkdtemp(prefix="ckcontrol-index-"))
         if root.exists() and not root.is_dir():

@@ -168,8 +168,17 @@ class Writer:
         if found is not None and found[0] == digest:
             self._counts["unchanged"] += 1
             return Entry(item.id, digest, [])
+        passages = [item]
+        if isinstance(item, Document):
+            chunker = self._chunker = self._chunker or self._new_chunker()
+            try:
+                passages = chunker.split(item)
+            except RetrievalError as error:
+                return self._skip(item.id, str(error), "")
+            if not passages:
+                return self._skip(item.id, f"{kind} {item.id!r} has no text.", "Leave blank ones out.")
         self._counts["added" if found is None else "replaced"] += 1
-        return Entry(item.id, digest, [item] if isinstance(item, Passage) else self._cut(item))
+        return Entry(item.id, digest, passages)
 
     def _skip(self, name: str, reason: str, hint: str) -> Entry | None:
         if self._on_skip is None:
@@ -178,24 +187,22 @@ class Writer:
         self._on_skip(Skipped(name, reason))
         return None
 
-    def _cut(self, document: Document) -> list[Passage]:
-        if self._chunker is None:
-            from .chunk import Chunker
+    def _new_chunker(self) -> Any:
+        from .chunk import Chunker
 
-            tokenizer, window = getattr(self._embedder, "tokenizer", None), getattr(self._embedder, "window", 0)
-            if tokenizer is None or not window:
-                raise RetrievalError(
-                    f"the embedder {self._identity['name']!r} has no tokenizer and window to cut documents by.",
-                    "Give passages, or an embedder with both.",
-                )
-            room = window - tokenizer.num_special_tokens_to_add()
-            size = self._settings.chunk_size or room
-            if size > room:
-                raise RetrievalError(
-                    f"chunk_size={size} exceeds the {room} tokens the embedder reads.", "Choose a smaller one."
-                )
-            self._chunker = Chunker(tokenizer, size, min(self._settings.overlap, size // 2))
-        return self._chunker.split(document)  # type: ignore[no-any-return]
+        tokenizer, window = getattr(self._embedder, "tokenizer", None), getattr(self._embedder, "window", 0)
+        if tokenizer is None or not window:
+            raise RetrievalError(
+                f"the embedder {self._identity['name']!r} has no tokenizer and window to cut documents by.",
+                "Give passages, or an embedder with both.",
+            )
+        room = window - tokenizer.num_special_tokens_to_add()
+        size = self._settings.chunk_size or room
+        if size > room:
+            raise RetrievalError(
+                f"chunk_size={size} exceeds the {room} tokens the embedder reads.", "Choose a smaller one."
+            )
+        return Chunker(tokenizer, size, min(self._settings.overlap, size // 2))
 
     def _flush(self) -> None:
         """Embed and store what was gathered."""

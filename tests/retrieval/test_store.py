@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -161,6 +162,84 @@ def test_an_id_twice_far_apart_in_one_write(tmp_path: Path) -> None:
     Index.build(corpus(0, 5), Hashes(), tmp_path).close()
     with Index.open(tmp_path, Hashes()) as index, pytest.raises(RetrievalError, match="'p3' occurs twice"):
         index.add([*corpus(3, 4, "omega"), *corpus(5, PENDING + 9), *corpus(3, 4, "psi")])
+
+
+class Tokenized(Hashes):
+    """Has what documents are cut by: a token is a word."""
+
+    window = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = self
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        core = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return core
+
+    def num_special_tokens_to_add(self) -> int:
+        return 2
+
+
+def article(name: str, *words: str, **metadata: Any) -> Document:
+    return Document(name, " ".join(f"{word} of {name}." for word in words), f"{name}.txt", metadata)
+
+
+def test_documents_are_cut_found_replaced_and_removed() -> None:
+    letters = "alpha beta gamma delta epsilon zeta eta theta".split()
+    with Index.build([article("a", *letters, year=7), article("b", "beta")], Tokenized(), overlap=0) as index:
+        cut = [passage for passage in index.passages() if passage.metadata["document"] == "a"]
+        assert len(cut) > 2
+        assert [passage.id for passage in cut] == [f"a#{n}" for n in range(len(cut))]
+        assert all(passage.metadata["year"] == 7 and passage.source == "a.txt" for passage in cut)
+        assert index.info()["documents"] == 2
+        assert {h.passage.id for h in index.search("x", k=99, where={"document": "a"})} == {p.id for p in cut}
+        assert counted(index.add([article("a", *letters, year=7)])) == {"unchanged": 1}
+        assert index.remove(passages=["a#0"]).removed == 1
+        change = index.add([article("a", *letters, year=7), article("b", "gamma")])
+        assert (change.replaced, change.unchanged, change.embedded) == (2, 0, 2), "a lacked a passage, b changed"
+        assert counted(index.add([Passage("a", "a passage now")])) == {"replaced": 1, "embedded": 1}
+        assert [passage.id for passage in index.passages()] == ["b#0", "a"]
+        assert index.remove(documents=["a", "b"]).removed == 2
+        assert index.info()["documents"] == 0
+
+
+def test_documents_that_cannot_be_cut_are_told_or_raised(small: Index) -> None:
+    bad = [article("start", "x", start=1), Document("half", "\ud800"), Document("blank", " "), Document("", "x")]
+    for document in bad:
+        with pytest.raises(RetrievalError):
+            Index.build([document], Tokenized())
+    told: list[Skipped] = []
+    with Index.build([article("a", "x"), *bad, article("b", "y")], Tokenized(), on_skip=told.append) as index:
+        assert [skipped.name for skipped in told] == ["start", "half", "blank", ""]
+        assert [passage.id for passage in index.passages()] == ["a#0", "b#0"]
+        assert (index.change and index.change.added, index.change and index.change.skipped) == (2, 4)
+    with pytest.raises(RetrievalError, match="no tokenizer and window"):
+        small.add([article("a", "x")], on_skip=told.append)
+
+
+@pytest.mark.parametrize(
+    "options", [{"chunk_size": n} for n in (0, -1, True, 7.0, "9", 11)] + [{"overlap": n} for n in (-1, None, "1")]
+)
+def test_bad_sizes(options: dict[str, Any]) -> None:
+    with pytest.raises(RetrievalError, match=r"is no number of tokens|exceeds the 10 tokens"):
+        Index.build([article("a", "x")], Tokenized(), **options)
+
+
+def test_a_removal_shares_the_vectors_of_the_generation_before(small: Index) -> None:
+    with Index.open(small.path, Hashes()) as holder:
+        before = state(holder)
+        small.remove(passages=["p5"])
+        assert os.path.samefile(small.path / "1/vectors.faiss", small.path / "2/vectors.faiss")
+        small.add(corpus(60, 70))
+        assert state(holder) == before
+    small.remove(passages=["p6"])
+    assert sorted(item.name for item in small.path.iterdir()) == ["4", "CURRENT", "lock"]
+    assert all(finding.ok for finding in Index.verify(small.path))
 
 
 def test_building_over_an_index(small: Index) -> None:
