@@ -103,12 +103,10 @@ def test_any_k_is_answered_in_full(made: tuple[str, str, Vectors], k: int) -> No
             assert len({row for row, _ in hits}) == len(hits) == min(k, allowed.count)
 
 
-@pytest.mark.parametrize("effort", [1, 3, 10**9])
+@pytest.mark.parametrize("effort", [1, 3, 10**30])
 def test_any_effort_is_answered_in_full(made: tuple[str, str, Vectors], effort: int) -> None:
-    kind, _, vectors = made
+    _, _, vectors = made
     allowed = Rows.of(np.flatnonzero(np.random.default_rng(5).random(ROWS) < 0.25).tolist(), ROWS)
-    if effort == 10**9 and kind == "hnsw":
-        effort = ROWS
     assert {len(hits) for hits in vectors.search(QUERIES, 50, allowed, effort=effort)} == {50}
 
 
