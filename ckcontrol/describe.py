@@ -190,14 +190,18 @@ def warning(answer: Answer) -> str | None:
 
 
 def hit_label(hit: Hit) -> str:
-    """Return what a passage is cited by, on one line: its rank, its score and its source (its id without one)."""
-    name = " ".join(clean(hit.passage.source or hit.passage.id, 200).split())
-    return f"[{hit.rank}] {number(hit.score, 4)}  {name}"
+    """Return what a passage is cited by, on one line: rank, score, source and, where it tells more, its id."""
+    passage = hit.passage
+    name = passage.source or passage.id
+    if "document" in passage.metadata:  # cut from a document: the id says which piece
+        name = passage.id if passage.id.startswith(passage.source) else f"{passage.source} · {passage.id}"
+    return f"[{hit.rank}] {number(hit.score, 4)}  {' '.join(clean(name, 200).split())}"
 
 
 def hit_metadata(hit: Hit) -> str:
-    """Return a passage's metadata on one line, without what only says where in its document it stands."""
-    shown = {k: v for k, v in hit.passage.metadata.items() if k not in ("document", "start", "end")}
+    """Return a passage's metadata on one line, without what only says where it stands or repeats its source."""
+    passage = hit.passage
+    shown = {k: v for k, v in passage.metadata.items() if k not in ("document", "start", "end") and v != passage.source}
     return " ".join(clean(" ".join(f"{name}={value}" for name, value in shown.items()), 200).split())
 
 

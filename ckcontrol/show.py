@@ -111,8 +111,8 @@ def print_hits(hits: Sequence[Hit], query: str, console: Console | None = None, 
 
     console = console or Console()
     for hit in hits:
-        label = Text(describe.hit_label(hit), "bold").append(f"  {describe.hit_metadata(hit)}", "dim not bold")
-        console.print(label, no_wrap=True, overflow="ellipsis", highlight=False)
+        label = Text(describe.hit_label(hit), "bold").append(f"  {describe.hit_metadata(hit)}".rstrip(), "dim not bold")
+        console.print(label, soft_wrap=True, highlight=False)  # never cut: the end of a path is what tells files apart
         console.print(Text("    " + describe.excerpt(hit.passage.text, query, console.width - 4)), highlight=False)
     if notice:
         console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)

@@ -1,4 +1,4 @@
-"""What ``run`` and ``explain`` read (options, files, ``name=value`` parameters) and the answer they ask for.
+"""What the commands read: options, files, parameters, filters; and the answer that ``run`` and ``explain`` ask for.
 
 Knows typer and the file system. Files are size-limited and must be UTF-8; every refusal names the file.
 """
@@ -9,19 +9,35 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ControlError, PromptError
 from ..trace import Answer
 
-__all__ = ["Request", "parse_params", "read_passages"]
+if TYPE_CHECKING:
+    from ..retrieval import Index
+
+__all__ = ["Mode", "Request", "load", "open_index", "parse_params", "parse_where", "read_passages"]
 
 LIMIT = 10_000_000  # bytes a passage file may have
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 RESERVED = {"method", "alpha"}
+CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|>=|<=|==?|>|<)\s*(.*?)\s*", re.DOTALL)
+OPERATORS = {"=": "$eq", "==": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
+TEXTS = ("id", "source", "document")  # names whose values are texts, whatever they look like
+
+
+class Mode(str, Enum):
+    """How passages are searched."""
+
+    dense = "dense"
+    bm25 = "bm25"
+    hybrid = "hybrid"
+
 
 Question = Annotated[str, typer.Option("-q", "--question", help="The question.")]
 PassageFiles = Annotated[
@@ -48,6 +64,24 @@ Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")]
+Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index's folder.")]
+Search = Annotated[Mode, typer.Option("--mode", help="By meaning, by words, or both.")]
+Where = Annotated[
+    list[str],
+    typer.Option(
+        "--where",
+        metavar="CONDITION",
+        help="On metadata, quoted: 'year>=2000', 'lang=en'; also !=, <=, >, <. Repeatable; all must hold.",
+    ),
+]
+Rerank = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Cross-encoder: a folder or an id.", show_default=False)
+]
+Embedder = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Where the index's embedder is now.", show_default="as the index says"),
+]
 
 
 @dataclass(frozen=True)
@@ -162,3 +196,69 @@ def _typed(text: str) -> bool | int | float | str:
     if re.fullmatch(r"[+-]?\d{1,18}", text):
         return int(text)
     return float(text) if NUMBER.fullmatch(text) else text
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
+    """Turn ``year>=2000`` and the like into the mapping that a search takes; None when there are none.
+
+    Values are typed as those of parameters; ``"in quotes"`` they are texts. Those of id, source and document are texts.
+
+    Raises:
+        ControlError: Not a condition, or the same comparison of the same name twice.
+    """
+    where: dict[str, dict[str, Any]] = {}
+    for given in conditions:
+        match = CONDITION.fullmatch(given)
+        if match is None:
+            raise ControlError(f"--where {given!r} is no condition.", "For example: --where 'year>=2000'")
+        name, sign, text = match.groups()
+        quoted = len(text) > 1 and text[0] == text[-1] == '"'
+        value = text[1:-1] if quoted else text if name in TEXTS else _typed(text)
+        tests = where.setdefault(name, {})
+        if OPERATORS[sign] in tests:
+            raise ControlError(f"--where {given!r}: {name}{sign} was given twice.", "All conditions must hold.")
+        tests[OPERATORS[sign]] = value
+    return where or None
+
+
+def open_index(folder: Path, embedder: str | None = None, *, load: bool = False) -> Index:
+    """Open an index, with the embedder its manifest names unless another place of it is given.
+
+    Args:
+        folder: The index's.
+        embedder: A name for `load_embedder`.
+        load: Load the manifest's embedder now, with a spinner, rather than when it is needed.
+    """
+    from rich.console import Console
+
+    from ..retrieval import Index
+
+    index = Index.open(folder, None if embedder is None else load_embedder(embedder))
+    if load:
+        with Console(stderr=True).status("Loading the index's embedder ..."):
+            index.embedder  # noqa: B018  loads it
+    return index
+
+
+def load_embedder(name: str) -> Any:
+    """Load an embedder with a spinner on stderr where that is a terminal; folders are kept by their absolute path."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"Loading the embedder {name} ...") as status:
+        from ..retrieval import Embedder
+
+        path = Path(name).expanduser()
+        place = str(path.resolve()) if name != "demo" and path.is_dir() else name
+        return Embedder(place, on_status=status.update)
+
+
+def load_reranker(name: str | None) -> Any:
+    """Load a re-ranker like `load_embedder`; None for None."""
+    if name is None:
+        return None
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"Loading the re-ranker {name} ..."):
+        from ..retrieval.rerank import Reranker
+
+        return Reranker(name)

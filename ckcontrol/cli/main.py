@@ -1,6 +1,6 @@
 """The ``ckcontrol`` command: its sub-commands, and every failure turned into one line and an exit code.
 
-    0 done · 1 it failed · 2 the input was bad · 130 interrupted
+    0 done · 1 it failed · 2 the input was bad · 3 done, but inputs were skipped (named on stderr) · 130 interrupted
 
 Knows typer and the error tree. No traceback is shown unless CKCONTROL_DEBUG=1.
 """
@@ -17,10 +17,13 @@ import typer
 from .. import __version__
 from ..errors import CKError, UnsupportedMode
 from ..text_safety import clean
+from .ask import ask
 from .demo import demo
 from .doctor import doctor
 from .explain import explain
+from .index import index_app
 from .run_ import run as run_command
+from .search import search
 
 __all__ = ["app", "main", "run"]
 
@@ -32,9 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+RETRIEVAL = "With an index"
 app.command("demo")(demo)
 app.command("run")(run_command)
 app.command("explain")(explain)
+app.add_typer(index_app, name="index", rich_help_panel=RETRIEVAL)
+app.command("search", rich_help_panel=RETRIEVAL)(search)
+app.command("ask", rich_help_panel=RETRIEVAL)(ask)
 app.command("doctor")(doctor)
 
 

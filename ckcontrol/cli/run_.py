@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from ..text_safety import clean, escape_json
@@ -27,7 +25,7 @@ def run(
     truncate: inputs.Truncate = False,
     device: inputs.Device = None,
     dtype: inputs.Dtype = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")] = False,
+    stream: inputs.Stream = False,
     json: inputs.AsJson = False,
 ) -> None:
     """Answer a question from passages, from memory, or anywhere between. Prints the answer.

@@ -1,0 +1,310 @@
+"""``ckcontrol index``: build, add to, remove from, describe and verify an index.
+
+Knows files and the `Index`; says what was done, what was left out and why, and how to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ControlError, RetrievalError
+from ..text_safety import clean, escape_json
+from . import inputs
+from .progress import WriteProgress
+
+if TYPE_CHECKING:
+    from ..retrieval import Document, Index
+
+__all__ = ["index_app"]
+
+SKIPPED = 3  # exit code: done, but inputs were left out
+
+
+class Kind(str, Enum):
+    """Kinds of FAISS index."""
+
+    auto = "auto"
+    flat = "flat"
+    hnsw = "hnsw"
+    ivf = "ivf"
+    ivfpq = "ivfpq"
+
+
+class Metric(str, Enum):
+    """What scores are."""
+
+    cosine = "cosine"
+    ip = "ip"
+
+
+class Floats(str, Enum):
+    """Types of the stored vectors."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, jsonl, csv, parquet."),
+]
+Encoding = Annotated[str, typer.Option(help="Of text files.")]
+TextField = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of records: the field that holds the text.",
+        show_default="text, contents, content, page_content or body",
+    ),
+]
+
+index_app = typer.Typer(
+    help="Build, update and check an index of passages.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@index_app.command("build")
+def build(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(metavar="INDEX", help="The index's folder.")],
+    embedder: Annotated[str, typer.Option(metavar="MODEL", help="demo, a folder or a Hugging Face id.")] = "demo",
+    kind: Annotated[Kind, typer.Option(help="auto chooses by size and says so.")] = Kind.auto,
+    metric: Annotated[Metric, typer.Option(help="Of vectors: cosine, or inner product as they come.")] = Metric.cosine,
+    dtype: Annotated[Floats, typer.Option(help="Of the stored vectors.")] = Floats.float32,
+    chunk_size: Annotated[
+        int | None, typer.Option(min=8, help="Most tokens of a passage.", show_default="what the embedder reads")
+    ] = None,
+    overlap: Annotated[int, typer.Option(min=0, help="Tokens that neighbouring passages share at most.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    encoding: Encoding = "utf-8",
+    text_field: TextField = None,
+    json: inputs.AsJson = False,
+) -> None:
+    """Cut, embed and index files. Exit 3: done, but inputs were skipped; each is named on stderr.
+
+    Interrupted, the same command goes on from the embeddings that were made.
+    """
+    from ..retrieval import Index
+    from ..retrieval.generations import CURRENT
+
+    if not overwrite and (out / CURRENT).exists():
+        raise ControlError(
+            f"there is an index at {str(out)!r}.", "Add to it with ckcontrol index add, or pass --overwrite."
+        )
+    again = "The same command goes on where this one stopped."
+    progress = WriteProgress()
+    documents = _read(sources, progress, encoding, text_field)
+    loaded = inputs.load_embedder(embedder)
+    with _resumable(again), progress:
+        index = Index.build(
+            documents,
+            loaded,
+            out,
+            kind=kind.value,
+            metric=metric.value,
+            dtype=dtype.value,
+            chunk_size=chunk_size,
+            overlap=overlap,
+            overwrite=overwrite,
+            on_skip=progress.on_skip,
+            on_progress=progress.on_progress,
+        )
+    _summarise(index, progress, json)
+
+
+@index_app.command("add")
+def add(
+    index: inputs.Folder,
+    sources: Sources,
+    embedder: inputs.Embedder = None,
+    encoding: Encoding = "utf-8",
+    text_field: TextField = None,
+    json: inputs.AsJson = False,
+) -> None:
+    """Add files; a document that changed replaces its old passages, an unchanged one costs nothing.
+
+    Until it is done, searches see the index as it was. Exit 3: done, but inputs were skipped.
+    """
+    again = "The index is as it was. The same command goes on where this one stopped."
+    progress = WriteProgress()
+    documents = _read(sources, progress, encoding, text_field)
+    opened = inputs.open_index(index, embedder, load=True)
+    with _resumable(again), progress:
+        opened.add(documents, on_skip=progress.on_skip, on_progress=progress.on_progress)
+    _summarise(opened, progress, json)
+
+
+@index_app.command("remove")
+def remove(
+    index: inputs.Folder,
+    document: Annotated[list[str], typer.Option("--document", metavar="ID", help="Repeatable.")] = [],  # noqa: B006
+    passage: Annotated[list[str], typer.Option("--passage", metavar="ID", help="Repeatable.")] = [],  # noqa: B006
+    where: inputs.Where = [],  # noqa: B006
+    json: inputs.AsJson = False,
+) -> None:
+    """Remove documents, passages, or whatever metadata says."""
+    conditions = inputs.parse_where(where)
+    if not (document or passage or conditions):
+        raise ControlError("nothing to remove was named.", "Give --document, --passage or --where.")
+    opened = inputs.open_index(index)
+    change = opened.remove(documents=document, passages=passage, where=conditions)
+    if json:
+        _echo_json({"removed": change.removed, "index": opened.info()})
+    else:
+        left = opened.info()["passages"]
+        typer.echo(f"Removed {_count(change.removed, 'passage')}; {_count(left, 'passage')} left.")
+
+
+@index_app.command("info")
+def info(index: inputs.Folder, json: inputs.AsJson = False) -> None:
+    """Say what an index holds and how it was made."""
+    data = inputs.open_index(index).info()
+    if json:
+        _echo_json(data)
+        return
+    settings, embedder = data["settings"], data["embedder"]
+    cut = f"{settings['chunk_size'] or 'as many as the embedder reads'}, overlap {settings['overlap']}"
+    revision = f", revision {embedder['revision']}" if embedder["revision"] else ""
+    _grid(
+        {
+            "index": data["path"],
+            "documents": f"{data['documents']:,}",
+            "passages": _passages(data),
+            "kind": _why(data),
+            "vectors": f"{settings['metric']}, {settings['dtype']}, {embedder['dim']} numbers each",
+            "embedder": f"{embedder['name']}{revision}",
+            "tokens": cut,
+            "size": _size(data["bytes"]),
+            "created": f"{data['created']} (generation {data['generation']}, updated {data['updated']})",
+            "format": f"version {data['version']}, written by ckcontrol {data['writer']}",
+        }
+    )
+
+
+@index_app.command("verify")
+def verify(index: inputs.Folder, json: inputs.AsJson = False) -> None:
+    """Check every file, text, word and vector of an index; exit 1 if one is wrong."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..retrieval import Index
+
+    with Console(stderr=True).status("Verifying ..."):
+        findings = Index.verify(index)
+    sound = all(finding.ok for finding in findings)
+    if json:
+        _echo_json({"ok": sound, "checks": [finding._asdict() for finding in findings]})
+    else:
+        grid = Table.grid(padding=(0, 2))
+        for finding in findings:
+            mark = Text("ok", "green") if finding.ok else Text("FAILED", "bold red")
+            grid.add_row(mark, finding.check, Text(clean(finding.detail)))
+        Console().print(grid)
+    if not sound:
+        raise typer.Exit(1)
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def _read(sources: list[str], progress: WriteProgress, encoding: str, text_field: str | None) -> Iterator[Document]:
+    from ..retrieval.read import read
+
+    try:
+        return read(
+            sources, on_skip=progress.on_skip, on_file=progress.on_file, encoding=encoding, text_field=text_field
+        )
+    except RetrievalError as error:  # an unknown encoding, a path that is none: bad input, nothing failed
+        raise ControlError(str(error)) from error
+
+
+@contextmanager
+def _resumable(again: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(again, err=True)
+        raise
+
+
+def _summarise(index: Index, progress: WriteProgress, json: bool) -> None:
+    """Print what was done; exit 3 when inputs were skipped."""
+    data, change = index.info(), index.change
+    counts = {} if change is None else asdict(change)
+    counts["skipped"] = len(progress.skipped)
+    if json:
+        skipped = [asdict(item) for item in progress.skipped]
+        _echo_json({"files": progress.files, "change": counts, "skipped": skipped, "index": data})
+    else:
+        reused = f", {counts['reused']:,} more reused from an interrupted run" if counts["reused"] else ""
+        folded = f", {counts['folded']:,} of the new ones equal to others" if counts["folded"] else ""
+        rows = {
+            "index": f"{data['path']}, {_size(data['bytes'])}",
+            "files": f"{progress.files:,}",
+            "documents": " · ".join(f"{counts[name]:,} {name}" for name in ("added", "replaced", "unchanged")),
+            "passages": f"{_passages(data)}{folded}",
+            "embedded": f"{_count(counts['embedded'], 'text')}{reused}",
+            "kind": _why(data),
+        }
+        _grid(rows | ({"skipped": f"{_count(counts['skipped'], 'input')}, named above"} if progress.skipped else {}))
+    if progress.skipped:
+        raise typer.Exit(SKIPPED)
+
+
+def _passages(data: dict[str, Any]) -> str:
+    same = data["passages"] - data["texts"]
+    return f"{data['passages']:,}" + (f" ({same:,} share another's text)" if same else "")
+
+
+def _why(data: dict[str, Any]) -> str:
+    """Say which kind of index is in use, and why."""
+    from ..retrieval.vectors import HUGE, LARGE
+
+    kind, asked, count = data["kind"], data["settings"]["kind"], f"{data['rows']:,} vectors"
+    if kind == asked:
+        return f"{kind}: as asked, {count}"
+    if asked != "auto":
+        return f"{kind}: {count} are too few to train the {asked} that was asked for"
+    reasons = {
+        "flat": f"exact search is fast enough below {LARGE:,}",
+        "hnsw": f"from {LARGE:,} a graph is searched",
+        "ivfpq": f"from {HUGE:,} a graph is too large",
+    }
+    return f"{kind}: {count}, {reasons.get(kind, 'chosen by size')}"
+
+
+def _grid(rows: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        grid.add_row(Text(name, "dim"), Text(clean(value)))
+    Console().print(grid)
+
+
+def _echo_json(data: Any) -> None:
+    typer.echo(escape_json(json_module.dumps(data, ensure_ascii=False, allow_nan=False)))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count} bytes"

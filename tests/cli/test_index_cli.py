@@ -1,0 +1,327 @@
+"""``ckcontrol index`` and ``search``: what is built, said, skipped and refused, with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ckcontrol.cli import index as index_command
+from ckcontrol.cli import inputs
+from ckcontrol.cli.main import app, main
+from ckcontrol.cli.progress import WriteProgress
+from ckcontrol.errors import ControlError
+from ckcontrol.retrieval import Index, Skipped
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[str, str]:
+    assert main(args) == code
+    return capsys.readouterr()
+
+
+def told(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> Any:
+    """The JSON a command prints, which must be safe to print."""
+    out, _ = run(capsys, *args, "--json", code=code)
+    assert out.rstrip("\n").isprintable()
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("command", ["build", "add", "remove", "info", "verify"])
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(app, ["index", command, "--help"])
+    assert result.exit_code == 0 and "--json" in result.output
+
+
+# --- build ----------------------------------------------------------------------------------------
+
+
+def test_build_says_what_it_did(
+    tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    out, err = run(capsys, "index", "build", str(docs), "--out", str(tmp_path / "i"), "--embedder", embedder)
+    assert "5 added · 0 replaced · 0 unchanged" in out
+    assert "files      4 " in out and "embedded   5 texts" in out
+    assert "flat: 5 vectors, exact search is fast enough below 200,000" in out
+    assert "skipped" not in out + err
+    with Index.open(tmp_path / "i") as index:
+        assert {p.metadata["document"].rpartition("/")[2] for p in index.passages()} == {
+            "bridge.txt",
+            "ferry.md",
+            "library.html",
+            "row-a",
+            "row-b",
+        }
+
+
+def test_build_takes_its_options(tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (docs / "long.txt").write_text("Many words are here. " * 40, encoding="utf-8")
+    options = ["--kind", "hnsw", "--metric", "ip", "--dtype", "float16", "--chunk-size", "20", "--overlap", "4"]
+    data = told(capsys, "index", "build", str(docs), "--out", str(tmp_path / "i"), "--embedder", embedder, *options)
+    settings = data["index"]["settings"]
+    assert settings == {"kind": "hnsw", "metric": "ip", "dtype": "float16", "chunk_size": 20, "overlap": 4}
+    assert data["index"]["passages"] > data["index"]["documents"] == 6
+    assert data["files"] == 5 and data["change"]["added"] == 6 and data["skipped"] == []
+
+
+def test_an_embedder_folder_is_kept_by_its_whole_path(
+    tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(embedder).parent)
+    run(capsys, "index", "build", str(docs), "--out", str(tmp_path / "i"), "--embedder", Path(embedder).name)
+    monkeypatch.chdir(tmp_path)
+    assert told(capsys, "search", "i", "ferry")["hits"]
+
+
+def test_skipped_inputs_are_named_counted_and_code_3(
+    tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (docs / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
+    (docs / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    (docs / "evil\x1b[31m.xyz").write_text("x", encoding="utf-8")
+    (docs / "rows.jsonl").write_text('{"text": "fine"}\n{"text": \n', encoding="utf-8")
+    build = ["index", "build", str(docs), str(tmp_path / "none"), "--out", str(tmp_path / "i"), "--embedder", embedder]
+    out, err = run(capsys, *build, code=3)
+    lines = [line for line in err.splitlines() if line.startswith("skipped  ")]
+    assert len(lines) == 5 and "\x1b" not in out + err
+    for name in ("broken.pdf", "latin.txt", "evil.xyz", "rows.jsonl line 2", "none"):
+        assert sum(name in line for line in lines) == 1
+    assert "5 inputs, named above" in out
+    assert told(capsys, *build, "--overwrite", code=3)["change"]["skipped"] == 5
+    assert told(capsys, "index", "info", str(tmp_path / "i"))["documents"] == 4
+
+
+def test_other_encodings_and_fields_can_be_named(
+    tmp_path: Path, embedder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.csv").write_bytes("name,story\nx,Käse\n".encode("latin-1"))
+    source, out = str(tmp_path / "latin.csv"), str(tmp_path / "i")
+    run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, "--encoding", "latin-1", code=1)
+    run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, "--text-field", "story", code=1)
+    both = ["--encoding", "latin-1", "--text-field", "story"]
+    run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, *both)
+    assert told(capsys, "search", out, "Käse", "--mode", "bm25")["hits"][0]["text"] == "Käse"
+
+
+def test_an_index_is_not_replaced_unless_asked(index: str, docs: Path, embedder: str, capsys: Any) -> None:
+    build = ["index", "build", str(docs / "ferry.md"), "--out", index, "--embedder", embedder]
+    _, err = run(capsys, *build, code=2)
+    assert "there is an index" in err and "--overwrite" in err and "index add" in err
+    run(capsys, *build, "--overwrite")
+    assert told(capsys, "index", "info", index)["documents"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--kind", "tree"], "--kind"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--chunk-size", "2"], "--chunk-size"),
+        (["--encoding", "klingon"], "encoding='klingon'"),
+    ],
+)
+def test_bad_options_are_code_2(tmp_path: Path, docs: Path, capsys: Any, args: list[str], says: str) -> None:
+    _, err = run(capsys, "index", "build", str(docs), "--out", str(tmp_path / "i"), *args, code=2)
+    assert says in err and err.count("\n") == 1 and not (tmp_path / "i").exists()
+
+
+def test_interrupted_the_same_command_resumes(tmp_path: Path, embedder: str) -> None:
+    lines = [json.dumps({"id": str(n), "text": f"Passage number {n} of many, and some words."}) for n in range(1000)]
+    (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    build = ["index", "build", str(tmp_path / "many.jsonl"), "--out", str(tmp_path / "i"), "--embedder", embedder]
+    code = (
+        "import sys\nfrom ckcontrol.cli import progress\nfrom ckcontrol.cli.main import main\n"
+        "progress.EVERY = 0\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, *build]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    heard = []
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        guard = threading.Timer(900, process.kill)
+        guard.start()
+        assert process.stderr is not None
+        for line in process.stderr:
+            heard.append(line)
+            if "embedded" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        heard += process.stderr.readlines()
+    guard.cancel()
+    assert process.returncode == 130, heard
+    assert "The same command goes on where this one stopped.\n" in heard and heard[-1] == "ckcontrol: interrupted.\n"
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
+    change = json.loads(done.stdout)["change"]
+    assert change["reused"] >= 256 and change["reused"] + change["embedded"] == change["added"] == 1000
+
+
+# --- add, remove, info, verify --------------------------------------------------------------------
+
+
+def test_add_tells_new_changed_and_unchanged_apart(tmp_path: Path, docs: Path, embedder: str, capsys: Any) -> None:
+    index = str(tmp_path / "i")
+    run(capsys, "index", "build", str(docs), "--out", index, "--embedder", embedder)
+    (docs / "ferry.md").write_text("The ferry rests in winter.", encoding="utf-8")
+    (docs / "new.txt").write_text("A new one.", encoding="utf-8")
+    (docs / "copy.txt").write_text("A new one.", encoding="utf-8")
+    change = told(capsys, "index", "add", index, str(docs))["change"]
+    assert {name: change[name] for name in ("added", "replaced", "unchanged", "folded", "embedded")} == {
+        "added": 2,
+        "replaced": 1,
+        "unchanged": 4,
+        "folded": 1,
+        "embedded": 2,
+    }
+    out, _ = run(capsys, "index", "info", index)
+    assert "7 (1 share another's text)" in " ".join(out.split())
+    (docs / "bad.txt").write_bytes(b"\xff")
+    run(capsys, "index", "add", index, str(docs), code=3)
+
+
+def test_remove_by_document_passage_and_metadata(index: str, capsys: Any) -> None:
+    names = [hit["metadata"]["document"] for hit in told(capsys, "search", index, "bridge", "--mode", "bm25")["hits"]]
+    out, _ = run(capsys, "index", "remove", index, "--document", names[0])
+    assert out == "Removed 1 passage; 4 passages left.\n"
+    assert told(capsys, "index", "remove", index, "--where", "year>=2000")["removed"] == 1
+    assert told(capsys, "index", "remove", index, "--passage", "row-a#0")["index"]["documents"] == 2
+    _, err = run(capsys, "index", "remove", index, "--document", "row-a", code=1)
+    assert "row-a" in err
+    assert "--where" in run(capsys, "index", "remove", index, code=2)[1]
+
+
+def test_info_and_verify(index: str, embedder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out, _ = run(capsys, "index", "info", index)
+    for part in ("5", "cosine, float32, 16 numbers each", embedder, "generation 1", "exact search"):
+        assert part in out
+    out, _ = run(capsys, "index", "verify", index)
+    assert out.count("ok ") == 5
+    data = told(capsys, "index", "verify", index)
+    assert data["ok"] and {check["check"] for check in data["checks"]} >= {"files", "texts", "vectors"}
+    victim = next(Path(index).glob("*/vectors.faiss"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    out, _ = run(capsys, "index", "verify", index, code=1)
+    assert "FAILED" in out and "vectors.faiss" in out
+    assert not told(capsys, "index", "verify", index, code=1)["ok"]
+    assert "vectors.faiss" in run(capsys, "search", index, "ferry", code=1)[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "says"),
+    [
+        ("flat", "auto", "exact search is fast enough"),
+        ("hnsw", "auto", "from 200,000 a graph is searched"),
+        ("ivfpq", "auto", "from 5,000,000"),
+        ("hnsw", "hnsw", "as asked"),
+        ("flat", "ivf", "too few to train the ivf that was asked for"),
+    ],
+)
+def test_the_kind_comes_with_its_reason(kind: str, asked: str, says: str) -> None:
+    line = index_command._why({"kind": kind, "settings": {"kind": asked}, "rows": 5183})
+    assert says in line and line.startswith(f"{kind}: ") and "5,183 vectors" in line
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+
+def test_search_prints_and_filters(index: str, embedder: str, capsys: Any) -> None:
+    out, _ = run(capsys, "search", index, "ferry river", "--mode", "bm25")
+    first, second = out.splitlines()
+    assert first.startswith("[1] ") and "ferry.md#0" in first and "ferry crosses the river" in second
+    assert len(told(capsys, "search", index, "salt", "-k", "2")["hits"]) == 2
+    hits = told(capsys, "search", index, "salt", "--where", "year>=1950", "--where", "lang=de", "--mode", "hybrid")
+    assert [hit["id"] for hit in hits["hits"]] == ["row-b#0"]
+    assert told(capsys, "search", index, "salt", "--embedder", embedder)["hits"]
+    out, err = run(capsys, "search", index, "salt", "--where", "lang=fr")
+    assert (out, err) == ("", "Nothing was found.\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["-k", "0"], 2, "-k"),
+        (["--mode", "magic"], 2, "--mode"),
+        (["--where", "lang"], 2, "--where 'lang'"),
+        (["--where", "year>1", "--where", "year>2"], 2, "twice"),
+    ],
+)
+def test_bad_searches_are_refused(index: str, capsys: Any, args: list[str], code: int, says: str) -> None:
+    assert says in run(capsys, "search", index, "salt", *args, code=code)[1]
+
+
+def test_no_index_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    for command in (["search", str(tmp_path / "no"), "x"], ["index", "info", str(tmp_path / "no")]):
+        _, err = run(capsys, *command, code=1)
+        assert "there is no index" in err and err.count("\n") == 1
+
+
+def test_another_embedder_is_refused(index: str, tmp_path: Path, embedder: str, capsys: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-r", embedder, str(other)], check=True)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: -value.flip(0) for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    _, err = run(capsys, "search", index, "salt", "--embedder", str(other), code=1)
+    assert "embeds" in err and "differently" in err
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+def test_conditions_are_typed() -> None:
+    given = ["year>=2000", "year < 2010", "lang=en", "n!=3", "ok=true", 'zip="007"', "id=12", "a b==x=y", "e="]
+    assert inputs.parse_where(given) == {
+        "year": {"$gte": 2000, "$lt": 2010},
+        "lang": {"$eq": "en"},
+        "n": {"$ne": 3},
+        "ok": {"$eq": True},
+        "zip": {"$eq": "007"},
+        "id": {"$eq": "12"},
+        "a b": {"$eq": "x=y"},
+        "e": {"$eq": ""},
+    }
+    assert inputs.parse_where([]) is None
+
+
+@pytest.mark.parametrize("given", [["year"], ["=2000"], [""], [">1"], ["a=1", "a==2"]])
+def test_bad_conditions_are_refused(given: list[str]) -> None:
+    with pytest.raises(ControlError, match="--where"):
+        inputs.parse_where(given)
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_progress_counts_files_and_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    with WriteProgress() as progress:
+        assert progress.line() == "looking for files"
+        for name, done in (("a.txt", 0), ("a.txt", 10), ("b\x1b[31m.txt", 10), ("b\x1b[31m.txt", 20)):
+            progress.on_file(name, done, 20)
+        assert progress.line() == "2 files · b.txt"
+        progress.on_progress("Texts", 512, 0)
+        assert "512 texts embedded" in progress.line()
+        progress.on_progress("Building hnsw", 0, 900)
+        assert progress.line() == "Building hnsw of 900 vectors"
+        progress.on_skip(Skipped("c\n.txt", "broken \x1b]0;t\x07one."))
+    assert capsys.readouterr().err == "skipped  c .txt: broken one.\n"
+    assert progress.files == 2 and len(progress.skipped) == 1
+
+
+def test_progress_is_drawn_on_a_terminal_and_leaves_nothing_but_skips(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with WriteProgress() as progress:
+        progress.on_file("a [b].txt", 0, 20)
+        progress.on_skip(Skipped("a [b].txt", "why"))
+        progress.on_progress("Building ivf", 0, 5000)
+    assert "skipped  a [b].txt: why\n" in capsys.readouterr().err.replace("\r", "")
