@@ -149,7 +149,8 @@ def _rarest(link: sqlite3.Connection, words: Iterable[str]) -> list[str]:
         quoted = f'"{word}"'
         query = f"SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT {BUDGET + 1})"
         counted.append((link.execute(query, (quoted,)).fetchone()[0], quoted))
-    kept, total = [], 0
+    kept: list[str] = []
+    total = 0
     for count, quoted in sorted(item for item in counted if item[0]):
         total += count
         if kept and total > BUDGET:

@@ -168,8 +168,9 @@ class Writer:
         if found is not None and found[0] == digest:
             self._counts["unchanged"] += 1
             return Entry(item.id, digest, [])
-        passages = [item]
-        if isinstance(item, Document):
+        if isinstance(item, Passage):
+            passages = [item]
+        else:
             chunker = self._chunker = self._chunker or self._new_chunker()
             try:
                 passages = chunker.split(item)
