@@ -30,10 +30,11 @@ ALIKE = 0.05  # by what share the lengths of one model's vectors differ at most 
 
 
 def identify(embedder: TextEncoder) -> dict[str, Any]:
-    """Return name, revision, dim and fingerprint of an embedder, as the manifest keeps them."""
+    """Return name, revision, normalize, dim and fingerprint of an embedder, as the manifest keeps them."""
     return {
         "name": str(getattr(embedder, "name", type(embedder).__name__)),
         "revision": str(getattr(embedder, "revision", None) or ""),
+        "normalize": bool(getattr(embedder, "normalize", True)),
         "dim": int(embedder.dim),
         "fingerprint": base64.b64encode(_probe(embedder).tobytes()).decode(),
     }

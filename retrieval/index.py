@@ -48,6 +48,7 @@ class Index:
 
         self.path = path
         self.change: Change | None = None
+        self._closed = False
         self._embedder = embedder
         self._temporary: weakref.finalize[Any, Any] | None = None  # deletes the folder together with this object
         self._snapshot = Snapshot(path)
@@ -296,6 +297,8 @@ class Index:
                 raise RetrievalError(f"query {number} is {query!r}, which asks nothing.", "Give it some text.")
         if not several:
             return []
+        if self._closed:
+            raise RetrievalError(f"the index at {str(self.path)!r} is closed.", "Open it again.")
         snapshot = self._snapshot
         vectors = None if mode == "bm25" else self.embedder.encode(several, query=True)
         wanted = k if reranker is None else k * RERANK_DEPTH
@@ -319,7 +322,7 @@ class Index:
 
             manifest = self._snapshot.manifest
             saved = manifest.embedder
-            embedder = Embedder(saved["name"], revision=saved["revision"] or None)
+            embedder = Embedder(saved["name"], revision=saved["revision"] or None, normalize=saved["normalize"])
             check_identity(embedder, saved, manifest.settings.metric)
             self._embedder = embedder
         return self._embedder
@@ -343,6 +346,7 @@ class Index:
 
     def close(self) -> None:
         """Let go of the files, and delete a temporary index."""
+        self._closed = True
         self._snapshot.close()
         if self._temporary is not None:
             self._temporary()

@@ -55,6 +55,11 @@ class TextWriter:
         row = self._db.execute("SELECT digest, session FROM documents WHERE id = ?", (document,)).fetchone()
         return None if row is None else (row[0], row[1] == self.session)
 
+    def owner(self, passage: str) -> str | None:
+        """Return the document that has a passage of this id; None: nobody."""
+        row = self._db.execute("SELECT document FROM passages WHERE id = ?", (passage,)).fetchone()
+        return None if row is None else row[0]
+
     def touch(self, documents: Iterable[str]) -> None:
         """Note that this write has seen the documents."""
         self._db.executemany("UPDATE documents SET session = ? WHERE id = ?", ((self.session, d) for d in documents))

@@ -22,8 +22,8 @@ METRICS = ("cosine", "ip")
 DTYPES = ("float32", "float16")
 KINDS = ("flat", "hnsw", "ivf", "ivfpq")
 DECIMALS = 6  # scores that agree to these are a tie: the last bits depend on what was embedded beside a text
-LARGE = 200_000  # from here on "auto" searches an HNSW graph first
-HUGE = 5_000_000  # from here on a graph costs too much memory and time to build: IVF with product quantisation
+SCAN = 768 << 20  # bytes of vectors that "auto" reads for every search, exactly; about 40 ms on two cores
+MEMORY = 32 << 30  # bytes of vectors that "auto" keeps at hand as an IVF; beyond, their 4-bit product quantisation
 FEW = 0.1  # share of the rows below which a filter is answered exactly
 BLOCK = 65_536
 
@@ -41,8 +41,12 @@ def faiss_module() -> Any:
     return faiss
 
 
-def choose(kind: str, rows: int) -> str:
+def choose(kind: str, rows: int, dim: int = 384, dtype: str = "float32") -> str:
     """Return the kind to use for so many rows: `kind` itself unless that is "auto".
+
+    "auto" is exact for as long as a scan is fast, because a language model waits longer than a search and a missed
+    passage is a wrong answer. It does not choose "hnsw", which at a million rows takes five times as long to build as
+    "ivf", twice its memory, and finds less in the same time (`benchmarks/retrieval.py kinds`).
 
     Raises:
         RetrievalError: No such kind.
@@ -51,7 +55,8 @@ def choose(kind: str, rows: int) -> str:
         raise RetrievalError(f"kind={kind!r} is not a kind of index.", did_you_mean(str(kind), (*KINDS, "auto")))
     if kind != "auto":
         return kind
-    return "flat" if rows < LARGE else "hnsw" if rows < HUGE else "ivfpq"
+    size = rows * dim * (2 if dtype == "float16" else 4)
+    return "flat" if size <= SCAN else "ivf" if size <= MEMORY else "ivfpq"
 
 
 def prepare(
@@ -83,7 +88,7 @@ def prepare(
         raise RetrievalError(f"the embedder's vector {name}is not finite.", "Load the embedder in float32.")
     if metric == "cosine":
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / np.where(lengths > 0, lengths, 1)
+        rows = np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
     if abs(rows).max(initial=0) > np.finfo(dtype).max:
         raise RetrievalError(f"a vector exceeds what {dtype} holds.", "Build the index with dtype='float32'.")
     return rows
@@ -139,14 +144,14 @@ def _new_ann(kind: str, exact: Any, dtype: str) -> Any:
     half = dtype == "float16"
     if kind == "hnsw":
         index = faiss.index_factory(dim, "HNSW32,SQfp16" if half else "HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 80
+        index.hnsw.efConstruction = 40
         sample = min(rows, 1000)  # fp16 has nothing to learn, but FAISS asks
     else:
         lists = int(np.clip(4 * rows**0.5, 1, max(rows // 39, 1)))
-        parts = next(size for size in (dim // 4, dim // 8, dim // 2, dim, 1) if size and dim % size == 0)
+        parts = next(size for size in (dim // 2, dim // 4, dim // 8, dim, 1) if size and dim % size == 0)
         store = f"PQ{parts}x4fs" if kind == "ivfpq" else "SQfp16" if half else "Flat"
         index = faiss.index_factory(dim, f"IVF{lists},{store}", faiss.METRIC_INNER_PRODUCT)
-        sample = min(rows, max(64 * lists, 4096))
+        sample = min(rows, max(40 * lists, 4096))
     if not index.is_trained:
         picked = np.sort(np.random.default_rng(0).choice(rows, sample, replace=False))
         index.train(exact.reconstruct_batch(picked))
@@ -161,7 +166,7 @@ class Rows(NamedTuple):
         mask: One bit a row, as FAISS reads it; None: all rows.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]
     mask: NDArray[np.uint8] | None
 
     @classmethod
@@ -192,7 +197,7 @@ class Vectors:
             k: Hits per query; fewer come back when `rows` has fewer. Where an approximate search finds fewer, all
                 queries are answered exactly.
             rows: Where to look.
-            effort: ef_search of HNSW, nprobe of an IVF. None: what reaches about 0.95 recall (docs/retrieval.md).
+            effort: ef_search of HNSW, nprobe of an IVF. None: what loses few (docs/retrieval.md).
         """
         queries = prepare(queries, self.metric, shape=(len(queries), self.exact.d))
         count = min(k, rows.count)
@@ -201,7 +206,7 @@ class Vectors:
         exact = self.ann is None or rows.count <= max(FEW * self.exact.ntotal, 1000, 2 * k)
         width = count
         while True:  # widen until no tie crosses the end: any order of equals may come back
-            width = min(max(width + 8, 4 * count if self.kind == "ivfpq" else 0), rows.count)
+            width = min(max(width + 8, 20 * count if self.kind == "ivfpq" else 0), rows.count)
             places = self._places(queries, width, rows, exact, effort)
             found = [self._scored(query, row[row >= 0]) for query, row in zip(queries, places, strict=True)]
             if not exact and any(len(hits) < count for hits in found):  # few of its neighbours are in `rows`
@@ -218,10 +223,11 @@ class Vectors:
             params = faiss.SearchParameters(**chosen) if chosen else None
             return self.exact.search(queries, width, params=params)[1]
         share = rows.count / self.exact.ntotal
+        effort = effort and min(effort, self.exact.ntotal)
         if self.kind == "hnsw":
-            params = faiss.SearchParametersHNSW(efSearch=effort or int(max(64, 2 * width) / share), **chosen)
+            params = faiss.SearchParametersHNSW(efSearch=effort or int(max(256, 2 * width) / share), **chosen)
         else:
-            probes = effort or max(16, self.ann.nlist // 64)
+            probes = effort or max(16, self.ann.nlist // 8)
             params = faiss.SearchParametersIVF(nprobe=min(int(probes / share), self.ann.nlist), **chosen)
         return self.ann.search(queries, width, params=params)[1]
 

@@ -122,6 +122,7 @@ class Writer:
         self._exact: Any = None
         self._rows = base.manifest.rows if base is not None else 0
         self._pending: dict[str, Entry] = {}
+        self._owners: dict[str, str] = {}  # pending passage -> its document
         self._chunker: Any = None
         self._counts = dict.fromkeys(Change.__dataclass_fields__, 0)
 
@@ -178,6 +179,12 @@ class Writer:
                 return self._skip(item.id, str(error), "")
             if not passages:
                 return self._skip(item.id, f"{kind} {item.id!r} has no text.", "Leave blank ones out.")
+        for passage in passages:
+            owner = self._owners.get(passage.id) or self._texts.owner(passage.id)
+            if owner not in (None, item.id):
+                reason = f"passage id {passage.id!r} occurs twice: document {owner!r} has it."
+                return self._skip(item.id, reason, "Give every passage its own id.")
+        self._owners |= dict.fromkeys((passage.id for passage in passages), item.id)
         self._counts["added" if found is None else "replaced"] += 1
         return Entry(item.id, digest, passages)
 
@@ -207,7 +214,7 @@ class Writer:
 
     def _flush(self) -> None:
         """Embed and store what was gathered."""
-        pending, self._pending = list(self._pending.values()), {}
+        pending, self._pending, self._owners = list(self._pending.values()), {}, {}
         with generations.storing(self._root):
             self._texts.touch(entry.document for entry in pending if not entry.passages)
         changed = [entry for entry in pending if entry.passages]
@@ -332,7 +339,7 @@ class Writer:
     def _write_vectors(self, squeezed: bool) -> tuple[str, int]:
         """Write the FAISS files; return the kind and what it was trained on."""
         faiss = vectors.faiss_module()
-        kind = vectors.choose(self._settings.kind, self._rows)
+        kind = vectors.choose(self._settings.kind, self._rows, self._identity["dim"], self._settings.dtype)
         if kind != "hnsw" and self._rows < SMALL:
             kind = "flat"
         old = self._base.manifest if self._base is not None else None

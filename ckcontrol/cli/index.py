@@ -219,7 +219,7 @@ def verify(index: inputs.Folder, json: inputs.AsJson = False) -> None:
 
 
 def _read(sources: list[str], progress: WriteProgress, encoding: str, text_field: str | None) -> Iterator[Document]:
-    from ..retrieval.read import read
+    from ..retrieval import read
 
     try:
         return read(
@@ -269,17 +269,19 @@ def _passages(data: dict[str, Any]) -> str:
 
 def _why(data: dict[str, Any]) -> str:
     """Say which kind of index is in use, and why."""
-    from ..retrieval.vectors import HUGE, LARGE
+    from ..retrieval.vectors import MEMORY, SCAN
 
-    kind, asked, count = data["kind"], data["settings"]["kind"], f"{data['rows']:,} vectors"
+    kind, asked = data["kind"], data["settings"]["kind"]
+    size = data["rows"] * data["embedder"]["dim"] * (2 if data["settings"]["dtype"] == "float16" else 4)
+    count = f"{data['rows']:,} vectors ({size / 2**20:,.1f} MiB)"
     if kind == asked:
         return f"{kind}: as asked, {count}"
     if asked != "auto":
         return f"{kind}: {count} are too few to train the {asked} that was asked for"
     reasons = {
-        "flat": f"exact search is fast enough below {LARGE:,}",
-        "hnsw": f"from {LARGE:,} a graph is searched",
-        "ivfpq": f"from {HUGE:,} a graph is too large",
+        "flat": f"exact search is fast up to {SCAN >> 20} MiB",
+        "ivf": f"beyond {SCAN >> 20} MiB only the nearest lists are searched",
+        "ivfpq": f"beyond {MEMORY >> 30} GiB the vectors are searched compressed",
     }
     return f"{kind}: {count}, {reasons.get(kind, 'chosen by size')}"
 

@@ -361,3 +361,22 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
     code = LEAKS.format(tests=str(Path(__file__).parent), path=str(tmp_path / "index"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), [line for line in done.stderr.splitlines() if "swig" not in line.lower()]) == ("0", [])
+
+
+def test_a_closed_index_says_so() -> None:
+    index = Index.build([Passage("a", "gold")], Hashes())
+    index.close()
+    with pytest.raises(RetrievalError, match="is closed"):
+        index.search("gold")
+
+
+def test_a_passage_id_that_another_document_has() -> None:
+    told: list[Skipped] = []
+    items = [article("a", "x"), Passage("a#0", "moon"), Passage("b", "king")]
+    with Index.build(items, Tokenized(), on_skip=told.append) as index:
+        assert [skipped.name for skipped in told] == ["a#0"] and "document 'a' has it" in told[0].reason
+        assert len(index) == 2
+        with pytest.raises(RetrievalError, match="occurs twice"):
+            index.add([Passage("a#0", "moon")])
+        assert index.remove(documents=["a"]).removed == 1
+        assert index.add([Passage("a#0", "moon")]).added == 1

@@ -212,9 +212,11 @@ def test_a_life_of_an_index(kind: str, dtype: str) -> None:
 
 
 def test_the_kind_is_chosen_by_size() -> None:
-    assert [choose("auto", rows) for rows in (0, 199_999, 200_000, 4_999_999, 5_000_000)] == [
-        "flat", "flat", "hnsw", "hnsw", "ivfpq",
-    ]  # fmt: skip
+    scanned = 768 << 20  # bytes
+    for dtype, size in (("float32", 4), ("float16", 2)):
+        most = scanned // (100 * size)
+        assert [choose("auto", rows, 100, dtype) for rows in (0, most, most + 1)] == ["flat", "flat", "ivf"]
+        assert choose("auto", 100_000_000, 100, dtype) == ("ivfpq" if dtype == "float32" else "ivf")
     assert choose("ivf", 3) == "ivf"
     with pytest.raises(RetrievalError, match="kind='hsnw' is not a kind"):
         choose("hsnw", 3)
