@@ -48,9 +48,8 @@ def scifact(data: Path, work: Path) -> list[dict[str, Any]]:
         return re.sub(r"(?<=[a-z0-9)%])\.(?=[A-Z])", ". ", text)
 
     variants: dict[str, Callable[[dict[str, str]], Passage | Document]] = {
-        "as given, cut at 256 tokens": lambda d: Passage(d["_id"], d["title"] + "\n" + d["text"]),
-        "spaced, cut at 256 tokens": lambda d: Passage(d["_id"], d["title"] + "\n" + spaced(d["text"])),
-        "spaced, in passages": lambda d: Document(d["_id"], d["title"] + "\n" + spaced(d["text"])),
+        "whole, cut at 256 tokens": lambda d: Passage(d["_id"], d["title"] + "\n" + d["text"]),
+        "in passages of up to 254 tokens": lambda d: Document(d["_id"], d["title"] + "\n" + spaced(d["text"])),
     }
     rows = []
     for number, (name, make) in enumerate(variants.items()):

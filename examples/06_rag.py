@@ -1,4 +1,4 @@
-"""Retrieval and steering together: index a few sentences, find two per question, answer.
+"""Retrieval and steering together: index a few sentences, ask two questions, see which passages each answer is from.
 
     pip install "ckcontrol[demo]"
     python examples/06_rag.py [model]
@@ -12,7 +12,6 @@ import zlib
 import numpy as np
 
 import ckcontrol as ck
-from ckcontrol.models import embedder_path
 from ckcontrol.retrieval import Embedder, Index, Passage
 
 SENTENCES = [
@@ -39,18 +38,16 @@ class LetterTriples:
 
 
 def main(name: str = "demo") -> None:
-    model, tokenizer = ck.load(name, on_status=print)
-    embedder = LetterTriples() if name == "tiny" else Embedder(embedder_path(on_status=print))
+    model = ck.load(name, on_status=print)
+    embedder = LetterTriples() if name == "tiny" else Embedder("demo", on_status=print)
     index = Index.build([Passage(str(i), text) for i, text in enumerate(SENTENCES)], embedder)
-    hits = index.search(QUESTIONS, k=2)
-    passages = [[hit.passage.text for hit in found] for found in hits]
-    answers = ck.generate(
-        model, tokenizer, QUESTIONS, passages, control=ck.Control(alpha=0.4), truncate="passages", max_new_tokens=16
-    )
-    for found, answer in zip(hits, answers, strict=True):
-        print(f"{answer.question}\n  {answer.text!r}")
-        for hit in found:
+    rag = ck.Rag(model, index, control=ck.Control(alpha=0.4), k=2, max_new_tokens=16)
+    for answer in rag.ask(QUESTIONS):
+        print(f"{answer.answer.question}\n  {answer.text!r}")
+        for hit in answer.cited:
             print(f"  {hit.score:.2f}  {hit.passage.text}")
+    nothing = rag.ask("Bees?", mode="bm25")
+    print(f"Bees?\n  {nothing.notice}")
 
 
 if __name__ == "__main__":

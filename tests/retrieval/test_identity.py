@@ -139,7 +139,7 @@ def test_an_index_without_an_embedder_reads_removes_and_searches_words(tmp_path:
     with Index.open(tmp_path) as index:
         assert index.search("alpha 3", mode="bm25")
         assert index.remove(passages=["p3"]).removed == 1
-        assert index.info()["embedder"] == {"name": "hashes", "revision": "", "dim": 16}
+        assert index.info()["embedder"] == {"name": "hashes", "revision": "", "normalize": True, "dim": 16}
         for use in (lambda: index.search("alpha"), lambda: index.add([Passage("x", "y")])):
             with pytest.raises(RetrievalError, match="'hashes' could not be loaded"):
                 use()

@@ -28,8 +28,16 @@ SAYS = {
     "06_rag.py": [
         r"finished\?\n  .*\n  0\.\d\d  The stone bridge",
         r"cross\?\n  .*\n  0\.\d\d  The ferry",
+        r"Bees\?\n  Nothing was found: answered closed book",
     ],
     "07_batch_of_controls.py": [r"(?m)^off +switched  0", r"(?m)^arr +switched", r"alone as in the batch: True"],
+    "08_index.py": [
+        r"'bm25'\} \['salt'",
+        r"'hybrid', .*\['(toll|fair)', '(toll|fair)'\]",
+        r"replaced=1, unchanged=3, removed=0",
+        r"removed=1",
+        r"\['The mill grinds again\.'\]\nsound: True",
+    ],
 }
 
 
