@@ -273,7 +273,7 @@ def _why(data: dict[str, Any]) -> str:
 
     kind, asked = data["kind"], data["settings"]["kind"]
     size = data["rows"] * data["embedder"]["dim"] * (2 if data["settings"]["dtype"] == "float16" else 4)
-    count = f"{data['rows']:,} vectors ({size / 2**20:,.1f} MiB)"
+    count = f"{data['rows']:,} vectors" + (f" ({size / 2**20:,.0f} MiB)" if size >= 2**20 else "")
     if kind == asked:
         return f"{kind}: as asked, {count}"
     if asked != "auto":

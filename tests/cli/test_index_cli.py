@@ -50,7 +50,7 @@ def test_build_says_what_it_did(
     out, err = run(capsys, "index", "build", str(docs), "--out", str(tmp_path / "i"), "--embedder", embedder)
     assert "5 added · 0 replaced · 0 unchanged" in out
     assert "files      4 " in out and "embedded   5 texts" in out
-    assert "flat: 5 vectors, exact search is fast enough below 200,000" in out
+    assert "flat: 5 vectors, exact search is fast up to 768 MiB" in out
     assert "skipped" not in out + err
     with Index.open(tmp_path / "i") as index:
         assert {p.metadata["document"].rpartition("/")[2] for p in index.passages()} == {
@@ -216,16 +216,17 @@ def test_info_and_verify(index: str, embedder: str, capsys: Any, monkeypatch: py
 @pytest.mark.parametrize(
     ("kind", "asked", "says"),
     [
-        ("flat", "auto", "exact search is fast enough"),
-        ("hnsw", "auto", "from 200,000 a graph is searched"),
-        ("ivfpq", "auto", "from 5,000,000"),
+        ("flat", "auto", "exact search is fast up to 768 MiB"),
+        ("ivf", "auto", "beyond 768 MiB"),
+        ("ivfpq", "auto", "beyond 32 GiB"),
         ("hnsw", "hnsw", "as asked"),
         ("flat", "ivf", "too few to train the ivf that was asked for"),
     ],
 )
 def test_the_kind_comes_with_its_reason(kind: str, asked: str, says: str) -> None:
-    line = index_command._why({"kind": kind, "settings": {"kind": asked}, "rows": 5183})
-    assert says in line and line.startswith(f"{kind}: ") and "5,183 vectors" in line
+    settings = {"kind": asked, "dtype": "float16"}
+    line = index_command._why({"kind": kind, "settings": settings, "rows": 5183, "embedder": {"dim": 384}})
+    assert says in line and line.startswith(f"{kind}: ") and "5,183 vectors (4 MiB)" in line
 
 
 # --- search ---------------------------------------------------------------------------------------
