@@ -18,6 +18,7 @@ __all__ = ["RESERVED", "Chunker"]
 
 RESERVED = ("document", "start", "end")  # metadata a Chunker writes
 SHORTEST = 8
+USUAL = 256  # tokens of a passage where nobody said: some embedders read 8,000, no prompt holds several of those
 WINDOW = 16  # characters the library sees at once, for each token of a chunk
 WIDEST = 8  # characters a chunk may have for each of its tokens; blanks and endless words count few tokens
 GAP = re.compile(r"\s{100,}")

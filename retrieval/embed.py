@@ -104,8 +104,11 @@ class Embedder:
 
     @property
     def window(self) -> int:
-        """Tokens of a text that the model reads, special tokens included; what exceeds them it does not see."""
-        return int(self._model.max_seq_length or self._model.tokenizer.model_max_length)
+        """Tokens of a text that the model reads, special tokens included; what exceeds them it does not see.
+
+        A million for models without a limit, such as static embeddings.
+        """
+        return int(min(self._model.max_seq_length or self._model.tokenizer.model_max_length, 1e6))
 
     def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> NDArray[np.float32]:
         """Return one vector a text, in order.

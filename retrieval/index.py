@@ -85,7 +85,7 @@ class Index:
             kind: "flat" (exact), "hnsw", "ivf", "ivfpq", or "auto": chosen by size, see `info()["kind"]`.
             metric: "cosine", or "ip": inner products of the embedder's vectors as they come.
             dtype: Of the stored vectors: "float32", or "float16" (half the size; scores differ by about 1e-4).
-            chunk_size: Most tokens a passage of a document has; None: what the embedder's window holds.
+            chunk_size: Most tokens a passage of a document has; None: 256, or what its window holds.
             overlap: Tokens that neighbouring passages share at most.
             overwrite: Replace an index that is there.
             on_skip: Told of every item that is left out (blank, or its id occurred already); None: raise instead.

@@ -30,7 +30,7 @@ class Settings:
         metric: "cosine" (vectors are normalised here) or "ip" (inner product of vectors as they come).
         dtype: "float32" or "float16", of the stored vectors.
         kind: "flat", "hnsw", "ivf" or "ivfpq", or "auto": chosen by size at every write.
-        chunk_size: Tokens a passage may have, special tokens not counted; None: what the embedder's window holds.
+        chunk_size: Tokens a passage may have, special tokens not counted; None: 256, or what the window holds.
         overlap: Tokens that consecutive passages of a document share at most.
     """
 

@@ -83,7 +83,7 @@ class MilvusIndex:
             token: ``user:password`` or an API key.
             kind: "flat" (exact), "hnsw", or "auto": flat when embedded, hnsw on servers.
             metric: "cosine", or "ip": inner products of the embedder's vectors as they come.
-            chunk_size: Most tokens a passage of a document has; None: what the embedder's window holds.
+            chunk_size: Most tokens a passage of a document has; None: 256, or what its window holds.
             overlap: Tokens that neighbouring passages share at most.
             timeout: Seconds one request may take.
             on_skip: Told of every item that is left out (blank, too long for Milvus, its id occurred); None: raise.
@@ -183,7 +183,7 @@ class MilvusIndex:
 
     def _cutter(self) -> Chunker:
         if self._chunker is None:
-            from .chunk import Chunker
+            from .chunk import USUAL, Chunker
 
             tokenizer, window = getattr(self.embedder, "tokenizer", None), getattr(self.embedder, "window", 0)
             if tokenizer is None or not window:
@@ -191,8 +191,8 @@ class MilvusIndex:
                     f"the embedder {self._settings.embedder['name']!r} has no tokenizer and window to cut with.",
                     "Give passages, or an embedder with both.",
                 )
-            room = window - tokenizer.num_special_tokens_to_add()
-            size = self._settings.chunk_size or room
+            room = window - tokenizer.num_special_tokens_to_add(False)
+            size = self._settings.chunk_size or min(room, USUAL)
             if size > room:
                 raise RetrievalError(
                     f"chunk_size={size} exceeds the {room} tokens the embedder reads.", "Choose a smaller one."

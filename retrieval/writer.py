@@ -196,7 +196,7 @@ class Writer:
         return None
 
     def _new_chunker(self) -> Any:
-        from .chunk import Chunker
+        from .chunk import USUAL, Chunker
 
         tokenizer, window = getattr(self._embedder, "tokenizer", None), getattr(self._embedder, "window", 0)
         if tokenizer is None or not window:
@@ -204,8 +204,8 @@ class Writer:
                 f"the embedder {self._identity['name']!r} has no tokenizer and window to cut documents by.",
                 "Give passages, or an embedder with both.",
             )
-        room = window - tokenizer.num_special_tokens_to_add()
-        size = self._settings.chunk_size or room
+        room = window - tokenizer.num_special_tokens_to_add(False)
+        size = self._settings.chunk_size or min(room, USUAL)
         if size > room:
             raise RetrievalError(
                 f"chunk_size={size} exceeds the {room} tokens the embedder reads.", "Choose a smaller one."

@@ -82,7 +82,7 @@ def build(
     metric: Annotated[Metric, typer.Option(help="Of vectors: cosine, or inner product as they come.")] = Metric.cosine,
     dtype: Annotated[Floats, typer.Option(help="Of the stored vectors.")] = Floats.float32,
     chunk_size: Annotated[
-        int | None, typer.Option(min=8, help="Most tokens of a passage.", show_default="what the embedder reads")
+        int | None, typer.Option(min=8, help="Most tokens of a passage.", show_default="256, or what it reads")
     ] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Tokens that neighbouring passages share at most.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
@@ -102,7 +102,7 @@ def build(
             f"there is an index at {str(out)!r}.", "Add to it with ckcontrol index add, or pass --overwrite."
         )
     again = "The same command goes on where this one stopped."
-    progress = WriteProgress()
+    progress = WriteProgress(out)
     documents = _read(sources, progress, encoding, text_field)
     loaded = inputs.load_embedder(embedder)
     with _resumable(again), progress:
@@ -136,7 +136,7 @@ def add(
     Until it is done, searches see the index as it was. Exit 3: done, but inputs were skipped.
     """
     again = "The index is as it was. The same command goes on where this one stopped."
-    progress = WriteProgress()
+    progress = WriteProgress(index)
     documents = _read(sources, progress, encoding, text_field)
     opened = inputs.open_index(index, embedder, load=True)
     with _resumable(again), progress:
@@ -173,7 +173,7 @@ def info(index: inputs.Folder, json: inputs.AsJson = False) -> None:
         _echo_json(data)
         return
     settings, embedder = data["settings"], data["embedder"]
-    cut = f"{settings['chunk_size'] or 'as many as the embedder reads'}, overlap {settings['overlap']}"
+    cut = f"{settings['chunk_size'] or '256 a passage, or what the embedder reads'}, overlap {settings['overlap']}"
     revision = f", revision {embedder['revision']}" if embedder["revision"] else ""
     _grid(
         {
@@ -242,7 +242,7 @@ def _summarise(index: Index, progress: WriteProgress, json: bool) -> None:
     """Print what was done; exit 3 when inputs were skipped."""
     data, change = index.info(), index.change
     counts = {} if change is None else asdict(change)
-    counts["skipped"] = len(progress.skipped)
+    counts["skipped"] = len(progress.skipped)  # those of the index's own folder are not the user's
     if json:
         skipped = [asdict(item) for item in progress.skipped]
         _echo_json({"files": progress.files, "change": counts, "skipped": skipped, "index": data})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..text_safety import clean
@@ -24,12 +25,16 @@ EVERY = 10.0  # seconds between two plain lines
 class WriteProgress:
     """Collects the reports of one write and shows them. Use as a context manager.
 
+    Args:
+        index: The index's folder; its own files are not reported where it lies among the sources.
+
     Attributes:
         files: Files that were read.
         skipped: What was left out, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, index: Path) -> None:
+        self._index = index.resolve()
         self.files = 0
         self.skipped: list[Skipped] = []
         self._name = ""
@@ -60,12 +65,14 @@ class WriteProgress:
 
     def on_file(self, name: str, done: int, total: int) -> None:
         """Take a report of the reader: a file's name, the bytes read so far, and those of all files."""
-        self.files += name != self._name
+        self.files += name != self._name and not self._mine(name)
         self._name, self._bytes = name, (done, total)
         self._show()
 
     def on_skip(self, skipped: Skipped) -> None:
         """Print an input that is left out, at once and whatever else is shown."""
+        if self._mine(skipped.name):
+            return
         self.skipped.append(skipped)
         text = f"skipped  {' '.join(clean(f'{skipped.name}: {skipped.reason}', 1000).split())}"
         if self._bars is None:
@@ -80,6 +87,9 @@ class WriteProgress:
         else:
             self._counts[stage] = done
         self._show()
+
+    def _mine(self, name: str) -> bool:
+        return Path(name).resolve().is_relative_to(self._index)
 
     def line(self) -> str:
         """Return where things stand."""

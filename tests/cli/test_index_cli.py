@@ -72,6 +72,23 @@ def test_build_takes_its_options(tmp_path: Path, docs: Path, embedder: str, caps
     assert data["files"] == 5 and data["change"]["added"] == 6 and data["skipped"] == []
 
 
+def test_static_embeddings_have_no_window_and_passages_a_size_all_the_same(
+    tmp_path: Path, embedder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their tokenizer is of another class, and they read texts of any length."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(f"{embedder}/tokenizer.json")
+    SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=8)], device="cpu").save(str(tmp_path / "static"))
+    (tmp_path / "a.txt").write_text("salt and gold and the sea. " * 60, encoding="utf-8")
+    static, out = str(tmp_path / "static"), str(tmp_path / "i")
+    data = told(capsys, "index", "build", str(tmp_path / "a.txt"), "--out", out, "--embedder", static)
+    assert data["index"]["passages"] > 4  # a letter is a token here
+    assert told(capsys, "search", out, "salt")["hits"]
+
+
 def test_an_embedder_folder_is_kept_by_its_whole_path(
     tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +114,17 @@ def test_skipped_inputs_are_named_counted_and_code_3(
     assert "5 inputs, named above" in out
     assert told(capsys, *build, "--overwrite", code=3)["change"]["skipped"] == 5
     assert told(capsys, "index", "info", str(tmp_path / "i"))["documents"] == 4
+
+
+def test_an_index_among_its_own_sources_is_not_read(
+    docs: Path, embedder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(docs)
+    data = told(capsys, "index", "build", ".", "--out", "idx", "--embedder", embedder)
+    assert data["files"] == 4 and data["change"]["skipped"] == 0
+    (docs / "new.txt").write_text("A new one.", encoding="utf-8")
+    data = told(capsys, "index", "add", "idx", ".")
+    assert data["files"] == 5 and data["change"]["added"] == 1 and data["skipped"] == []
 
 
 def test_other_encodings_and_fields_can_be_named(
@@ -301,8 +329,8 @@ def test_bad_conditions_are_refused(given: list[str]) -> None:
 # --- progress -------------------------------------------------------------------------------------
 
 
-def test_progress_counts_files_and_texts(capsys: pytest.CaptureFixture[str]) -> None:
-    with WriteProgress() as progress:
+def test_progress_counts_files_and_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with WriteProgress(tmp_path) as progress:
         assert progress.line() == "looking for files"
         for name, done in (("a.txt", 0), ("a.txt", 10), ("b\x1b[31m.txt", 10), ("b\x1b[31m.txt", 20)):
             progress.on_file(name, done, 20)
@@ -317,11 +345,11 @@ def test_progress_counts_files_and_texts(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_progress_is_drawn_on_a_terminal_and_leaves_nothing_but_skips(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with WriteProgress() as progress:
+    with WriteProgress(tmp_path) as progress:
         progress.on_file("a [b].txt", 0, 20)
         progress.on_skip(Skipped("a [b].txt", "why"))
         progress.on_progress("Building ivf", 0, 5000)

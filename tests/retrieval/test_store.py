@@ -181,7 +181,7 @@ class Tokenized(Hashes):
         core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return core
 
-    def num_special_tokens_to_add(self) -> int:
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return 2
 
 
