@@ -123,7 +123,7 @@ def _retrieve(questions: Sequence[str], embedder: Any, report: Progress) -> tupl
         for line in _read("corpus.jsonl")
     ]
     report("Embedding the passages", 0, len(passages))
-    index = Index.build(passages, embedder, progress=False)
+    index = Index.build(passages, embedder)
     best = [hits[0].passage for hits in index.search(list(questions), 1)]
     report("Embedding the passages", len(passages), len(passages))
     return best, len(passages)
