@@ -4,8 +4,8 @@ Written here, from the shipped capitals: five passages a country, about differen
 and CSV; a tenth of all passages is false, each naming another country's capital. ``ckcontrol index build`` indexes the
 files. Asked, through `Rag`: the countries whose passage is false and as many whose passage is true. Printed: how often
 the passage that answers is among the k found, and what the answers name at each alpha: memory's own closed-book answer,
-the passage's claim, the truth, none of them, with 95 % Wilson intervals. Last, one question
-through ``ckcontrol ask`` in a process of its own.
+the passage's claim, the truth, none of them, with 95 % Wilson intervals. Before that, one
+question through ``ckcontrol ask`` in a process of its own.
 
     python benchmarks/ask.py                # demo model and embedder, everything
     python benchmarks/ask.py --limit 20 --json out.json
@@ -175,9 +175,9 @@ def main() -> None:
         built = ["index", "build", str(root / "corpus"), "--out", str(root / "idx"), "--embedder", args.embedder]
         if code := ckcontrol_main(built):
             raise SystemExit(f"ckcontrol index build ended with {code}")
+        once = smoke(root / "idx", args)
         with Index.open(root / "idx") as index:
-            result = measure(index, facts, texts, wrong, args)
-        result["cli"] = smoke(root / "idx", args)
+            result = {**measure(index, facts, texts, wrong, args), "cli": once}
     result["seconds"] = round(time.perf_counter() - started)
     print(f"{result['seconds']} s")
     if args.json:
@@ -209,21 +209,20 @@ def measure(index: Index, facts: Sequence[Fact], texts: Sequence[Text], wrong: s
         "true": [i for i, f in enumerate(asked) if f.subject not in wrong],
     }
     answers: dict[str, list[str]] = {"closed book": [a.text for a in closed]}
-    records: list[ck.RagAnswer] = []
+    records: list[Any] = list(closed)
+    found: list[bool] = []
+    wanted = {text.country: text.text for text in texts if text.topic == "capital"}
     for alpha in ALPHAS:
         control = ck.Control("ck-plug", alpha)
-        made = batched(
-            lambda part, c=control: rag.ask(part, control=c, trace=bool(args.answers)), questions, args.batch
-        )
+        made = batched(lambda part, c=control: rag.ask(part, control=c, trace=False), questions, args.batch)
         answers[f"alpha {alpha:g}"] = [a.text for a in made]
         records += made
+        found = [  # the same at every alpha
+            any(wanted[f.subject] in " ".join(hit.passage.text.split()) for hit in a.cited)
+            for f, a in zip(asked, made, strict=True)
+        ]
     if args.answers:
         Path(args.answers).write_text("".join(a.to_json() + "\n" for a in records), encoding="utf-8")
-    wanted = {text.country: text.text for text in texts if text.topic == "capital"}
-    found = [
-        any(wanted[f.subject] in " ".join(hit.passage.text.split()) for hit in a.cited)
-        for f, a in zip(asked, records, strict=False)
-    ]
     hit = {
         "false": rate([h for f, h in zip(asked, found, strict=True) if f.subject in wrong]),
         "true": rate([h for f, h in zip(asked, found, strict=True) if f.subject not in wrong]),
