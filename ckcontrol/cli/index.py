@@ -104,7 +104,7 @@ def build(
     again = "The same command goes on where this one stopped."
     progress = WriteProgress(out)
     documents = _read(sources, progress, encoding, text_field)
-    loaded = inputs.load_embedder(embedder)
+    loaded = inputs.load_embedder(embedder, normalize=metric is Metric.cosine)
     with _resumable(again), progress:
         index = Index.build(
             documents,

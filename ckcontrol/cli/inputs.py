@@ -233,14 +233,18 @@ def open_index(folder: Path, embedder: str | None = None, *, load: bool = False)
 
     from ..retrieval import Index
 
-    index = Index.open(folder, None if embedder is None else load_embedder(embedder))
+    index = Index.open(folder)
+    if embedder is not None:
+        scaled = index.info()["embedder"]["normalize"]
+        index.close()
+        index = Index.open(folder, load_embedder(embedder, normalize=scaled))
     if load:
         with Console(stderr=True).status("Loading the index's embedder ..."):
             index.embedder  # noqa: B018  loads it
     return index
 
 
-def load_embedder(name: str) -> Any:
+def load_embedder(name: str, *, normalize: bool = True) -> Any:
     """Load an embedder with a spinner on stderr where that is a terminal; folders are kept by their absolute path."""
     from rich.console import Console
 
@@ -249,7 +253,7 @@ def load_embedder(name: str) -> Any:
 
         path = Path(name).expanduser()
         place = str(path.resolve()) if name != "demo" and path.is_dir() else name
-        return Embedder(place, on_status=status.update)
+        return Embedder(place, normalize=normalize, on_status=status.update)
 
 
 def load_reranker(name: str | None) -> Any:

@@ -70,6 +70,8 @@ def test_build_takes_its_options(tmp_path: Path, docs: Path, embedder: str, caps
     assert settings == {"kind": "hnsw", "metric": "ip", "dtype": "float16", "chunk_size": 20, "overlap": 4}
     assert data["index"]["passages"] > data["index"]["documents"] == 6
     assert data["files"] == 5 and data["change"]["added"] == 6 and data["skipped"] == []
+    hits = told(capsys, "search", str(tmp_path / "i"), "salt", "--embedder", embedder)["hits"]
+    assert max(hit["score"] for hit in hits) > 1.01  # inner products: the vectors have their own lengths
 
 
 def test_static_embeddings_have_no_window_and_passages_a_size_all_the_same(
