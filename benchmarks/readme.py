@@ -1,6 +1,6 @@
-"""Fill the README's marked blocks: the three answers (run live) and the two tables (from benchmarks/results).
+"""Fill the marked blocks of README.md and docs: the three answers (run live) and the tables (from benchmarks/results).
 
-python benchmarks/readme.py            # rewrite README.md
+python benchmarks/readme.py            # rewrite them
 python benchmarks/readme.py --check    # exit 1 if the tables differ from what the results say; runs no model
 """
 
@@ -72,24 +72,118 @@ def speed(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def scifact(data: dict[str, Any]) -> str:
+    """Render retrieval quality."""
+    rows = data["scifact"]["rows"]
+    lines = [
+        f"SciFact (300 claims, 5,183 abstracts), all-MiniLM-L6-v2, {data['scifact']['date']} "
+        "(`benchmarks/retrieval.py scifact`):",
+        "",
+        "| abstracts | search | nDCG@10 | recall@10 |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {r['texts']} | {r['mode']} | {r['ndcg@10']:.3f} | {r['recall@10']:.3f} |" for r in rows]
+    return "\n".join(lines)
+
+
+def kinds(data: dict[str, Any]) -> str:
+    """Render the kinds of index."""
+    rows = data["kinds"]["rows"]
+    lines = [
+        f"{rows[0]['rows']:,} synthetic vectors of 384, 10 neighbours, one query at a time on two cores, "
+        f"{data['kinds']['date']} (`benchmarks/retrieval.py kinds`):",
+        "",
+        "| kind | dtype | effort | build | resident | p50 | p95 | recall@10 | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{r['kind']}` | {r['dtype']} | {r['effort']} | {r['build_s']:,.0f} s | {r['resident_mb']:,} MB | "
+        f"{r['p50_ms']:.1f} ms | {r['p95_ms']:.1f} ms | {r['recall@10']:.3f} | "
+        f"{'auto' if r['auto'] and r['effort'] == 'default' else ''} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def overhead(data: dict[str, Any]) -> str:
+    """Render what a search costs over raw FAISS."""
+    rows = data["overhead"]["rows"]
+    lines = [
+        f"`index.search` over {rows[0]['passages']:,} passages against raw FAISS on the same file, embedding excluded, "
+        f"{data['overhead']['date']} (`benchmarks/retrieval.py overhead`):",
+        "",
+        "| kind | dtype | p50 | raw FAISS p50 | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['kind']} | {r['dtype']} | {r['p50_ms']:.2f} ms | {r['raw_p50_ms']:.2f} ms | {r['ratio']:.2f}x |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def ndcg(data: dict[str, Any]) -> str:
+    """Render the best line of retrieval quality."""
+    rows = {r["mode"]: r for r in data["scifact"]["rows"] if r["texts"].startswith("whole")}
+    return ", ".join(f"{mode} {rows[mode]['ndcg@10']:.3f}" for mode in ("dense", "bm25", "hybrid")) + "."
+
+
+def ask(data: dict[str, Any]) -> str:
+    """Render the whole pipeline: the share of answers that name the truth, or the claim of the false passage."""
+    rows = {(r["group"], r["label"]): r for r in data["rows"]}
+    labels = list(dict.fromkeys(r["label"] for r in data["rows"]))
+    groups = list(dict.fromkeys(r["group"] for r in data["rows"]))
+    hit = ", ".join(f"{name} {rate['share']:.2f}" for name, rate in data["hit"].items())
+    lines = [
+        f"SmolLM2-135M-Instruct, {data['passages']} passages, {data['false']} false, {data['asked']} questions, "
+        f"k={data['k']} {data['mode']}, greedy, {data['date']} (`benchmarks/ask.py`). The passage that answers is found: "
+        f"{hit}.",
+        "",
+        "| passage, and the fact closed-book | n | names | " + " | ".join(labels) + " |",
+        "|---|---|---|" + "---|" * len(labels),
+    ]
+    for group in groups:
+        for column in ("truth", "claim"):
+            if column == "claim" and not group.startswith("false"):
+                continue
+            cells = [rows[group, label][column] for label in labels]
+            told = " | ".join(f"{c['share']:.2f} [{c['ci'][0]:.2f}, {c['ci'][1]:.2f}]" for c in cells)
+            lines.append(f"| {group} | {rows[group, labels[0]]['n']} | {column} | {told} |")
+    return "\n".join(lines)
+
+
+BLOCKS = (  # page, block, results, what renders them
+    ("README.md", "capitals", "capitals", capitals),
+    ("README.md", "speed", "two_stream", speed),
+    ("README.md", "ndcg", "retrieval", ndcg),
+    ("README.md", "ask", "ask", ask),
+    ("docs/retrieval.md", "scifact", "retrieval", scifact),
+    ("docs/retrieval.md", "kinds", "retrieval", kinds),
+    ("docs/retrieval.md", "overhead", "retrieval", overhead),
+)
+
+
 def fill(text: str, name: str, block: str) -> str:
     """Replace what stands between a block's markers."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no block {name!r}")
+        raise SystemExit(f"a page has no block {name!r}")
     return pattern.sub(lambda found: f"{found[1]}{block}\n{found[2]}", text)
 
 
 def main() -> None:
     check = "--check" in sys.argv[1:]
-    path = ROOT / "README.md"
-    before = text = path.read_text(encoding="utf-8")
-    for name, render in (("capitals", capitals), ("speed", speed)):
-        data = json.loads((RESULTS / f"{'two_stream' if name == 'speed' else name}.json").read_text(encoding="utf-8"))
-        text = fill(text, name, render(data))
+    pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in dict.fromkeys(row[0] for row in BLOCKS)}
+    filled = dict(pages)
+    for page, block, results, render in BLOCKS:
+        data = json.loads((RESULTS / f"{results}.json").read_text(encoding="utf-8"))
+        filled[page] = fill(filled[page], block, render(data))
     if check:
-        sys.exit("README.md is stale: run make readme" if text != before else 0)
-    path.write_text(fill(text, "dial", dial()), encoding="utf-8")
+        stale = [name for name in pages if pages[name] != filled[name]]
+        sys.exit(f"{', '.join(stale)} stale: run make readme" if stale else 0)
+    filled["README.md"] = fill(filled["README.md"], "dial", dial())
+    for name, text in filled.items():
+        (ROOT / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

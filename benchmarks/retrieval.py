@@ -75,7 +75,6 @@ def scifact(data: Path, work: Path) -> list[dict[str, Any]]:
                     "recall@10": round(
                         float(np.mean([len(set(found[q]) & relevant[q]) / len(relevant[q]) for q in relevant])), 4
                     ),
-                    "build_s": round(seconds, 1),
                 }
             )
             _print(rows[-1])
