@@ -9,7 +9,8 @@
     ├── NonFiniteLogits                 NaN or +inf came out of the model; names row, step and stream
     ├── ModelUnavailable                a model name that could not be resolved or obtained
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
-    └── RetrievalError                  an index or embedder that cannot answer
+    ├── RetrievalError                  an index or embedder that cannot answer
+    └── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
 
 Knows nothing of models or tensors. Every message names the offending value; `hint` names the remedy.
 """
@@ -23,6 +24,7 @@ from typing import Any
 __all__ = [
     "CKError",
     "ControlError",
+    "HeadsError",
     "MissingExtra",
     "ModelUnavailable",
     "NonFiniteLogits",
@@ -123,6 +125,10 @@ class MissingExtra(CKError, ImportError):
 
 class RetrievalError(CKError):
     """An index or embedder that cannot answer."""
+
+
+class HeadsError(CKError, ValueError):
+    """A model, facts, scores or mask file that scoring or pruning of heads cannot use."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

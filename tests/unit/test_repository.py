@@ -36,6 +36,7 @@ LEVELS = [
     {"decode"},
     {"generation", "processor"},
     {"text_safety", "palette", "page_css", "describe", "page", "show"},
+    {"heads"},
     {"eval"},
     {"demo", "doctor"},
     {"cli"},

@@ -1,0 +1,32 @@
+"""Attention heads that speak for memory or for the context: find, prune, select and export them (PH3 on any decoder).
+
+Names are resolved on first use, so importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# name -> module that defines it
+_WHERE = {
+    "HeadLayout": ".families",
+    "describe": ".families",
+}
+
+if TYPE_CHECKING:
+    from .families import HeadLayout, describe
+
+__all__ = ["HeadLayout", "describe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ckcontrol.heads' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
