@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 # name -> module that defines it
 _WHERE = {
+    "Fingerprint": ".fingerprint",
     "HeadLayout": ".families",
+    "HeadMask": ".mask",
     "describe": ".families",
+    "pruned": ".apply",
 }
 
 if TYPE_CHECKING:
+    from .apply import pruned
     from .families import HeadLayout, describe
+    from .fingerprint import Fingerprint
+    from .mask import HeadMask
 
-__all__ = ["HeadLayout", "describe"]
+__all__ = ["Fingerprint", "HeadLayout", "HeadMask", "describe", "pruned"]
 
 
 def __getattr__(name: str) -> Any:
