@@ -1,4 +1,4 @@
-"""Facts to records: what a model remembers, a false answer against it, and the prompts that set them against each other.
+"""Facts to records: what a model remembers, a false answer against it, and the prompts that set one against the other.
 
 A record holds, for one fact, the answer the model gives from memory, another answer for the context to state, the
 prompts (closed book, true context, conflicting context in three formats, unrelated context) and for each format the
@@ -141,12 +141,12 @@ class Record:
 
 
 def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
-    """Read a facts file: JSON lines with relation, subject, answer, cloze; optional aliases, context_template, question.
+    """Read a facts file: JSON lines with the fields of `Fact`, of which those without default must be there.
 
     Other keys are ignored. `relations` keeps those named, in the file's order.
 
     Raises:
-        HeadsError: Unreadable or no JSON object; a missing key; a cloze without its subject; a relation not in the file.
+        HeadsError: Unreadable or not JSON; a missing key; a cloze without its subject; a relation the file lacks.
     """
     facts = []
     names = {f.name for f in fields(Fact)}
@@ -261,7 +261,7 @@ def _probe(
         logits = last_logits(model, batch).float().cpu()
         texts = greedy(model, tokenizer, batch, PROBE_TOKENS)
         for i, row, text in zip(part, logits, texts, strict=True):
-            best = max(firsts[i], key=lambda s: float(row[firsts[i][s]]), default=facts[i].answer)  # noqa: B023
+            best = max(firsts[i], key=lambda s: float(row[firsts[i][s]]), default=facts[i].answer)
             ranked = {token: float(row[token]) for token in asked[facts[i].relation]}
             probes.append(_Probe(text, best, firsts[i].get(best), frozenset(firsts[i].values()), ranked))
         if on_progress is not None:
