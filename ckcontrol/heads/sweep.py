@@ -158,15 +158,13 @@ def linear(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tenso
     return _by_head(layout, torch.stack(effects, dim=-1))
 
 
-def gradient(
-    model: PreTrainedModel, layout: HeadLayout, batch: Batch, clean: Capture, corrupted: Tensor, targets: Tensor
-) -> Tensor:
-    """Attribution patching: the first-order estimate of the *total* effect of a head at the last position.
+def gradient(model: PreTrainedModel, layout: HeadLayout, batch: Batch, clean: Capture, targets: Tensor) -> Tensor:
+    """Gradient of logit[targets[:, 0]] - logit[targets[:, 1]] by every head's value at the last position.
 
-    (z_corrupted - z) times the gradient of logit[targets[:, 0]] - logit[targets[:, 1]] by z; attention above the
-    sender responds, which `sweep` freezes. One forward and one backward give all heads.
+    Times (z_corrupted - z), summed over d_h, it is attribution patching: the first-order estimate of a head's *total*
+    effect there. Attention above the sender responds, which `sweep` freezes. One forward and one backward in all.
 
-    Returns the change of that difference, [N, L, H]; `clean` is the capture of `batch`, the rest as in `sweep`.
+    Returns [N, L, H, d_h]; `clean` is the capture of `batch`, the rest as in `sweep`.
     """
     count = batch.ids.shape[0]
     shifts = [clean.heads.new_zeros(count, layout.heads * layout.head_dim, requires_grad=True) for _ in layout.blocks]
@@ -185,8 +183,7 @@ def gradient(
         logits = run(model, batch)
         chosen = logits.gather(1, targets[:, :2])
         slopes = torch.autograd.grad((chosen[:, 0] - chosen[:, 1]).sum(), shifts)
-    slope = torch.stack(slopes, dim=1).view(clean.heads.shape)
-    return (slope * (corrupted - clean.heads)).sum(-1)
+    return torch.stack(slopes, dim=1).view(clean.heads.shape)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_the_gradient_is_the_slope_of_the_total_effect(name: str) -> None:
     layout = describe(model)
     batch = prompts(1, CLEAN)
     clean, corrupted = capture(model, layout, batch), capture(model, layout, prompts(2, CORRUPTED))
-    slope = gradient(model, layout, batch, clean, corrupted.heads, TARGETS)
+    slope = (gradient(model, layout, batch, clean, TARGETS) * (corrupted.heads - clean.heads)).sum(-1)
     step = 1e-2
     for layer, head in [(0, 1), (0, 3), (1, 2)]:
         sides = []
@@ -201,7 +201,7 @@ def test_the_model_is_left_as_it_was() -> None:
     batch = prompts(1, CLEAN)
     before = run(model, batch).detach()
     clean = capture(model, layout, batch)
-    gradient(model, layout, batch, clean, torch.zeros_like(clean.heads), TARGETS)
+    gradient(model, layout, batch, clean, TARGETS)
     naive_patch(model, layout, batch, batch, TARGETS, [(0, 0)])
     assert not any(m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
