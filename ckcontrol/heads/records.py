@@ -62,7 +62,7 @@ class Fact:
     @property
     def surface(self) -> str:
         """The subject as the cloze writes it."""
-        found = re.search(re.escape(self.subject), self.cloze, re.IGNORECASE)
+        found = _find(self.cloze, self.subject)
         return found.group() if found else self.subject
 
     @property
@@ -165,8 +165,14 @@ def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
         needed = ("relation", "subject", "answer", "cloze")
         if not isinstance(data, dict) or not all(isinstance(data.get(k), str) and data[k].strip() for k in needed):
             raise HeadsError(f"{where} lacks one of {', '.join(needed)}.", "Each is a text that is not empty.")
+        spelled = data.get("aliases", [])
+        if not isinstance(spelled, list) or not all(isinstance(s, str) and s.strip() for s in spelled):
+            raise HeadsError(f"{where}: aliases={spelled!r} is not a list of texts.", 'For example: ["USA", "U.S."]')
+        for key in ("context_template", "question"):
+            if not isinstance(data.get(key, ""), str):
+                raise HeadsError(f"{where}: {key}={data[key]!r} is not a text.", "Leave it out or write a text.")
         fact = Fact(**{k: tuple(v) if k == "aliases" else v for k, v in data.items() if k in names})
-        if fact.subject.lower() not in fact.cloze.lower():
+        if _find(fact.cloze, fact.subject) is None:
             raise HeadsError(f"{where}: the cloze does not name {fact.subject!r}.", "Corrupted prompts need it there.")
         facts.append(fact)
     known = sorted({fact.relation for fact in facts})
@@ -186,7 +192,11 @@ def answer_token(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -
 
 def contains(text: str, spellings: Iterable[str]) -> bool:
     """Whether one of the spellings occurs in the text as whole words, whatever the case."""
-    return any(re.search(rf"(?<!\w){re.escape(s)}(?!\w)", text, re.IGNORECASE) for s in spellings)
+    return any(_find(text, spelling) for spelling in spellings)
+
+
+def _find(text: str, words: str) -> re.Match[str] | None:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE)
 
 
 def build_records(
