@@ -20,6 +20,7 @@ from ..text_safety import clean
 from .demo import demo
 from .doctor import doctor
 from .explain import explain
+from .heads import app as heads
 from .run_ import run as run_command
 
 __all__ = ["app", "main", "run"]
@@ -36,6 +37,7 @@ app.command("demo")(demo)
 app.command("run")(run_command)
 app.command("explain")(explain)
 app.command("doctor")(doctor)
+app.add_typer(heads, name="heads")
 
 
 def _version(asked: bool) -> None:
