@@ -208,7 +208,8 @@ def describe(model: PreTrainedModel) -> HeadLayout:
             "Load the model without quantisation and merge its adapters first.",
         )
     transposed = kinds == {Conv1D}
-    width, hidden = blocks[0].projection.weight.shape if transposed else blocks[0].projection.weight.shape[::-1]
+    stored: Any = blocks[0].projection.weight
+    width, hidden = stored.shape if transposed else stored.shape[::-1]
     heads = int(config.num_attention_heads)
     if width % heads:
         raise HeadsError(f"{heads} heads do not divide the projection's input of {width}.", "The config is wrong.")

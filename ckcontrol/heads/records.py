@@ -171,7 +171,8 @@ def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
         for key in ("context_template", "question"):
             if not isinstance(data.get(key, ""), str):
                 raise HeadsError(f"{where}: {key}={data[key]!r} is not a text.", "Leave it out or write a text.")
-        fact = Fact(**{k: tuple(v) if k == "aliases" else v for k, v in data.items() if k in names})
+        values: dict[str, Any] = {key: value for key, value in data.items() if key in names}
+        fact = Fact(**{**values, "aliases": tuple(spelled)})
         if _find(fact.cloze, fact.subject) is None:
             raise HeadsError(f"{where}: the cloze does not name {fact.subject!r}.", "Corrupted prompts need it there.")
         facts.append(fact)

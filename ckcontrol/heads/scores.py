@@ -115,7 +115,7 @@ class HeadScores:
             (split is None or record.split == split) and (not wanted or record.relation in wanted)
             for record in self.records
         ]
-        chosen = table[np.array(keep, dtype=bool)]
+        chosen: Floats = table[np.array(keep, dtype=bool)]
         chosen = chosen[~np.isnan(chosen).any((1, 2))]
         if not len(chosen):
             raise HeadsError(

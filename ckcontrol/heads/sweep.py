@@ -96,13 +96,15 @@ def capture(model: PreTrainedModel, layout: HeadLayout, batch: Batch) -> Capture
         return hook
 
     with ExitStack() as hooks:
-        watched = {"stream": layout.blocks[0].module, "final": (*layout.final, layout.unembed)[0]}
-        for name, module in (*watched.items(), *enumerate(layout.projections)):
+        ends = (("stream", layout.blocks[0].module), ("final", (*layout.final, layout.unembed)[0]))
+        named: list[tuple[int | str, nn.Module]] = [*ends, *enumerate(layout.projections)]
+        for name, module in named:
             hooks.callback(module.register_forward_pre_hook(keep(name), with_kwargs=True).remove)
         logits = run(model, batch)
     _check(logits)
     heads = torch.stack([seen[layer] for layer in range(layout.layers)], dim=1)
-    return Capture(seen["stream"], seen["final"], heads.unflatten(-1, (layout.heads, layout.head_dim)), logits)
+    shape = (-1, layout.layers, layout.heads, layout.head_dim)
+    return Capture(seen["stream"], seen["final"], heads.view(shape), logits)
 
 
 @torch.no_grad()
@@ -239,7 +241,8 @@ def _read(layout: HeadLayout, rows: Tensor, targets: Tensor, norms: bool = False
         return Patched(base, patched)
     weight, bias = _unembedding(layout)
     totals = []
-    for part in rows.split(64):  # a row of vocabulary each: kept small
+    for start in range(0, len(rows), 64):  # a row of vocabulary each: kept small
+        part = rows[start : start + 64]
         full = _through(layout.final, part) @ weight.to(part.dtype).t()
         full = _capped(layout, full if bias is None else full + bias.to(full.dtype))
         totals.append(full.logsumexp(-1))
@@ -258,7 +261,7 @@ def _capped(layout: HeadLayout, logits: Tensor) -> Tensor:
 
 def _by_head(layout: HeadLayout, values: Tensor) -> Tensor:
     """[L*H, N, K] -> [N, L, H, K]."""
-    return values.transpose(0, 1).unflatten(1, (layout.layers, layout.heads))
+    return values.transpose(0, 1).reshape(-1, layout.layers, layout.heads, values.shape[-1])
 
 
 def _precise(value: Tensor) -> Tensor:
