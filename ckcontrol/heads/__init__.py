@@ -13,8 +13,12 @@ _WHERE = {
     "Fingerprint": ".fingerprint",
     "HeadLayout": ".families",
     "HeadMask": ".mask",
+    "HeadScores": ".scores",
+    "Record": ".records",
+    "build_records": ".records",
     "describe": ".families",
     "pruned": ".apply",
+    "read_facts": ".records",
 }
 
 if TYPE_CHECKING:
@@ -22,8 +26,20 @@ if TYPE_CHECKING:
     from .families import HeadLayout, describe
     from .fingerprint import Fingerprint
     from .mask import HeadMask
+    from .records import Record, build_records, read_facts
+    from .scores import HeadScores
 
-__all__ = ["Fingerprint", "HeadLayout", "HeadMask", "describe", "pruned"]
+__all__ = [
+    "Fingerprint",
+    "HeadLayout",
+    "HeadMask",
+    "HeadScores",
+    "Record",
+    "build_records",
+    "describe",
+    "pruned",
+    "read_facts",
+]
 
 
 def __getattr__(name: str) -> Any:
