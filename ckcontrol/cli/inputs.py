@@ -8,20 +8,25 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ControlError, PromptError
+from ..errors import ControlError, PromptError, did_you_mean
 from ..trace import Answer
+
+if TYPE_CHECKING:
+    from ..heads import HeadMask
 
 __all__ = ["Request", "parse_params", "read_passages"]
 
 LIMIT = 10_000_000  # bytes a passage file may have
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 RESERVED = {"method", "alpha"}
+STREAMS = ("both", "contextual", "parametric")
 
 Question = Annotated[str, typer.Option("-q", "--question", help="The question.")]
 PassageFiles = Annotated[
@@ -47,6 +52,15 @@ Seed = Annotated[int | None, typer.Option(help="Makes --sample repeatable.", sho
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
+Heads = Annotated[
+    Path | None,
+    typer.Option("--heads", metavar="FILE", help="Head mask, or head scores with --prune.", show_default=False),
+]
+Prune = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS:K", help="Heads to prune, e.g. memory:7 or only-context:3.", show_default=False),
+]
+PruneStream = Annotated[str, typer.Option("--prune-stream", help="Where to prune: both, contextual or parametric.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -64,6 +78,9 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     truncate: bool = False
+    heads: Path | None = None
+    prune: str | None = None
+    prune_stream: str = "both"
 
     def answer(self, stream: bool = False) -> Answer:
         """Load the model and answer; with `stream` the text is printed as it comes.
@@ -74,22 +91,42 @@ class Request:
 
         control = Control(self.method, self.alpha, **self.params)
         GenerateOptions.from_kwargs(self.options)
+        mask = self._mask()
         model, tokenizer = load(self.model, self.device, self.dtype)
         from .. import generate
         from .stream import TextStream
 
         streamer = TextStream(tokenizer) if stream else None
-        answer: Answer = generate(
-            model,
-            tokenizer,
-            self.question,
-            self.passages,
-            control=control,
-            truncate="passages" if self.truncate else None,
-            streamer=streamer,
-            **self.options,
-        )
+        with nullcontext() if mask is None else _pruned(model, mask, self.prune_stream):
+            answer: Answer = generate(
+                model,
+                tokenizer,
+                self.question,
+                self.passages,
+                control=control,
+                truncate="passages" if self.truncate else None,
+                streamer=streamer,
+                **self.options,
+            )
         return answer
+
+    def _mask(self) -> HeadMask | None:
+        """The heads to prune, read and checked before the model is loaded."""
+        if self.prune_stream not in STREAMS:
+            raise ControlError(f"--prune-stream {self.prune_stream!r}.", did_you_mean(self.prune_stream, STREAMS))
+        if self.heads is None:
+            if self.prune is not None or self.prune_stream != "both":
+                raise ControlError("--prune without --heads.", "Name the file that `ckcontrol heads find` wrote.")
+            return None
+        from ..heads.select import read_mask
+
+        return read_mask(self.heads, self.prune)
+
+
+def _pruned(model: Any, mask: HeadMask, stream: str) -> AbstractContextManager[None]:
+    from ..heads import pruned
+
+    return pruned(model, mask) if stream == "both" else pruned(model, **{stream: mask})
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:

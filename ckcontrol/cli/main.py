@@ -21,6 +21,9 @@ from .demo import demo
 from .doctor import doctor
 from .explain import explain
 from .heads import app as heads
+from .heads_export import export as heads_export
+from .heads_show import show as heads_show
+from .heads_tune import tune as heads_tune
 from .run_ import run as run_command
 
 __all__ = ["app", "main", "run"]
@@ -37,6 +40,9 @@ app.command("demo")(demo)
 app.command("run")(run_command)
 app.command("explain")(explain)
 app.command("doctor")(doctor)
+heads.command("show")(heads_show)
+heads.command("tune")(heads_tune)
+heads.command("export")(heads_export)
 app.add_typer(heads, name="heads")
 
 

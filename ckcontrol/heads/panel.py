@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checks import position_limit
 from ..errors import HeadsError, did_you_mean
 from .apply import pruned
 from .forward import greedy, last_logits, pad
@@ -121,7 +122,7 @@ class Panel:
         tokenizer: Its tokenizer.
         records: From `build_records`; usually those of one split that the model knows.
         formats: Formats of the conflict prompts.
-        neutral: Texts for the perplexity; empty skips it.
+        neutral: Texts for the perplexity, cut to what the model takes; empty skips it.
         new_tokens: Answers are greedy continuations of this length, of which the first line counts: the source whose
             answer is named first wins. 0 compares the first token alone, which costs one forward and asks less.
         batch_size: Prompts a forward.
@@ -145,7 +146,8 @@ class Panel:
             raise HeadsError("no records to measure on.", "Score more facts, or take another split.")
         self.model, self.tokenizer = model, tokenizer
         self.new_tokens, self.batch_size = new_tokens, batch_size
-        self.neutral = [list(tokenizer(text).input_ids) for text in neutral]
+        limit = position_limit(model)
+        self.neutral = [list(tokenizer(text).input_ids)[:limit] for text in neutral]
         self.prompts = [prompt for record in records for prompt in self._prompts(record, formats)]
         self._kept: dict[HeadMask | None, Result] = {}
 

@@ -11,12 +11,14 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import HeadsError, did_you_mean
+from .mask import KIND as MASK_KIND
 from .mask import Head, HeadMask
 from .panel import DISQUALIFIED, Panel, Result, check_direction
 from .records import Record
@@ -34,6 +36,7 @@ __all__ = [
     "greedy",
     "mask_for",
     "random_controls",
+    "read_mask",
     "select",
     "top_k",
 ]
@@ -91,7 +94,14 @@ class Selection:
         }
 
 
-def select(panel: Panel, direction: str, candidates: Iterable[Candidate], *, budget: int = BUDGET) -> Selection:
+def select(
+    panel: Panel,
+    direction: str,
+    candidates: Iterable[Candidate],
+    *,
+    budget: int = BUDGET,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Selection:
     """Measure candidates and take the best total; on a tie the unpruned model, then the mask with fewer heads.
 
     Args:
@@ -99,6 +109,7 @@ def select(panel: Panel, direction: str, candidates: Iterable[Candidate], *, bud
         direction: "context" or "memory".
         candidates: Masks; equal ones count once. More than `budget` are thinned evenly.
         budget: Measurements besides the unpruned model.
+        on_progress: Receives (masks measured, masks).
 
     A mask that raises the perplexity of neutral text above 1.1 times the unpruned model's cannot win.
 
@@ -111,12 +122,16 @@ def select(panel: Panel, direction: str, candidates: Iterable[Candidate], *, bud
     if len(kept) > budget:
         kept = [kept[i * (len(kept) - 1) // max(1, budget - 1)] for i in range(budget)]
     base = panel.measure(None)
-    trials = tuple((candidate, panel.measure(candidate.mask)) for candidate in kept)
+    trials = []
+    for done, candidate in enumerate(kept, 1):
+        trials.append((candidate, panel.measure(candidate.mask)))
+        if on_progress is not None:
+            on_progress(done, len(kept))
     best, chosen = base.total(direction), None
     for candidate, result in sorted(trials, key=lambda trial: len(trial[0].mask.heads)):
         if not result.perplexity > DISQUALIFIED * base.perplexity and result.total(direction) > best + 1e-12:
             best, chosen = result.total(direction), candidate
-    return Selection(direction, base, trials, chosen)
+    return Selection(direction, base, tuple(trials), chosen)
 
 
 # --- methods that rank heads by their scores --------------------------------------------------------------------------
@@ -145,6 +160,31 @@ def mask_for(scores: HeadScores, choice: str, **where: Any) -> HeadMask:
     memory = rank(scores.importance("memory", **where))[:k]
     context = rank(scores.importance("context", **where))[:k]
     return _mask(scores, _combine(mode, memory, context), f"{mode}:{k}")
+
+
+def read_mask(path: str | Path, choice: str | None = None) -> HeadMask:
+    """Read a mask file, or a scores file together with a choice of heads.
+
+    Args:
+        path: Written by `HeadMask.save`, ``heads tune`` or ``heads find``.
+        choice: As in `mask_for`; for a scores file alone.
+
+    Raises:
+        HeadsError: Unreadable, neither file, or the choice is missing or too much.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            is_mask = MASK_KIND.encode() in file.read(200)
+    except OSError as error:
+        raise HeadsError(f"heads file {str(path)!r} cannot be read: {error.strerror or error}.") from error
+    if is_mask:
+        if choice is not None:
+            raise HeadsError(f"{str(path)!r} is a mask already, beside the choice {choice!r}.", "Leave the choice out.")
+        return HeadMask.load(path)
+    scores = HeadScores.load(path)
+    if choice is None:
+        raise HeadsError(f"{str(path)!r} holds scores of all heads.", "Say which to prune, e.g. --prune memory:7.")
+    return mask_for(scores, choice)
 
 
 def top_k(scores: HeadScores, direction: str, *, grid: Sequence[int] = GRID, **where: Any) -> list[Candidate]:
