@@ -14,29 +14,40 @@ _WHERE = {
     "HeadLayout": ".families",
     "HeadMask": ".mask",
     "HeadScores": ".scores",
+    "Panel": ".panel",
     "Record": ".records",
     "build_records": ".records",
     "describe": ".families",
+    "export_checkpoint": ".export",
+    "export_lora": ".export",
+    "mask_for": ".select",
     "pruned": ".apply",
     "read_facts": ".records",
 }
 
 if TYPE_CHECKING:
     from .apply import pruned
+    from .export import export_checkpoint, export_lora
     from .families import HeadLayout, describe
     from .fingerprint import Fingerprint
     from .mask import HeadMask
+    from .panel import Panel
     from .records import Record, build_records, read_facts
     from .scores import HeadScores
+    from .select import mask_for
 
 __all__ = [
     "Fingerprint",
     "HeadLayout",
     "HeadMask",
     "HeadScores",
+    "Panel",
     "Record",
     "build_records",
     "describe",
+    "export_checkpoint",
+    "export_lora",
+    "mask_for",
     "pruned",
     "read_facts",
 ]
