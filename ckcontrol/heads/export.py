@@ -251,7 +251,8 @@ def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) ->
         return [list(tokenizer(text).input_ids) for text in _PROBES]
     generator = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().weight.shape[0]
-    return torch.randint(0, size, (8, 16), generator=generator).tolist()  # type: ignore[no-any-return]
+    rows: list[list[int]] = torch.randint(0, size, (8, 16), generator=generator).tolist()
+    return rows
 
 
 def compare(

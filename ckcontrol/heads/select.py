@@ -127,7 +127,8 @@ def select(
         trials.append((candidate, panel.measure(candidate.mask)))
         if on_progress is not None:
             on_progress(done, len(kept))
-    best, chosen = base.total(direction), None
+    best = base.total(direction)
+    chosen: Candidate | None = None
     for candidate, result in sorted(trials, key=lambda trial: len(trial[0].mask.heads)):
         if not result.perplexity > DISQUALIFIED * base.perplexity and result.total(direction) > best + 1e-12:
             best, chosen = result.total(direction), candidate

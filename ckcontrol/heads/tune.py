@@ -117,7 +117,11 @@ def tune(
     dev, test = (Panel(model, tokenizer, splits[name], **settings) for name in ("dev", "test"))
 
     def report(stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: None if on_progress is None else on_progress(stage, done, total)
+        def told(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(stage, done, total)
+
+        return told
 
     def proposals(method: str) -> list[Candidate]:
         if method == "top-k":
