@@ -126,7 +126,9 @@ class Request:
 def _pruned(model: Any, mask: HeadMask, stream: str) -> AbstractContextManager[None]:
     from ..heads import pruned
 
-    return pruned(model, mask) if stream == "both" else pruned(model, **{stream: mask})
+    if stream == "both":
+        return pruned(model, mask)
+    return pruned(model, contextual=mask) if stream == "contextual" else pruned(model, parametric=mask)
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:

@@ -237,7 +237,8 @@ def lora_applied(model: PreTrainedModel, path: str | Path) -> Iterator[None]:
 
 def _low_rank(down: Tensor, up: Tensor, scaling: float) -> Any:
     def add(module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + scaling * (args[0] @ down.t() @ up.t())
+        z: Tensor = args[0]
+        return output + scaling * (z @ down.t() @ up.t())
 
     return add
 

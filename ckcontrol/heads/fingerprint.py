@@ -117,13 +117,13 @@ class Fingerprint:
         Raises:
             HeadsError: A field is missing, unknown or of the wrong type.
         """
-        kinds = {f.name: (str if f.name in ("family", "weights") else int) for f in fields(cls)}
+        kinds: dict[str, type] = {f.name: (str if f.name in ("family", "weights") else int) for f in fields(cls)}
         if not isinstance(data, Mapping) or set(data) != set(kinds):
             raise HeadsError(
                 f"a model fingerprint needs exactly the fields {', '.join(kinds)}.", "The file is damaged."
             )
         for name, kind in kinds.items():
-            value = data[name]
+            value: Any = data[name]
             if type(value) is not kind or (kind is int and not 0 < value < 2**31):
                 raise HeadsError(f"{name}={value!r} in a model fingerprint is not valid.", "The file is damaged.")
         return cls(**data)
