@@ -9,9 +9,10 @@
     ├── NonFiniteLogits                 NaN or +inf came out of the model; names row, step and stream
     ├── ModelUnavailable                a model name that could not be resolved or obtained
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
-    └── RetrievalError                  an index, embedder or retriever that cannot answer
-        ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
-        └── IndexLocked                 another process is writing the index
+    ├── RetrievalError                  an index, embedder or retriever that cannot answer
+    │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
+    │   └── IndexLocked                 another process is writing the index
+    └── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
 
 Knows nothing of models or tensors. Every message names the offending value; `hint` names the remedy.
 """
@@ -25,6 +26,7 @@ from typing import Any
 __all__ = [
     "CKError",
     "ControlError",
+    "HeadsError",
     "IndexLocked",
     "IndexMismatch",
     "MissingExtra",
@@ -143,6 +145,10 @@ class IndexMismatch(RetrievalError):
 
 class IndexLocked(RetrievalError):
     """Another process is writing the index."""
+
+
+class HeadsError(CKError, ValueError):
+    """A model, facts, scores or mask file that scoring or pruning of heads cannot use."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,9 @@ and positions; knows nothing of fusion, sampling or stopping.
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +23,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import DynamicCache
 
-__all__ = ["Stream", "TwoStreams"]
+__all__ = ["Stream", "TwoStreams", "running_streams"]
+
+_RUNNING: ContextVar[tuple[str, ...] | None] = ContextVar("running_streams", default=None)
+
+
+def running_streams() -> tuple[str, ...] | None:
+    """Return whose rows the running forward of `TwoStreams` holds: one stream's, or both in equal halves, in order.
+
+    None outside such a forward. For hooks that treat the streams differently (heads/apply.py).
+    """
+    return _RUNNING.get()
+
+
+@contextmanager
+def _running(*streams: str) -> Iterator[None]:
+    token = _RUNNING.set(streams)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
 
 
 class Stream:
@@ -116,8 +137,12 @@ class TwoStreams:
     def prefill(self) -> tuple[Tensor, Tensor | None]:
         """Run both prompts, each at its own length; return their next-token logits, [B, V] float32 each."""
         with self._products():
-            logits_ctx = self.contextual.prefill()
-            logits_par = None if self.parametric is None else self.parametric.prefill()
+            with _running("contextual"):
+                logits_ctx = self.contextual.prefill()
+            logits_par = None
+            if self.parametric is not None:
+                with _running("parametric"):
+                    logits_par = self.parametric.prefill()
         if self.share and self.parametric is not None:
             self._join(self.contextual, self.parametric)
         return logits_ctx, logits_par
@@ -125,13 +150,18 @@ class TwoStreams:
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Append the same tokens, [B] int64, to both streams; return their next-token logits."""
         if self._pair is None or self.parametric is None:
-            return self.contextual.step(tokens), None if self.parametric is None else self.parametric.step(tokens)
+            with _running("contextual"):
+                logits_ctx = self.contextual.step(tokens)
+            if self.parametric is None:
+                return logits_ctx, None
+            with _running("parametric"):
+                return logits_ctx, self.parametric.step(tokens)
         self._pair.begin_step()
         self.contextual.advance()
         self.parametric.advance()
         position = torch.cat([self.contextual.position, self.parametric.position])
         token = torch.cat([tokens, tokens])[:, None]
-        with self._products():
+        with self._products(), _running("contextual", "parametric"):
             output = self.contextual.model(
                 input_ids=token, position_ids=position, past_key_values=self._pair, use_cache=True, return_dict=True
             )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from . import inputs
+from .bars import Bars
 from .explain import check_writable
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 __all__ = ["demo"]
 
@@ -36,7 +34,7 @@ def demo(
     from ..text_safety import escape_json
 
     check_writable(out)
-    with _Bars() as bars:
+    with Bars() as bars:
         result = run_demo(model, max_new_tokens=max_new_tokens, device=device, on_progress=bars)
     if json:
         typer.echo(escape_json(json_module.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
@@ -44,37 +42,3 @@ def demo(
         print_demo(result, Console())
     out.write_text(demo_html(result), encoding="utf-8")
     typer.echo(f"Wrote {out}", err=json)
-
-
-class _Bars:
-    """Draws the demo's progress reports on stderr: one bar a stage, a pulse while the length is unknown."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, TaskID] = {}
-        self._current = ""
-        self._bars: Progress
-
-    def __enter__(self) -> _Bars:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=Console(stderr=True))
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._current and self._current:
-            self._finish(self._current)
-        self._current = stage
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None)
-        self._bars.update(self._tasks[stage], completed=done, total=total or None)
-
-    def _finish(self, stage: str) -> None:
-        task = self._bars.tasks[list(self._tasks).index(stage)]
-        total = task.total or 1
-        self._bars.update(self._tasks[stage], completed=total, total=total)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ControlError, PromptError
+from ..errors import ControlError, PromptError, did_you_mean
 from ..trace import Answer
 
 if TYPE_CHECKING:
+    from ..heads import HeadMask
     from ..retrieval import Index
 
 __all__ = ["Mode", "Request", "load", "open_index", "parse_params", "parse_where", "read_passages"]
@@ -26,6 +28,7 @@ __all__ = ["Mode", "Request", "load", "open_index", "parse_params", "parse_where
 LIMIT = 10_000_000  # bytes a passage file may have
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 RESERVED = {"method", "alpha"}
+STREAMS = ("both", "contextual", "parametric")
 CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|>=|<=|==?|>|<)\s*(.*?)\s*", re.DOTALL)
 OPERATORS = {"=": "$eq", "==": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
 TEXTS = ("id", "source", "document")  # names whose values are texts, whatever they look like
@@ -63,6 +66,15 @@ Seed = Annotated[int | None, typer.Option(help="Makes --sample repeatable.", sho
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
+Heads = Annotated[
+    Path | None,
+    typer.Option("--heads", metavar="FILE", help="Head mask, or head scores with --prune.", show_default=False),
+]
+Prune = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS:K", help="Heads to prune, e.g. memory:7 or only-context:3.", show_default=False),
+]
+PruneStream = Annotated[str, typer.Option("--prune-stream", help="Where to prune: both, contextual or parametric.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")]
 Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index's folder.")]
@@ -98,6 +110,9 @@ class Request:
     device: str | None = None
     dtype: str | None = None
     truncate: bool = False
+    heads: Path | None = None
+    prune: str | None = None
+    prune_stream: str = "both"
 
     def answer(self, stream: bool = False) -> Answer:
         """Load the model and answer; with `stream` the text is printed as it comes.
@@ -108,22 +123,44 @@ class Request:
 
         control = Control(self.method, self.alpha, **self.params)
         GenerateOptions.from_kwargs(self.options)
+        mask = self._mask()
         model, tokenizer = load(self.model, self.device, self.dtype)
         from .. import generate
         from .stream import TextStream
 
         streamer = TextStream(tokenizer) if stream else None
-        answer: Answer = generate(
-            model,
-            tokenizer,
-            self.question,
-            self.passages,
-            control=control,
-            truncate="passages" if self.truncate else None,
-            streamer=streamer,
-            **self.options,
-        )
+        with nullcontext() if mask is None else _pruned(model, mask, self.prune_stream):
+            answer: Answer = generate(
+                model,
+                tokenizer,
+                self.question,
+                self.passages,
+                control=control,
+                truncate="passages" if self.truncate else None,
+                streamer=streamer,
+                **self.options,
+            )
         return answer
+
+    def _mask(self) -> HeadMask | None:
+        """The heads to prune, read and checked before the model is loaded."""
+        if self.prune_stream not in STREAMS:
+            raise ControlError(f"--prune-stream {self.prune_stream!r}.", did_you_mean(self.prune_stream, STREAMS))
+        if self.heads is None:
+            if self.prune is not None or self.prune_stream != "both":
+                raise ControlError("--prune without --heads.", "Name the file that `ckcontrol heads find` wrote.")
+            return None
+        from ..heads.select import read_mask
+
+        return read_mask(self.heads, self.prune)
+
+
+def _pruned(model: Any, mask: HeadMask, stream: str) -> AbstractContextManager[None]:
+    from ..heads import pruned
+
+    if stream == "both":
+        return pruned(model, mask)
+    return pruned(model, contextual=mask) if stream == "contextual" else pruned(model, parametric=mask)
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:

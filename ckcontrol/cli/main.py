@@ -21,6 +21,10 @@ from .ask import ask
 from .demo import demo
 from .doctor import doctor
 from .explain import explain
+from .heads import app as heads
+from .heads_export import export as heads_export
+from .heads_show import show as heads_show
+from .heads_tune import tune as heads_tune
 from .index import index_app
 from .run_ import run as run_command
 from .search import search
@@ -43,6 +47,10 @@ app.add_typer(index_app, name="index", rich_help_panel=RETRIEVAL)
 app.command("search", rich_help_panel=RETRIEVAL)(search)
 app.command("ask", rich_help_panel=RETRIEVAL)(ask)
 app.command("doctor")(doctor)
+heads.command("show")(heads_show)
+heads.command("tune")(heads_tune)
+heads.command("export")(heads_export)
+app.add_typer(heads, name="heads")
 
 
 def _version(asked: bool) -> None:

@@ -23,6 +23,9 @@ def run(
     temperature: inputs.Temperature = 1.0,
     seed: inputs.Seed = None,
     truncate: inputs.Truncate = False,
+    heads: inputs.Heads = None,
+    prune: inputs.Prune = None,
+    prune_stream: inputs.PruneStream = "both",
     device: inputs.Device = None,
     dtype: inputs.Dtype = None,
     stream: inputs.Stream = False,
@@ -30,7 +33,8 @@ def run(
 ) -> None:
     """Answer a question from passages, from memory, or anywhere between. Prints the answer.
 
-    Without --alpha the model is left as it is. Without passages it answers closed book.
+    Without --alpha the model is left as it is. Without passages it answers closed book. --heads and --prune switch
+    attention heads off while it answers; they combine with every method.
     """
     if stream and json:
         raise typer.BadParameter("--stream and --json exclude each other.")
@@ -51,6 +55,9 @@ def run(
         device=device,
         dtype=dtype,
         truncate=truncate,
+        heads=heads,
+        prune=prune,
+        prune_stream=prune_stream,
     )
     answer = request.answer(stream)
     if json:

@@ -36,7 +36,7 @@ LEVELS = [
     {"decode"},
     {"generation", "processor"},
     {"text_safety", "palette", "page_css", "describe", "page", "show"},
-    {"rag"},
+    {"rag", "heads"},
     {"eval"},
     {"demo", "doctor"},
     {"cli"},

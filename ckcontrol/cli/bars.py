@@ -1,0 +1,45 @@
+"""Progress bars on stderr for commands whose work is reported as (stage, done, total)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["Bars"]
+
+
+class Bars:
+    """Draws progress reports on stderr: one bar a stage, a pulse while the length is unknown."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, TaskID] = {}
+        self._current = ""
+        self._bars: Progress
+
+    def __enter__(self) -> Bars:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=Console(stderr=True))
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Move the stage's bar; a new stage finishes the one before, a total of 0 pulses."""
+        if stage != self._current and self._current:
+            self._finish(self._current)
+        self._current = stage
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None)
+        self._bars.update(self._tasks[stage], completed=done, total=total or None)
+
+    def _finish(self, stage: str) -> None:
+        task = self._bars.tasks[list(self._tasks).index(stage)]
+        total = task.total or 1
+        self._bars.update(self._tasks[stage], completed=total, total=total)

@@ -1,0 +1,65 @@
+"""Attention heads that speak for memory or for the context: find, prune, select and export them (PH3 on any decoder).
+
+Names are resolved on first use, so importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# name -> module that defines it
+_WHERE = {
+    "Fingerprint": ".fingerprint",
+    "HeadLayout": ".families",
+    "HeadMask": ".mask",
+    "HeadScores": ".scores",
+    "Panel": ".panel",
+    "Record": ".records",
+    "build_records": ".records",
+    "describe": ".families",
+    "export_checkpoint": ".export",
+    "export_lora": ".export",
+    "mask_for": ".select",
+    "pruned": ".apply",
+    "read_facts": ".records",
+}
+
+if TYPE_CHECKING:
+    from .apply import pruned
+    from .export import export_checkpoint, export_lora
+    from .families import HeadLayout, describe
+    from .fingerprint import Fingerprint
+    from .mask import HeadMask
+    from .panel import Panel
+    from .records import Record, build_records, read_facts
+    from .scores import HeadScores
+    from .select import mask_for
+
+__all__ = [
+    "Fingerprint",
+    "HeadLayout",
+    "HeadMask",
+    "HeadScores",
+    "Panel",
+    "Record",
+    "build_records",
+    "describe",
+    "export_checkpoint",
+    "export_lora",
+    "mask_for",
+    "pruned",
+    "read_facts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ckcontrol.heads' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,140 @@
+"""Which model a score or a mask belongs to: its shape in numbers, and a digest of a sample of its weights.
+
+The digest reads embeddings and output projections rounded to bfloat16, so a checkpoint has one fingerprint whether it
+is loaded in bfloat16 or float32, on any device. Knows models through `families.describe` only; knows nothing of
+prompts or heads' roles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HeadsError
+from .families import HeadLayout, describe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+__all__ = ["Fingerprint"]
+
+SAMPLE = 512  # values read from each matrix
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The identity of a model, as far as heads are concerned.
+
+    Attributes:
+        family: `config.model_type`.
+        layers: Number of layers.
+        heads: Query heads a layer (not key-value heads).
+        head_dim: Width of a head.
+        hidden: Width of the residual stream.
+        vocabulary: Rows of the input embedding.
+        weights: 16 hex digits over a sample of the weights.
+    """
+
+    family: str
+    layers: int
+    heads: int
+    head_dim: int
+    hidden: int
+    vocabulary: int
+    weights: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, layout: HeadLayout | None = None) -> Fingerprint:
+        """Read the fingerprint of a model; about a millisecond a layer.
+
+        Args:
+            model: A model of a known family.
+            layout: What `describe` returned for it, if at hand.
+
+        Raises:
+            HeadsError: The family is unknown.
+        """
+        layout = layout or describe(model)
+        embedding: Any = model.get_input_embeddings().weight
+        digest = hashlib.sha256()
+        for matrix in (embedding, *(layout.weight(layer) for layer in range(layout.layers))):
+            digest.update(_sample(matrix))
+        return cls(
+            family=layout.family,
+            layers=layout.layers,
+            heads=layout.heads,
+            head_dim=layout.head_dim,
+            hidden=layout.hidden,
+            vocabulary=int(embedding.shape[0]),
+            weights=digest.hexdigest()[:16],
+        )
+
+    def differs(self, other: Fingerprint, *, weights: bool = True) -> tuple[str, Any, Any] | None:
+        """Return the first differing field as (name, this value, the other's), or None. Counts come first.
+
+        Args:
+            other: What to compare with.
+            weights: Compare the digest too; False compares counts and widths alone.
+        """
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if mine != theirs and (weights or field.name != "weights"):
+                return field.name, mine, theirs
+        return None
+
+    def check(self, model: PreTrainedModel, what: str, *, weights: bool = True) -> None:
+        """Refuse a model other than this one.
+
+        Args:
+            model: The model at hand.
+            what: What was made for this fingerprint, for the message, e.g. ``"the mask"``.
+            weights: As in `differs`.
+
+        Raises:
+            HeadsError: Names the differing field and both values.
+        """
+        found = self.differs(Fingerprint.of(model), weights=weights)
+        if found is None:
+            return
+        name, mine, theirs = found
+        if name == "weights":
+            hint = "Load the checkpoint it was made with. For a fine-tuned sibling on purpose: strict=False."
+        else:
+            hint = "Heads of different models have nothing to do with each other: score this model anew."
+        raise HeadsError(f"{what} is for another model: {name} is {mine!r} there and {theirs!r} here.", hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Fingerprint:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            HeadsError: A field is missing, unknown or of the wrong type.
+        """
+        kinds: dict[str, type] = {f.name: (str if f.name in ("family", "weights") else int) for f in fields(cls)}
+        if not isinstance(data, Mapping) or set(data) != set(kinds):
+            raise HeadsError(
+                f"a model fingerprint needs exactly the fields {', '.join(kinds)}.", "The file is damaged."
+            )
+        for name, kind in kinds.items():
+            value: Any = data[name]
+            if type(value) is not kind or (kind is int and not 0 < value < 2**31):
+                raise HeadsError(f"{name}={value!r} in a model fingerprint is not valid.", "The file is damaged.")
+        return cls(**data)
+
+
+def _sample(matrix: Tensor) -> bytes:
+    """Bytes of up to `SAMPLE` evenly spaced values as bfloat16; a transposed view gives the same ones."""
+    import torch
+
+    rows, columns = matrix.shape
+    count = min(SAMPLE, rows * columns)
+    index = torch.arange(count, dtype=torch.long) * (rows * columns) // count
+    picked = matrix.detach()[(index // columns).to(matrix.device), (index % columns).to(matrix.device)]
+    return picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().astype("<i2").tobytes()

@@ -1,0 +1,66 @@
+"""Plain forwards over left-padded prompts: last logits and greedy texts.
+
+Knows padding, positions and transformers' forward. Hooks of the caller act as they would in the model's own use.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Batch", "greedy", "last_logits", "pad", "run"]
+
+
+class Batch(NamedTuple):
+    """Left-padded prompts: the last column is every prompt's last token."""
+
+    ids: Tensor  # [N, T] int64
+    mask: Tensor  # [N, T] int64, 1 = token
+
+
+def pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Batch:
+    """Put prompts of any lengths into one batch; padding ids are 0 and masked."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return Batch(ids, mask)
+
+
+def run(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The model's logits at the last position, [N, V], in the model's dtype; gradients flow."""
+    accepted = inspect.signature(model.forward).parameters
+    extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)
+    mask = None if bool(batch.mask.all()) else batch.mask
+    output = model(input_ids=batch.ids, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+@torch.no_grad()
+def last_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """As `run`, without gradients."""
+    return run(model, batch)
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch, max_new_tokens: int) -> list[str]:
+    """Continue every prompt greedily; the new text of each, special tokens left out."""
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    made = model.generate(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad_id,
+    )
+    texts: list[str] = tokenizer.batch_decode(made[:, batch.ids.shape[1] :], skip_special_tokens=True)
+    return texts
