@@ -136,8 +136,8 @@ def ask(data: dict[str, Any]) -> str:
     hit = ", ".join(f"{name} {rate['share']:.2f}" for name, rate in data["hit"].items())
     lines = [
         f"SmolLM2-135M-Instruct, {data['passages']} passages, {data['false']} false, {data['asked']} questions, "
-        f"k={data['k']} {data['mode']}, greedy, {data['date']} (`benchmarks/ask.py`). The passage that answers is found: "
-        f"{hit}.",
+        f"k={data['k']} {data['mode']}, greedy, {data['date']} (`benchmarks/ask.py`). The passage that answers is "
+        f"found: {hit}.",
         "",
         "| passage, and the fact closed-book | n | names | " + " | ".join(labels) + " |",
         "|---|---|---|" + "---|" * len(labels),

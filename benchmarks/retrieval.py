@@ -54,12 +54,10 @@ def scifact(data: Path, work: Path) -> list[dict[str, Any]]:
     rows = []
     for number, (name, make) in enumerate(variants.items()):
         folder = work / f"scifact-{number}"
-        start = time.perf_counter()
         if (folder / "CURRENT").exists():
             index = Index.open(folder, embedder)
         else:
             index = Index.build(map(make, docs), embedder, folder)
-        seconds = time.perf_counter() - start
         for mode in ("dense", "bm25", "hybrid"):
             hits = index.search(list(questions.values()), k=50, mode=mode)
             found = {

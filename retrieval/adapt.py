@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, overload
 
 from ckcontrol.errors import RetrievalError
 
+from .query import check_count, check_queries
 from .types import Hit, Passage
 
 __all__ = ["AdaptedRetriever", "Retriever", "from_retriever"]
@@ -154,12 +155,8 @@ class AdaptedRetriever:
         for option, value in {"where": where, "mode": mode, "reranker": reranker, "effort": effort}.items():
             if value is not None:
                 raise RetrievalError(f"{self.name} does not take {option}={value!r}.", UNSUPPORTED)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise RetrievalError(f"k={k!r} is not a positive whole number.", "Ask for at least one passage.")
-        several = [queries] if isinstance(queries, str) else list(queries)
-        for number, query in enumerate(several):
-            if not isinstance(query, str) or not query.strip():
-                raise RetrievalError(f"query {number} is {query!r}, which asks nothing.", "Give it some text.")
+        check_count("k", k)
+        several = check_queries(queries)
         hits = [self._search(query, k) for query in several]
         return hits[0] if isinstance(queries, str) else hits
 

@@ -57,6 +57,31 @@ class Chunker:
         self._text = TextSplitter.from_huggingface_tokenizer(core, size, overlap)
         self._markdown = MarkdownSplitter.from_huggingface_tokenizer(core, size, overlap)
 
+    @classmethod
+    def for_embedder(cls, embedder: Any, size: int | None = None, overlap: int = 32) -> Chunker:
+        """Return a chunker whose passages an embedder reads whole.
+
+        Args:
+            embedder: With ``tokenizer`` and ``window``.
+            size: Tokens a passage may have; None: 256, or what the window holds if that is less.
+            overlap: Tokens that neighbours share at most; at most half of `size` is used.
+
+        Raises:
+            RetrievalError: The embedder has no tokenizer or window, or its window does not hold `size`.
+        """
+        name = getattr(embedder, "name", type(embedder).__name__)
+        tokenizer, window = getattr(embedder, "tokenizer", None), getattr(embedder, "window", 0)
+        if tokenizer is None or not window:
+            raise RetrievalError(
+                f"the embedder {name!r} has no tokenizer and window to cut documents by.",
+                "Give passages, or an embedder with both.",
+            )
+        room = window - tokenizer.num_special_tokens_to_add(False)
+        size = size or min(room, USUAL)
+        if size > room:
+            raise RetrievalError(f"chunk_size={size} exceeds the {room} tokens the embedder reads.", "Choose less.")
+        return cls(tokenizer, size, min(overlap, size // 2))
+
     def split(self, document: Document) -> list[Passage]:
         """Return the passages of a document, in order; none where the text is blank.
 

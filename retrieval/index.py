@@ -18,6 +18,7 @@ from ckcontrol.errors import IndexMismatch, RetrievalError, did_you_mean
 
 from . import generations
 from .manifest import Settings
+from .query import check_count, check_queries
 from .types import Document, Hit, Passage
 from .where import parse_where
 
@@ -285,16 +286,13 @@ class Index:
         """
         from .snapshot import MODES
 
-        _check_count("k", k)
+        check_count("k", k)
         if effort is not None:
-            _check_count("effort", effort)
+            check_count("effort", effort)
         if mode not in MODES:
             raise RetrievalError(f"mode={mode!r} is no way to search.", did_you_mean(str(mode), MODES))
         conditions = parse_where(where)
-        several = [queries] if isinstance(queries, str) else list(queries)
-        for number, query in enumerate(several):
-            if not isinstance(query, str) or not query.strip():
-                raise RetrievalError(f"query {number} is {query!r}, which asks nothing.", "Give it some text.")
+        several = check_queries(queries)
         if not several:
             return []
         if self._closed:
@@ -373,11 +371,6 @@ def _finish(writer: Any, work: Any, empty: bool = False) -> Change:
     if not change.any:
         writer.abandon()
     return change
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RetrievalError(f"{name}={value!r} is not a positive whole number.", "Ask for at least one passage.")
 
 
 def _next_number(root: Path, overwrite: bool) -> int:

@@ -20,6 +20,7 @@ from ckcontrol.errors import RetrievalError, did_you_mean
 from .milvus_client import Client
 from .milvus_collection import FORMAT, KINDS, MANY, METRICS, Settings, create, read_settings
 from .milvus_filter import to_filter
+from .query import check_count, check_queries
 from .types import Document, Hit, Passage, Skipped
 from .where import parse_where
 
@@ -183,21 +184,9 @@ class MilvusIndex:
 
     def _cutter(self) -> Chunker:
         if self._chunker is None:
-            from .chunk import USUAL, Chunker
+            from .chunk import Chunker
 
-            tokenizer, window = getattr(self.embedder, "tokenizer", None), getattr(self.embedder, "window", 0)
-            if tokenizer is None or not window:
-                raise RetrievalError(
-                    f"the embedder {self._settings.embedder['name']!r} has no tokenizer and window to cut with.",
-                    "Give passages, or an embedder with both.",
-                )
-            room = window - tokenizer.num_special_tokens_to_add(False)
-            size = self._settings.chunk_size or min(room, USUAL)
-            if size > room:
-                raise RetrievalError(
-                    f"chunk_size={size} exceeds the {room} tokens the embedder reads.", "Choose a smaller one."
-                )
-            self._chunker = Chunker(tokenizer, size, min(self._settings.overlap, size // 2))
+            self._chunker = Chunker.for_embedder(self.embedder, self._settings.chunk_size, self._settings.overlap)
         return self._chunker
 
     def remove(
@@ -285,13 +274,10 @@ class MilvusIndex:
 
         if mode != "dense":
             raise RetrievalError(f"mode={mode!r} is not for Milvus.", "Use mode='dense', or an Index.")
-        for name, number in (("k", k), ("effort", effort)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise RetrievalError(f"{name}={number!r} is not a positive whole number.", "Give 1 or more.")
-        several = [queries] if isinstance(queries, str) else list(queries)
-        for place, query in enumerate(several):
-            if not isinstance(query, str) or not query.strip():
-                raise RetrievalError(f"query {place} is {query!r}, which asks nothing.", "Give it some text.")
+        check_count("k", k)
+        if effort is not None:
+            check_count("effort", effort)
+        several = check_queries(queries)
         chosen = to_filter(parse_where(where))
         if not several:
             return []

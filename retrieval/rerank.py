@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ckcontrol.errors import MissingExtra, RetrievalError
 
 from .embed import _no_bar
+from .query import check_count
 from .types import Hit
 
 __all__ = ["Reranker", "TextScorer", "rerank"]
@@ -94,8 +95,8 @@ def rerank(query: str, hits: Sequence[Hit], scorer: TextScorer, k: int | None = 
         RetrievalError: `k` is not a positive whole number, or the scorer gives NaN, an infinity, or not one number
             a text.
     """
-    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise RetrievalError(f"k={k!r} is not a positive whole number.", "Ask for at least one passage.")
+    if k is not None:
+        check_count("k", k)
     if not hits:
         return []
     scores = [float(score) for score in scorer.score(query, [hit.passage.text for hit in hits])]

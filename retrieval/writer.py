@@ -172,9 +172,12 @@ class Writer:
         if isinstance(item, Passage):
             passages = [item]
         else:
-            chunker = self._chunker = self._chunker or self._new_chunker()
+            if self._chunker is None:
+                from .chunk import Chunker
+
+                self._chunker = Chunker.for_embedder(self._embedder, self._settings.chunk_size, self._settings.overlap)
             try:
-                passages = chunker.split(item)
+                passages = self._chunker.split(item)
             except RetrievalError as error:
                 return self._skip(item.id, str(error), "")
             if not passages:
@@ -194,23 +197,6 @@ class Writer:
         self._counts["skipped"] += 1
         self._on_skip(Skipped(name, reason))
         return None
-
-    def _new_chunker(self) -> Any:
-        from .chunk import USUAL, Chunker
-
-        tokenizer, window = getattr(self._embedder, "tokenizer", None), getattr(self._embedder, "window", 0)
-        if tokenizer is None or not window:
-            raise RetrievalError(
-                f"the embedder {self._identity['name']!r} has no tokenizer and window to cut documents by.",
-                "Give passages, or an embedder with both.",
-            )
-        room = window - tokenizer.num_special_tokens_to_add(False)
-        size = self._settings.chunk_size or min(room, USUAL)
-        if size > room:
-            raise RetrievalError(
-                f"chunk_size={size} exceeds the {room} tokens the embedder reads.", "Choose a smaller one."
-            )
-        return Chunker(tokenizer, size, min(self._settings.overlap, size // 2))
 
     def _flush(self) -> None:
         """Embed and store what was gathered."""
