@@ -124,7 +124,8 @@ class Fingerprint:
             )
         for name, kind in kinds.items():
             value: Any = data[name]
-            if type(value) is not kind or (kind is int and not 0 < value < 2**31):
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits or (kind is int and not 0 < int(value) < 2**31):
                 raise HeadsError(f"{name}={value!r} in a model fingerprint is not valid.", "The file is damaged.")
         return cls(**data)
 
