@@ -34,7 +34,7 @@ DIM = 384
 # --- SciFact ------------------------------------------------------------------------------------------------------
 
 
-def scifact(data: Path, work: Path) -> list[dict[str, Any]]:
+def scifact(data: Path, work: Path, cut: bool) -> list[dict[str, Any]]:
     docs = [json.loads(line) for line in (data / "corpus.jsonl").open(encoding="utf-8")]
     questions = {q["_id"]: q["text"] for q in map(json.loads, (data / "queries.jsonl").open(encoding="utf-8"))}
     relevant: dict[str, set[str]] = defaultdict(set)
@@ -53,6 +53,8 @@ def scifact(data: Path, work: Path) -> list[dict[str, Any]]:
     }
     rows = []
     for number, (name, make) in enumerate(variants.items()):
+        if number and not cut:
+            break
         folder = work / f"scifact-{number}"
         if (folder / "CURRENT").exists():
             index = Index.open(folder, embedder)
@@ -258,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", nargs="?", choices=["scifact", "kinds", "overhead"], default="overhead")
     parser.add_argument("--data", type=Path, help="scifact: the folder with corpus.jsonl, queries.jsonl, qrels/")
+    parser.add_argument("--cut", action="store_true", help="scifact: also with abstracts cut into passages")
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--searches", type=int, default=200)
     parser.add_argument("--work", type=Path, help="keep the indexes here, and use those that are there")
@@ -273,7 +276,7 @@ def main() -> None:
         if args.what == "scifact":
             if not args.data:
                 parser.error("scifact needs --data")
-            rows = scifact(args.data, work)
+            rows = scifact(args.data, work, args.cut)
         elif args.what == "kinds":
             rows = kinds(args.rows or 1_000_000, work, args.searches)
         else:

@@ -114,6 +114,10 @@ class EmbeddingCache:
                 count += 1
         return count
 
+    def digests(self) -> Iterable[bytes]:
+        """Return the digests of the texts that are here."""
+        return self._rows.keys()
+
     def take(self, digests: Iterable[bytes]) -> dict[bytes, NDArray[Any]]:
         """Return the vectors of those texts that are here."""
         found = {}
@@ -140,6 +144,6 @@ class EmbeddingCache:
             self._file.close()
 
     def delete(self) -> None:
-        """The write is published; nothing of it is needed any more."""
+        """Nothing of it is needed any more."""
         self.close()
         self._path.unlink(missing_ok=True)

@@ -369,7 +369,7 @@ def _finish(writer: Any, work: Any, empty: bool = False) -> Change:
         writer.abandon()
         raise
     if not change.any:
-        writer.abandon()
+        writer.abandon(done=True)
     return change
 
 

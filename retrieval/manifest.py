@@ -20,6 +20,7 @@ __all__ = ["FORMAT", "VERSION", "Manifest", "Settings", "check_files", "digest_o
 FORMAT = "ckcontrol-index"
 VERSION = 1
 NAME = "manifest.json"
+EMBEDDER = {"name", "revision", "normalize", "dim", "fingerprint"}  # what `identify` gives
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,13 @@ class Manifest:
         for name in sorted(known ^ set(raw)):
             raise IndexMismatch(name, f"the manifest's field {name!r} is missing or unknown.", "Build the index again.")
         try:
-            return cls(**{**raw, "settings": Settings(**raw["settings"])})
+            settings = Settings(**raw["settings"])
         except TypeError as error:
             raise IndexMismatch("settings", f"the manifest's settings are odd: {error}.", "Build again.") from error
+        if not isinstance(raw["embedder"], dict) or set(raw["embedder"]) != EMBEDDER:
+            names = ", ".join(sorted(EMBEDDER))
+            raise IndexMismatch("embedder", f"the manifest's embedder does not have: {names}.", "Build again.")
+        return cls(**{**raw, "settings": settings})
 
 
 def digest_of(path: Path) -> dict[str, Any]:

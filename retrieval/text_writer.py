@@ -55,6 +55,11 @@ class TextWriter:
         row = self._db.execute("SELECT digest, session FROM documents WHERE id = ?", (document,)).fetchone()
         return None if row is None else (row[0], row[1] == self.session)
 
+    def missing(self, digests: Iterable[bytes]) -> int:
+        """Return how many of the texts are not stored."""
+        query = "SELECT 1 FROM texts WHERE digest = ?"
+        return sum(self._db.execute(query, (digest,)).fetchone() is None for digest in digests)
+
     def owner(self, passage: str) -> str | None:
         """Return the document that has a passage of this id; None: nobody."""
         row = self._db.execute("SELECT document FROM passages WHERE id = ?", (passage,)).fetchone()

@@ -260,19 +260,31 @@ class Writer:
         """What was done so far."""
         return Change(**self._counts)
 
-    def abandon(self) -> None:
-        """Leave the index as it was, unless it was published. Embeddings stay for the next write; the rest goes."""
+    def abandon(self, done: bool = False) -> None:
+        """Leave the index as it was, unless it was published. Embeddings stay for the next write; the rest goes.
+
+        Args:
+            done: The write ended, and changed nothing: embeddings that the index has already can go.
+        """
+        spent = done and self._spent()
         self._texts.close()
-        if self._cache is not None:
-            self._cache.close()
-            if not len(self._cache):
-                self._cache.delete()
+        self._settle(spent)
         try:
             found = generations.pointer(self._root)
         except IndexMismatch:  # it was damaged before
             found = None
         if found is None or found[0] != self._number:  # interrupted after the last step, it is published
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spent(self) -> bool:
+        """Whether next to nothing in the cache is of use to a later write: at most a tenth is not in the index yet."""
+        return self._cache is not None and 10 * self._texts.missing(self._cache.digests()) <= len(self._cache)
+
+    def _settle(self, spent: bool) -> None:
+        if self._cache is not None:
+            self._cache.close()
+            if spent or not len(self._cache):
+                self._cache.delete()
 
     def publish(self) -> None:
         """Write the vectors, then make the generation the current one.
@@ -284,6 +296,7 @@ class Writer:
             self._publish()
 
     def _publish(self) -> None:
+        spent = self._spent()
         texts, passages, documents = self._texts.counts()
         squeezed = self._rows > texts and self._rows - texts > DEAD * self._rows
         if squeezed:
@@ -312,8 +325,7 @@ class Writer:
             writer=__version__,
         )
         generations.publish(self._root, self._folder, manifest)
-        if self._cache is not None:
-            self._cache.delete()
+        self._settle(spent)
 
     def _entry_of(self, name: str) -> dict[str, Any]:
         """Return a file's size and digest; those of a file shared with the last generation are known."""

@@ -233,6 +233,31 @@ def test_interrupted_by_the_keyboard(tmp_path: Path, batch: int) -> None:
         assert index.change.added == 3000
 
 
+def test_a_small_write_does_not_throw_away_the_work_of_an_interrupted_one(tmp_path: Path) -> None:
+    with Index.build(corpus(3000, 3010), Hashes(), path := tmp_path / "index") as index:
+        broken = Broken(4, interrupt)
+        index._embedder = broken
+        with pytest.raises(KeyboardInterrupt):
+            index.add(corpus(0, 3000))
+        index._embedder = Hashes()
+        assert index.add([Passage("one", "more")]).added == 1
+        assert index.add([Passage("one", "more")]).unchanged == 1
+        assert (path / "unfinished").exists()
+        assert index.add(corpus(0, 3000)).reused == broken.whole > 500
+        assert not (path / "unfinished").exists()
+
+
+def test_embeddings_that_the_index_has_do_not_linger(tmp_path: Path) -> None:
+    """Killed between publishing and deleting them: the next write, though it changes nothing, tidies up."""
+    with pytest.raises(KeyboardInterrupt):
+        Index.build(corpus(0, 300), Broken(1, interrupt), path := tmp_path / "index")
+    left = (path / "unfinished").read_bytes()
+    with Index.build(corpus(0, 300), Hashes(), path) as index:
+        (path / "unfinished").write_bytes(left)
+        assert index.add(corpus(0, 300)).unchanged == 300
+        assert not (path / "unfinished").exists()
+
+
 @pytest.mark.parametrize(
     ("fail", "message"),
     [
