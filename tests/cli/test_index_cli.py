@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -167,27 +165,23 @@ def test_interrupted_the_same_command_resumes(tmp_path: Path, embedder: str) -> 
     lines = [json.dumps({"id": str(n), "text": f"Passage number {n} of many, and some words."}) for n in range(1000)]
     (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
     build = ["index", "build", str(tmp_path / "many.jsonl"), "--out", str(tmp_path / "i"), "--embedder", embedder]
-    code = (
-        "import sys\nfrom ckcontrol.cli import progress\nfrom ckcontrol.cli.main import main\n"
-        "progress.EVERY = 0\nsys.exit(main(sys.argv[1:]))\n"
+    interrupting = (  # a real Ctrl-C, once the first texts are embedded
+        "import os, signal, sys\nfrom ckcontrol.cli.main import main\n"
+        "from ckcontrol.cli.progress import WriteProgress\n"
+        "tell = WriteProgress.on_progress\n"
+        "def on_progress(self, stage, done, total):\n"
+        "    tell(self, stage, done, total)\n"
+        "    if stage == 'Texts': os.kill(os.getpid(), signal.SIGINT)\n"
+        "WriteProgress.on_progress = on_progress\nsys.exit(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", code, *build]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    heard = []
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        guard = threading.Timer(900, process.kill)
-        guard.start()
-        assert process.stderr is not None
-        for line in process.stderr:
-            heard.append(line)
-            if "embedded" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        heard += process.stderr.readlines()
-    guard.cancel()
-    assert process.returncode == 130, heard
-    assert "The same command goes on where this one stopped.\n" in heard and heard[-1] == "ckcontrol: interrupted.\n"
-    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
+    told_how: dict[str, Any] = {"env": environment, "capture_output": True, "text": True, "encoding": "utf-8"}
+    stopped = subprocess.run([sys.executable, "-c", interrupting, *build], **told_how)
+    assert stopped.returncode == 130, stopped.stderr
+    heard = stopped.stderr.splitlines()
+    assert "The same command goes on where this one stopped." in heard and heard[-1] == "ckcontrol: interrupted."
+    command = [sys.executable, "-m", "ckcontrol", *build]
+    done = subprocess.run([*command, "--json"], check=True, **told_how)
     change = json.loads(done.stdout)["change"]
     assert change["reused"] >= 256 and change["reused"] + change["embedded"] == change["added"] == 1000
 
