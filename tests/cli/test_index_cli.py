@@ -168,6 +168,7 @@ def test_interrupted_the_same_command_resumes(tmp_path: Path, embedder: str) -> 
     interrupting = (  # a real Ctrl-C, once the first texts are embedded
         "import os, signal, sys\nfrom ckcontrol.cli.main import main\n"
         "from ckcontrol.cli.progress import WriteProgress\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs are born deaf to it
         "tell = WriteProgress.on_progress\n"
         "def on_progress(self, stage, done, total):\n"
         "    tell(self, stage, done, total)\n"
