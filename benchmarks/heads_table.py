@@ -26,7 +26,7 @@ from torch import Tensor
 import ckcontrol as ck
 from ckcontrol.heads.apply import pruned
 from ckcontrol.heads.families import describe
-from ckcontrol.heads.find import _targets
+from ckcontrol.heads.find import answer_tokens
 from ckcontrol.heads.forward import Batch, pad, run
 from ckcontrol.heads.learn import Learned, candidates
 from ckcontrol.heads.mask import HeadMask
@@ -157,7 +157,7 @@ def greedy(
         other = (record.other_subject if source == "memory" else record.other_answer)["substitution"]
         pairs.append((tuple(tokenizer(record.conflict["substitution"]).input_ids), tuple(tokenizer(other).input_ids)))
     resumed.keep([prompt for pair in pairs for prompt in pair])
-    targets = torch.tensor([_targets(tokenizer, r, r.conflict["substitution"]) for r in records])
+    targets = torch.tensor([answer_tokens(tokenizer, r, r.conflict["substitution"]) for r in records])
     heads: list[tuple[int, int]] = []
     found = []
     for k in range(1, steps + 1):

@@ -79,7 +79,7 @@ def load(
         folder = demo_path(on_status=on_status)
         if on_status is not None:
             on_status(f"Loading {DEMO_MODEL.name} on {place} ...")
-        with _quiet():
+        with quiet():
             model, tokenizer = _from_pretrained(str(folder), kind)
     else:
         model, tokenizer = _from_pretrained(_resolve(name), kind)
@@ -189,7 +189,7 @@ def _convert_gguf(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     (source,) = folder.glob("*.gguf")
-    with _quiet():
+    with quiet():
         loaded = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=source.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=source.name)
         config = loaded.config
@@ -220,7 +220,7 @@ def _edit(path: Path, drop: tuple[str, ...], **values: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' log and bars, and its GGUF reader's bar on stderr; then restore them."""
     from transformers.utils import logging
 

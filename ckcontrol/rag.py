@@ -80,17 +80,7 @@ class RagAnswer:
             "closed_book": self.closed_book,
             "notice": self.notice,
             "hits": [
-                {
-                    "rank": hit.rank,
-                    "score": hit.score,
-                    "id": hit.passage.id,
-                    "source": hit.passage.source,
-                    "text": hit.passage.text,
-                    "metadata": dict(hit.passage.metadata),
-                    "cited": place < cited,
-                    "cut": place in cut,
-                }
-                for place, hit in enumerate(self.hits)
+                {**hit.to_dict(), "cited": place < cited, "cut": place in cut} for place, hit in enumerate(self.hits)
             ],
             "answer": self.answer.to_dict(),
         }

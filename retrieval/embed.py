@@ -71,7 +71,7 @@ class Embedder:
 
             place = embedder_path(name_or_path, on_status)
         try:
-            with _no_bar(place):
+            with no_bar(place):
                 self._model: Any = SentenceTransformer(
                     place,
                     device=device,
@@ -137,7 +137,7 @@ class Embedder:
 
 
 @contextmanager
-def _no_bar(name_or_path: str) -> Iterator[None]:
+def no_bar(name_or_path: str) -> Iterator[None]:
     """Hide transformers' weight-loading bar for a local folder; a download keeps its bars."""
     from transformers.utils import logging
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ckcontrol.errors import MissingExtra, RetrievalError
 
-from .embed import _no_bar
+from .embed import no_bar
 from .query import check_count
 from .types import Hit
 
@@ -45,7 +45,7 @@ class Reranker:
         except ImportError as error:
             raise MissingExtra("sentence-transformers", "retrieval") from error
         try:
-            with _no_bar(name_or_path):
+            with no_bar(name_or_path):
                 self._model: Any = CrossEncoder(
                     name_or_path,
                     device=device,

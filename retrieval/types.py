@@ -58,6 +58,18 @@ class Hit:
     score: float
     rank: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return rank, score, id, source, text and metadata in one mapping, as the command line prints them."""
+        passage = self.passage
+        return {
+            "rank": self.rank,
+            "score": self.score,
+            "id": passage.id,
+            "source": passage.source,
+            "text": passage.text,
+            "metadata": dict(passage.metadata),
+        }
+
 
 @dataclass(frozen=True)
 class Skipped:

@@ -34,17 +34,7 @@ def search(
     with Console(stderr=True).status("Searching ..."):
         hits = opened.search(query, k, where=conditions, mode=mode.value, reranker=reranker)
     if json:
-        records = [
-            {
-                "rank": hit.rank,
-                "score": hit.score,
-                "id": hit.passage.id,
-                "source": hit.passage.source,
-                "text": hit.passage.text,
-                "metadata": dict(hit.passage.metadata),
-            }
-            for hit in hits
-        ]
+        records = [hit.to_dict() for hit in hits]
         typer.echo(escape_json(json_module.dumps({"query": query, "hits": records}, ensure_ascii=False)))
         return
     print_hits(hits, query)

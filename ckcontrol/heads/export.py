@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadsError
-from ..models import _quiet
+from ..models import quiet
 from .apply import pruned
 from .families import HeadLayout, describe
 from .mask import HeadMask
@@ -106,7 +106,7 @@ def export_checkpoint(
     from transformers import AutoModelForCausalLM
 
     mask.check(model, strict=strict)
-    with _arriving(path) as folder, _quiet():
+    with _arriving(path) as folder, quiet():
         _changed(model, mask).save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

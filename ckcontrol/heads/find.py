@@ -130,7 +130,7 @@ def score_batch(
         if not some:
             continue
         chosen = [records[i] for i in some]
-        targets = torch.tensor([_targets(tokenizer, r, r.conflict[form]) for r in chosen], device=model.device)
+        targets = torch.tensor([answer_tokens(tokenizer, r, r.conflict[form]) for r in chosen], device=model.device)
         batch = pad([tokenizer(r.conflict[form]).input_ids for r in chosen], model.device)
         clean = capture(model, layout, batch)
         slope = gradient(model, layout, batch, clean, targets) if form == formats[0] else None
@@ -153,7 +153,12 @@ def score_batch(
     return rows
 
 
-def _targets(tokenizer: PreTrainedTokenizerBase, record: Record, prompt: str) -> list[int]:
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, record: Record, prompt: str) -> list[int]:
+    """Return the first tokens of memory's and of the context's answer as they continue a prompt.
+
+    Raises:
+        HeadsError: One of them has none of its own there, or both have the same.
+    """
     found = [answer_token(tokenizer, prompt, answer) for answer in (record.memory, record.context)]
     if None in found or found[0] == found[1]:
         raise HeadsError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import HeadsError
 from .apply import gated
 from .families import describe
-from .find import _targets as answer_tokens
+from .find import answer_tokens
 from .fingerprint import Fingerprint
 from .forward import last_logits, pad, run
 from .mask import HeadMask

@@ -341,7 +341,7 @@ def _importance(
 
     from .apply import pruned
     from .families import describe
-    from .find import _targets as answer_tokens
+    from .find import answer_tokens
     from .forward import pad
     from .sweep import capture, sweep
 
