@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ckcontrol.rates import wilson
+
 __all__ = ["Conflict", "mentions", "normalize", "wilson"]
 
 _INITIALS = re.compile(r"\b(?:\w\.){2,}")  # D.C., U.S.A.
@@ -97,24 +99,3 @@ class Conflict:
             both=share(sum(p and c for p, c in pairs), n),
             neither=share(sum(not p and not c for p, c in pairs), n),
         )
-
-
-def wilson(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return the Wilson interval of a rate of `k` in `n`; 95 % unless `z` says otherwise.
-
-    It stays inside [0, 1] and is honest at 0 and n, where the textbook interval has no width. With n = 0
-    nothing is known: (0, 1).
-
-    Example:
-        >>> [round(end, 3) for end in wilson(0, 10)]
-        [0.0, 0.278]
-    """
-    if not 0 <= k <= n:
-        raise ValueError(f"k={k} of n={n} is not a count. Give 0 <= k <= n.")
-    if n == 0:
-        return 0.0, 1.0
-    rate, spread = k / n, z * z / n
-    middle = rate + spread / 2
-    half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    return (0.0 if k == 0 else low), (1.0 if k == n else high)

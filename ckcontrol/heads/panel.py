@@ -17,6 +17,7 @@ import torch
 
 from ..checks import position_limit
 from ..errors import HeadsError, did_you_mean
+from ..rates import wilson
 from .apply import pruned
 from .forward import greedy, last_logits, pad
 from .mask import HeadMask
@@ -242,9 +243,4 @@ def interval(share: float, count: int) -> tuple[float, float]:
         >>> tuple(round(x, 3) for x in interval(0.5, 100))
         (0.404, 0.596)
     """
-    if not count:
-        return 0.0, 1.0
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return wilson(round(share * count), count) if count else (0.0, 1.0)
