@@ -12,7 +12,8 @@
     ├── RetrievalError                  an index, embedder or retriever that cannot answer
     │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
     │   └── IndexLocked                 another process is writing the index
-    └── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
+    ├── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
+    └── EvalError (ValueError)          a data set, record or run that evaluation cannot use
 
 Knows nothing of models or tensors. Every message names the offending value; `hint` names the remedy.
 """
@@ -26,6 +27,7 @@ from typing import Any
 __all__ = [
     "CKError",
     "ControlError",
+    "EvalError",
     "HeadsError",
     "IndexLocked",
     "IndexMismatch",
@@ -149,6 +151,10 @@ class IndexLocked(RetrievalError):
 
 class HeadsError(CKError, ValueError):
     """A model, facts, scores or mask file that scoring or pruning of heads cannot use."""
+
+
+class EvalError(CKError, ValueError):
+    """A data set, record or run that evaluation cannot use."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,243 @@
+"""One item of a benchmark, what was rejected, and when a conflict is clean enough to be scored.
+
+Knows strings only; knows no file, no data set and no model (readers.py, tasks and the runner do).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckcontrol.errors import EvalError, did_you_mean
+
+from .metrics import mentions, normalize
+
+__all__ = ["STATES", "Record", "Rejected", "squad", "texts", "unclean"]
+
+STATES = ("conflict", "agree", "helpful", "irrelevant", "noisy", "closed", "plain")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that became no record.
+
+    Attributes:
+        id: The record's id, or file and row where there is none.
+        reason: A few words, the same for all rows with the same fault: rejections are counted by it.
+        detail: What is wrong with this row.
+    """
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A question, what the passages say and what is true.
+
+    Attributes:
+        id: Unique in its task.
+        question: What is asked; the text to complete, when `cloze`.
+        passages: The context; empty means closed book.
+        ctx_answers: What the passages support, aliases included.
+        par_answers: The real-world answer, aliases included; in state conflict also the model's memory.
+        state: One of `STATES`; "plain" claims nothing.
+        group: What intervals are clustered by; the normalised question when left empty.
+        choices: Scored by log-likelihood when not empty, as they are, leading space included.
+        answer_index: Which of `choices` is wanted.
+        cloze: The prompt is a text to complete, not a question.
+        meta: Whatever else the source says, JSON values only: relation, org_context, known, ...
+
+    Raises:
+        EvalError: A field of another type, an unknown state, or an `answer_index` that is no choice.
+
+    Example:
+        >>> Record("1", "Where is Oslo?", ("Oslo is in Chile.",), ("Chile",), ("Norway",)).group
+        'where is oslo'
+    """
+
+    id: str
+    question: str
+    passages: tuple[str, ...] = ()
+    ctx_answers: tuple[str, ...] = ()
+    par_answers: tuple[str, ...] = ()
+    state: str = "conflict"
+    group: str = ""
+    choices: tuple[str, ...] = ()
+    answer_index: int | None = None
+    cloze: bool = False
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("id", "question"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise EvalError(f"{name}={value!r} is not a text, or an empty one.", "Every record needs one.")
+        for name in ("passages", "ctx_answers", "par_answers", "choices"):
+            object.__setattr__(self, name, texts(getattr(self, name), name))
+        if self.state not in STATES:
+            raise EvalError(f"no state {self.state!r}.", did_you_mean(str(self.state), STATES))
+        index = self.answer_index
+        if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
+            raise EvalError(f"answer_index={index!r} is not a whole number.", "It counts the choices from 0.")
+        if index is not None and not 0 <= index < len(self.choices):
+            raise EvalError(f"answer_index={index} is none of {len(self.choices)} choices.", "It counts from 0.")
+        if not isinstance(self.meta, Mapping):
+            raise EvalError(f"meta={self.meta!r} is not a mapping.", "Write an object, or leave it out.")
+        if not self.group:
+            object.__setattr__(self, "group", normalize(self.question) or self.id)
+
+    @property
+    def context(self) -> str:
+        """The passages, parted by blank lines."""
+        return "\n\n".join(self.passages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the canonical record: what is neither text nor answer goes into `meta`; defaults are left out.
+
+        Example:
+            >>> Record("1", "Where is Oslo?", ("Oslo is in Chile.",), ("Chile",), ("Norway",)).to_dict()["meta"]
+            {'state': 'conflict'}
+        """
+        meta: dict[str, Any] = {**self.meta, "state": self.state}
+        if len(self.passages) > 1:
+            meta["docs"] = list(self.passages)
+        if self.group != normalize(self.question):
+            meta["group"] = self.group
+        if self.choices:
+            meta["choices"] = list(self.choices)
+        if self.answer_index is not None:
+            meta["answer_index"] = self.answer_index
+        if self.cloze:
+            meta["cloze"] = True
+        return {
+            "id": self.id,
+            "question": self.question,
+            "context": self.context,
+            "ctx_answers": list(self.ctx_answers),
+            "par_answers": list(self.par_answers),
+            "meta": meta,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Record:
+        """Return the record that a canonical object describes; keys beside the canonical ones are ignored.
+
+        A text stands for a list of one, null for none. Without `meta.state`, a record with both kinds of answers
+        and a context is a conflict, one without context is closed, any other is plain.
+
+        Raises:
+            EvalError: A field is missing or of another type, or `context` is not what `meta.docs` says.
+        """
+        if not isinstance(data, Mapping):
+            raise EvalError(f"{type(data).__name__} is not a record.", "Write one JSON object a line.")
+        meta = dict(data.get("meta") or {}) if isinstance(data.get("meta") or {}, Mapping) else None
+        if meta is None:
+            raise EvalError(f"meta={data['meta']!r} is not an object.", "Write an object, or leave it out.")
+        context = data.get("context") or ""
+        if not isinstance(context, str):
+            raise EvalError(f"context={context!r} is not a text.", "Lists of documents go to meta.docs.")
+        docs = texts(meta.pop("docs", None), "meta.docs")
+        if docs and context and context.split() != "\n\n".join(docs).split():
+            raise EvalError("context is not meta.docs joined by blank lines.", "Leave out one of the two.")
+        passages = docs or ((context,) if context.strip() else ())
+        ctx, par = texts(data.get("ctx_answers"), "ctx_answers"), texts(data.get("par_answers"), "par_answers")
+        both = "conflict" if ctx and par else "plain"
+        number = data.get("id")
+        return cls(
+            id=str(number) if isinstance(number, int) else number,  # type: ignore[arg-type]
+            question=data.get("question"),  # type: ignore[arg-type]
+            passages=passages,
+            ctx_answers=ctx,
+            par_answers=par,
+            state=meta.pop("state", None) or (both if passages or meta.get("choices") else "closed"),
+            group=meta.pop("group", None) or "",
+            choices=texts(meta.pop("choices", None), "meta.choices"),
+            answer_index=meta.pop("answer_index", None),
+            cloze=bool(meta.pop("cloze", False)),
+            meta=meta,
+        )
+
+
+def texts(value: Any, name: str = "answers") -> tuple[str, ...]:
+    """Return the texts that a field holds, each once: a text or number stands for a list of one, null for none.
+
+    Nothing is stripped; blank ones are left out.
+
+    Raises:
+        EvalError: Neither a text, a number nor a flat list of them.
+
+    Example:
+        >>> texts("23"), texts(["a", None, 23, "a"]), texts(None)
+        (('23',), ('a', '23'), ())
+    """
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    kept = []
+    for item in listed:
+        if isinstance(item, bool) or not isinstance(item, (str, int, float, type(None))):
+            raise EvalError(f"{name}: {item!r} is not a text.", "Write a text or a list of texts.")
+        if item is not None and str(item).strip():
+            kept.append(str(item))
+    return tuple(dict.fromkeys(kept))
+
+
+def squad(text: str) -> str:
+    """Return `text` as SQuAD's scorer normalises it (Rajpurkar et al., 2016): no case, punctuation, articles, gaps.
+
+    Example:
+        >>> squad("The U.S. took São-Tomé.")
+        'us took sãotomé'
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def unclean(record: Record, by: str = "substring", supported: bool = True) -> tuple[str, str] | None:
+    """Return why this conflict cannot be scored, as (reason, detail); None when it can, or is no conflict.
+
+    Unclean: an answer of one side contains one of the other; the parametric answer is in the context; the
+    contextual one is not. Records with choices are compared by likelihood, so nothing is wrong with them.
+
+    Args:
+        record: Any state; others than conflict and irrelevant are never unclean.
+        by: "substring" after `squad`, the definition behind published counts, or "words": whole words after
+            `ckcontrol.eval.normalize`, for answers so short that they are part of every text.
+        supported: The context must state the contextual answer; False where it takes more than one step.
+
+    Raises:
+        EvalError: An unknown `by`.
+    """
+    if by not in ("substring", "words"):
+        raise EvalError(f"no comparison {by!r}.", did_you_mean(by, ("substring", "words")))
+    if record.choices or record.state not in ("conflict", "irrelevant"):
+        return None
+    holds = _holds_words if by == "words" else _holds_substring
+    if record.state == "conflict":
+        if not record.ctx_answers:
+            return "no contextual answer", ""
+        if not record.par_answers:
+            return "no parametric answer", ""
+        for ctx in record.ctx_answers:
+            for par in record.par_answers:
+                if holds(ctx, [par]) or holds(par, [ctx]):
+                    return "answers overlap", f"{ctx!r} and {par!r}"
+    found = [par for par in record.par_answers if holds(record.context, [par])]
+    if found:
+        return "parametric answer in context", repr(found[0])
+    if record.state == "conflict" and supported and not holds(record.context, record.ctx_answers):
+        return "contextual answer not in context", repr(record.ctx_answers[0])
+    return None
+
+
+def _holds_substring(text: str, answers: Iterable[str]) -> bool:
+    inside = squad(text)
+    return any(wanted in inside for wanted in map(squad, answers))
+
+
+def _holds_words(text: str, answers: Iterable[str]) -> bool:
+    return mentions(text, answers)

@@ -1,0 +1,92 @@
+"""What every adapter is made of: its name card, and helpers that turn one row's faults into a rejection.
+
+Knows rows and records; knows no file and none of the data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckcontrol.errors import EvalError
+
+from ..readers import Row
+from ..records import Record, Rejected, texts
+
+__all__ = ["Adapter", "Made", "converted", "row_id", "text", "with_answer"]
+
+Made = Iterable[Record | Rejected]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one family of data sets is read.
+
+    Attributes:
+        name: What the data set is called in a task's name.
+        convert: Rows and options to records, in order.
+        source: Where the data comes from.
+        licence: Under which terms, as its publishers state them.
+        hub: Hugging Face id to fetch when no path is given; empty: a path is needed.
+        pattern: Which files of the Hub data set.
+        kind: "generate", or "choices" for comparison by likelihood.
+        options: Option names and their defaults.
+        clean: How `unclean` compares; empty: every record is kept.
+        supported: The context of a clean conflict states the contextual answer.
+    """
+
+    name: str
+    convert: Callable[[Iterable[Row], Mapping[str, str]], Made]
+    source: str
+    licence: str
+    hub: str = ""
+    pattern: str = ""
+    kind: str = "generate"
+    options: Mapping[str, str] = field(default_factory=dict)
+    clean: str = "substring"
+    supported: bool = True
+
+
+def converted(rows: Iterable[Row], convert: Callable[[Row], Made]) -> Iterator[Record | Rejected]:
+    """Yield what `convert` makes of each row; a row that it cannot read becomes one rejection, "malformed"."""
+    for row in rows:
+        try:
+            made = list(convert(row))
+        except EvalError as error:
+            made = [Rejected(row_id(row), "malformed", str(error))]
+        except KeyError as error:
+            made = [Rejected(row_id(row), "malformed", f"field {error} is missing.")]
+        except (AttributeError, IndexError, SyntaxError, TypeError, ValueError, RecursionError) as error:
+            made = [Rejected(row_id(row), "malformed", f"{type(error).__name__}: {error}")]
+        yield from made
+
+
+def row_id(row: Row) -> str:
+    """Return ``file:row``, by which a row without an id of its own goes."""
+    return f"{row.file}:{row.number}"
+
+
+def text(data: Mapping[str, Any], key: str) -> str:
+    """Return a field that must be a text with something in it.
+
+    Raises:
+        EvalError: It is missing, blank, or no text; or `data` is no object.
+    """
+    if not isinstance(data, Mapping):
+        raise EvalError(f"the row is a {type(data).__name__}, not an object.", "Check what the file is.")
+    value = data.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise EvalError(f"field {key!r} is {value!r}, not a text.", f"The row has: {', '.join(map(str, data))[:200]}.")
+    return value
+
+
+def with_answer(answer: Any, aliases: Any = None) -> tuple[str, ...]:
+    """Return an answer (or several) followed by its aliases, stripped; null and text-for-list are fine.
+
+    Example:
+        >>> with_answer(" Paris", ["City of Light", "Paris"])
+        ('Paris', 'City of Light')
+    """
+    both = [item.strip() for item in (*texts(answer, "answer"), *texts(aliases, "aliases"))]
+    return tuple(dict.fromkeys(both))
