@@ -64,6 +64,10 @@ class _Buffer:
         self.values[:, :, self.length : self.length + 1] = values
         self.length += 1
 
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, [R] int64; see `PairCache.batch_select_indices`."""
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
     def view(self, window: int | None) -> tuple[Tensor, Tensor]:
         """Return keys and values that the newest position may attend to, without copying."""
         start = 0 if window is None else max(0, self.length - window)
@@ -93,6 +97,11 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
             self.owner.mask(1, parts[1][0].shape[2]),
         )
         return PairKV((parts[0][0], parts[1][0]), masks), PairKV((parts[0][1], parts[1][1]), masks)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of both streams."""
+        for buffer in self.buffers:
+            buffer.select(indices)
 
     def get_seq_length(self) -> int:
         """Length with the context; only transformers' unused mask creation asks."""
@@ -138,6 +147,13 @@ class PairCache(Cache):  # type: ignore[misc]
         for i, keep in enumerate(self._keep):
             if keep is not None:
                 self._keep[i] = torch.cat([keep, keep.new_ones(keep.shape[0], 1)], dim=1)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of both streams, in this order, [R] int64; a row named twice goes on as two."""
+        super().batch_select_indices(indices)
+        self.rows = len(indices)
+        self._masks.clear()
+        self._keep = [None if keep is None else keep[indices] for keep in self._keep]
 
     def mask(self, stream: int, length: int) -> Tensor | None:
         """Return the mask over the newest `length` positions of a stream, [B, 1, 1, length]; None if all are kept."""

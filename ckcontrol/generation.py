@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from transformers.generation.streamers import BaseStreamer
 
-__all__ = ["decoding_loop", "generate"]
+__all__ = ["decoding_loop", "generate", "processors_for", "stream_of"]
 
 
 @overload
@@ -130,10 +130,10 @@ def generate(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
     policy = per_row([c.policy() if p.passages else Off() for c, p in zip(controls, pairs, strict=True)])
-    contextual = _stream(model, [p.contextual for p in pairs], pad)
+    contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = None
     if chosen.trace or not policy.neutral:
-        parametric = _stream(model, [p.parametric for p in pairs], pad)
+        parametric = stream_of(model, [p.parametric for p in pairs], pad)
     longest = contextual.input_ids.shape[1] + chosen.max_new_tokens
     criteria = StoppingCriteriaList([MaxLengthCriteria(longest)])
     if ends:
@@ -144,7 +144,7 @@ def generate(
         policy=policy,
         contextual=contextual,
         parametric=parametric,
-        processors=_processors(chosen),
+        processors=processors_for(chosen),
         criteria=criteria,
         max_new_tokens=chosen.max_new_tokens,
         draw=Draw(chosen.do_sample, seeds, contextual.input_ids.device),
@@ -324,7 +324,8 @@ def _share(model: PreTrainedModel) -> bool:
     return can_share_forward(model)
 
 
-def _stream(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Stream:
+def stream_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Stream:
+    """Return the stream of some prompts, padded on the left with `pad` to the longest."""
     longest = max(map(len, prompts))
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
@@ -332,7 +333,8 @@ def _stream(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) 
     return Stream(model, ids, mask)
 
 
-def _processors(options: GenerateOptions) -> LogitsProcessorList:
+def processors_for(options: GenerateOptions) -> LogitsProcessorList:
+    """Return transformers' processors and warpers for these options, in transformers' order."""
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process as lp
 

@@ -21,7 +21,7 @@ from .errors import PromptError, PromptTooLong, did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PromptPair", "PromptTemplate", "build_pair"]
+__all__ = ["PromptPair", "PromptTemplate", "build_pair", "plain_ids"]
 
 _MARK = "ckcontrolBODYckcontrol"
 _MAX_CHARS = 20_000_000
@@ -126,12 +126,12 @@ def build_pair(
         raise PromptError(f"truncate={truncate!r}.", did_you_mean(str(truncate), ["passages"]) + " None refuses.")
 
     before, after = _frame(tokenizer, template)
-    before += _plain(tokenizer, template.instruction)
+    before += plain_ids(tokenizer, template.instruction)
     ending = template.question.format(question=question.strip())
-    after = _plain(tokenizer, ending + ("" if _uses_chat(tokenizer, template) else template.answer)) + after
+    after = plain_ids(tokenizer, ending + ("" if _uses_chat(tokenizer, template) else template.answer)) + after
     texts = [" ".join(text.split()) if template.fold else text.strip() for text in passages]
     blocks = [_block(tokenizer, template, i, text) for i, text in enumerate(texts)]
-    intro = _plain(tokenizer, template.intro) if blocks else []
+    intro = plain_ids(tokenizer, template.intro) if blocks else []
     fixed = len(before) + len(after)
     total = fixed + len(intro) + sum(map(len, blocks))
     if limit is not None and total > limit:
@@ -202,8 +202,12 @@ def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenise text in which nothing may become a special or added token."""
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenise text in which nothing may become a special or added token, and no space is put before it.
+
+    Raises:
+        PromptError: A slow tokenizer, or text whose ordinary spelling is a reserved token.
+    """
     if not text:
         return []
     ids: list[int] = _plain_core(tokenizer).encode(text, add_special_tokens=False).ids
@@ -248,7 +252,7 @@ def _without_prefix(part: dict[str, Any] | None, inner: str) -> dict[str, Any] |
 
 
 def _block(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, index: int, text: str) -> list[int]:
-    return _plain(tokenizer, template.passage.format(number=index + 1, text=text))
+    return plain_ids(tokenizer, template.passage.format(number=index + 1, text=text))
 
 
 def _cut(
@@ -265,7 +269,7 @@ def _cut(
             kept.append(block)
             room -= len(block)
             continue
-        ids = _plain(tokenizer, texts[i])
+        ids = plain_ids(tokenizer, texts[i])
         size = min(len(ids), room)
         while size >= _SMALLEST_CUT:
             text = tokenizer.decode(ids[:size], skip_special_tokens=True).strip().rstrip("�")

@@ -94,6 +94,14 @@ class Stream:
         if self.keep is not None:
             self.keep = torch.cat([self.keep, self.keep.new_ones(self.keep.shape[0], 1)], dim=1)
 
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, [R] int64; see `TwoStreams.select`."""
+        self.position = self.position[rows]
+        if self.keep is not None:
+            self.keep = self.keep[rows]
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)
+
     def _forward(self, input_ids: Tensor, position: Tensor) -> Tensor:
         output = self.model(
             input_ids=input_ids,
@@ -168,6 +176,20 @@ class TwoStreams:
         logits = last_logits(output.logits)
         rows = tokens.shape[0]
         return logits[:rows], logits[rows:]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order, for the steps that follow; a row named several times goes on as several.
+
+        So prompts are run once for answers that begin alike and part later, and ended rows can be dropped.
+
+        Args:
+            rows: [R] int64, each below the number of rows so far.
+        """
+        self.contextual.select(rows)
+        if self.parametric is not None:
+            self.parametric.select(rows)
+        if self._pair is not None:
+            self._pair.batch_select_indices(rows)
 
     def _products(self) -> AbstractContextManager[Any]:
         """Fast few-row products where streams share forwards; otherwise the model's own, bit for bit."""
