@@ -17,16 +17,16 @@ clause ("It is false, I think, that it is Paris") are not seen; a short answer t
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ckcontrol.errors import ControlError, did_you_mean
+from ckcontrol.errors import EvalError, did_you_mean
 
+from .records import squad
 from .words import ARTICLES, Word, words
 
-__all__ = ["MODES", "REACH", "Verdict", "exact_match", "set_match", "squad_normalize", "verdict"]
+__all__ = ["MODES", "REACH", "Verdict", "exact_match", "set_match", "verdict"]
 
 MODES = ("ckplug", "strict")
 REACH = 5
@@ -52,8 +52,6 @@ _FUNCTION_WORDS = frozenset(
     where who will with you your""".split()
 )
 _NEXT_QUESTION = re.compile(r"\n\s*(?:Q|Question)\s*\d*\s*:")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[s
         mode: "strict" or "ckplug".
 
     Raises:
-        ControlError: `mode` is unknown.
+        EvalError: `mode` is unknown.
 
     Example:
         >>> verdict("Not Paris but Rome.", ["Paris"], ["Rome"])
@@ -105,11 +103,11 @@ def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[s
         'both'
     """
     if mode == "ckplug":
-        inside = squad_normalize(prediction)
-        par, ctx = (any(squad_normalize(a) in inside for a in answers) for answers in (par_answers, ctx_answers))
+        inside = squad(prediction)
+        par, ctx = (any(squad(a) in inside for a in answers) for answers in (par_answers, ctx_answers))
         return Verdict(_source(par, ctx), par, ctx)
     if mode != "strict":
-        raise ControlError(f"mode={mode!r} is no scoring mode.", did_you_mean(str(mode), MODES))
+        raise EvalError(f"mode={mode!r} is no scoring mode.", did_you_mean(str(mode), MODES))
     found = _positive_mentions(prediction, ctx_answers, par_answers)
     ordered = sorted({(m.start, -m.end) for side in found for m in side})
     sides = [{(m.start, -m.end) for m in side} for side in found]  # contextual, parametric
@@ -131,8 +129,8 @@ def exact_match(prediction: str, answers: Iterable[str]) -> bool:
         >>> exact_match("The Rome.\nQ: next", ["Rome"]), exact_match("It is Rome.", ["Rome"])
         (True, False)
     """
-    line = squad_normalize(_first_line(prediction))
-    return bool(line) and any(line == squad_normalize(answer) for answer in answers)
+    line = squad(_first_line(prediction))
+    return bool(line) and any(line == squad(answer) for answer in answers)
 
 
 def set_match(prediction: str, golds: Sequence[str], wrong: Sequence[str]) -> bool:
@@ -146,16 +144,6 @@ def set_match(prediction: str, golds: Sequence[str], wrong: Sequence[str]) -> bo
         all(_positive_mentions(prediction, wrong, [gold])[1] for gold in golds)
         and not (_positive_mentions(prediction, wrong, golds)[0])
     )
-
-
-def squad_normalize(text: str) -> str:
-    """Return `text` as SQuAD's script does: lower case, no ASCII punctuation, no articles, single spaces.
-
-    Example:
-        >>> squad_normalize("The  Port-au-Prince, a city!")
-        'portauprince city'
-    """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def _source(par: bool, ctx: bool) -> str:
