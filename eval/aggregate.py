@@ -86,18 +86,21 @@ def _pairs(places: Sequence[Place], cells: Mapping[Place, Cell], longest: float 
     """Every arm against `off`, and its truth against `closed-book`; Holm over the arms of one comparison."""
     compared = [name for name, metric in METRICS.items() if metric.compared]
     out: list[Line] = []
-    for against, names in (("off", compared), ("closed-book", AGAINST_CLOSED)):
-        for name in names:
-            rows = []
-            for task, state, arm in places:
-                other = cells.get((task, state, against))
-                found = paired(cells[task, state, arm], other, name, longest) if other and arm != against else None
-                if found is not None:
-                    rows.append(
-                        {"task": task, "state": state, "arm": arm, "against": against, "metric": name, **shown(found)}
-                    )
-            out += with_holm(rows)
-    return sorted(out, key=lambda row: (row["task"], STATES.index(row["state"])))  # stable: metric and arm keep order
+    for task, state in dict.fromkeys(place[:2] for place in places):
+        arms = [arm for *where, arm in places if where == [task, state]]
+        for against, names in (("off", compared), ("closed-book", AGAINST_CLOSED)):
+            other = cells.get((task, state, against))
+            for name in names:
+                rows = []
+                for arm in arms:
+                    if arm == against or other is None:
+                        continue
+                    found = paired(cells[task, state, arm], other, name, longest)
+                    if found is not None:
+                        where = {"task": task, "state": state, "arm": arm, "against": against, "metric": name}
+                        rows.append(where | shown(found))
+                out += with_holm(rows)
+    return out
 
 
 def _curves(run: Mapping[str, Any], rows: Sequence[Line]) -> list[Line]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["NORMAL", "Floats", "by_group", "effective", "quantile", "resample", "signs", "times"]
 
 NORMAL = 1.959963984540054
-_BLOCK = 1 << 22  # numbers expanded at a time
+_BLOCK = 1 << 20  # numbers expanded at a time
 Floats = NDArray[np.float64]
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom; between them linear in 1 / df.
 _T = {
@@ -30,13 +30,16 @@ def by_group(table: Floats, labels: Any) -> Floats:
     return out
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _counts(groups: int, draws: int, seed: int) -> NDArray[np.uint8]:
     """Return [draws, groups] how often each group is in each bootstrap draw."""
     rng = np.random.default_rng([seed, groups])
     out = np.empty((draws, groups), dtype=np.uint8)  # a group is drawn more than 255 times in no lifetime
-    for row in out:
-        row[:] = np.bincount(rng.integers(0, groups, groups), minlength=groups)
+    step = max(1, _BLOCK // groups)
+    for start in range(0, draws, step):
+        block = out[start : start + step]
+        drawn = rng.integers(0, groups, block.shape) + groups * np.arange(len(block))[:, None]
+        block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
     return out
 
 
