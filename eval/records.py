@@ -79,8 +79,13 @@ class Record:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise EvalError(f"{name}={value!r} is not a text, or an empty one.", "Every record needs one.")
-        for name in ("passages", "ctx_answers", "par_answers", "choices"):
+        for name in ("ctx_answers", "par_answers"):
             object.__setattr__(self, name, texts(getattr(self, name), name))
+        for name in ("passages", "choices"):  # twice the same passage is two passages
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in value):
+                raise EvalError(f"{name}={str(value)[:80]!r} is not a list of texts.", "None of them may be empty.")
+            object.__setattr__(self, name, tuple(value))
         if self.state not in STATES:
             raise EvalError(f"no state {self.state!r}.", did_you_mean(str(self.state), STATES))
         index = self.answer_index
@@ -143,10 +148,16 @@ class Record:
         context = data.get("context") or ""
         if not isinstance(context, str):
             raise EvalError(f"context={context!r} is not a text.", "Lists of documents go to meta.docs.")
-        docs = texts(meta.pop("docs", None), "meta.docs")
-        if docs and context and context.split() != "\n\n".join(docs).split():
-            raise EvalError("context is not meta.docs joined by blank lines.", "Leave out one of the two.")
+        docs = meta.pop("docs", None) or ()
         passages = docs or ((context,) if context.strip() else ())
+        if (
+            isinstance(docs, list)
+            and all(isinstance(doc, str) for doc in docs)
+            and context
+            and docs
+            and context.split() != "\n\n".join(docs).split()
+        ):
+            raise EvalError("context is not meta.docs joined by blank lines.", "Leave out one of the two.")
         ctx, par = texts(data.get("ctx_answers"), "ctx_answers"), texts(data.get("par_answers"), "par_answers")
         both = "conflict" if ctx and par else "plain"
         number = data.get("id")
@@ -158,7 +169,7 @@ class Record:
             par_answers=par,
             state=meta.pop("state", None) or (both if passages or meta.get("choices") else "closed"),
             group=meta.pop("group", None) or "",
-            choices=texts(meta.pop("choices", None), "meta.choices"),
+            choices=meta.pop("choices", None) or (),
             answer_index=meta.pop("answer_index", None),
             cloze=bool(meta.pop("cloze", False)),
             meta=meta,

@@ -116,6 +116,7 @@ def completed(facts: Iterable[StateFact], seed: int = 0) -> list[StateFact]:
     Raises:
         EvalError: A relation without any other answer that would be false.
     """
+    facts = list(facts)
     ordered = sorted(facts, key=lambda fact: fact.id)
     spellings: dict[tuple[str, str], set[str]] = {}
     for fact in ordered:  # "Franc" is CHF here and XAF there: an alias counts where all facts agree on it
@@ -189,7 +190,8 @@ def rank(seed: int, *parts: str) -> str:
 
 def _record(fact: StateFact, state: str, knows: bool | None, seed: int, cloze: bool) -> Record:
     right, wrong = fact.told(fact.answer), fact.told(fact.false_answers[0])
-    passages, answers = (right,), fact.answers
+    passages: tuple[str, ...] = (right,)
+    answers = fact.answers
     meta: dict[str, Any] = {"fact": fact.id, "relation": fact.relation, "subject": fact.subject, "known": knows}
     if state == "conflict":
         passages, answers = (wrong,), fact.false_answers

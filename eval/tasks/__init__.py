@@ -17,13 +17,43 @@ from ckcontrol.errors import EvalError, did_you_mean
 from ..readers import Data, read
 from ..records import Record, Rejected, unclean
 from ..states import FIVE, StateFact, build_states, completed, rank
+from . import (
+    confiqa,
+    conflictqa,
+    context_faithful_nq,
+    counterfact,
+    flashrag,
+    jsonl,
+    kilt,
+    memotrap,
+    mquake,
+    nq_swap,
+    paraconflict,
+    ramdocs,
+    rgb,
+)
 from . import facts as facts_task
-from . import jsonl, nq_swap
 from .base import Adapter
+from .flashrag import export_flashrag
 
-__all__ = ["ADAPTERS", "Task", "load_task", "sample", "task_names"]
+__all__ = ["ADAPTERS", "Task", "export_flashrag", "load_task", "sample", "task_names"]
 
-ADAPTERS: dict[str, Adapter] = {module.ADAPTER.name: module.ADAPTER for module in (jsonl, nq_swap)}
+_ALL = (
+    nq_swap.ADAPTER,
+    context_faithful_nq.ADAPTER,
+    confiqa.ADAPTER,
+    mquake.ADAPTER,
+    counterfact.ADAPTER,
+    paraconflict.ADAPTER,
+    memotrap.ADAPTER,
+    conflictqa.ADAPTER,
+    ramdocs.ADAPTER,
+    rgb.ADAPTER,
+    kilt.ADAPTER,
+    flashrag.ADAPTER,
+    jsonl.ADAPTER,
+)
+ADAPTERS: dict[str, Adapter] = {adapter.name: adapter for adapter in _ALL}
 _FACTS = {"states": "conflict", "relations": "", "cloze": ""}
 _WHERE = {"file": "", "revision": ""}
 
@@ -105,24 +135,23 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0, clean: bool
     if clean and adapter.clean:
         records, dirty = _cleaned(records, adapter.clean, adapter.supported)
         rejected += dirty
+    rejected = [*data.rejected, *rejected]
     if not records:
-        why = ", ".join(f"{reason} ({n})" for reason, n in Counter(i.reason for i in rejected).most_common())
-        first = next((item.detail for item in rejected if item.detail), "")
-        raise EvalError(
-            f"{spec!r} holds no record of {name!r}; rejected: {why or 'nothing'}.",
-            f"First: {first}" if first else "Check that the file is what the name says.",
-        )
+        raise _nothing(spec, name, rejected)
     settings: dict[str, Any] = {**own, "clean": adapter.clean if clean else "", "files": data.files}
+    notes = sorted({str(record.meta["note"]) for record in records if record.meta.get("note")})
+    if notes:
+        settings["notes"] = notes
     if limit is not None:
         settings |= {"limit": limit, "seed": seed, "of": len(records)}
     return Task(
-        name=Path(place).stem if name == "jsonl" else name,
+        name=Path(place).name.split(".")[0] if name == "jsonl" else name,
         records=tuple(records if limit is None else sample(records, limit, seed)),
-        rejected=(*data.rejected, *rejected),
-        source=adapter.source if Path(place).exists() or not place else data.source,
+        rejected=tuple(rejected),
+        source=f"{adapter.source} ({data.source})" if data.source.startswith("https:") else adapter.source,
         licence=adapter.licence,
         sha256=data.sha256,
-        kind=adapter.kind,
+        kind="choices" if all(record.choices for record in records) else "generate",
         settings=settings,
     )
 
@@ -166,6 +195,8 @@ def _options(name: str, given: Mapping[str, str], known: Mapping[str, str]) -> d
 
 
 def _read(adapter: Adapter, place: str, options: Mapping[str, str]) -> Data:
+    if place and adapter.load:
+        return adapter.load(place, options)
     if place:
         return read(place, file=options["file"], revision=options["revision"])
     if adapter.hub:
@@ -198,6 +229,15 @@ def _cleaned(records: Iterable[Record], by: str, supported: bool) -> tuple[list[
     return kept, rejected
 
 
+def _nothing(spec: str, name: str, rejected: Sequence[Rejected]) -> EvalError:
+    why = ", ".join(f"{reason} ({n})" for reason, n in Counter(item.reason for item in rejected).most_common())
+    first = next((item.detail for item in rejected if item.detail), "")
+    return EvalError(
+        f"{spec!r} holds no record of {name!r}; rejected: {why or 'nothing'}.",
+        f"First: {first}" if first else "Check that the file is what the name says.",
+    )
+
+
 def _facts(place: str, given: Mapping[str, str], limit: int | None, seed: int) -> Task:
     options = _options("facts", given, {**_FACTS, **_WHERE} if place else _FACTS)
     if place:
@@ -207,6 +247,9 @@ def _facts(place: str, given: Mapping[str, str], limit: int | None, seed: int) -
         found, digest = facts_task.shipped()
         data, rows, origin = None, tuple(found), facts_task.SOURCE
     facts, rejected = facts_task.read_facts(rows)
+    rejected = [*(data.rejected if data else ()), *rejected]
+    if not facts:
+        raise _nothing(place, "facts", rejected)
     wanted = [name for name in options["relations"].split(",") if name]
     known = sorted({fact.relation for fact in facts})
     for name in wanted:
@@ -226,7 +269,7 @@ def _facts(place: str, given: Mapping[str, str], limit: int | None, seed: int) -
     return Task(
         name="facts",
         records=tuple(build_states(kept, None, states, seed, cloze=options["cloze"] not in ("", "0"))),
-        rejected=(*(data.rejected if data else ()), *rejected),
+        rejected=tuple(rejected),
         source=origin,
         licence="as the file's owner says" if place else facts_task.LICENCE,
         sha256=digest,

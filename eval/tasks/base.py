@@ -11,7 +11,7 @@ from typing import Any
 
 from ckcontrol.errors import EvalError
 
-from ..readers import Row
+from ..readers import Data, Row
 from ..records import Record, Rejected, texts
 
 __all__ = ["Adapter", "Made", "converted", "row_id", "text", "with_answer"]
@@ -30,10 +30,10 @@ class Adapter:
         licence: Under which terms, as its publishers state them.
         hub: Hugging Face id to fetch when no path is given; empty: a path is needed.
         pattern: Which files of the Hub data set.
-        kind: "generate", or "choices" for comparison by likelihood.
         options: Option names and their defaults.
         clean: How `unclean` compares; empty: every record is kept.
         supported: The context of a clean conflict states the contextual answer.
+        load: Reads a place that is no single path; None: `readers.read`.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Adapter:
     licence: str
     hub: str = ""
     pattern: str = ""
-    kind: str = "generate"
     options: Mapping[str, str] = field(default_factory=dict)
     clean: str = "substring"
     supported: bool = True
+    load: Callable[[str, Mapping[str, str]], Data] | None = None
 
 
 def converted(rows: Iterable[Row], convert: Callable[[Row], Made]) -> Iterator[Record | Rejected]:
@@ -57,7 +57,7 @@ def converted(rows: Iterable[Row], convert: Callable[[Row], Made]) -> Iterator[R
             made = [Rejected(row_id(row), "malformed", str(error))]
         except KeyError as error:
             made = [Rejected(row_id(row), "malformed", f"field {error} is missing.")]
-        except (AttributeError, IndexError, SyntaxError, TypeError, ValueError, RecursionError) as error:
+        except (AttributeError, IndexError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
             made = [Rejected(row_id(row), "malformed", f"{type(error).__name__}: {error}")]
         yield from made
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from ..readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, text, with_answer
+from .base import Adapter, Made, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER", "without_tags"]
 
@@ -31,7 +31,7 @@ def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
     def convert(row: Row) -> Made:
         data = row.data
         yield Record(
-            id=str(row.number),
+            id=row_id(row),
             question=text(data, "question"),
             passages=(without_tags(text(data, "sub_context")),),
             ctx_answers=with_answer(data["sub_answer"]),
