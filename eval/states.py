@@ -29,7 +29,7 @@ class StateFact:
         id: Unique among the facts; ``relation/subject`` where the file gives none.
         relation: False answers come from the same relation.
         subject: What the fact is about.
-        question: Asks for the answer.
+        question: Asks for the answer; the cloze where the file has no question.
         answer: The true answer.
         aliases: Other spellings of it.
         cloze: A text that ends where the answer would begin; may be empty.
@@ -59,6 +59,15 @@ class StateFact:
     def told(self, answer: str) -> str:
         """Return the passage that gives `answer`."""
         return self.passage.replace("{answer}", answer)
+
+    def asked(self, cloze: bool = False) -> Record:
+        """Return the closed-book record that probes whether a model knows the fact; its id is the fact's.
+
+        Asked with the cloze where `cloze` says so, or where the fact has no question.
+        """
+        complete = bool(self.cloze) and (cloze or self.question == self.cloze)
+        text = self.cloze if complete else self.question
+        return Record(self.id, text, par_answers=self.answers, state="closed", cloze=complete)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StateFact:
@@ -204,16 +213,8 @@ def _record(fact: StateFact, state: str, knows: bool | None, seed: int, cloze: b
             raise EvalError(f"no passage is irrelevant to {fact.id!r}.", "Add facts of another relation.")
         passages, answers = (other.told(other.answer),), other.answers
         meta["about"] = other.id
-    ask = cloze and bool(fact.cloze)
-    return Record(
-        id=f"{fact.id}/{state}",
-        question=fact.cloze if ask else fact.question,
-        passages=passages,
-        ctx_answers=answers,
-        par_answers=fact.answers,
-        state=state,
-        cloze=ask,
-        meta=meta,
+    return replace(
+        fact.asked(cloze), id=f"{fact.id}/{state}", passages=passages, ctx_answers=answers, state=state, meta=meta
     )
 
 

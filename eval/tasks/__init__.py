@@ -54,7 +54,7 @@ _ALL = (
     jsonl.ADAPTER,
 )
 ADAPTERS: dict[str, Adapter] = {adapter.name: adapter for adapter in _ALL}
-_FACTS = {"states": "conflict", "relations": "", "cloze": ""}
+_FACTS = {"states": "", "relations": "", "cloze": ""}
 _WHERE = {"file": "", "revision": ""}
 
 
@@ -256,7 +256,8 @@ def _facts(place: str, given: Mapping[str, str], limit: int | None, seed: int) -
         if name not in known:
             raise EvalError(f"no relation {name!r} among the facts.", did_you_mean(name, known))
     facts = completed([f for f in facts if not wanted or f.relation in wanted], seed)
-    states = [state for state in options["states"].split(",") if state] or list(FIVE)
+    options["states"] = ",".join(FIVE) if options["states"] == "all" else options["states"]
+    states = [state for state in options["states"].split(",") if state] or ["conflict"]
     settings: dict[str, Any] = {key: options[key] for key in _FACTS} | {"seed": seed, "relations": wanted or known}
     if limit is not None:
         settings |= {"limit": limit, "of": len(facts)}

@@ -154,4 +154,14 @@ def test_what_cannot_be_had_is_said() -> None:
 def test_clozes_are_asked_where_there_are_any() -> None:
     records = build_states([replace(FACTS[0], cloze=""), *FACTS[1:]], None, ("agree",), cloze=True)
     assert [record.cloze for record in records] == [False] + [True] * 7
+    plain = build_states(FACTS, None, ("agree",))
+    assert [record.cloze for record in plain] == [False] * 5 + [True] * 3, "boats have no question"
     assert records[1].question == "The home of Bo is"
+
+
+def test_the_record_that_probes() -> None:
+    asked = FACTS[0].asked()
+    assert (asked.id, asked.question, asked.state) == ("home/Ada", "Where does Ada live?", "closed")
+    assert asked.passages == asked.ctx_answers == () and asked.par_answers == ("Norway", "Norge")
+    assert FACTS[0].asked(cloze=True).question == "The home of Ada is" and FACTS[0].asked(cloze=True).cloze
+    assert FACTS[5].asked().cloze

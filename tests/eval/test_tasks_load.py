@@ -83,7 +83,7 @@ def test_limit() -> None:
 
 
 def test_a_sample_takes_groups_in_turn_and_grows_with_the_limit() -> None:
-    records = load_task("facts?states=").records
+    records = load_task("facts?states=all").records
     groups = len({record.group for record in records})
     seen: set[str] = set()
     for limit in (1, 10, 100, groups, groups + 7, 2 * groups):
@@ -112,9 +112,9 @@ def test_shipped_facts() -> None:
 def test_a_small_sample_of_facts_holds_every_relation() -> None:
     task = load_task("facts", limit=10)
     assert Counter(fact.relation for fact in task.facts) == {name: 2 for name in task.settings["relations"]}
-    alone = load_task("facts?states=", limit=1)
+    alone = load_task("facts?states=all", limit=1)
     assert [record.state for record in alone.records] == ["conflict", "agree", "helpful", "irrelevant", "noisy"]
-    whole = {record.id: record for record in load_task("facts?states=").records}
+    whole = {record.id: record for record in load_task("facts?states=all").records}
     assert all(whole[record.id] == record for record in alone.records), "a sample changes no record"
 
 
@@ -126,7 +126,7 @@ def test_facts_as_clozes_and_of_a_file() -> None:
 
 
 def test_flashrag_there_and_back(tmp_path: Path) -> None:
-    task = load_task("facts?states=", limit=3)
+    task = load_task("facts?states=all", limit=3)
     path = tmp_path / "out.jsonl"
     assert export_flashrag(task.records, path) == len(task.records)
     line = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
