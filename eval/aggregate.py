@@ -28,8 +28,8 @@ def aggregate(run: Mapping[str, Any], items: Iterable[Mapping[str, Any]], sample
     """Return what results.json holds.
 
     Failed samples are counted under `errors` and averaged nowhere; of several samples of one task, id and arm the
-    first counts; samples of unknown items do not. Ceilings of a curve: closed-book accuracy on the same items, and
-    accuracy of `off` where the passages are right (helpful, else agree).
+    first counts; samples of unknown items do not. Ceilings of a curve: the share of the same items that
+    `closed-book` answers from memory, and the accuracy of `off` where the passages are right (helpful, else agree).
 
     Args:
         run: The run card.
@@ -113,23 +113,22 @@ def _curves(run: Mapping[str, Any], rows: Sequence[Line]) -> list[Line]:
     out = []
     for task in sorted({row["task"] for row in rows}):
 
-        def accuracy(state: str, arm: str, task: str = task) -> float | None:
-            value = by_place.get((task, state, arm), {}).get("accuracy", {}).get("value")
-            return None if value is None else float(value)
+        def value(state: str, arm: str, metric: str = "accuracy", task: str = task) -> float | None:
+            found = by_place.get((task, state, arm), {}).get(metric, {}).get("value")
+            return None if found is None else float(found)
 
-        right = [accuracy(state, "off") for state in ("helpful", "agree")]
-        context = next((value for value in right if value is not None), None)
+        context = next((x for state in ("helpful", "agree") if (x := value(state, "off")) is not None), None)
         for method, settings in sorted(dials.items()):
             turned = [(a, name) for a, name in sorted(settings) if "mr" in by_place.get((task, "conflict", name), {})]
             if len(turned) < 2:
                 continue
             points = [{"alpha": a, "arm": name, **by_place[task, "conflict", name]} for a, name in turned]
             costs = {
-                state: (accuracy(state, "off"), [accuracy(state, name) for _, name in turned])
+                state: (value(state, "off"), [value(state, name) for _, name in turned])
                 for state in HARM
-                if accuracy(state, "off") is not None
+                if value(state, "off") is not None
             }
-            found = summary(points, accuracy("conflict", "closed-book"), context, costs)
+            found = summary(points, value("conflict", "closed-book", "parr"), context, costs)
             out.append(
                 {"task": task, "state": "conflict", "method": method, "points": points, "summary": _plain(found, 6)}
             )

@@ -75,6 +75,7 @@ def measure(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribution
     - ``parr conr mr both neither ckplug_*``: records with answers on both sides that are not the same ones, outside
       agree and helpful. In strict mode `both` tells that both are named somewhere without negation; `neither` that no
       answer of one side alone is.
+    - Of choices, ``parr conr mr neither`` by the role (``meta.roles``) of the one with the highest score.
     - ``accuracy``: the truth is the first that is named; of choices, the wanted one has the highest score.
     - ``accuracy_norm``: likewise with scores divided by tokens; ``margin``: its score above the best other, nats.
     - ``set_em``: records with ``meta.multi_gold``.
@@ -167,13 +168,23 @@ def _of_choices(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribu
     scores, lengths = sample.get("scores"), sample.get("lengths")
     if not scores or not lengths or not len(scores) == len(lengths) == len(record.choices) > 1:
         raise EvalError(f"sample {sample.get('id')!r} does not score {len(record.choices)} choices.")
+    out = _of_roles(record.meta.get("roles"), scores)
     wanted = record.answer_index
     if wanted is None:
-        return {}
+        return out
     each = [score / length for score, length in zip(scores, lengths, strict=True)]
     others = max(score for place, score in enumerate(scores) if place != wanted)
-    return {
+    return out | {
         "accuracy": (float(scores[wanted] > others), 1.0),
         "accuracy_norm": (float(all(each[wanted] > e for place, e in enumerate(each) if place != wanted)), 1.0),
         "margin": (float(scores[wanted] - others), 1.0),
     }
+
+
+def _of_roles(roles: Sequence[str] | None, scores: Sequence[float]) -> dict[str, Contribution]:
+    if not roles or len(roles) != len(scores) or not {"parametric", "contextual"} <= set(roles):
+        return {}
+    role = roles[max(range(len(scores)), key=scores.__getitem__)]
+    par, ctx = float(role == "parametric"), float(role == "contextual")
+    out = {"parr": (par, 1.0), "conr": (ctx, 1.0), "neither": (1.0 - par - ctx, 1.0)}
+    return out | ({"mr": (par, 1.0)} if par or ctx else {})

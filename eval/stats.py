@@ -65,6 +65,8 @@ class Difference:
     """Figure a minus figure b on the same observations; NaN is what nothing is known about.
 
     Attributes:
+        a: The figure a on the observations both have; NaN when it has none.
+        b: Likewise.
         value: The difference; NaN when one of the two is.
         low: Lower end of the 95 % interval.
         high: Upper end.
@@ -76,6 +78,8 @@ class Difference:
         ties: Groups in which they are equal, or one of the two has no figure.
     """
 
+    a: float
+    b: float
     value: float
     low: float
     high: float
@@ -101,7 +105,8 @@ def estimate(
     Args:
         num: [n] one number an observation.
         groups: [n] labels that sort; equal labels are one group.
-        den: [n] weights, or one for all; an observation of weight 0 is left out.
+        den: [n] weights, or one for all; an observation of weight 0 counts in no figure, but its group is drawn
+            with the others: which observations have weight is part of the chance.
         bounds: What the figure lies between, None where there is no limit.
         draws: Bootstrap draws.
         seed: Of the draws; the same numbers give the same interval, in whatever order.
@@ -119,7 +124,7 @@ def estimate(
     n, count = int(kept.sum()), len(np.unique(labels[kept]))
     if not n:
         return Estimate(math.nan, math.nan, math.nan, 0, 0)
-    sums = by_group(np.hstack([top, bottom])[kept], labels[kept])
+    sums = by_group(np.hstack([top, bottom]), labels)
     value = float(sums[:, 0].sum() / sums[:, 1].sum())
     error = 0.0
     if count > 1 and not np.allclose(sums[:, 0], value * sums[:, 1], rtol=1e-12, atol=1e-12):
@@ -155,7 +160,7 @@ def difference(
         a: [n] numerators of the one figure.
         b: [n] numerators of the other.
         groups: [n] labels that sort.
-        den_a: [n] weights, or one for all. Rows where both weights are 0 are left out.
+        den_a: [n] weights, or one for all. Rows where both are 0 count in no figure.
         den_b: Likewise.
         bounds: What each figure (not the difference) lies between; None where there is no limit.
         draws: Bootstrap draws.
@@ -173,21 +178,25 @@ def difference(
     top, bottom, labels = _checked([a, b], [den_a, den_b], groups)
     kept = (bottom > 0).any(axis=1)
     n, count = int(kept.sum()), len(np.unique(labels[kept]))
-    sums = by_group(np.hstack([top, bottom])[kept], labels[kept])  # [groups, 4]: a, b, weights of a, weights of b
+    sums = by_group(np.hstack([top, bottom]), labels)  # [groups, 4]: a, b, weights of a, weights of b
     if not n or not sums[:, 2].sum() or not sums[:, 3].sum():
-        return Difference(math.nan, math.nan, math.nan, math.nan, n, count, 0, 0, count)
-    value = float(_gap(sums.sum(axis=0)))
+        nan = math.nan
+        return Difference(nan, nan, nan, nan, nan, nan, n, count, 0, 0, count)
+    total = sums.sum(axis=0)
+    figures = float(total[0] / total[2]), float(total[1] / total[3])
+    value = figures[0] - figures[1]
     with np.errstate(invalid="ignore", divide="ignore"):
         each = np.nan_to_num(_gap(sums), nan=0.0, posinf=0.0, neginf=0.0)
     up, down = int((each > 1e-12).sum()), int((each < -1e-12).sum())
     error = 0.0
-    if count > 1 and up + down:
+    if count > 1 and (sums[:, [0, 2]] != sums[:, [1, 3]]).any():
         drawn = resample(sums, draws, seed)
         error = _spread(_gap(drawn[(drawn[:, 2:] > 0).all(axis=1)]), count)
         error = error if error > 1e-9 * abs(value) else 0.0  # every group differs by the same
-    size = _size(top[kept], bottom[kept], error) if error > 0 else 0.0
+    size = _size(top, bottom, error) if error > 0 else 0.0
     low, high = _around(value, error, quantile(effective(sums[:, 2:].sum(axis=1)) - 1), size, count, bounds)
-    return Difference(value, low, high, _swap_test(sums, value, flips, seed), n, count, up, down, count - up - down)
+    p = _swap_test(sums, value, flips, seed)
+    return Difference(*figures, value, low, high, p, n, count, up, down, count - up - down)
 
 
 def holm(p: Sequence[float]) -> list[float]:
