@@ -1,0 +1,111 @@
+"""What stands at the top, in sentences: the widest dial, what it costs, what was not told apart, what to beware of.
+
+Knows a `Run` and its tables. A sentence states a figure with its n and a place to check it; it recommends nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .runs import HARM_STATES, Run, headline
+from .tables import reach, worst
+from .words import count, n_of, percent, points
+
+__all__ = ["SMALL", "Finding", "findings"]
+
+SMALL = 100  # below this n an interval is wider than most differences
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence; `bad` where it is a cost or a warning."""
+
+    text: str
+    bad: bool = False
+
+
+def findings(run: Run) -> list[Finding]:
+    """Return the sentences of one run, the good and the bad."""
+    return [*_widest(run), *_cost(run), *_tested(run), *_beware(run)]
+
+
+def _widest(run: Run) -> list[Finding]:
+    spans = {}
+    for name in run.dials:
+        found = {task: ends for task in run.tasks if (ends := reach(run, task, name))}
+        if found:
+            task = min(found, key=lambda t: found[t][1] - found[t][0])
+            spans[name] = (found[task][1] - found[task][0], task, found[task], len(found))
+    if not spans:
+        return [Finding("No method has a dial with two settings here: there is no control curve to read.", True)]
+    name = max(spans, key=lambda n: spans[n][0])
+    span, task, (low, high), tasks = spans[name]
+    n = max((e.n for a in run.series[name] if (e := run.get(task, "conflict", a.name, "mr"))), default=0)
+    which = "has the widest dial" if len(spans) > 1 else "is the one dial"
+    where = "" if tasks == 1 else f" even where it is shortest, on {task},"
+    return [
+        Finding(
+            f"{name} {which}:{where} it moves the memory ratio in conflict from {percent(low)} to {percent(high)} %"
+            f"{f' on {task}' if tasks == 1 else ''}, {100 * span:.1f} points ({n_of(n)})."
+        )
+    ]
+
+
+def _cost(run: Run) -> list[Finding]:
+    found = []
+    for name in run.dials:
+        hit = worst(run, run.series[name], HARM_STATES)
+        if hit is None:
+            continue
+        pair, task, state, arm = hit
+        if pair.difference >= 0:
+            found.append(Finding(f"{name} loses no accuracy against off in any tested state and setting."))
+            continue
+        tested = "holds after Holm's correction" if pair.sign else "is not told apart from zero"
+        found.append(
+            Finding(
+                f"The largest loss with {name}: {points(pair.difference)} points of accuracy against off, on {task} "
+                f"with {state} passages at alpha {arm.alpha:g} ({n_of(pair.n)}); the difference {tested}.",
+                bad=True,
+            )
+        )
+    return found
+
+
+def _tested(run: Run) -> list[Finding]:
+    signs = [
+        pair.sign
+        for arm in run.arms
+        for task in run.tasks
+        for state in HARM_STATES
+        if (pair := run.pair(task, state, arm.name, "accuracy"))
+    ]
+    if not signs:
+        return []
+    return [
+        Finding(
+            f"With agreeing, helpful and irrelevant passages, {count(len(signs), 'paired comparison')} of accuracy "
+            f"with off: {signs.count(1)} better, {signs.count(-1)} worse, {signs.count(0)} not told apart.",
+            bad=signs.count(-1) > signs.count(1),
+        )
+    ]
+
+
+def _beware(run: Run) -> list[Finding]:
+    ns: dict[str, int] = {}
+    for task in run.tasks:
+        for state in run.states(task):
+            found = [run.get(task, state, arm.name, headline(state, run.kind(task))) for arm in run.arms]
+            ns |= {f"{task}, {state}": min(e.n for e in found if e)} if any(found) else {}
+    few = {name: n for name, n in ns.items() if n < SMALL}
+    notes = []
+    if few:
+        least = min(few, key=lambda name: few[name])
+        notes.append(
+            f"{len(few)} of {len(ns)} pairs of task and state hold fewer than {SMALL} items "
+            f"(fewest: {few[least]}, {least})."
+        )
+    failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))
+    if failed:
+        notes.append(f"{count(failed, 'sample')} failed; they are counted, and in no average.")
+    return [Finding(note, bad=True) for note in notes]

@@ -1,0 +1,67 @@
+"""Figures in words: percentages, intervals, differences, and the marks that stand for a tested difference.
+
+Knows numbers; knows nothing of HTML. A missing value is a dash, never a zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .runs import Estimate, Pair
+
+__all__ = ["LABELS", "MISSING", "UNMARKED", "count", "interval", "mark", "n_of", "percent", "plain", "points", "pvalue"]
+
+MISSING = "–"
+UNMARKED = ""
+LABELS = {
+    "mr": "memory ratio",
+    "parr": "memory's answer",
+    "conr": "the passages' answer",
+    "accuracy": "accuracy",
+    "neither": "neither",
+}
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage with one decimal, without the sign: "81.2"."""
+    return MISSING if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def interval(estimate: Estimate | None) -> str:
+    """Return "[70.1, 90.3]" in percent; empty where either end is missing."""
+    if estimate is None or math.isnan(estimate.low) or math.isnan(estimate.high):
+        return ""
+    return f"[{percent(estimate.low)}, {percent(estimate.high)}]"
+
+
+def plain(value: float) -> str:
+    """Return a figure that is no share, with three significant places."""
+    return MISSING if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}".replace("-", "−")
+
+
+def points(difference: float | None) -> str:
+    """Return a difference in percentage points, signed: "+3.1", "−12.0", "0.0"."""
+    if difference is None or math.isnan(difference):
+        return MISSING
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def mark(pair: Pair | None) -> str:
+    """Return ▲ or ▼ for a difference that holds after Holm's correction; empty otherwise."""
+    return UNMARKED if pair is None else {1: "▲", -1: "▼", 0: UNMARKED}[pair.sign]
+
+
+def pvalue(p: float) -> str:
+    """Return p with two significant places; very small ones as a bound."""
+    return MISSING if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def n_of(n: int) -> str:
+    """Return "n = 177" that no line break parts."""
+    return f"n\u00a0=\u00a0{n}"
+
+
+def count(number: int, word: str) -> str:
+    """Return "1 item", "1,200 items"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -1,0 +1,304 @@
+"""The report as files: it says what results.json says, stays whole where figures are missing, and is inert."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from ckcontrol.errors import EvalError, MissingExtra
+from ckcontrol.eval.report import png, write_report
+from ckcontrol.eval.report.runs import read_runs
+from ckcontrol.eval.report.words import percent
+
+from .invented_run import STATES, arms, write_json, write_lines, write_run
+
+SMALL = ("capitals", "nq_swap")
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"\x1b[31m\x1b]0;t\x07\u202eevil\u2066|`*[a](b)'
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and the text of table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def names(self) -> set[str]:
+        return {tag for tag, _ in self.tags}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "a", tasks=SMALL, per_state=3)
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory) -> str:
+    return write_report([run], tmp_path_factory.mktemp("out"), 4, png=False).read_text(encoding="utf-8")
+
+
+def edited(tmp_path: Path, change) -> Path:
+    """A small run with its results.json changed."""
+    folder = write_run(tmp_path / "run", tasks=("capitals",), per_state=2)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    change(results)
+    write_json(folder / "results.json", results)
+    return folder
+
+
+def reported(folder: Path, items: int = 2) -> str:
+    path = write_report([folder], folder / "out", items, png=False)
+    assert "nan" not in re.findall(r"[a-z]+", (path.parent / "report.md").read_text(encoding="utf-8").lower())
+    return path.read_text(encoding="utf-8")
+
+
+# --- the figures ---
+
+
+def test_every_headline_figure_is_on_the_page_as_results_has_it(run, page):
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    rows = re.findall(r'<tr><th scope="row">.*?</tr>', page, re.S)
+    assert len(results["cells"]) == 2 * len(STATES) * 18
+    for cell in results["cells"]:
+        metric = cell["metrics"]["mr" if cell["state"] == "conflict" else "accuracy"]
+        ends = f"[{percent(metric['low'])}, {percent(metric['high'])}]"
+        label = f'data-label="{cell["state"]}: '
+        mine = [row for row in rows if f"<bdi>{cell['arm']}</bdi>" in row and label in row]
+        assert len(mine) == 2  # one row a task
+        cells = [part.split("</td>")[0] for row in mine for part in row.split(label)[1:]]
+        assert any(f">{percent(metric['value'])}" in found and ends in found for found in cells), cell
+
+
+def test_marks_are_the_differences_that_hold_after_holm(run, page):
+    (found,) = read_runs([run])
+    signs = {0: 0, 1: 0, -1: 0}
+    for arm in found.arms:
+        pair = found.pair("capitals", "helpful", arm.name, "accuracy")
+        if pair:
+            signs[pair.sign] += 1
+            assert (pair.sign != 0) == (pair.adjusted < 0.05)
+            assert pair.adjusted >= pair.p
+    assert signs[-1] > 0 and signs[0] > 0
+    table = page.split("<h3>capitals</h3>")[1].split("</table>")[0]
+    marked = [part for part in table.split('data-label="helpful: accuracy"')[1:] if "▼" in part.split("</td>")[0]]
+    assert len(marked) == signs[-1]
+
+
+def test_corrected_p_values_of_the_results_are_used(tmp_path):
+    def raised(results):
+        for pair in results["pairs"]:
+            pair["p_holm"] = 0.9
+
+    assert "ev-down" not in reported(edited(tmp_path, raised)).split("</style>")[1].split('id="ev-items"')[0]
+
+
+def test_other_metrics_and_n_are_told(page):
+    assert "Every other metric" in page and 'data-label="repeat4"' in page
+    assert "n\u00a0=\u00a0200 in every state" in page and "n\u00a0=\u00a0177" in page
+
+
+def test_the_run_card_tells_model_data_and_what_was_left_out(run, page):
+    text = Reader(page).text
+    card = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    for said in (card["model"], card["model_fingerprint"], card["started"], card["tasks"]["capitals"]["sha256"]):
+        assert said in text
+    assert "19 rejected: 12 answers contain each other, 7 truth in the passage" in text
+    assert "licence Apache-2.0" in text and "max_new_tokens 64" in text and "{context}\nQ: {question}" in text
+
+
+def test_bytes_depend_on_the_run_alone(run, tmp_path):
+    one, two = (write_report([run], tmp_path / name, 3, png=False) for name in "ab")
+    for name in ("report.html", "report.md", "curves.svg", "four_states.svg"):
+        assert (one.parent / name).read_bytes() == (two.parent / name).read_bytes()
+
+
+def test_the_default_place_is_the_run_itself(tmp_path):
+    folder = write_run(tmp_path / "r", tasks=("capitals",), per_state=1)
+    assert write_report([folder], items=0, png=False) == folder / "report.html"
+
+
+# --- what is missing ---
+
+
+def test_missing_cells_are_dashes_and_say_so(tmp_path):
+    def removed(results):
+        results["cells"] = [c for c in results["cells"] if (c["state"], c["arm"]) != ("agree", "cad@0.5")]
+
+    page = reported(edited(tmp_path, removed))
+    row = next(r for r in page.split("<tr>") if "<bdi>cad@0.5</bdi>" in r and 'data-label="agree' in r)
+    assert "–" in row and "not run" in row
+
+
+def test_undefined_metrics_are_dashes_never_zero(tmp_path):
+    def undefined(results):
+        for cell in results["cells"]:
+            if cell["arm"] == "prompt" and "mr" in cell["metrics"]:
+                cell["metrics"]["mr"] = {"value": None, "low": None, "high": None, "n": 0}
+            if cell["arm"] == "acd":
+                cell["metrics"]["accuracy"]["value"] = math.nan
+                cell["errors"] = 7
+
+    page = reported(edited(tmp_path, undefined))
+    row = next(r for r in page.split("<tr>") if "<bdi>prompt</bdi>" in r and 'data-label="conflict: memory' in r)
+    assert "undefined" in row.split('data-label="agree')[0]
+    assert "7 failed" in page and not re.search(r"[\"> ]nan[\"< ,]", page, re.I)
+
+
+def test_no_cells_no_pairs_no_curves(tmp_path):
+    def emptied(results):
+        results |= {"cells": [], "pairs": [], "curves": []}
+
+    page = reported(edited(tmp_path, emptied))
+    assert "there is no control curve to read" in page
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [arms({"ck-plug": (0.25,)}), arms({}), arms({}, ("off",)), arms({"ck-plug": (0.0, 1.0)}, ("closed-book",))],
+    ids=["one alpha", "no dial", "off alone", "without off"],
+)
+def test_few_arms(tmp_path, listed):
+    folder = write_run(tmp_path / "run", tasks=("capitals",), listed=listed, per_state=2)
+    page = reported(folder)
+    assert "Control curves" in page
+    for arm in listed:
+        assert f"<bdi>{arm['name']}</bdi>" in page
+    ElementTree.fromstring((folder / "out" / "curves.svg").read_bytes())
+
+
+def test_choices_have_accuracy_and_no_control_curve(tmp_path):
+    def chosen(results):
+        results["tasks"]["capitals"]["kind"] = "choices"
+
+    page = reported(edited(tmp_path, chosen))
+    assert "conflict: accuracy" in page and "conflict: memory ratio" not in page
+
+
+# --- several runs ---
+
+
+def test_two_runs_stand_side_by_side(run, tmp_path):
+    other = write_run(tmp_path / "b", tasks=("nq_swap",), seed=9, per_state=2)
+    path = write_report([run, other], tmp_path / "out", 2, png=False)
+    page = path.read_text(encoding="utf-8")
+    assert "Runs side by side" in page and "The runs differ in: seed." in page
+    mine, theirs = (found.get("nq_swap", "conflict", "ck-plug@1", "mr") for found in read_runs([run, other]))
+    row = next(r for r in page.split("<tr>") if "<bdi>nq_swap, ck-plug@1</bdi>" in r)
+    assert f">{percent(mine.value)}<" in row and f">{percent(theirs.value)}<" in row
+    assert "capitals, ck-plug@1" not in page  # one of them did not run it
+    assert "nq_swap, run a" in page and "nq_swap, run b" in page
+    assert "## Run b" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_equal_folder_names_get_their_parents(tmp_path):
+    folders = [write_run(tmp_path / name / "run", tasks=("capitals",), per_state=1) for name in ("x", "y")]
+    assert [found.label for found in read_runs(folders)] == ["x/run", "y/run"]
+    assert [found.label for found in read_runs([folders[0]] * 2)] == ["1: x/run", "2: x/run"]
+
+
+# --- refusals ---
+
+
+def test_refusals_name_the_file_and_the_remedy(tmp_path):
+    with pytest.raises(EvalError, match="no run directory"):
+        write_report([])
+    with pytest.raises(EvalError, match=r"results\.json does not exist.*score an unfinished run"):
+        write_report([tmp_path])
+    folder = write_run(tmp_path / "r", tasks=("capitals",), per_state=1)
+    write_json(folder / "results.json", {"schema": 2})
+    with pytest.raises(EvalError, match="schema 2"):
+        write_report([folder])
+    (folder / "results.json").write_text("{", encoding="utf-8")
+    with pytest.raises(EvalError, match="cannot be read"):
+        write_report([folder])
+    write_json(folder / "results.json", [])
+    with pytest.raises(EvalError, match="holds list, not an object"):
+        write_report([folder])
+
+
+def test_png_files_are_asked_for_or_left_out(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    folder = write_run(tmp_path / "r", tasks=("capitals",), per_state=1)
+    write_report([folder], tmp_path / "out", 0, png=True)
+    for name in ("curves.png", "four_states.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("ckcontrol.eval.report.has_matplotlib", lambda: False)
+    with pytest.raises(MissingExtra, match=r"ckcontrol\[plots\]"):
+        write_report([folder], tmp_path / "none", 0, png=True)
+    assert not (tmp_path / "none").exists()
+    write_report([folder], tmp_path / "none", 0)
+    assert not list((tmp_path / "none").glob("*.png"))
+    assert png.has_matplotlib()
+
+
+# --- inertness ---
+
+
+def hostile(tmp_path: Path) -> Path:
+    """A run in which every text that someone else wrote is an attack, tokens of a megabyte among them."""
+    listed = [{**arm, "name": f"{HOSTILE}{n}"} if n else arm for n, arm in enumerate(arms({}, ("off", "acd")))]
+    folder = write_run(tmp_path / "evil", tasks=(HOSTILE,), listed=listed, per_state=1)
+    card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    card |= {"model": HOSTILE, "style": HOSTILE, "prompts": {HOSTILE: {HOSTILE: HOSTILE}}, HOSTILE: [HOSTILE]}
+    card["tasks"][HOSTILE] |= {"licence": HOSTILE, "source": HOSTILE, "rejected": {HOSTILE: 3}}
+    write_json(folder / "run.json", card)
+    long = HOSTILE + "x" * 1_000_000
+    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    for row in rows:
+        row |= {"question": long, "context": long, "par_answers": [HOSTILE], "id": f"{row['id']}{HOSTILE}"}
+        row["meta"]["docs"] = [long] * 9
+        row["context"] = "\n\n".join(row["meta"]["docs"])
+    write_lines(folder / "items.jsonl", rows)
+    samples = []
+    for row in rows:
+        place = {"task": HOSTILE, "id": row["id"]}
+        tokens = {"text": [long, HOSTILE], "gain": [-9.0, None], "tau": [0.0, 1.0], "switched": [1, 0]}
+        samples.append({**place, "arm": "off", "text": long, "n": 2, "finish": "stop", "tokens": tokens})
+        samples.append({**place, "arm": f"{HOSTILE}1", "error": long})
+    write_lines(folder / "samples.jsonl", samples)
+    return folder
+
+
+def test_hostile_text_is_text(tmp_path):
+    path = write_report([hostile(tmp_path)], tmp_path / "out", 5, png=False)
+    page = path.read_text(encoding="utf-8")
+    reader = Reader(page)
+    assert not reader.names() & {"script", "img", "link", "iframe", "object", "embed", "base", "form", "foreignobject"}
+    for _, attributes in reader.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "xlink:href", "action")]
+        assert (attributes.get("href") or "#").startswith("#")
+    assert "&lt;/script&gt;" in page and "</script><script>alert(1)" in reader.text
+    for other in ("report.html", "report.md", "curves.svg", "four_states.svg"):
+        text = (tmp_path / "out" / other).read_text(encoding="utf-8")
+        assert not [c for c in text if c in "\x1b\x07\u202e\u2066"]
+    assert len(page) < 300_000  # of nine megabytes of passages and as much of tokens
+    assert "characters)" in page and "4 more passages" in page
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown and "<img" not in markdown and "[a](b)" not in markdown
+    for drawing in ("curves.svg", "four_states.svg"):
+        names = {node.tag.split("}")[1] for node in ElementTree.parse(tmp_path / "out" / drawing).iter()}
+        assert names <= {"svg", "style", "rect", "polyline", "polygon", "circle", "text", "title"}
+
+
+def test_the_page_loads_nothing(page):
+    reader = Reader(page)
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?:|url\(|@import|javascript:|src=", page.replace("http://www.w3.org", ""))
+    assert not reader.names() & {"script", "img", "link", "iframe"}
+    anchors = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
+    assert {a["href"] for tag, a in reader.tags if tag == "a"} == {f"#{name}" for name in anchors}
+    assert page.count("<details") == page.count("</details>") and page.count("<svg") == page.count("</svg>")
