@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .cells import Cell, Line, Place, bounds_of, collect, paired, rounded, shown, with_holm
+from .cells import Cell, Line, Place, bounds_of, collect, paired, shown, with_holm
 from .curves import summary
 from .measures import METRICS
 from .records import STATES
@@ -48,9 +48,9 @@ def aggregate(run: Mapping[str, Any], items: Iterable[Mapping[str, Any]], sample
         "schema": SCHEMA,
         "run": {key: value for key, value in run.items() if key != "started"},
         "tasks": run.get("tasks", {}),
-        "cells": rows,
+        "cells": _plain(rows, 6),
         "pairs": _pairs(places, cells, longest),
-        "curves": _curves(run, rows),
+        "curves": _plain(_curves(run, rows), 6),
     }
 
 
@@ -79,7 +79,7 @@ def _estimated(cell: Cell, name: str, longest: float | None) -> Line:
     values = [found.value, found.low, found.high]
     if METRICS[name].logarithmic:
         values = [math.exp(min(value, 700.0)) for value in values]
-    return {**{key: rounded(v) for key, v in zip(("value", "low", "high"), values, strict=True)}, "n": found.n}
+    return {**dict(zip(("value", "low", "high"), values, strict=True)), "n": found.n}
 
 
 def _pairs(places: Sequence[Place], cells: Mapping[Place, Cell], longest: float | None) -> list[Line]:
@@ -115,7 +115,7 @@ def _curves(run: Mapping[str, Any], rows: Sequence[Line]) -> list[Line]:
 
         def value(state: str, arm: str, metric: str = "accuracy", task: str = task) -> float | None:
             found = by_place.get((task, state, arm), {}).get(metric, {}).get("value")
-            return None if found is None else float(found)
+            return None if found is None or math.isnan(found) else float(found)
 
         context = next((x for state in ("helpful", "agree") if (x := value(state, "off")) is not None), None)
         for method, settings in sorted(dials.items()):
@@ -129,9 +129,7 @@ def _curves(run: Mapping[str, Any], rows: Sequence[Line]) -> list[Line]:
                 if value(state, "off") is not None
             }
             found = summary(points, value("conflict", "closed-book", "parr"), context, costs)
-            out.append(
-                {"task": task, "state": "conflict", "method": method, "points": points, "summary": _plain(found, 6)}
-            )
+            out.append({"task": task, "state": "conflict", "method": method, "points": points, "summary": found})
     return out
 
 
