@@ -1,0 +1,103 @@
+"""A record as other frameworks need it: its prompt as one text, and its verdicts as numbers.
+
+Knows records, prompt templates and the scorer; knows no framework, no model and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from ckcontrol.errors import EvalError
+
+from ..records import Record
+from ..scoring import exact_match, verdict
+
+if TYPE_CHECKING:
+    from ckcontrol.prompts import PromptTemplate
+
+__all__ = ["as_message", "prompt_text", "template_for", "template_json", "unique", "verdicts"]
+
+
+def template_for(record: Record, template: PromptTemplate | None = None) -> PromptTemplate:
+    """Return `template` (None: the default wording); a record that is a text to complete has its own form."""
+    from ckcontrol.prompts import PromptTemplate
+
+    from ..wording import raw
+
+    return raw(record) if record.cloze else template or PromptTemplate()
+
+
+def prompt_text(template: PromptTemplate, question: str, passages: Sequence[str]) -> str:
+    r"""Return the prompt that `build_pair` builds for a model without a chat template, as text.
+
+    Example:
+        >>> from ckcontrol import PromptTemplate
+        >>> prompt_text(PromptTemplate(), "Where is Oslo?", ["Oslo is in Chile."])
+        'Answer the question in a few words.\n\nBackground:\nOslo is in Chile.\n\nQuestion: Where is Oslo?\nAnswer:'
+    """
+    texts = [" ".join(text.split()) if template.fold else text.strip() for text in passages]
+    blocks = [template.passage.format(number=number, text=text) for number, text in enumerate(texts, 1)]
+    intro = template.intro if blocks else ""
+    question = template.question.format(question=question.strip())
+    return "".join([template.instruction, intro, *blocks, question, template.answer])
+
+
+def as_message(template: PromptTemplate) -> PromptTemplate:
+    """Return the template whose chat prompt is one message of the user: what `prompt_text` returns.
+
+    A framework that knows nothing of templates puts the whole text, answer opening included, into the message.
+    """
+    opening = template.answer.replace("{", "{{").replace("}", "}}")
+    return replace(template, question=template.question + opening, answer="", chat=True, system=None)
+
+
+def template_json(template: PromptTemplate) -> str:
+    """Return the template as one JSON object; ``PromptTemplate(**json.loads(...))`` reads it back."""
+    return json.dumps(asdict(template), ensure_ascii=False)
+
+
+def verdicts(text: str, ctx_answers: Sequence[str], par_answers: Sequence[str]) -> dict[str, float]:
+    """Return what one answer counts towards each metric: 0 or 1, and NaN where it does not count.
+
+    ``parr``, ``conr`` and ``neither`` are strict: exclusive, they add up to 1, except for a name that belongs to both
+    sides (agreement), which counts in both. The mean of ``mr`` over what is no NaN is the memorisation ratio. ``em``
+    compares the first line with the contextual answers. ``ckplug_parr`` and ``ckplug_conr`` follow the published
+    scripts and may both be 1.
+
+    Example:
+        >>> found = verdicts("It is Rome.", ["Paris"], ["Rome"])
+        >>> found["parr"], found["conr"], found["neither"], found["mr"]
+        (1.0, 0.0, 0.0, 1.0)
+    """
+    strict = verdict(text, ctx_answers, par_answers)
+    loose = verdict(text, ctx_answers, par_answers, "ckplug")
+    par, ctx = strict.source in ("parametric", "both"), strict.source in ("contextual", "both")
+    return {
+        "parr": float(par),
+        "conr": float(ctx),
+        "neither": float(not (par or ctx)),
+        "mr": par / (par + ctx) if par or ctx else math.nan,
+        "em": float(exact_match(text, ctx_answers)),
+        "ckplug_parr": float(loose.parametric),
+        "ckplug_conr": float(loose.contextual),
+    }
+
+
+def unique(records: Sequence[Record]) -> list[Record]:
+    """Return the records as a list, after checking that there are some and that no id occurs twice.
+
+    Raises:
+        EvalError: No records, or an id that occurs twice.
+    """
+    if not records:
+        raise EvalError("there are no records.", "Load a task with at least one.")
+    seen: set[str] = set()
+    for record in records:
+        if record.id in seen:
+            raise EvalError(f"the id {record.id!r} occurs twice.", "Ids must be unique in a task.")
+        seen.add(record.id)
+    return list(records)
