@@ -7,7 +7,7 @@ the published CK-PLUG scripts: SQuAD normalisation, substrings, both sides may c
 "isn't", "rather than", "non-"), or when it is denied right behind ("Paris is not ...", "Paris isn't ...", "Paris is
 wrong"). A clause ends at , ; : . ! ? brackets, a dash, a line break, and at "but", "until", "because" and their like;
 "and" ends it unless the mention follows directly ("not Paris and Rome"). "Not only", "no doubt", "none other than" and
-"no 5" negate nothing.
+"no 5" negate nothing, and "non" only the word it is written onto.
 
 Limits: the words of negation are English; irony, hedges ("some say Paris"), double negation and a negator in another
 clause ("It is false, I think, that it is Paris") are not seen; a short answer that is also a function word ("He", "US",
@@ -203,16 +203,16 @@ def _negated(text: str, said: Sequence[Word], mention: _Mention) -> bool:
         return bool(_CLAUSE_MARK.search(text[said[left].end : said[left + 1].start]))
 
     names = [word.forms[0] for word in said]
-    following = names[mention.first : mention.first + 1]
     for at in range(mention.first - 1, max(-1, mention.first - 1 - REACH), -1):
         word, after = names[at], names[at + 1]
         if clause_ends(at) or word in _CLAUSE_WORDS or (word == "and" and at != mention.first - 1):
             break
         if (word, after) in _NEGATING_PAIRS:
             return not (word == "other" and at > 0 and names[at - 1] in ("none", "no", "nothing"))
-        number = word == "no" and at == mention.first - 1 and following[0][:1].isdigit()
-        if word in _NEGATORS and after not in _HARMLESS and not number:
-            return True
+        if word in _NEGATORS and after not in _HARMLESS:
+            beside = at == mention.first - 1
+            if (word != "non" or beside) and not (word == "no" and beside and after[:1].isdigit()):
+                return True
     behind = names[mention.last : mention.last + 2]
     if not behind or clause_ends(mention.last - 1) or set(names[mention.last + 1 : mention.last + 3]) & _HARMLESS:
         return False

@@ -39,6 +39,10 @@ class Bars:
             self._tasks[stage] = self._bars.add_task(stage, total=total or None)
         self._bars.update(self._tasks[stage], completed=done, total=total or None)
 
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def _finish(self, stage: str) -> None:
         task = self._bars.tasks[list(self._tasks).index(stage)]
         total = task.total or 1

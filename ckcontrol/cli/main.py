@@ -20,6 +20,8 @@ from ..text_safety import clean
 from .ask import ask
 from .demo import demo
 from .doctor import doctor
+from .eval_ import app as eval_app
+from .eval_compare import compare as eval_compare
 from .explain import explain
 from .heads import app as heads
 from .heads_export import export as heads_export
@@ -51,6 +53,8 @@ heads.command("show")(heads_show)
 heads.command("tune")(heads_tune)
 heads.command("export")(heads_export)
 app.add_typer(heads, name="heads")
+eval_app.command("compare")(eval_compare)
+app.add_typer(eval_app, name="eval")
 
 
 def _version(asked: bool) -> None:

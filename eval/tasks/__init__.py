@@ -109,7 +109,7 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0, clean: bool
             what is shipped or the adapter's own data set on the Hub; or the path of canonical records. Options
             follow as in a web address: ``mquake=edits.json?questions=all``.
         limit: At most so many records (of `facts`: facts), spread evenly over the groups; a smaller sample is part
-            of a larger one.
+            of a larger one. The option ``?limit=50`` goes before it.
         seed: Draws the sample, and the false answers of facts.
         clean: Reject conflicts that cannot be scored; see `unclean`.
 
@@ -125,6 +125,8 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0, clean: bool
     if limit is not None and limit < 1:
         raise EvalError(f"limit={limit} leaves nothing.", "Give at least 1, or None for everything.")
     name, place, given = _parsed(spec)
+    if "limit" in given:
+        limit = _count(given.pop("limit"))
     if name == "facts":
         return _facts(place, given, limit, seed)
     adapter = ADAPTERS[name]
@@ -185,6 +187,12 @@ def _parsed(spec: str) -> _Spec:
     if Path(place).exists():
         return _Spec("jsonl", place, options)
     raise EvalError(f"no task and no file {place!r}.", did_you_mean(named[1] if named else place, task_names()))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise EvalError(f"limit={text} is no number of records.", "Write ?limit=50")
+    return int(text)
 
 
 def _options(name: str, given: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:

@@ -193,6 +193,7 @@ def test_choices_have_accuracy_and_no_control_curve(tmp_path):
 
 def test_two_runs_stand_side_by_side(run, tmp_path):
     other = write_run(tmp_path / "b", tasks=("nq_swap",), seed=9, per_state=2)
+    mirrored(other)
     path = write_report([run, other], tmp_path / "out", 2, png=False)
     page = path.read_text(encoding="utf-8")
     assert "Runs side by side" in page and "The runs differ in: seed." in page
@@ -200,8 +201,35 @@ def test_two_runs_stand_side_by_side(run, tmp_path):
     row = next(r for r in page.split("<tr>") if "<bdi>nq_swap, ck-plug@1</bdi>" in r)
     assert f">{percent(mine.value)}<" in row and f">{percent(theirs.value)}<" in row
     assert "capitals, ck-plug@1" not in page  # one of them did not run it
+    assert "Differences: second run minus first" in page
     assert "nq_swap, run a" in page and "nq_swap, run b" in page
     assert "## Run b" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def mirrored(folder: Path) -> None:
+    """Make arm off of a run name the passages' answer always, so that the runs differ."""
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    for line in lines:
+        line |= {"text": "I cannot tell."} if line["arm"] == "off" else {}
+    write_lines(folder / "samples.jsonl", lines)
+
+
+def test_two_runs_are_tested_on_the_samples_both_have(tmp_path):
+    runs = [write_run(tmp_path / name, tasks=("nq_swap",), listed=arms({}, ("off",)), per_state=8) for name in "ab"]
+    mirrored(runs[1])
+    page = write_report(runs, tmp_path / "out", 0, png=False).read_text(encoding="utf-8")
+    agree = page.split("<summary>agree</summary>")[1].split("</table>")[0]
+    assert re.search(r"ev-down\">−[\d.]+ ▼</span>", agree) and "n\u00a0=\u00a08" in agree
+    assert "The run cards agree in all but date and arms" in page
+
+
+def test_three_runs_and_runs_without_common_samples_are_not_tested(run, tmp_path):
+    other = write_run(tmp_path / "b", tasks=("capitals",), per_state=1)
+    page = write_report([run, other, other], tmp_path / "out", 0, png=False).read_text(encoding="utf-8")
+    assert "tested two at a time" in page
+    (other / "samples.jsonl").write_text("", encoding="utf-8")
+    page = write_report([run, other], tmp_path / "out", 0, png=False).read_text(encoding="utf-8")
+    assert "Differences are not tested: the two have no sample in common" in page and "not tested</span>" in page
 
 
 def test_equal_folder_names_get_their_parents(tmp_path):

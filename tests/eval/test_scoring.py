@@ -133,6 +133,8 @@ CASES: list[tuple[str, list[str], list[str], str, str]] = [
     ("Paris is wrong", ["Paris"], ["Rome"], N, C),
     ("Paris is not only big, it is the capital", ["Paris"], ["Rome"], C, C),
     ("non-French", ["French"], ["German"], N, C),
+    ("non-lexical vocals by Clare Torry", ["Clare Torry"], ["Roger Waters"], C, C),
+    ("no longer part of Helena", ["Helena"], ["England"], N, C),
     ("Nothing is known, it is Paris", ["Paris"], ["Rome"], C, C),
     ("Not Paris. Paris it was, though.", ["Paris"], ["Rome"], C, C),  # a second mention without negation
     ("The film was never shown; it was made in Rome", ["Paris"], ["Rome"], P, P),

@@ -157,3 +157,9 @@ def test_any_file_to_any_adapter_is_an_error_or_rejections_never_a_crash() -> No
                 assert error.hint
             else:
                 assert task.records
+
+
+def test_limit_may_be_given_with_the_task():
+    assert len(load_task("facts?limit=3&states=conflict", limit=50).records) == 3
+    with pytest.raises(EvalError, match="limit=none"):
+        load_task("facts?limit=none")
