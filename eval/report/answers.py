@@ -20,7 +20,7 @@ from ..records import Record
 from ..scoring import verdict
 from .runs import STATES
 
-__all__ = ["SYMBOLS", "Choice", "Chosen", "choose", "judge"]
+__all__ = ["SYMBOLS", "Choice", "Chosen", "choose", "failure", "item_rows", "judge", "sample_rows"]
 
 # What an answer named, in conflict; whether it was right, elsewhere. A symbol and a word: colour is never alone.
 SYMBOLS = {
@@ -94,13 +94,13 @@ def choose(folder: Path, limit: int) -> list[Choice]:
         return []
     unread: Counter[str] = Counter()
     records: dict[tuple[str, str], Record] = {}
-    for row in _rows(folder / "items.jsonl", unread):
+    for row in item_rows(folder, unread):
         try:
             records[str(row["task"]), str(row["id"])] = Record.from_dict(row)
         except (EvalError, KeyError, TypeError):
             unread["lines"] += 1
     verdicts: dict[tuple[str, str], dict[str, str]] = {}
-    for row in _samples(folder, unread):
+    for row in sample_rows(folder, unread):
         key, arm = (str(row.get("task")), str(row.get("id"))), str(row["arm"])
         if key in records and arm not in verdicts.setdefault(key, {}):  # as in the figures, the first counts
             verdicts[key][arm] = judge(records[key], row)
@@ -112,7 +112,7 @@ def choose(folder: Path, limit: int) -> list[Choice]:
         for key in _pick(keys, records, verdicts, limit):
             wanted[key] = Chosen(records[key], {}, verdicts[key])
             told.items.append(wanted[key])
-    for row in _samples(folder, Counter()):
+    for row in sample_rows(folder, Counter()):
         chosen = wanted.get((str(row.get("task")), str(row.get("id"))))
         if chosen is not None:
             chosen.samples.setdefault(str(row["arm"]), row)
@@ -150,12 +150,17 @@ def _disagreement(verdicts: dict[str, str]) -> float:
     return 1.0 - sum((n / total) ** 2 for n in Counter(verdicts.values()).values())
 
 
+def item_rows(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the items of a run, and count lines that cannot be read."""
+    return _rows(folder / "items.jsonl", unread)
+
+
 def _sample_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("samples*.jsonl"))  # one a shard
 
 
-def _samples(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Answers; the lines that close a pass are none."""
+def sample_rows(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the answers of a run, all shards; the lines that close a pass are none. Counts what cannot be read."""
     for path in _sample_files(folder):
         yield from (row for row in _rows(path, unread) if "arm" in row)
 

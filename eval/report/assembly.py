@@ -11,6 +11,7 @@ from ckcontrol.page import page
 from ckcontrol.text_safety import clean, escape
 
 from .answers import choose
+from .beside import side_by_side, tested
 from .browser import browser, key_html
 from .canvas import Canvas, svg
 from .card import card, differences
@@ -19,7 +20,7 @@ from .findings import findings
 from .grid import html_grid
 from .runs import LEVEL, Run
 from .style import CSS
-from .tables import by_state, by_task, glance, other_metrics, side_by_side
+from .tables import by_state, by_task, glance, other_metrics
 from .tradeoff import tradeoff
 from .words import count
 
@@ -27,9 +28,10 @@ __all__ = ["curve_panels", "part_panels", "places", "report_page", "title"]
 
 READING = (
     "Memory ratio (MR): of the answers that name memory's or the passages' answer, the share that names memory's; 0 % "
-    "follows the passages, 100 % memory. Accuracy: the answer names what is true. Brackets: 95 % intervals, clustered "
-    f"by question. ▲ higher, ▼ lower than off: paired test, p < {LEVEL:g} after Holm's correction over the arms of one "
-    "task and state. Higher is better for accuracy; for the memory ratio it is a direction, not a merit."
+    "follows the passages, 100 % memory. Its n counts those answers; the others are told as neither. Accuracy: the "
+    "answer names what is true. Brackets: 95 % intervals, clustered by question. ▲ higher, ▼ lower than off: paired "
+    f"test, p < {LEVEL:g} after Holm's correction over the arms of one task and state. Higher is better for accuracy; "
+    "for the memory ratio it is a direction, not a merit."
 )
 
 
@@ -47,8 +49,9 @@ def report_page(runs: Sequence[Run], items: int) -> str:
         items: Items to show per task; 0 shows no text of any benchmark.
     """
     many = len(runs) > 1
+    reading = f'<p class="ck-note">{READING}</p>'
     curves, parts = curve_panels(runs), part_panels(runs)
-    sections = [("Control curves", _row(curves)), ("At a glance", _each(runs, _glance))]
+    sections = [("Control curves", _row(curves)), ("At a glance", _each(runs, _glance) + reading)]
     if many:
         sections.append(("Runs side by side", _beside(runs)))
     sections += [
@@ -97,7 +100,7 @@ def _lead(runs: Sequence[Run]) -> str:
             f"seed {told.get('seed')}",
             str(told.get("started") or "")[:10],
         ]
-        lines.append(f'<p class="ck-note">{escape(" · ".join(filter(None, parts)), 300)}</p>')
+        lines.append(f'<p class="ck-sum">{escape(" · ".join(filter(None, parts)), 300)}</p>')
     found = [(run, finding) for run in runs for finding in findings(run)]
     facts = "".join(
         f"<li{' class=ev-bad' if f.bad else ''}>{f'<b>{escape(run.label)}</b>: ' if len(runs) > 1 else ''}"
@@ -110,8 +113,7 @@ def _lead(runs: Sequence[Run]) -> str:
 def _glance(run: Run) -> str:
     reached = [task for task in run.tasks if _conflicts(run, task)]
     bars = f"Reach: a bar a task, from above {', '.join(reached)}; tick: off." if len(reached) > 1 else ""
-    notes = f'<p class="ck-note">{escape(bars, 400)}</p>' * bool(bars) + f'<p class="ck-note">{READING}</p>'
-    return html_grid(glance(run), "ev-glance") + notes
+    return html_grid(glance(run), "ev-glance") + f'<p class="ck-note">{escape(bars, 400)}</p>' * bool(bars)
 
 
 def places(runs: Sequence[Run]) -> list[tuple[Run, str, str]]:
@@ -154,7 +156,9 @@ def _states(run: Run) -> str:
 
 
 def _matrix(run: Run) -> str:
-    """The first state stands open; the others fold, for they repeat the figures above in another order."""
+    """The first state stands open; the others fold, for they repeat the figures above. One task: nothing to add."""
+    if len(run.tasks) < 2:
+        return ""
     first, *others = [html_grid(by_task(run, state)) for state in run.states()] or [""]
     folded = [
         f"<details><summary>{escape(state)}</summary>{body}</details>"
@@ -177,9 +181,10 @@ def _others(run: Run) -> str:
 def _beside(runs: Sequence[Run]) -> str:
     differ = differences(runs)
     note = f"The runs differ in: {', '.join(differ)}." if differ else "The run cards agree in all but date and arms."
-    parts = [f'<p class="ck-note">{escape(note, 1000)} Differences between runs are not tested here.</p>']
+    pairs, why = tested(runs)
+    parts = [f'<p class="ck-note">{escape(f"{note} {why}", 1000)}</p>']
     for state in dict.fromkeys(state for run in runs for state in run.states()):
-        grid = side_by_side(runs, state)
+        grid = side_by_side(runs, state, pairs)
         if grid.rows:
             opened = " open" if state == "conflict" else ""
             parts.append(f"<details{opened}><summary>{escape(state)}</summary>{html_grid(grid)}</details>")

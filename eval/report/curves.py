@@ -45,8 +45,9 @@ def memory_ratio(run: Run, task: str, title: str, width: float = 470) -> Canvas:
     y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
     gutter = len(beside) * SLOT + 14 if beside else 8
     x = Scale(0, 1, LEFT, width - NAMES - gutter)
-    n = max((e.n for e in shown.values()), default=0)
-    note = f"memory ratio MR in conflict, %, n = {n}" if shown else "no memory ratio: nothing named either answer"
+    ns = {e.n for e in shown.values()}
+    many = f"{min(ns)}" if len(ns) == 1 else f"{min(ns)} to {max(ns)}" if ns else ""
+    note = f"memory ratio MR in conflict, %, n = {many}" if shown else "no memory ratio: nothing named either answer"
     frame(canvas, x, y, title=title, note=note, xticks=ALPHA_TICKS, yticks=SHARE_TICKS, xname=ALPHA_NAME)
     labels: list[Label] = []
     for arm, found in shown.items():

@@ -40,8 +40,10 @@ def _widest(run: Run) -> list[Finding]:
         return [Finding("No method has a dial with two settings here: there is no control curve to read.", True)]
     name = max(spans, key=lambda n: spans[n][0])
     span, task, (low, high), tasks = spans[name]
-    n = max((e.n for a in run.series[name] if (e := run.get(task, "conflict", a.name, "mr"))), default=0)
+    n = min((e.n for a in run.series[name] if (e := run.get(task, "conflict", a.name, "mr"))), default=0)
+    equal = [other for other in spans if other != name and spans[other][0] >= span - 1e-6]
     which = "has the widest dial" if len(spans) > 1 else "is the one dial"
+    which = f"has the widest dial, as have {', '.join(equal)}" if equal else which
     where = "" if tasks == 1 else f" even where it is shortest, on {task},"
     return [
         Finding(
@@ -61,11 +63,12 @@ def _cost(run: Run) -> list[Finding]:
         if pair.difference >= 0:
             found.append(Finding(f"{name} loses no accuracy against off in any tested state and setting."))
             continue
+        kind = "agreeing" if state == "agree" else state
         tested = "holds after Holm's correction" if pair.sign else "is not told apart from zero"
         found.append(
             Finding(
                 f"The largest loss with {name}: {points(pair.difference)} points of accuracy against off, on {task} "
-                f"with {state} passages at alpha {arm.alpha:g} ({n_of(pair.n)}); the difference {tested}.",
+                f"with {kind} passages at alpha {arm.alpha:g} ({n_of(pair.n)}); the difference {tested}.",
                 bad=True,
             )
         )

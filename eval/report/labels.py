@@ -20,7 +20,7 @@ def dodge(wanted: Sequence[float], gap: float, low: float, high: float) -> list[
 
     Example:
         >>> dodge([10, 11, 50], 8, 0, 100)
-        [6.5, 14.5, 50]
+        [6.5, 14.5, 50.0]
     """
     if not wanted:
         return []

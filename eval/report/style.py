@@ -49,7 +49,7 @@ CSS = f"""
 .ck .ev-row{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:1.6rem 1.6rem;
   margin:.6rem 0 1.4rem}}
 .ck .ev-three{{grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr))}}
-.ck .ev-row>*{{width:100%;min-width:0}}
+.ck .ev-row>*{{width:100%;min-width:0;max-width:36rem}}
 .ck .ev-toc{{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:1rem 0 0;padding:0;list-style:none;
   font-size:.9375rem}}
 .ck .ev-toc a,.ck .ev-link{{color:var(--ev-up)}}

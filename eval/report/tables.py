@@ -16,7 +16,7 @@ from .grid import Cell, Grid
 from .runs import BASELINES, HARM_STATES, Arm, Estimate, Pair, Run, headline
 from .words import LABELS, MISSING, count, interval, n_of, percent, plain, points
 
-__all__ = ["by_state", "by_task", "glance", "other_metrics", "reach", "side_by_side", "worst"]
+__all__ = ["by_state", "by_task", "glance", "other_metrics", "reach", "worst"]
 
 GLYPH, DOT = 200.0, 112.0  # px
 
@@ -30,14 +30,24 @@ def figure(run: Run, task: str, state: str, arm: Arm, *, with_n: bool) -> Cell:
     found = run.get(task, state, arm.name, metric)
     cell = run.cell(task, state, arm.name) or {}
     failed = int(cell.get("errors") or 0)
+    silent = run.get(task, state, arm.name, "neither") if metric == "mr" else None  # what a ratio hides
     if found is None:
         return Cell(MISSING, f"{failed} failed" if failed else ("undefined" if cell else "not run"))
     pair = run.pair(task, state, arm.name, metric)
-    detail = [interval(found), n_of(found.n) if with_n else "", f"{failed}\u00a0failed" if failed else ""]
+    detail = [
+        interval(found),
+        n_of(found.n) if with_n else "",
+        _neither(silent),
+        f"{failed}\u00a0failed" if failed else "",
+    ]
     off = run.get(task, state, "off", metric)
     ink = "text" if arm.name in BASELINES else look(run.inks[arm.series])[0]
     sign = pair.sign if pair else 0
     return Cell(percent(found.value), " ".join(filter(None, detail)), sign, _dot(found, off, ink), metric != "mr")
+
+
+def _neither(found: Estimate | None) -> str:
+    return "" if found is None else f"neither\u00a0{percent(found.value)}"
 
 
 def _dot(found: Estimate, off: Estimate | None, ink: str) -> Canvas:
@@ -129,8 +139,8 @@ def glance(run: Run) -> Grid:
     harmed = [state for state in HARM_STATES if state in run.states()]
     reached = f"reach: memory ratio in conflict, %{f', {tasks[0]}' if len(tasks) == 1 else ''}"
     heads = ["method", *([reached] if tasks else [])]
-    heads += [f"largest loss, {state}" for state in harmed] + (["accuracy against off"] if harmed else [])
-    losses = "Losses: paired difference of accuracy to off, points, at the task and alpha where it is largest."
+    heads += [f"worst change, {state}" for state in harmed] + (["accuracy against off"] if harmed else [])
+    losses = "Worst change: of accuracy, paired difference to off in points, at the task and alpha where it is lowest."
     grid = Grid(heads, caption=losses if harmed else "")
     order = [n for n in run.series if n in BASELINES]
     for name in dict.fromkeys([*order, *run.dials, *run.series]):
@@ -210,25 +220,3 @@ def _tested_cell(run: Run, arms: Sequence[Arm], states: Sequence[str]) -> Cell:
     if not signs:
         return Cell(MISSING)
     return Cell(f"{signs.count(1)} ▲  {signs.count(-1)} ▼", f"of {count(len(signs), 'test')}")
-
-
-# --- several runs ---
-
-
-def side_by_side(runs: Sequence[Run], state: str) -> Grid:
-    """Return the headline figures of every run beside each other, one row per task and arm that two runs share."""
-    grid = Grid(["task, method", *(run.label for run in runs)])
-    if len(runs) == 2:
-        grid.heads.append("second minus first, points")
-    for task in sorted({task for run in runs for task in run.tasks}):
-        for name in dict.fromkeys(arm.name for run in runs for arm in run.arms):
-            metric = headline(state, runs[0].kind(task))
-            found = [run.get(task, state, name, metric) for run in runs]
-            if sum(e is not None for e in found) < 2:
-                continue
-            row = [Cell(f"{task}, {name}")]
-            row += [Cell(percent(e.value), f"{interval(e)} {n_of(e.n)}") if e else Cell(MISSING) for e in found]
-            if len(runs) == 2 and found[0] and found[1]:
-                row.append(Cell(points(found[1].value - found[0].value)))
-            grid.rows.append(row)
-    return grid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import itertools
 import math
 
@@ -194,3 +196,9 @@ def test_intervals_without_ends_are_left_out():
     canvas = Canvas(10, 10, "")
     canvas.whisker((math.nan, 1), (2, 1), "s0")
     assert canvas.shapes == [] and 'aria-hidden="true"' in svg(canvas)
+
+
+@pytest.mark.parametrize("name", ["axes", "labels"])
+def test_the_examples_in_the_docstrings_hold(name):
+    module = importlib.import_module(f"ckcontrol.eval.report.{name}")
+    assert doctest.testmod(module).failed == 0

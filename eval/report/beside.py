@@ -1,0 +1,69 @@
+"""Several runs beside each other; two runs on the same items are compared sample by sample.
+
+Knows runs, and for the test their samples; the test itself is `ckcontrol.eval.compare`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckcontrol.errors import EvalError
+
+from ..cells import collect
+from ..compare import compare
+from .answers import item_rows, sample_rows
+from .grid import Cell, Grid
+from .runs import LEVEL, Run, headline, number
+from .words import LABELS, MISSING, interval, n_of, percent, points
+
+__all__ = ["side_by_side", "tested"]
+
+Key = tuple[str, str, str, str]  # task, state, arm, metric
+
+
+def tested(runs: Sequence[Run]) -> tuple[dict[Key, Mapping[str, Any]], str]:
+    """Return the paired differences of two runs, second minus first, and a sentence about them.
+
+    None of them where there are more than two runs, no sample in common, or samples that cannot be read.
+    """
+    if len(runs) != 2:
+        return {}, "Differences between runs are tested two at a time."
+    try:
+        cells = [collect(item_rows(run.folder, Counter()), sample_rows(run.folder, Counter())) for run in runs]
+        rows = compare(cells[1], cells[0], metrics=["mr", "accuracy"])
+    except (EvalError, OSError) as error:
+        return {}, f"Differences are not tested: {error}"
+    text = (
+        "Differences: second run minus first, on the samples both have, with 95 % intervals; ▲▼: paired test, "
+        f"p < {LEVEL:g} after Holm's correction over the arms of one task and state."
+    )
+    return {(row["task"], row["state"], row["arm_a"], row["metric"]): row for row in rows}, text
+
+
+def side_by_side(runs: Sequence[Run], state: str, pairs: Mapping[Key, Mapping[str, Any]]) -> Grid:
+    """Return the headline figures of every run beside each other, one row per task and arm that two runs share."""
+    metrics = {headline(state, run.kind(task)) for run in runs for task in run.tasks if state in run.states(task)}
+    grid = Grid(["task, method", *(f"run {run.label}" for run in runs), *["difference"] * (len(runs) == 2)])
+    grid.caption = f"{state}: {' or '.join(LABELS[metric] for metric in sorted(metrics))}, %."
+    for task in sorted({task for run in runs for task in run.tasks}):
+        for name in dict.fromkeys(arm.name for run in runs for arm in run.arms):
+            metric = headline(state, runs[0].kind(task))
+            found = [run.get(task, state, name, metric) for run in runs]
+            if sum(e is not None for e in found) < 2:
+                continue
+            row = [Cell(f"{task}, {name}")]
+            row += [Cell(percent(e.value), f"{interval(e)} {n_of(e.n)}") if e else Cell(MISSING) for e in found]
+            if len(runs) == 2:
+                row.append(_difference(pairs.get((task, state, name, metric)), metric))
+            grid.rows.append(row)
+    return grid
+
+
+def _difference(row: Mapping[str, Any] | None, metric: str) -> Cell:
+    if row is None:
+        return Cell(MISSING, "not tested")
+    value, low, high, p = (number(row.get(name)) for name in ("difference", "low", "high", "p_holm"))
+    sign = 0 if not p < LEVEL else 1 if value > 0 else -1
+    return Cell(points(value), f"[{points(low)}, {points(high)}] {n_of(int(row['n']))}", sign, merit=metric != "mr")
