@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from ckcontrol.heads.apply import pruned
 from ckcontrol.heads.families import describe
 from ckcontrol.heads.find import answer_tokens
 from ckcontrol.heads.forward import Batch, pad, run
-from ckcontrol.heads.learn import Learned, candidates
+from ckcontrol.heads.learn import Learned, candidates, learn
 from ckcontrol.heads.mask import HeadMask
 from ckcontrol.heads.neutral import NEUTRAL
 from ckcontrol.heads.panel import Panel, Result, _outcome_of_token, interval
@@ -225,6 +226,21 @@ def controls(panel: ResumedPanel, mask: HeadMask, draws: int) -> dict[str, Any]:
     return told
 
 
+def learned(
+    options: argparse.Namespace, model: Any, tokenizer: Any, scores: HeadScores, place: int, direction: str
+) -> Learned:
+    """Learn a mask on the substitution prompts of the split "find", or read one learned before."""
+    if options.learned:
+        with open(options.learned[place], encoding="utf-8") as file:
+            return Learned(scores.model, direction, tuple(map(tuple, json.load(file)["keep"])), ())
+    records = [
+        dataclasses.replace(r, conflict={"substitution": r.conflict["substitution"]})
+        for r in scores.records
+        if r.split == "find"
+    ]
+    return learn(model, tokenizer, records, direction, steps=options.steps, rows=4, rate=0.5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores")
@@ -244,7 +260,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=6, help="neutral texts for the perplexity")
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--greedy-records", type=int, default=24)
-    parser.add_argument("--learned", nargs="+", metavar="FILE", help="keep-probabilities, one file a direction")
+    parser.add_argument("--steps", type=int, default=60, help="gradient steps of the method learned")
+    parser.add_argument("--learned", nargs="+", metavar="FILE", help="masks learned before, one a direction")
     parser.add_argument("--out", default="heads_table.json")
     options = parser.parse_args()
 
@@ -277,9 +294,7 @@ def main() -> None:
                 some = splits["find"][: options.greedy_records]
                 found = greedy(resumed, tokenizer, scores, direction, some, options.budget, options.lowest)
             else:
-                with open(options.learned[place], encoding="utf-8") as file:
-                    keep = tuple(map(tuple, json.load(file)["keep"]))
-                found = candidates(Learned(scores.model, direction, keep, ()), grid=options.grid)
+                found = candidates(learned(options, model, tokenizer, scores, place, direction), grid=options.grid)
             tried = select(dev, direction, found, budget=options.budget)
             sound = [t for t in tried.trials if t[1].perplexity < 1.5 * tried.base.perplexity]
             strong = max(sound, key=lambda t: t[1].rate("conflict", direction))[0]

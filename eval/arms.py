@@ -45,8 +45,8 @@ class Arm:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
-        control = self.control.to_dict()
-        return {"name": self.name, "method": self.method, "alpha": self.alpha, "control": control, "prompt": self.prompt}
+        told = {"name": self.name, "method": self.method, "alpha": self.alpha, "prompt": self.prompt}
+        return {**told, "control": self.control.to_dict()}
 
 
 def method_names() -> list[str]:
@@ -97,7 +97,7 @@ def _arms(method: str, alphas: Sequence[float]) -> list[Arm]:
         raise EvalError(f"no method {method!r}.", did_you_mean(method, method_names()))
     if "adaptive" in params or not _takes(policy, alpha=0.5) or "cad_alpha" in params:
         return [Arm(method, method, None, Control(policy, **params))]
-    return [Arm(f"{method}@{alpha:g}", method, float(alpha), Control(policy, alpha=alpha, **params)) for alpha in alphas]
+    return [Arm(f"{method}@{a:g}", method, float(a), Control(policy, alpha=a, **params)) for a in alphas]
 
 
 def _parameter(method: str, text: str) -> tuple[str, Any]:

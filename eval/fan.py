@@ -1,4 +1,4 @@
-"""Many controls on the same questions in one pass: prompts are run once, and answers share every forward until they part.
+"""Many controls on the same questions in one pass: prompts run once, answers share every forward until they part.
 
 Two controls that have chosen the same tokens so far stand in the same state of the model, so a row of the batch is a
 distinct beginning, not a control. Twenty controls on one question begin as one row and end as the few answers they

@@ -68,7 +68,7 @@ def likelihoods(
                 signals.logp_ctx, signals.logp_par, decision.tau, head=everything, scale=decision.scale, check=False
             )
         each = logq.gather(1, tokens)[:, 0].double()
-        made.append([float(part.sum()) for part in each.split(lengths)])
+        made.append([float(part.sum()) for part in torch.split(each, lengths)])
     return [list(row) for row in zip(*made, strict=True)]
 
 

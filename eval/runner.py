@@ -204,7 +204,7 @@ def _write_items(path: Path, records: Sequence[tuple[str, Sequence[Record]]]) ->
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     raw = data.encode("utf-8", errors="surrogatepass")
     if path.exists() and path.read_bytes() != raw:
-        raise EvalError(f"{path} holds other records.", "Probing gave other facts than before: run into another folder.")
+        raise EvalError(f"{path} holds other records.", "Probing found other facts known: run into another folder.")
     write_bytes(path, raw)
 
 

@@ -94,7 +94,8 @@ def _whole_passes(path: Path) -> tuple[int, dict[str, Line]]:
                 damaged = damaged or number
             elif "pass" in line:
                 if damaged:
-                    raise EvalError(f"{path}: line {damaged} is damaged.", "Delete the file, or run into another folder.")
+                    hint = "Delete the file, or run into another folder."
+                    raise EvalError(f"{path}: line {damaged} is damaged.", hint)
                 done[line["pass"]] = line
                 end = place
     return end, done

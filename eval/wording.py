@@ -79,7 +79,9 @@ def raw(record: Record) -> PromptTemplate:
     question, so that both streams end in the same tokens.
     """
     if "join" not in record.meta:
-        return PromptTemplate(instruction="", intro="", passage="{text}\n", question="{question}", answer="", chat=False)
+        return PromptTemplate(
+            instruction="", intro="", passage="{text}\n", question="{question}", answer="", chat=False
+        )
     last = record.passages[-1] if record.passages else ""
     gap = last[len(last.rstrip()) :] + str(record.meta["join"])
     opening = gap.replace("{", "{{").replace("}", "}}")

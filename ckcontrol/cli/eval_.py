@@ -99,14 +99,12 @@ def run(
     _tell(outcome)
 
 
-def _engine(
-    model: str, url: str | None, options: Any, style: str, device: str | None, dtype: str | None
-) -> Engine:
+def _engine(model: str, url: str | None, options: Any, style: str, device: str | None, dtype: str | None) -> Engine:
     if url is not None:
         from ..eval.engine import Served
-        from ..eval.remote import Remote
+        from ..eval.remote import RemoteBackend
 
-        return Served(Remote(url, model), model, options=options)
+        return Served(RemoteBackend(url, model), model, options=options)
     from ..eval.engine import Local
 
     loaded = inputs.load(model, device, dtype)
