@@ -200,10 +200,17 @@ def build_conflicts(
     types: Annotated[str, typer.Option(metavar="STATE,...", help="Which states to build.")] = (
         "conflict,agree,irrelevant,helpful,noisy"
     ),
+    known: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON: fact id to true or false.", show_default="nobody asked a model"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Draws false answers.")] = 0,
 ) -> None:
     """Make a set of conflicts of your own facts: records that `eval run --tasks` reads."""
     from ..eval.build import build_conflicts as build
 
-    build(facts, [part.strip() for part in types.split(",")], out, seed=seed)
-    _say(f"Wrote {out}")
+    made = build(facts, [part.strip() for part in types.split(",")], out, known=known, seed=seed)
+    for item in made.rejected:
+        _say(f"rejected  {item.id}: {item.reason} {item.detail}")
+    states = ", ".join(f"{count:,} {state}" for state, count in made.records.items())
+    _say(f"{sum(made.records.values()):,} records of {made.facts:,} facts ({states}). Wrote {out}")

@@ -61,19 +61,24 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="A minus B; * where Holm's p < 0.05", title_justify="left")
-    for name in ("task", "state", "metric", "A", "B"):
-        table.add_column(name)
-    for name in ("a", "b", "difference", "95 %", "n"):
-        table.add_column(name, justify="right")
+    console = Console()
+    tables: dict[tuple[str, str, str], Table] = {}
     for row in rows:
-        figures = [_number(row["a"]), _number(row["b"]), _number(row["difference"], "+")]
-        mark = "*" if row["p_holm"] is not None and row["p_holm"] < 0.05 else ""
+        place = (row["task"], row["state"], row["metric"])
+        if place not in tables:
+            tables[place] = Table(title=clean(" · ".join(place), 100), title_justify="left")
+            tables[place].add_column("arm", overflow="fold")
+            for name in ("A", "B", "A - B", "95 %", "n"):
+                tables[place].add_column(name, justify="right", no_wrap=True)
+        arms = row["arm_a"] if row["arm_a"] == row["arm_b"] else f"{row['arm_a']} - {row['arm_b']}"
+        mark = "*" if row["p_holm"] is not None and row["p_holm"] < 0.05 else " "
         span = f"{_number(row['low'], '+')} to {_number(row['high'], '+')}"
-        names = [clean(str(row[key]), 60) for key in ("task", "state", "metric", "arm_a", "arm_b")]
-        table.add_row(*names, *figures[:2], figures[2] + mark, span, f"{row['n']:,}")
-    Console().print(table)
+        figures = (_number(row["a"]), _number(row["b"]), _number(row["difference"], "+") + mark, span, f"{row['n']:,}")
+        tables[place].add_row(clean(arms, 80), *figures)
+    for table in tables.values():
+        console.print(table)
+    typer.echo("* p < 0.05 after Holm's correction over the arms of a table; paired, clustered by question.")
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{value:{sign}.3f}"
+    return "–" if value is None else f"{value:{sign}.2f}"
