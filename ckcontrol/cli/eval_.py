@@ -54,6 +54,7 @@ def run(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Make every n-th pass only.", show_default=False)
     ] = None,
+    speed: Annotated[int, typer.Option(metavar="N", min=0, help="Then time every method alone on N questions.")] = 0,
     dirty: Annotated[bool, typer.Option("--dirty", help="Keep records that cannot be scored cleanly.")] = False,
     device: inputs.Device = None,
     dtype: inputs.Dtype = None,
@@ -96,6 +97,8 @@ def run(
         raise
     estimated = "" if outcome.estimate is None else f"; estimated {clock(outcome.estimate)}"
     _say(f"Took {clock(outcome.seconds)}{estimated}. {_shared(engine)}")
+    if speed:
+        _time(engine, loaded, arms, out, speed)
     _tell(outcome)
 
 
@@ -109,6 +112,21 @@ def _engine(model: str, url: str | None, options: Any, style: str, device: str |
 
     loaded = inputs.load(model, device, dtype)
     return Local(*loaded, model, options=options, style=style)
+
+
+def _time(engine: Any, tasks: list[Task], arms: Any, out: Path, count: int) -> None:
+    from ..eval.engine import Local
+    from ..eval.speed import measure_speed
+    from ..eval.store import write_json
+
+    records = [r for task in tasks for r in task.records if not (r.choices or r.cloze)]
+    if not isinstance(engine, Local) or not records:
+        _say("--speed needs a model in this process and questions to answer; nothing was timed.")
+        return
+    records.sort(key=lambda record: (len(record.context), record.id))
+    picked = [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
+    write_json(out / "speed.json", measure_speed(engine, picked, arms))
+    _say(f"Wrote {out / 'speed.json'}")
 
 
 def split_tasks(given: list[str]) -> list[str]:

@@ -35,6 +35,7 @@ def card(run: Run) -> str:
         (str(arm.get("name")), _value({k: v for k, v in arm.items() if k != "name" and v not in (None, {}, "")}))
         for arm in told.get("arms", ())
     ]
+    rows += [("each method alone", _speed(run.speed))] if run.speed else []
     return (
         f"{_list(rows)}\n<details><summary>Prompts</summary>{_list(prompts)}</details>\n"
         f"<details><summary>{count(len(arms), 'arm')} and their controls</summary>{_list(arms)}</details>"
@@ -59,6 +60,23 @@ def differences(runs: Sequence[Run]) -> list[str]:
             if len({_json(run.card["tasks"][task].get(key)) for run in runs}) > 1:
                 found.append(f"{key} of {task}")
     return [clean(name.replace("_", " "), 80) for name in found]
+
+
+def _speed(told: Mapping[str, Any]) -> str:
+    lines = []
+    for row in told.get("arms", ()):
+        ratio = row.get("against_off")
+        memory = row.get("peak_cuda_mb")
+        beside = "" if ratio is None or row.get("arm") == "off" else f", {ratio:.2f} of off"
+        beside += "" if memory is None else f", {memory:,} MB"
+        lines.append(
+            f"{escape(str(row.get('arm')), 60)}: {row.get('seconds'):.2f} s an answer, "
+            f"{row.get('tokens_per_s'):.1f} tokens/s{beside}"
+        )
+    peak = told.get("peak_rss_mb")
+    process = "" if peak is None else f"; the process took {peak:,} MB at most"
+    about = f"{count(int(told.get('records') or 0), 'question')} one at a time, {told.get('rounds')} rounds{process}."
+    return "<br>".join([escape(about, 200), *lines])
 
 
 def _task(task: Mapping[str, Any]) -> str:

@@ -93,6 +93,12 @@ class Run:
             )
 
     @cached_property
+    def speed(self) -> dict[str, Any] | None:
+        """What `measure_speed` wrote; None where nothing was timed."""
+        path = self.folder / "speed.json"
+        return _read_json(path) if path.exists() else None
+
+    @cached_property
     def arms(self) -> list[Arm]:
         """Every arm, in the order of the run card; arms that only the cells know come last."""
         told = {str(arm["name"]): arm for arm in self.card.get("arms", ())}

@@ -45,6 +45,7 @@ CASES: list[tuple[str, list[str], list[str], str, str]] = [
     ("about 1500 people", ["1,500"], ["500"], C, B),
     ("1 500", ["500"], ["15"], C, C),  # an ordinary space does separate
     ("1\u00a0500", ["500"], ["1500"], P, C),  # one that never breaks does not
+    ("1,2345", ["1234"], ["1"], P, B),
     ("12,345,678", ["12345678"], ["345"], C, B),
     ("the 47th state", ["623"], ["47th"], P, P),
     ("the 47th state", ["47"], ["623"], N, C),
@@ -70,6 +71,7 @@ CASES: list[tuple[str, list[str], list[str], str, str]] = [
     ("Lorne David Roderick Balfe", ["Petri Alanko"], ["Lorne Balfe", "Lorne David Roderick Balfe"], P, P),
     ("Rome", ["Rome"], ["Rome"], B, B),
     ("Roma, that is Rome", ["Rome", "Roma"], ["Rome"], C, B),  # Roma tells, Rome does not
+    ("Rome, or Roma", ["Rome", "Roma"], ["Rome"], C, B),
     ("Georgia", ["Georgia", "Sakartvelo"], ["Georgia", "Peach State"], B, B),
     # accents, letters, apostrophes
     ("Bogota", ["Bogotá"], ["Lima"], C, N),
@@ -103,6 +105,7 @@ CASES: list[tuple[str, list[str], list[str], str, str]] = [
     ("anything", ["!!!"], ["Rome"], N, C),
     ("!!!", ["!!!"], ["Rome"], C, C),
     ("A", ["A"], ["B"], C, C),
+    ("A.", ["A"], ["B"], C, C),
     ("anything", [""], ["Rome"], N, C),
     ("", [""], ["Rome"], N, C),
     # negation
@@ -130,6 +133,8 @@ CASES: list[tuple[str, list[str], list[str], str, str]] = [
     ("There is no evidence that Paris is the capital", ["Paris"], ["Rome"], N, C),
     ("Paris is not the capital; Rome is", ["Paris"], ["Rome"], P, B),
     ("Paris isn't, Rome is", ["Paris"], ["Rome"], P, B),
+    ("I know where Paris is. Not Rome.", ["Paris"], ["Rome"], C, B),
+    ("Paris, isn't it?", ["Paris"], ["Rome"], C, C),
     ("Paris is wrong", ["Paris"], ["Rome"], N, C),
     ("Paris is not only big, it is the capital", ["Paris"], ["Rome"], C, C),
     ("non-French", ["French"], ["German"], N, C),
