@@ -46,7 +46,7 @@ def measure_speed(engine: Local, records: Sequence[Record], arms: Sequence[Arm],
     """
     import torch
 
-    import ckcontrol as ck
+    from ckcontrol.generation import generate
 
     chosen = one_arm_a_method(arms)
     cuda = engine.model.device.type == "cuda"
@@ -59,7 +59,7 @@ def measure_speed(engine: Local, records: Sequence[Record], arms: Sequence[Arm],
             torch.cuda.reset_peak_memory_stats()
         started, tokens = time.perf_counter(), 0
         for record in records:
-            answer = ck.generate(
+            answer = generate(
                 engine.model,
                 engine.tokenizer,
                 record.question,
