@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 QUESTION = "What is the capital of France?"
 PASSAGE = "The capital of France is Lyon, where the government sits."
-SHOWN = ["off", "ck-plug a=0", "ck-plug a=0.25", "ck-plug a=0.75", "ck-plug a=1", "ck-plug adaptive"]
-SHOWN += ["cad a=0.25", "cad a=0.75", "cad a=1", "adacad", "coiecd", "acd", "arr"]
+SHOWN = ["closed-book", "off", "prompt", "ck-plug@0", "ck-plug@0.25", "ck-plug@0.75", "ck-plug@1", "ck-plug-adaptive"]
+SHOWN += ["cad@0.25", "cad@0.75", "adacad", "coiecd", "acd", "arr"]
 
 
 def dial() -> str:
@@ -34,23 +33,49 @@ def dial() -> str:
     return "```\n" + "\n".join(lines) + "\n```"
 
 
-def capitals(data: dict[str, Any]) -> str:
-    """Render the conflict table."""
-    rows = {row["label"]: row for row in data["rows"]}
+def states(data: dict[str, Any]) -> str:
+    """Render what every method does in the five states."""
+    cells = {(c["state"], c["arm"]): c for c in data["cells"] if c["task"] == "facts"}
+    worse = {
+        (p["state"], p["arm"]): p["difference"]
+        for p in data["pairs"]
+        if p["task"] == "facts" and p["metric"] == "accuracy" and (p["p_holm"] or 1) < 0.05
+    }
+    n = {state: cells[state, "off"]["n"] for state in ("conflict", "agree", "helpful", "irrelevant", "noisy")}
     lines = [
-        f"SmolLM2-135M-Instruct, {data['asked']} capitals asked, {data['known']} known closed-book, greedy, "
-        f"{data['date']} (`benchmarks/capitals.py` prints all of it):",
+        f"SmolLM2-135M-Instruct, shipped facts, greedy, {data['date']} (`benchmarks/eval_results.py`):",
         "",
-        "| | ParR | ConR | neither |",
-        "|---|---|---|---|",
+        f"| | conflict (n={n['conflict']}): ParR | ConR | neither | agree ({n['agree']}) | helpful ({n['helpful']}) | "
+        f"irrelevant ({n['irrelevant']}) | noisy ({n['noisy']}) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for label in SHOWN:
-        row = rows[label]
-        rates = (
-            f"{row[name]:.2f} [{row[f'{name}_ci'][0]:.2f}, {row[f'{name}_ci'][1]:.2f}]" for name in ("parr", "conr")
-        )
-        name = f"`{label}` (plain RAG)" if label == "off" else f"`{label.replace('a=', 'alpha=')}`"
-        lines.append(f"| {name} | {' | '.join(rates)} | {row['neither']:.2f} |")
+    for arm in SHOWN:
+        figures = cells["conflict", arm]["metrics"]
+        shown = [
+            f"{figures[m]['value']:.2f} [{figures[m]['low']:.2f}, {figures[m]['high']:.2f}]" for m in ("parr", "conr")
+        ]
+        shown.append(f"{figures['neither']['value']:.2f}")
+        for state in ("agree", "helpful", "irrelevant", "noisy"):
+            mark = {True: " ▲", False: " ▼"}.get(worse[state, arm] > 0, "") if (state, arm) in worse else ""
+            shown.append(f"{cells[state, arm]['metrics']['accuracy']['value']:.2f}{mark}")
+        name = {"off": "`off` (plain RAG)"}.get(arm, f"`{arm.replace('@', ' alpha=')}`")
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def reach(data: dict[str, Any]) -> str:
+    """Render how far the dials move MR on every task of conflict."""
+    cells = {(c["task"], c["arm"]): c for c in data["cells"] if "mr" in c["metrics"]}
+    tasks = list(dict.fromkeys(task for task, _ in cells))
+    alphas = ("0", "0.25", "0.5", "0.75", "1")
+    lines = ["| MR | n | " + " | ".join(f"`{m}` {a}" for m in ("ck-plug", "cad") for a in alphas) + " |"]
+    lines.append("|---|---|" + "---|" * 10)
+    for task in tasks:
+        values = []
+        for arm in (f"{m}@{a}" for m in ("ck-plug", "cad") for a in alphas):
+            figure = cells[task, arm]["metrics"]["mr"]
+            values.append("–" if figure["value"] is None else f"{figure['value']:.2f}")
+        lines.append(f"| {task} | {cells[task, 'off']['n']} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -153,13 +178,14 @@ def ask(data: dict[str, Any]) -> str:
 
 
 BLOCKS = (  # page, block, results, what renders them
-    ("README.md", "capitals", "capitals", capitals),
-    ("README.md", "speed", "two_stream", speed),
-    ("README.md", "ndcg", "retrieval", ndcg),
-    ("README.md", "ask", "ask", ask),
-    ("docs/retrieval.md", "scifact", "retrieval", scifact),
-    ("docs/retrieval.md", "kinds", "retrieval", kinds),
-    ("docs/retrieval.md", "overhead", "retrieval", overhead),
+    ("README.md", "states", "docs/results/smollm2-135m-instruct/figures.json", states),
+    ("README.md", "reach", "docs/results/smollm2-135m-instruct/figures.json", reach),
+    ("README.md", "speed", "benchmarks/results/two_stream.json", speed),
+    ("README.md", "ndcg", "benchmarks/results/retrieval.json", ndcg),
+    ("README.md", "benchmarks/results/ask.json", "ask", ask),
+    ("docs/retrieval.md", "scifact", "benchmarks/results/retrieval.json", scifact),
+    ("docs/retrieval.md", "kinds", "benchmarks/results/retrieval.json", kinds),
+    ("docs/retrieval.md", "overhead", "benchmarks/results/retrieval.json", overhead),
 )
 
 
@@ -176,7 +202,7 @@ def main() -> None:
     pages = {name: (ROOT / name).read_text(encoding="utf-8") for name in dict.fromkeys(row[0] for row in BLOCKS)}
     filled = dict(pages)
     for page, block, results, render in BLOCKS:
-        data = json.loads((RESULTS / f"{results}.json").read_text(encoding="utf-8"))
+        data = json.loads((ROOT / results).read_text(encoding="utf-8"))
         filled[page] = fill(filled[page], block, render(data))
     if check:
         stale = [name for name in pages if pages[name] != filled[name]]

@@ -72,3 +72,32 @@ def test_nan_is_reported_although_the_flag_is_late(monkeypatch):
             model, tokenizer, QUESTIONS[0], PASSAGES[0], control=STEER, max_new_tokens=12, do_sample=True, seed=1
         )
     assert (caught.value.row, caught.value.step) == (0, 3)
+
+
+@pytest.mark.parametrize("how", [{}, {"do_sample": True, "seed": 2}], ids=["greedy", "sampled"])
+def test_all_controls_of_a_pass_equal_generate(how):
+    from ckcontrol.config import GenerateOptions
+    from ckcontrol.eval.arms import arms_for
+    from ckcontrol.eval.engine import Local
+    from ckcontrol.eval.records import Record
+
+    model, tokenizer = tiny_model()
+    model.cuda()
+    arms = [arm for arm in arms_for(["all"]) if arm.prompt == "base"]
+    engine = Local(model, tokenizer, "tiny", options=GenerateOptions(max_new_tokens=8, **how))
+    records = [Record(q, q, tuple(p), ("a",), ("b",)) for q, p in zip(QUESTIONS, PASSAGES, strict=True)]
+    made = engine.run(records, arms, "base")
+    assert math.isfinite(made[0][0]["tokens"]["gain"][0])
+    for record, row in zip(records, made, strict=True):
+        for arm, sample in zip(arms, row, strict=True):
+            answer = ck.generate(
+                model,
+                tokenizer,
+                record.question,
+                list(record.passages),
+                control=arm.control,
+                template=engine.wording.templates["base"],
+                max_new_tokens=8,
+                **how,
+            )
+            assert sample["text"] == answer.text
