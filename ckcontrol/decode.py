@@ -238,7 +238,21 @@ def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, l
 
 
 def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
-    """Apply a decision; return scores in the gauge of the contextual logits, [B, V] float32."""
+    """Apply a decision; return scores in the gauge of the contextual logits, [B, V] float32.
+
+    On a CPU only rows on which the decision acts are computed; an accelerator would have to be asked which those are.
+    """
+    if signals.logits_ctx.device.type == "cpu":
+        acting = decision.acting().nonzero()[:, 0]
+        if 2 * len(acting) <= len(decision.switched):  # picking rows costs about as much as it saves beyond
+            scores = signals.logits_ctx.clone()
+            if len(acting):
+                scores[acting] = _fuse_all(policy, signals.rows(acting), decision.rows(acting))
+            return scores
+    return _fuse_all(policy, signals, decision)
+
+
+def _fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
     needs_head = policy.amplifies or decision.truncate is not None
     fused = fuse(
         signals.logp_ctx,
@@ -259,11 +273,7 @@ def _regauge(fused: Tensor, signals: Signals, decision: Decision) -> Tensor:
     """
     tau = decision.tau if decision.tau.ndim == 2 else decision.tau[:, None]
     masked = signals.logits_ctx == -torch.inf
-    plain = torch.ones_like(decision.switched)
-    if decision.truncate is not None:
-        plain = plain & ~decision.truncate
-    if decision.scale is not None:
-        plain = plain & (decision.scale == 1)
+    plain = decision.plain()
     offset = signals.logits_ctx.logsumexp(-1, keepdim=True)
     scores = fused + offset
     for value, logits in ((1, signals.logits_ctx), (0, signals.logits_par)):

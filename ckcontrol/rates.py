@@ -7,8 +7,8 @@ import math
 __all__ = ["wilson"]
 
 
-def wilson(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return the Wilson interval of a rate of `k` in `n`; 95 % unless `z` says otherwise.
+def wilson(k: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Return the Wilson interval of a rate of `k` in `n` (of an effective sample: fractions); 95 % unless `z` differs.
 
     It stays inside [0, 1] and is honest at 0 and n, where the textbook interval has no width. With n = 0
     nothing is known: (0, 1).

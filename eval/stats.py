@@ -260,7 +260,7 @@ def _scored(value: float, error: float, t: float, groups: int, bounds: tuple[flo
     inside = error > 0 and 0 < rate < 1
     size = rate * (1 - rate) / error**2 if inside else float(groups)
     # Wilson's formula holds for the fractional counts of an effective sample.
-    low, high = wilson(min(rate * size, size), size, t if inside else NORMAL)  # type: ignore[arg-type]
+    low, high = wilson(min(rate * size, size), size, t if inside else NORMAL)
     return floor + width * min(low, rate), floor + width * max(high, rate)
 
 

@@ -1,6 +1,6 @@
 """Own facts, five states, every alpha: what the dial wins in conflicts and what it costs elsewhere.
 
-    python examples/09_eval.py [model]
+python examples/09_eval.py [model]
 """
 
 import json

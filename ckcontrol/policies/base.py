@@ -49,6 +49,26 @@ class Decision:
     scale: Tensor | None = None
     truncate: Tensor | None = None
 
+    def plain(self) -> Tensor:
+        """Rows that nothing scales or truncates, [B] bool: at tau = 1 or 0 they are one stream, bit for bit."""
+        plain = torch.ones_like(self.switched)
+        if self.truncate is not None:
+            plain = plain & ~self.truncate
+        if self.scale is not None:
+            plain = plain & (self.scale == 1)
+        return plain
+
+    def acting(self) -> Tensor:
+        """Rows that differ from the contextual stream, [B] bool."""
+        still = self.tau == 1
+        return ~((still if still.ndim == 1 else still.all(-1)) & self.plain())
+
+    def rows(self, index: Tensor) -> Decision:
+        """Return the decision on some rows only, [R] int64 -> R rows."""
+        scale = None if self.scale is None else self.scale[index]
+        truncate = None if self.truncate is None else self.truncate[index]
+        return Decision(self.tau[index], self.switched[index], scale, truncate)
+
 
 @dataclass(frozen=True)
 class Policy(ABC):

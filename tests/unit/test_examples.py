@@ -38,7 +38,11 @@ SAYS = {
         r"removed=1",
         r"\['The mill grinds again\.'\]\nsound: True",
     ],
-    "09_eval.py": [r"(?m)^[0-5] of 5 facts are known closed-book", r"cad@1 +names the truth [01]\.\d\d \[", r"report: report"],
+    "09_eval.py": [
+        r"(?m)^[0-5] of 5 facts are known closed-book",
+        r"cad@1 +names the truth [01]\.\d\d \[",
+        r"report: report",
+    ],
 }
 
 
