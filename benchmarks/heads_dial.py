@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--mask", nargs="*", metavar="FILE", help="mask files, instead of --k")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--json")
     args = parser.parse_args()
@@ -55,7 +56,8 @@ def main() -> None:
     for which in args.mask or (f"memory:{args.k}", f"context:{args.k}"):
         masks[Path(which).stem] = HeadMask.load(which) if args.mask else ck.heads.mask_for(scores, which)
     rows = []
-    for label, control in SETTINGS.items():
+    for label in args.settings:
+        control = SETTINGS[label]
         base: list[tuple[bool, bool]] = []
         for which, mask in masks.items():
             with nullcontext() if mask is None else ck.heads.pruned(model, mask):
