@@ -39,7 +39,7 @@ def states(data: dict[str, Any]) -> str:
     worse = {
         (p["state"], p["arm"]): p["difference"]
         for p in data["pairs"]
-        if p["task"] == "facts" and p["metric"] == "accuracy" and (p["p_holm"] or 1) < 0.05
+        if (p["task"], p["metric"], p["against"]) == ("facts", "accuracy", "off") and (p["p_holm"] or 1) < 0.05
     }
     n = {state: cells[state, "off"]["n"] for state in ("conflict", "agree", "helpful", "irrelevant", "noisy")}
     lines = [
@@ -65,8 +65,10 @@ def states(data: dict[str, Any]) -> str:
 
 def reach(data: dict[str, Any]) -> str:
     """Render how far the dials move MR on every task of conflict."""
-    cells = {(c["task"], c["arm"]): c for c in data["cells"] if "mr" in c["metrics"]}
-    tasks = list(dict.fromkeys(task for task, _ in cells))
+    told = [c for c in data["cells"] if "mr" in c["metrics"]]
+    told.sort(key=lambda c: c["state"] == "conflict")  # that state, where a task has several
+    cells = {(c["task"], c["arm"]): c for c in told}
+    tasks = sorted({task for task, _ in cells})
     alphas = ("0", "0.25", "0.5", "0.75", "1")
     lines = ["| MR | n | " + " | ".join(f"`{m}` {a}" for m in ("ck-plug", "cad") for a in alphas) + " |"]
     lines.append("|---|---|" + "---|" * 10)
