@@ -20,6 +20,9 @@ from .records import Record
 __all__ = ["Pass", "in_measuring_order", "passes", "shard_of"]
 
 
+TOKENS = 8192  # a pass is widened beyond batch_size only within so many tokens (or characters, of a server)
+
+
 @dataclass(frozen=True)
 class Pass:
     """Records that are run together.
@@ -69,10 +72,13 @@ def passes(
             some = [record for record in records if prompt == "base" or not (record.cloze or record.choices)]
             sizes = {record.id: length(record, prompt) for record in some}
             order = sorted(some, key=lambda record: (-sizes[record.id], record.id))
-            # A row of the batch costs alike whether records or arms fill it.
-            size = batch_size * max(1, 8 // len(mine))
-            for start in range(0, len(order), size):
+            # A row of the batch costs alike whether records or arms fill it, as long as prompts are short.
+            widest = batch_size * max(1, 8 // len(mine))
+            start = 0
+            while start < len(order):
+                size = max(batch_size, min(widest, TOKENS // max(1, sizes[order[start].id])))
                 part = tuple(order[start : start + size])
+                start += size
                 longest = max(sizes[record.id] for record in part)
                 # Padding makes every record as long as the longest; answers cost about as much as 10 tokens an arm.
                 work = len(part) * (longest + 10.0 * len(mine))

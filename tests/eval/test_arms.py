@@ -92,6 +92,8 @@ def test_passes_hold_everything_once_and_similar_lengths_together():
 def test_a_wording_with_few_arms_takes_more_records():
     sizes = {each.prompt: len(each.records) for each in reversed(cut())}
     assert sizes == {"base": 2, "context-only": 16}
+    long = [record(i, 900) for i in range(23)]
+    assert {len(each.records) for each in cut(long)} == {2, 1}
 
 
 def test_keys_tell_content_and_order_does_not_matter():
