@@ -38,7 +38,7 @@ LEVELS = [
     {"text_safety", "palette", "page_css", "describe", "page", "show"},
     {"rag", "heads"},
     {"eval"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "vllm"},
     {"cli"},
     {"__main__"},
 ]
