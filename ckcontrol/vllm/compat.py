@@ -99,8 +99,10 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "A draft knows one of the two prompts only; drop the speculative config.",
     ),
     "the priority scheduling policy": (
-        lambda c: str(getattr(_get(c, "scheduler_config.policy"), "value", _get(c, "scheduler_config.policy")))
-        not in ("fcfs", "None"),
+        lambda c: (
+            str(getattr(_get(c, "scheduler_config.policy"), "value", _get(c, "scheduler_config.policy")))
+            not in ("fcfs", "None")
+        ),
         "It may put other requests between the rows of a pair; use the policy fcfs.",
     ),
     "a KV connector": (
