@@ -10,15 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 # name -> module that defines it
 _WHERE = {
+    "CKMiddleware": ".middleware",
+    "CKWorker": ".worker",
+    "PairAsyncScheduler": ".scheduler",
+    "PairLogitsProcessor": ".processor",
     "PairParams": ".params",
+    "PairScheduler": ".scheduler",
+    "SteeredLLM": ".client",
+    "TraceWorker": ".traces",
     "extra_args": ".params",
     "new_pair": ".params",
 }
 
 if TYPE_CHECKING:
+    from .client import SteeredLLM
+    from .middleware import CKMiddleware
     from .params import PairParams, extra_args, new_pair
+    from .processor import PairLogitsProcessor
+    from .scheduler import PairAsyncScheduler, PairScheduler
+    from .traces import TraceWorker
+    from .worker import CKWorker
 
-__all__ = ["PairParams", "extra_args", "new_pair"]
+__all__ = [
+    "CKMiddleware",
+    "CKWorker",
+    "PairAsyncScheduler",
+    "PairLogitsProcessor",
+    "PairParams",
+    "PairScheduler",
+    "SteeredLLM",
+    "TraceWorker",
+    "extra_args",
+    "new_pair",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -112,5 +112,5 @@ def test_equal_policies_share_one_part_and_head_sets_one_block() -> None:
 def test_numbers_that_mean_nothing_are_named_by_stream() -> None:
     ctx, par = torch.zeros(4, V), torch.zeros(4, V)
     ctx[1, 3], par[2, 3], ctx[3] = torch.nan, torch.inf, -torch.inf
-    order, blocks = arrange([Control(alpha=0.2)] * 4)
+    _, blocks = arrange([Control(alpha=0.2)] * 4)
     assert fuse_blocks(ctx, par, blocks).broken.tolist() == [0, 1, 2, 1]
