@@ -118,7 +118,8 @@ def make_bodies(request: Steered, pair: str, tokenizer: PreTrainedTokenizerBase 
         given = body.get("cache_salt")
         body["cache_salt"] = salt(request.heads, given if isinstance(given, str) else None)
     field = "messages" if path == CHAT else "prompt"
-    contextual = body | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL)}
+    read = {"return_token_ids": True} if request.trace else {}
+    contextual = body | read | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL)}
     parametric = {key: value for key, value in body.items() if key not in _READ}
     parametric |= {field: other, "stream": False, "vllm_xargs": _arguments(request, pair, PARAMETRIC)}
     return Bodies(path, contextual, parametric)

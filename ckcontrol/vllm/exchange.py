@@ -82,7 +82,7 @@ class Exchange:
         self._over.set()
         while not self._queue.empty():  # a request that waits for room can end
             self._queue.get_nowait()
-        _, late = await asyncio.wait(self._tasks, timeout=_PATIENCE)
+        late = (await asyncio.wait(self._tasks, timeout=_PATIENCE))[1]
         for task in late:
             task.cancel()
         await asyncio.gather(self._watcher, *self._tasks, return_exceptions=True)

@@ -17,6 +17,7 @@ from .bodies import make_bodies
 from .exchange import ASGIApp, Exchange, Gone, Message, Receive, Scope, Send
 from .guard import FormGuard, is_form, read_body, replay, suspicious
 from .limits import Limits
+from .outcomes import told_trace
 from .params import new_pair
 from .plain import HEADS, without_ours
 from .replies import EventReader, Refusal, error_object, error_text, event, finish_reason, to_chat, to_chat_chunk
@@ -118,6 +119,7 @@ class _Reply:
         self.start: Message | None = None
         self.started = False
         self.first = True
+        self.ids: list[int] = []  # of the answer, where a trace is wanted
 
     async def run(self) -> None:
         """Pass the answer on; a failure becomes an error reply, or an error event where the answer has begun."""
@@ -166,6 +168,7 @@ class _Reply:
             raise Refusal(503, f"the engine failed: {found}", "Try again.")
         reason = finish_reason(chunk)
         _check_end(reason)
+        self._take_ids(chunk)
         if self.translated:
             chunk = to_chat_chunk(chunk, first=self.first)
             self.first = False
@@ -182,15 +185,33 @@ class _Reply:
         except ValueError:
             raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
         _check_end(finish_reason(reply))
+        self._take_ids(reply)
         if self.translated:
             reply = to_chat(reply)
         reply["ck"] = await self._echo()
         await self._body(json.dumps(reply, ensure_ascii=False).encode(), more=False)
 
+    def _take_ids(self, reply: dict[str, Any]) -> None:
+        """Keep the token ids that were asked for on the trace's account; take out those the client did not ask for."""
+        if not self.request.trace:
+            return
+        for choice in reply.get("choices", ()):
+            self.ids += choice.get("token_ids") or []
+        if not self.request.body.get("return_token_ids"):
+            for part in (reply, *reply.get("choices", ())):
+                part.pop("token_ids", None)
+                part.pop("prompt_token_ids", None)
+
     async def _echo(self) -> dict[str, Any]:
-        told = self.request.echo()
-        if self.request.trace:
-            told["trace"] = await self.owner.server.trace(self.scope, self.pair)
+        """Return ``ck`` of the reply; the pair has ended."""
+        told, server, traced = self.request.echo(), self.owner.server, self.request.trace
+        rows = await server.trace(self.scope, self.pair, needed=traced)
+        if traced:
+            try:
+                tokenizer = await server.tokenizer(self.scope)
+            except Refusal:
+                tokenizer = None  # the trace then lacks the texts
+            told["trace"] = await asyncio.to_thread(told_trace, tokenizer, self.ids, rows)
         return told
 
     async def _body(self, data: bytes, *, more: bool = True) -> None:

@@ -7,11 +7,13 @@ paths come from the operator's command line alone. Knows that much of vLLM's API
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .exchange import Scope
 from .masks import Entries
+from .outcomes import Outcomes
 from .replies import Refusal
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Server:
         self._tokenizer = tokenizer
         self._heads: tuple[int, int] | None = None
         self._lock: asyncio.Lock | None = None
+        self._outcomes = Outcomes()
 
     async def tokenizer(self, scope: Scope) -> PreTrainedTokenizerBase:
         """Return the served model's tokenizer, with the server's chat template; loaded at the first call.
@@ -59,6 +62,18 @@ class Server:
             if layer >= layers or head >= heads:
                 hint = f"Layers are 0 to {layers - 1}, query heads 0 to {heads - 1}."
                 raise Refusal(400, f"ck.heads: head {layer}.{head} does not exist.", hint)
+
+    async def trace(self, scope: Scope, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
+        """Return the trace rows of a pair that has ended, and see to it that its numbers did not break.
+
+        Raises:
+            Refusal: They did (503); or a trace is needed and the workers cannot be asked (400).
+        """
+
+        async def ask(pairs: list[str]) -> list[Mapping[str, Any]]:
+            return await self.call(scope, "ck_take_traces", pairs)
+
+        return await self._outcomes.fetch(ask, pair, needed=needed)
 
     async def call(self, scope: Scope, method: str, *args: Any) -> list[Any]:
         """Call a method of our worker extension on every worker; return what each said.

@@ -139,6 +139,8 @@ def _content(name: str, message: Any) -> str:
 
 def _prompt(name: str, prompt: Any, limits: Limits) -> None:
     if isinstance(prompt, list) and prompt and all(type(token) is int and 0 <= token < 2**31 for token in prompt):
+        if len(prompt) < 2:
+            raise ServingError(f"{name} is one token.", "A row of a pair needs two at least; begin with BOS.")
         return _bound(len(prompt), limits)
     if not isinstance(prompt, str) or not prompt:
         raise ServingError(f"{name} is {kind(prompt)}.", "Give one text, or one list of token ids.")

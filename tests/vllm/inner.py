@@ -56,11 +56,12 @@ class Inner:
         finally:
             gone.cancel()
             self.running -= 1
-            for ready in self.pairs.get((data.get("vllm_xargs") or {}).get("ck_pair", ""), {}).values():
-                ready.set()  # what ends one row ends the other
 
     async def answer(self, path: str, data: dict[str, Any], send: Any) -> None:
-        extra = data.get("vllm_xargs") or {}
+        if not isinstance(data, dict):
+            return await reply(send, 422, {"error": {"message": "no object"}})
+        extra = data.get("vllm_xargs")
+        extra = extra if isinstance(extra, dict) else {}
         role = extra.get("ck_role", "")
         if role in self.refuse:
             status = self.refuse[role]
@@ -80,7 +81,7 @@ class Inner:
                 raise RuntimeError("secret detail")
         chat = path.endswith("chat/completions")
         if not data.get("stream"):
-            await asyncio.sleep(self.pause)
+            await asyncio.sleep(self.pause * len(WORDS))
             reason = "abort" if self.fail == "abort" else "stop"
             text = "".join(WORDS)
             choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text, "logprobs": None}
