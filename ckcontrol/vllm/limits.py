@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from ..config import check_integer, check_number
 from ..errors import ServingError, did_you_mean
 
-__all__ = ["VARIABLE", "Limits"]
+__all__ = ["VARIABLE", "Limits", "check_names"]
 
 VARIABLE = "CKCONTROL_VLLM_LIMITS"
 
@@ -71,10 +71,7 @@ class Limits:
             raise ServingError(f"{VARIABLE} is not JSON: {error}.", 'Like {"passages": 128}.') from error
         if not isinstance(data, dict):
             raise ServingError(f"{VARIABLE} is not a JSON object.", 'Like {"passages": 128}.')
-        known = [field.name for field in fields(cls)]
-        for name in data:
-            if name not in known:
-                raise ServingError(f"{VARIABLE} holds {name!r}.", did_you_mean(name, known))
+        check_names(data)
         return cls(**data)
 
     def to_env(self) -> str:
@@ -85,3 +82,15 @@ class Limits:
             if getattr(self, field.name) != field.default
         }
         return json.dumps(changed) if changed else ""
+
+
+def check_names(data: Mapping[str, object]) -> None:
+    """Refuse a bound that does not exist.
+
+    Raises:
+        ServingError: Naming it, and the nearest known one.
+    """
+    known = [field.name for field in fields(Limits)]
+    for name in data:
+        if name not in known:
+            raise ServingError(f"there is no bound {name!r} in {VARIABLE}.", did_you_mean(name, known))
