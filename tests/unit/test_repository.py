@@ -347,6 +347,10 @@ def test_public_names_exist_and_are_documented() -> None:
 def test_all_lists_of_the_modules_are_true() -> None:
     for name in package_files():
         if not name.endswith("__main__"):
-            module = importlib.import_module(name)
+            try:
+                module = importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                assert (unit(name), error.name) == ("vllm", "vllm"), name  # needs the engine it lives in
+                continue
             for public in getattr(module, "__all__", ()):
                 assert hasattr(module, public), f"{name}.__all__ names {public}"
