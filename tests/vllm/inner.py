@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 WORDS = ["Orven", "dale", " is", " a", " town", "."]
@@ -84,7 +85,11 @@ class Inner:
             await asyncio.sleep(self.pause * len(WORDS))
             reason = "abort" if self.fail == "abort" else "stop"
             text = "".join(WORDS)
-            choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text, "logprobs": None}
+            choice: dict[str, Any] = {"text": text, "logprobs": None}
+            if chat:
+                choice = {"message": {"role": "assistant", "content": text}}
+            if data.get("return_token_ids"):
+                choice |= {"token_ids": list(range(5, 5 + len(WORDS))), "prompt_token_ids": [1, 2, 3]}
             if data.get("logprobs") is not None and not chat:
                 choice["logprobs"] = logprobs(WORDS)
             usage = {"prompt_tokens": 3, "completion_tokens": len(WORDS), "total_tokens": 3 + len(WORDS)}
@@ -98,7 +103,9 @@ class Inner:
                 await put(send, {"error": {"message": "the engine stumbled"}})
                 break
             reason = None if i < len(WORDS) - 1 else "abort" if self.fail == "abort" else "stop"
-            part = {"delta": {"content": word}} if chat else {"text": word}
+            part: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}
+            if data.get("return_token_ids"):
+                part["token_ids"] = [5 + i]
             await put(send, {"id": "cmpl-1", "choices": [{"index": 0, "finish_reason": reason} | part]})
         if (data.get("stream_options") or {}).get("include_usage"):
             await put(send, {"id": "cmpl-1", "choices": [], "usage": {"prompt_tokens": 3}})
@@ -165,8 +172,12 @@ async def ask(
     leave_at: Callable[[Answer], bool] | None = None,
     piece: int = 65_536,
     slow: float = 0.0,
+    state: Any = None,
 ) -> Answer:
-    """Send one request. The client leaves after some seconds, or as soon as `leave_at` says so of what it has got."""
+    """Send one request. The client leaves after some seconds, or as soon as `leave_at` says so of what it has got.
+
+    `state` is what vLLM keeps at ``app.state``.
+    """
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     pieces = [data[i : i + piece] for i in range(0, len(data), piece)] or [b""]
     scope = {
@@ -179,6 +190,7 @@ async def ask(
         "headers": list(headers),
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "state": {},
+        "app": SimpleNamespace(state=state),
     }
     got, left, position = Answer(), asyncio.Event(), 0
     if leave_after is not None:
