@@ -50,7 +50,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, *rest: Any) -> None:
         self.v2 = len(rest) == 1
         self.store = TraceStore()
-        self._requests = rest[0] if self.v2 else None
+        self._requests: Any = rest[0] if self.v2 else None
         self._rows: dict[int, Row] = {}  # by batch index (V1) or by slot (V2)
         self._plan: Plan | None = None
         self._layout: bytes | None = None
@@ -187,7 +187,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         """Return how many tokens the row has put out."""
         if lengths is None:
             return len(row.output or ())
-        return int(lengths[place]) - int(self._requests.prompt_len.np[row.slot])  # type: ignore[union-attr]
+        return int(lengths[place]) - int(self._requests.prompt_len.np[row.slot])
 
     def _state(self, row: Row, logits: Tensor) -> PairState:
         """Return what is remembered of a pair, or a new state."""
@@ -210,8 +210,9 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
     def _prompt(self, row: Row, device: torch.device) -> Tensor:
         if row.slot < 0:
             return torch.tensor(list(row.prompt or ()), dtype=torch.long, device=device)
-        length = int(self._requests.prompt_len.np[row.slot])  # type: ignore[union-attr]
-        return self._requests.all_token_ids.gpu[row.slot, :length].to(device).long()  # type: ignore[union-attr]
+        length = int(self._requests.prompt_len.np[row.slot])
+        ids: Tensor = self._requests.all_token_ids.gpu[row.slot, :length]
+        return ids.to(device).long()
 
     def _recall(self, member: Member, position: int) -> None:
         """Rebuild the penalised tokens of a pair whose last step was void, or whose state was lost."""
@@ -226,8 +227,8 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             ids = [t for t in list(row.output or ())[:position] if t >= 0]
             state.seen[torch.tensor(ids, dtype=torch.long, device=state.seen.device)] = True
         elif len(known) < position:
-            first = int(self._requests.prompt_len.np[row.slot])  # type: ignore[union-attr]
-            ids_there = self._requests.all_token_ids.gpu[row.slot, first : first + position]  # type: ignore[union-attr]
+            first = int(self._requests.prompt_len.np[row.slot])
+            ids_there = self._requests.all_token_ids.gpu[row.slot, first : first + position]
             state.seen[ids_there.to(state.seen.device).long()] = True
         state.seen_to = position
 

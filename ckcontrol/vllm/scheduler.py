@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -24,6 +24,11 @@ from vllm.v1.request import Request, RequestStatus
 from ..errors import ServingError
 from . import compat
 from .params import CONTEXTUAL, PairParams, read
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler as _Base
+else:
+    _Base = object  # the scheduler itself is the next in the list of bases
 
 __all__ = ["PARK_SECONDS", "PairAsyncScheduler", "PairRequest", "PairScheduler", "PairSchedulerMixin"]
 
@@ -63,12 +68,14 @@ class PairRequest(Request):  # type: ignore[misc]
         return len(self._all_token_ids) + int(self.num_output_placeholders) - done
 
 
-class PairSchedulerMixin:
+class PairSchedulerMixin(_Base):  # type: ignore[misc]
     """Pairs on top of a vLLM scheduler; put it in front of one in the list of bases.
 
     Attributes:
         ck_counts: How often what happened, for tests and curiosity.
     """
+
+    running: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -94,7 +101,8 @@ class PairSchedulerMixin:
         """Take a request; the first row of a pair is parked until the second arrives, then both are queued."""
         params = request.sampling_params
         if params is None or not params.extra_args:
-            return super().add_request(request)  # type: ignore[misc,no-any-return]
+            super().add_request(request)
+            return
         try:
             row = read(params.extra_args)
             if row is not None:
@@ -102,7 +110,8 @@ class PairSchedulerMixin:
         except ServingError as error:
             return self._ck_refuse(str(error), request)
         if row is None:
-            return super().add_request(request)  # type: ignore[misc,no-any-return]
+            super().add_request(request)
+            return
         request.__class__ = PairRequest
         request.ck = row
         self._ck_arrived(request)
@@ -126,7 +135,7 @@ class PairSchedulerMixin:
         rows[0].mate, rows[1].mate = rows[1], rows[0]
         self._ck_pairs[pair] = rows
         for request in rows:
-            super().add_request(request)  # type: ignore[misc]
+            super().add_request(request)
 
     def _ck_unfit(self, row: PairRequest) -> str | None:
         if row.resumable or row.mm_features or row.prompt_embeds is not None or row.prompt_token_ids is None:
@@ -158,7 +167,7 @@ class PairSchedulerMixin:
 
     def has_requests(self) -> bool:
         """Keep stepping while somebody waits for a partner or for word of an end."""
-        return bool(self._ck_owed or self._ck_parked) or bool(super().has_requests())  # type: ignore[misc]
+        return bool(self._ck_owed or self._ck_parked) or bool(super().has_requests())
 
     # --- one step -----------------------------------------------------------------------------------------------
 
@@ -166,7 +175,7 @@ class PairSchedulerMixin:
         """Hold, let vLLM schedule, release, and put right what vLLM did to one row of a pair only."""
         self._ck_guard(self._ck_before)
         try:
-            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+            output = super().schedule(*args, **kwargs)
         finally:
             self._ck_release()
         self._ck_guard(lambda: self._ck_after(output))
@@ -174,7 +183,7 @@ class PairSchedulerMixin:
 
     def _update_after_schedule(self, output: Any) -> None:
         self._ck_release()  # vLLM now compares what was scheduled with the whole length: held rows count as prefilling
-        super()._update_after_schedule(output)  # type: ignore[misc]
+        super()._update_after_schedule(output)
 
     def _ck_release(self) -> None:
         for row in self._ck_held:
@@ -258,7 +267,7 @@ class PairSchedulerMixin:
             if index is not None and model_output.sampled_token_ids:
                 model_output.sampled_token_ids[index] = []
         self._ck_in_flight = max(0, self._ck_in_flight - bool(output.num_scheduled_tokens))
-        results = super().update_from_output(output, model_output)  # type: ignore[misc]
+        results = super().update_from_output(output, model_output)
         self._ck_guard(self._ck_sweep)
         owed, self._ck_owed = self._ck_owed, []
         for request, reason, why in owed:
@@ -284,14 +293,14 @@ class PairSchedulerMixin:
             self._ck_owed.clear()
         else:
             self._ck_owed = [item for item in self._ck_owed if item[0].request_id not in ids]
-        ended: list[Request] = super().finish_requests(ids, finished_status)  # type: ignore[misc]
+        ended: list[Request] = super().finish_requests(ids, finished_status)
         self._ck_guard(self._ck_sweep)
         return [*ended, *dropped]
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         if isinstance(request, PairRequest):
             self._ck_gone.append(request)
-        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+        return super()._free_request(request, *args, **kwargs)
 
     def _ck_sweep(self) -> None:
         """End the partners of the rows that vLLM freed."""
@@ -300,7 +309,7 @@ class PairSchedulerMixin:
             mate, row.mate = row.mate, None
             if self._ck_pairs.pop(row.ck.pair, None) is None or mate is None or mate.is_finished():
                 continue
-            super().finish_requests(mate.request_id, row.status)  # type: ignore[misc]
+            super().finish_requests(mate.request_id, row.status)
             reason = row.get_finished_reason() or FinishReason.ABORT
             why = "ckcontrol: the pair's other row failed." if reason == FinishReason.ERROR else None
             self._ck_owed.append((mate, reason, why))
@@ -326,7 +335,7 @@ class PairSchedulerMixin:
             for row in rows:
                 row.hold = 0
                 if not row.is_finished():
-                    super().finish_requests(row.request_id, RequestStatus.FINISHED_ERROR)  # type: ignore[misc]
+                    super().finish_requests(row.request_id, RequestStatus.FINISHED_ERROR)
                     self._ck_owed.append((row, FinishReason.ERROR, "ckcontrol: an internal error; see the log."))
             self._ck_gone.clear()
 
