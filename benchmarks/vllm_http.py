@@ -85,6 +85,20 @@ async def send(client: Any, model: str, what: dict[str, Any]) -> str:
     return text
 
 
+async def probe(url: str, model: str) -> list[str]:
+    """Return a few greedy answers; before and after everything they must be the same."""
+    from openai import AsyncOpenAI
+
+    rng = random.Random(1234)
+    answers = []
+    async with AsyncOpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=600) as client:
+        while len(answers) < 6:
+            what = request(rng)
+            if what["body"]["temperature"] == 0:
+                answers.append(await send(client, model, what))
+    return answers
+
+
 async def load(url: str, model: str, minutes: float, concurrency: int, seed: int) -> dict[str, Any]:
     """Keep `concurrency` requests under way for some minutes; return the counts."""
     from openai import AsyncOpenAI
@@ -260,6 +274,7 @@ def main() -> int:
             "minutes": args.minutes,
             "clients": args.concurrency,
         }
+        before = asyncio.run(probe(url, model))
         if args.minutes:
             result["load"] = asyncio.run(load(url, model, args.minutes, args.concurrency, args.seed))
             result["after load"] = settled(url)
@@ -268,6 +283,7 @@ def main() -> int:
             result["fuzz"] = asyncio.run(fuzz(url, args.fuzz, args.seed, 16))
             result["fuzz"]["seconds"] = round(time.monotonic() - begun, 1)
             result["after fuzz"] = settled(url)
+        result["same answers after"] = asyncio.run(probe(url, model)) == before
         result["alive"] = process is None or process.poll() is None
     finally:
         if process is not None:
@@ -278,6 +294,7 @@ def main() -> int:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     left = [value for name in ("after load", "after fuzz") for value in result.get(name, {}).values()]
     bad = result.get("load", {}).get("errors") or result.get("fuzz", {}).get("wrong") or any(left)
+    bad = bad or not result["same answers after"]
     return 1 if bad or not result["alive"] else 0
 
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from .replies import Refusal, error_text
+from .replies import Refusal, refusal
 
 __all__ = ["ASGIApp", "Exchange", "Gone", "Message", "Receive", "Scope", "Send"]
 
@@ -166,8 +166,8 @@ class Exchange:
             log.exception("the parametric request of a pair failed")
             status, body = 503, type(error).__name__.encode()
         if status >= 400 and not self._refused:
-            why = f"the parametric prompt (the one without passages) was refused: {error_text(body)}"
-            await self._put("refused", Refusal(status if status < 500 else 503, why))
+            why = refusal(status, body, "the parametric prompt (the one without passages) was refused: ")
+            await self._put("refused", why)
 
     async def _call(self, body: Mapping[str, Any], send: Send, *, keep_id: bool) -> None:
         """Make one request of the inner app, in a scope of its own."""

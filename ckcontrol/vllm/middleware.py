@@ -20,7 +20,7 @@ from .limits import Limits
 from .outcomes import told_trace
 from .params import new_pair
 from .plain import HEADS, without_ours
-from .replies import EventReader, Refusal, error_object, error_text, event, finish_reason, to_chat, to_chat_chunk
+from .replies import EventReader, Refusal, error_object, event, finish_reason, refusal, to_chat, to_chat_chunk
 from .requests import CHAT, PATHS, Steered, read_request
 from .server import Server
 
@@ -88,6 +88,9 @@ class CKMiddleware:
             if request.heads:
                 await self.server.check_heads(scope, request.heads)
             tokenizer = await self.server.tokenizer(scope) if request.texts.source == "passages" else None
+            if request.texts.source == "prompt":
+                await self.server.check_lengths(scope, request.body)
+                await self.server.check_lengths(scope, {**request.body, "prompt": request.texts.parametric})
             pair = new_pair()
             bodies = await asyncio.to_thread(make_bodies, request, pair, tokenizer)
             exchange = Exchange(
@@ -164,8 +167,7 @@ class _Reply:
         except ValueError:
             raise Refusal(503, "the engine sent an event that is not JSON.", "Try again.") from None
         if not isinstance(chunk, dict) or "choices" not in chunk:
-            found = error_text(text.encode())
-            raise Refusal(503, f"the engine failed: {found}", "Try again.")
+            raise refusal(503, text.encode())
         reason = finish_reason(chunk)
         _check_end(reason)
         self._take_ids(chunk)
@@ -179,7 +181,7 @@ class _Reply:
     async def _whole(self, body: bytes) -> None:
         status = self.start["status"] if self.start else 503
         if status >= 400:
-            raise Refusal(status if status < 500 else 503, error_text(body))
+            raise refusal(status, body)
         try:
             reply = json.loads(body)
         except ValueError:

@@ -12,7 +12,17 @@ from typing import Any
 
 from ..errors import CKError
 
-__all__ = ["EventReader", "Refusal", "error_object", "error_text", "event", "finish_reason", "to_chat", "to_chat_chunk"]
+__all__ = [
+    "EventReader",
+    "Refusal",
+    "error_object",
+    "error_text",
+    "event",
+    "finish_reason",
+    "refusal",
+    "to_chat",
+    "to_chat_chunk",
+]
 
 _TYPES = {400: "BadRequestError", 408: "RequestTimeout", 413: "RequestTooLarge", 429: "TooManyRequests"}
 _LARGEST_EVENT = 64 * 2**20
@@ -34,6 +44,20 @@ def error_object(status: int, message: str) -> dict[str, Any]:
     """Return OpenAI's error object."""
     kind = _TYPES.get(status, "ServiceUnavailable" if status == 503 else "Error")
     return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+def refusal(status: int, body: bytes, who: str = "") -> Refusal:
+    """Return what an error reply of vLLM is for the client: 4xx as it is, the rest as 503.
+
+    vLLM keeps to itself why it gave a row up, so the hint names what usually is the reason.
+    """
+    text = error_text(body)
+    if status < 500:
+        return Refusal(status, who + text)
+    hint = (
+        "A prompt may be too short (two tokens at least), both may not fit the KV cache, or a row was lost: try again."
+    )
+    return Refusal(503, f"{who}the engine gave the request up: {text.rstrip('.')}.", hint)
 
 
 def error_text(body: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .exchange import Scope
 from .masks import Entries
 from .outcomes import Outcomes
+from .plain import shown
 from .replies import Refusal
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 _MODES = (None, "auto", "hf", "fast")
-_RPC_SECONDS = 30.0
+_RPC_SECONDS = 120.0  # a call waits for the step under way
+_SHORT = 256  # characters a single token may have
 
 
 class Server:
@@ -46,6 +48,23 @@ class Server:
                     args = getattr(_state(scope), "args", None)
                     self._tokenizer = await asyncio.to_thread(_load, args)
         return self._tokenizer
+
+    async def check_lengths(self, scope: Scope, body: Mapping[str, Any]) -> None:
+        """Refuse a prompt of one token, for which the engine has no error of its own; only short texts are looked at.
+
+        Raises:
+            Refusal: It has fewer than two tokens (400).
+        """
+        prompt = body.get("prompt")
+        if not isinstance(prompt, str) or len(prompt) > _SHORT:
+            return
+        try:
+            tokenizer = await self.tokenizer(scope)
+        except Refusal:
+            return
+        special = body.get("add_special_tokens") is not False
+        if len(tokenizer(prompt, add_special_tokens=special)["input_ids"]) < 2:
+            raise Refusal(400, f"the prompt {shown(prompt)} is one token.", "A row of a pair needs two at least.")
 
     async def check_heads(self, scope: Scope, entries: Entries) -> None:
         """Make sure that the workers apply head masks, and that the model has these heads.
