@@ -184,7 +184,7 @@ BLOCKS = (  # page, block, results, what renders them
     ("README.md", "reach", "docs/results/smollm2-135m-instruct/figures.json", reach),
     ("README.md", "speed", "benchmarks/results/two_stream.json", speed),
     ("README.md", "ndcg", "benchmarks/results/retrieval.json", ndcg),
-    ("README.md", "benchmarks/results/ask.json", "ask", ask),
+    ("README.md", "ask", "benchmarks/results/ask.json", ask),
     ("docs/retrieval.md", "scifact", "benchmarks/results/retrieval.json", scifact),
     ("docs/retrieval.md", "kinds", "benchmarks/results/retrieval.json", kinds),
     ("docs/retrieval.md", "overhead", "benchmarks/results/retrieval.json", overhead),

@@ -69,12 +69,13 @@ class Local:
         style: str = "auto",
     ) -> None:
         from ckcontrol.checks import check_model, check_tokenizer, eos_ids, position_limit
+        from ckcontrol.models import DEMO_MODEL
 
         from .fan import Width
 
         check_model(model)
         self.model, self.tokenizer, self.options = model, tokenizer, options
-        self.name = Path(name).name if Path(name).exists() else name
+        self.name = DEMO_MODEL.name if name == "demo" else Path(name).name if Path(name).exists() else name
         self.vocab_size = check_tokenizer(model, tokenizer)
         self.ends = sorted({*eos_ids(model, tokenizer), *options.stop_token_ids})
         pad = tokenizer.pad_token_id

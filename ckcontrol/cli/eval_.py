@@ -176,7 +176,9 @@ def _tell(outcome: Outcome) -> None:
     for message, count in sorted(outcome.errors.items(), key=lambda item: -item[1])[:5]:
         _say(f"{count:,} answers failed: {message}")
     if outcome.results is None:
-        _say(f"This shard is done. When all are: ckcontrol eval merge {outcome.folder} ... --out DIR")
+        _say(
+            "This shard is done. The last one in a folder adds up; for several folders: ckcontrol eval merge DIR... --out DIR"
+        )
         return
     _say(f"Wrote {outcome.folder / 'results.json'}. Next: ckcontrol eval report {outcome.folder}")
 

@@ -64,7 +64,7 @@ def test_shards_and_merge(run, tmp_path, capsys):
     _, out, args = run
     for i in (1, 2):
         assert main(["eval", "run", *args[:-1], str(tmp_path / str(i)), "--shard", f"{i}/2"]) == 0
-    assert "When all are" in capsys.readouterr().err
+    assert "This shard is done" in capsys.readouterr().err
     assert main(["eval", "merge", str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path / "all")]) == 0
     assert (tmp_path / "all" / "results.json").read_bytes() == (out / "results.json").read_bytes()
 
