@@ -177,7 +177,7 @@ def _tell(outcome: Outcome) -> None:
         _say(f"{count:,} answers failed: {message}")
     if outcome.results is None:
         _say(
-            "This shard is done. The last one in a folder adds up; for several folders: ckcontrol eval merge DIR... --out DIR"
+        _say("This shard is done. The last one in a folder adds up; shards in several folders: eval merge")
         )
         return
     _say(f"Wrote {outcome.folder / 'results.json'}. Next: ckcontrol eval report {outcome.folder}")
