@@ -176,9 +176,7 @@ def _tell(outcome: Outcome) -> None:
     for message, count in sorted(outcome.errors.items(), key=lambda item: -item[1])[:5]:
         _say(f"{count:,} answers failed: {message}")
     if outcome.results is None:
-        _say(
         _say("This shard is done. The last one in a folder adds up; shards in several folders: eval merge")
-        )
         return
     _say(f"Wrote {outcome.folder / 'results.json'}. Next: ckcontrol eval report {outcome.folder}")
 
