@@ -59,7 +59,7 @@ def test_a_bad_line_is_rejected_and_the_others_keep_their_numbers() -> None:
         (b"plain words\nand more", "f.json", "none of JSON"),
         (b"\xff\xfe\x00", "f.json", "none of JSON"),
         (b"\x1f\x8bbroken", "f.gz", "broken gzip"),
-        (gzip.compress(b'{"a": 1}' * 99)[:-12], "f.gz", "broken gzip"),
+        (gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-12], "f.gz", "broken gzip"),
         (b"a,b\n\xff,1\n", "f.csv", "is not UTF-8"),
         (b"PAR1 and no more", "f.parquet", "broken Parquet"),
     ],
