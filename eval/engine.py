@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckcontrol import __version__
 from ckcontrol.config import GenerateOptions
 from ckcontrol.errors import EvalError, HeadsError, PromptError
+from ckcontrol.policies import Off, Policy
 
 from .arms import Arm
 from .backend import Ask, Backend
@@ -118,21 +119,27 @@ class Local:
                 pairs[i] = self.wording.pair(record, prompt)
             except PromptError as error:
                 made[i] = [{"error": str(error)} for _ in arms]
-        free = [i for i in pairs if not records[i].choices]
-        bound = [i for i in pairs if records[i].choices]
-        if free:
-            made |= zip(free, self._generate([pairs[i] for i in free], arms), strict=True)
-        if bound:
-            made |= zip(bound, self._compare([(records[i], pairs[i]) for i in bound], arms), strict=True)
+        for told in (True, False):
+            # Without passages the streams are one: nothing to steer, as in `ckcontrol.generate`.
+            policies = [arm.control.policy() if told else Off() for arm in arms]
+            mine = [i for i in pairs if bool(records[i].passages) == told]
+            free = [i for i in mine if not records[i].choices]
+            bound = [i for i in mine if records[i].choices]
+            if free:
+                made |= zip(free, self._generate([pairs[i] for i in free], arms, policies), strict=True)
+            if bound:
+                made |= zip(bound, self._compare([(records[i], pairs[i]) for i in bound], policies), strict=True)
         return [made[i] for i in range(len(records))]
 
-    def _generate(self, pairs: Sequence[PromptPair], arms: Sequence[Arm]) -> list[list[Sample]]:
+    def _generate(
+        self, pairs: Sequence[PromptPair], arms: Sequence[Arm], policies: Sequence[Policy]
+    ) -> list[list[Sample]]:
         from .fan import fan
 
         found = fan(
             self.model,
             pairs,
-            [arm.control.policy() for arm in arms],
+            policies,
             options=self.options,
             ends=self.ends,
             pad=self.pad,
@@ -162,7 +169,7 @@ class Local:
             },
         }
 
-    def _compare(self, items: Sequence[tuple[Record, PromptPair]], arms: Sequence[Arm]) -> list[list[Sample]]:
+    def _compare(self, items: Sequence[tuple[Record, PromptPair]], policies: Sequence[Policy]) -> list[list[Sample]]:
         from ckcontrol.prompts import plain_ids
 
         from .likelihood import likelihoods
@@ -174,7 +181,7 @@ class Local:
                 self.model,
                 prompts,
                 [ending for each in endings for ending in each],
-                [arm.control.policy() for arm in arms],
+                policies,
                 vocab_size=self.vocab_size,
                 pad=self.pad,
             )
@@ -182,7 +189,7 @@ class Local:
         made = []
         for each in endings:
             table = [next(values) for _ in each]  # [choice][arm]
-            made.append([_choice([row[arm] for row in table], [len(e) for e in each]) for arm in range(len(arms))])
+            made.append([_choice([row[arm] for row in table], [len(e) for e in each]) for arm in range(len(policies))])
         return made
 
 

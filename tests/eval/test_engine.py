@@ -80,3 +80,15 @@ def test_speed_times_one_steered_arm_a_method(llama):
     assert [row["arm"] for row in told["arms"]] == ["off", "ck-plug@1", "adacad"]
     assert all(row["tokens_per_s"] > 0 and row["against_off"] > 0 for row in told["arms"])
     assert told["arms"][0]["against_off"] == 1
+
+
+def test_without_passages_every_control_is_off(llama):
+    engine = Local(*llama, "tiny", options=GenerateOptions(max_new_tokens=4))
+    arms = arms_for(["off", "cad", "ck-plug"], [0.0, 1.0])
+    bare = Record("bare", "Who?", (), (), ("Ann",), state="closed")
+    choice = Record("choice", "It is", choices=(" so", " not"), answer_index=0, cloze=True, state="closed")
+    told, chosen, asked = engine.run([bare, choice, RECORDS[0]], arms, "base")
+    assert [sample["text"] for sample in told] == [told[0]["text"]] * len(arms)
+    assert not any(any(sample["tokens"]["switched"]) for sample in told)
+    assert [sample["scores"] for sample in chosen] == [chosen[0]["scores"]] * len(arms)
+    assert len({sample["text"] for sample in asked}) > 1
