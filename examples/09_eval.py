@@ -1,6 +1,8 @@
 """Own facts, five states, every alpha: what the dial wins in conflicts and what it costs elsewhere.
 
-python examples/09_eval.py [model]
+    python examples/09_eval.py [model]
+
+Run and report are left in a temporary folder.
 """
 
 import json
