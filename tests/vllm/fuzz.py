@@ -6,8 +6,9 @@ in `Case._check_step` and `Case._check_end`. Run many with
 
     python -m tests.vllm.fuzz --cases 5000                       (from the repository, in an environment with vLLM)
 
-Knows vLLM's scheduler interface; knows nothing of models. `--kinds` picks sync, async0 (the asynchronous scheduler,
-stepped synchronously) and async1 (outputs processed one step late, as on an accelerator).
+Knows vLLM's scheduler interface; knows nothing of models. `--kinds` picks sync, sync1 (outputs processed one step late,
+as under pipeline parallelism), async0 (the asynchronous scheduler, stepped synchronously) and async1 (one step late, as
+on an accelerator).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from ckcontrol import Control
 from ckcontrol.vllm import params
 
-KINDS = ("sync", "async0", "async1")
+KINDS = ("sync", "sync1", "async0", "async1")
 BLOCK, LONGEST, EOS = 16, 256, 2
 
 
@@ -68,7 +69,7 @@ def _config(kind: str, budget: int, rows: int, prefix: bool) -> Any:
         max_num_seqs=rows,
         enable_prefix_caching=prefix,
         block_size=BLOCK,
-        scheduler_cls=PairScheduler if kind == "sync" else PairAsyncScheduler,
+        scheduler_cls=PairScheduler if kind.startswith("sync") else PairAsyncScheduler,
         additional_config={"ck_park_seconds": 60},
     ).create_engine_config()
     made.scheduler_config.async_scheduling = kind == "async1"
@@ -186,7 +187,7 @@ class Case:
 
     def run(self) -> list[Any]:
         """Live to the end; return what was wrong."""
-        scheduler, lag = self.scheduler, 1 if self.kind == "async1" else 0
+        scheduler, lag = self.scheduler, int(self.kind.endswith("1"))
         flying: deque[Any] = deque()
         idle = 0
         while self.coming or scheduler.has_requests() or flying:

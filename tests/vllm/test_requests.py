@@ -307,3 +307,20 @@ def test_limits_that_cannot_be_read_are_refused_at_start(text: str) -> None:
 def test_limits_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(ControlError):
         Limits(**change)
+
+
+@pytest.mark.parametrize("method", ["off", "ck-plug", "adacad"])
+def test_the_request_of_our_evaluation_client_is_understood(method: str) -> None:
+    remote = pytest.importorskip("ckcontrol.eval.remote")
+    from ckcontrol.config import Control
+    from ckcontrol.eval.backend import Ask
+    from ckcontrol.prompts import PromptTemplate, build_pair
+
+    control = Control(method, 0.2 if method == "ck-plug" else None)
+    template = PromptTemplate(instruction="Say it.\n")
+    asked = Ask("Who?", ("A town.", "A river."), control, 7, template)
+    request = read_request(CHAT, remote._body("m", asked), Limits())
+    assert request.control == control and request.template == template and not request.options.do_sample
+    bodies = make_bodies(request, new_pair(), TOKENIZER)
+    expected = build_pair(TOKENIZER, "Who?", asked.passages, template=template)
+    assert bodies.contextual["prompt"] == list(expected.contextual) and bodies.contextual["max_tokens"] == 7

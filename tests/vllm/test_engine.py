@@ -1,0 +1,181 @@
+"""A real engine on CPU against `ckcontrol.generate`: every policy, greedy and sampled, token by token.
+
+Each scenario is an engine in a process of its own (live.py). The small random model runs everywhere; the demo model is
+marked `real`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ckcontrol import Control, generate
+from ckcontrol.trace import Answer
+
+from . import parity
+
+pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("ignore")]
+
+BASE = {"max_model_len": 2048, "block_size": 32}
+SCENARIOS = {
+    "small chunks, all at once": (
+        {"max_num_batched_tokens": 64, "max_num_seqs": 16, "enable_prefix_caching": False},
+        {},
+    ),
+    "prefix caching, staggered, late partners, twice": (
+        {"max_num_batched_tokens": 128, "max_num_seqs": 24, "enable_prefix_caching": True},
+        {"stagger": 2, "late": 3, "laps": 2},
+    ),
+    "an odd number of rows": ({"max_num_batched_tokens": 48, "max_num_seqs": 5, "enable_prefix_caching": False}, {}),
+}
+
+
+@pytest.fixture(scope="session")
+def small_cases(small):
+    _, model, tokenizer = small
+    return parity.make_cases(model, tokenizer, 33, new_tokens=16)
+
+
+@pytest.fixture(scope="session")
+def tight_cases(small):
+    _, model, tokenizer = small
+    return parity.make_cases(model, tokenizer, 16, longest=200, new_tokens=60)
+
+
+def ordinary(cases: list[parity.Case], count: int = 4, **more: object) -> list[dict]:
+    return [{"ids": c.contextual, "max": 10, "at": 3 * i, **more} for i, c in enumerate(cases[2 : 2 + count])]
+
+
+def plain_answers(model, cases: list[parity.Case], count: int = 4) -> list[list[int]]:
+    """What the model itself says to the ordinary requests, past end tokens as they were asked."""
+    found = []
+    for case in cases[2 : 2 + count]:
+        ids = torch.tensor([case.contextual])
+        made = model.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
+        found.append(made[0, ids.shape[1] :].tolist())
+    return found
+
+
+def check_empty(result: dict) -> None:
+    assert result["left"] == 0 and result["free"] == result["blocks"] - 1
+    assert not any(lap.get("stuck") for lap in result["laps"])
+
+
+def test_the_cases_prove_something(small_cases: list[parity.Case]) -> None:
+    """Most answers must differ from those of the context alone, or equality would show nothing."""
+    assert sum(c.want != c.plain for c in small_cases) > 20
+    assert {c.control.method for c in small_cases} == {c.method for c in parity.CONTROLS}
+    assert min(len(c.contextual) for c in small_cases) < 200 and max(len(c.contextual) for c in small_cases) > 1400
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_pairs_answer_as_generate_does(name: str, small, small_cases: list[parity.Case]) -> None:
+    folder, model, tokenizer = small
+    engine, more = SCENARIOS[name]
+    work = parity.job(
+        folder, model, tokenizer, small_cases, BASE | engine, ordinary=ordinary(small_cases), **dict(more)
+    )
+    result = parity.live(work)
+    check_empty(result)
+    want = plain_answers(model, small_cases)
+    for number, lap in enumerate(result["laps"]):
+        assert parity.differences(small_cases, lap, number) == []
+        assert [lap["outputs"][f"{number}-o{i}"]["ids"] for i in range(4)] == want
+    for i, case in enumerate(small_cases):  # the traces are those of the library
+        rows = result["traces"][f"0-{i}-" + "x" * 8]["rows"]
+        got, taus = torch.tensor([row[0] for row in rows]), torch.tensor([row[3] for row in rows])
+        torch.testing.assert_close(got[: len(case.want)], torch.tensor(case.final), rtol=0, atol=2e-3)
+        torch.testing.assert_close(taus[: len(case.want)], torch.tensor(case.taus), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_preempted_pairs_go_on_where_they_were(asynchronous: bool, small, tight_cases: list[parity.Case]) -> None:
+    """The KV cache holds two pairs or three; on a CPU asynchronous scheduling is forced, one step ahead."""
+    folder, model, tokenizer = small
+    engine = {
+        "max_model_len": 448,
+        "block_size": 32,
+        "max_num_batched_tokens": 256,
+        "max_num_seqs": 32,
+        "enable_prefix_caching": not asynchronous,
+        "num_gpu_blocks_override": 32 if asynchronous else 40,
+    }
+    work = parity.job(folder, model, tokenizer, tight_cases, engine, **({"async": True} if asynchronous else {}))
+    result = parity.live(work)
+    check_empty(result)
+    assert (result["async"], result["queue"]) == ((True, 2) if asynchronous else (False, 1))
+    assert result["counts"]["preempted"] > 0
+    assert parity.differences(tight_cases, result["laps"][0]) == []
+
+
+def test_aborted_rows_take_their_partner_and_nobody_else(small, small_cases: list[parity.Case]) -> None:
+    folder, model, tokenizer = small
+    aborts = [{"pair": 3, "role": "contextual", "after": 5}, {"pair": 8, "role": "parametric", "after": 3}]
+    engine = BASE | {"max_num_batched_tokens": 128, "max_num_seqs": 24}
+    result = parity.live(parity.job(folder, model, tokenizer, small_cases, engine, aborts=aborts, stagger=1, laps=2))
+    check_empty(result)
+    lap = result["laps"][0]
+    wrong = {int(text.split(":")[0].removeprefix("pair ")) for text in parity.differences(small_cases, lap)}
+    assert wrong <= {3, 8}
+    for i in (3, 8):
+        for role in ("contextual", "parametric"):
+            ids = lap["outputs"][f"0-{i}-{role}"]["ids"]
+            assert ids == small_cases[i].want[: len(ids)]
+    assert parity.differences(small_cases, result["laps"][1], 1) == []  # the next lap finds a clean engine
+
+
+def test_ordinary_requests_get_the_same_bits_as_from_an_engine_without_us(
+    small, small_cases: list[parity.Case]
+) -> None:
+    folder, model, tokenizer = small
+    engine = BASE | {"max_num_batched_tokens": 64, "max_num_seqs": 8}
+    work = parity.job(folder, model, tokenizer, [], engine, ordinary=ordinary(small_cases, 12, logprobs=1))
+    ours, stock = parity.live(work), parity.live(work | {"stock": True})
+    assert ours["laps"][0]["outputs"] == stock["laps"][0]["outputs"]
+
+
+def test_steered_llm_gives_the_answers_of_generate(small) -> None:
+    """The front door, in this process."""
+    from ckcontrol.errors import PromptTooLong, ServingError
+    from ckcontrol.vllm import SteeredLLM
+
+    folder, model, tokenizer = small
+    with pytest.raises(ServingError, match="scheduler_cls"):
+        SteeredLLM(folder, scheduler_cls="x")
+    llm = SteeredLLM(folder, Control(alpha=0.2), dtype="float32", enforce_eager=True, max_model_len=512, block_size=32)
+    items = [("Who?", ["Ann wrote it in May."]), {"question": "When?", "passages": ["In June."]}, "Where?"]
+    controls = [Control(alpha=0.2), Control(method="cad", alpha=0.3, candidates=4), Control(alpha=0.2)]
+    for options in ({"max_new_tokens": 9}, {"max_new_tokens": 9, "do_sample": True, "seed": 5, "temperature": 0.9}):
+        got = llm.generate(items, control=controls, trace=True, **options)
+        for answer, (question, passages), control in zip(
+            got, [("Who?", items[0][1]), ("When?", ["In June."]), ("Where?", [])], controls, strict=True
+        ):
+            want = generate(model, tokenizer, question, passages, control=control, **options)
+            assert isinstance(answer, Answer)
+            for name in ("text", "token_ids", "passages", "finish_reason", "context_tokens", "parametric_tokens"):
+                assert getattr(answer, name) == getattr(want, name), name
+            assert [t.switched for t in answer.tokens] == [t.switched for t in want.tokens]
+    assert llm.generate(items[:1], max_new_tokens=3)[0].tokens == ()
+    assert llm.generate([]) == []
+    with pytest.raises(PromptTooLong):
+        llm.generate([("Who?", ["x" * 600])])
+
+
+@pytest.fixture(scope="session")
+def real_cases(real):
+    return parity.make_cases(*real, 33, new_tokens=16)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["small chunks, all at once", "prefix caching, staggered, late partners, twice"])
+def test_the_demo_model_answers_as_generate_does(name: str, real, real_cases: list[parity.Case]) -> None:
+    from ckcontrol.models import demo_path
+
+    engine, more = SCENARIOS[name]
+    more = {k: v for k, v in more.items() if k != "laps"}
+    work = parity.job(str(demo_path()), *real, real_cases, BASE | engine, ordinary=ordinary(real_cases), **more)
+    result = parity.live(work, seconds=1800)
+    check_empty(result)
+    assert parity.differences(real_cases, result["laps"][0]) == []
+    want = plain_answers(real[0], real_cases)
+    assert [result["laps"][0]["outputs"][f"0-o{i}"]["ids"] for i in range(4)] == want

@@ -1,0 +1,213 @@
+"""The whole server on a small model: answers over HTTP are those of the transformers engine, masks included.
+
+Starts ``ckcontrol serve-vllm`` in a process of its own, with prefix caching on. Skipped without vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ckcontrol as ck
+from ckcontrol.heads import HeadMask, pruned
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTION = "Which river runs through Orvendale?"
+PASSAGES = ["The Tellin runs through Orvendale. " * 3, "Marrowick lies on the Vess."]
+
+
+@pytest.fixture(scope="module")
+def url(small: Any, vllm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [sys.executable, "-W", "ignore", "-m", "ckcontrol", "serve-vllm", "--model", small[0], "--heads"]
+    line += ["--port", str(port), "--dtype", "float32", "--max-model-len", "2048", "--block-size", "32"]
+    line += [
+        "--max-num-batched-tokens",
+        "128",
+        "--max-num-seqs",
+        "32",
+        "--gpu-memory-utilization",
+        "0.2",
+        "--served-model-name",
+        "m",
+    ]
+    log = tmp_path_factory.mktemp("server") / "log"
+    given = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    given |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("wb") as file:
+        server = subprocess.Popen(line, env={**os.environ, **given}, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 400
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"the server did not start: {log.read_text(errors='replace')[-3000:]}")
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def post(url: str, body: dict[str, Any], path: str = "/v1/chat/completions") -> tuple[int, Any]:
+    request = urllib.request.Request(
+        url + path, json.dumps({"model": "m", **body}).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=300) as reply:
+            return reply.status, json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def steered(tokens: int = 24, **fields: Any) -> dict[str, Any]:
+    given = {"passages": PASSAGES, "trace": True} | fields.pop("ck", {})
+    message = {"role": "user", "content": QUESTION}
+    return {"messages": [message], "max_tokens": tokens, "temperature": 0, "ck": given} | fields
+
+
+def ids(reply: tuple[int, Any]) -> list[int]:
+    assert reply[0] == 200, reply
+    return [entry["id"] for entry in reply[1]["ck"]["trace"]]
+
+
+def gauges(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(url + "/metrics", timeout=60) as reply:
+        text = reply.read().decode()
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    return {n: sum(map(float, re.findall(rf"^vllm:{n}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))) for n in names}
+
+
+CASES = [
+    ({"method": "ck-plug", "alpha": 0.0}, {}),
+    ({"method": "ck-plug", "alpha": 0.3}, {}),
+    ({"method": "cad", "alpha": 0.8}, {}),
+    ({"method": "adacad"}, {}),
+    ({"method": "coiecd"}, {"repetition_penalty": 1.3}),
+    ({"method": "off"}, {}),
+    ({"method": "arr"}, {"temperature": 0.8, "seed": 7, "top_p": 0.9, "top_k": 40}),
+    ({"method": "cad", "alpha": 0.2}, {"temperature": 1.0, "seed": 11}),
+]
+
+
+def expected(small: Any, control: dict[str, Any], drawn: dict[str, Any], tokens: int = 24) -> list[int]:
+    options = {key: value for key, value in drawn.items() if key != "temperature"}
+    if drawn.get("temperature"):
+        options |= {"do_sample": True, "temperature": drawn["temperature"]}
+    answer = ck.generate(
+        small[1], small[2], QUESTION, PASSAGES, control=ck.Control.from_dict(control), max_new_tokens=tokens, **options
+    )
+    return list(answer.token_ids)
+
+
+def test_answers_are_those_of_the_transformers_engine(url: str, small: Any) -> None:
+    """All at once, so that the pairs share batches, then again from the prefix cache."""
+    wanted = [expected(small, *case) for case in CASES]
+    for _ in range(2):
+        got: dict[int, Any] = {}
+
+        def one(i: int, got: dict[int, Any] = got) -> None:
+            got[i] = post(url, steered(ck=CASES[i][0], **CASES[i][1]))
+
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(len(CASES))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [ids(got[i]) for i in range(len(CASES))] == wanted
+
+
+def test_traces_are_those_of_the_transformers_engine(url: str, small: Any) -> None:
+    control = ck.Control(alpha=0.2)
+    answer = ck.generate(small[1], small[2], QUESTION, PASSAGES, control=control, max_new_tokens=16)
+    status, reply = post(url, steered(16, ck={"alpha": 0.2}))
+    assert status == 200
+    for mine, theirs in zip(reply["ck"]["trace"], answer.tokens, strict=True):
+        assert (mine["id"], mine["text"], mine["switched"]) == (theirs.id, theirs.text, theirs.switched)
+        for name in ("h_par", "h_ctx", "logp_par", "logp_ctx", "logp_final", "tau"):
+            assert mine[name] == pytest.approx(getattr(theirs, name), abs=2e-3), name
+
+
+def test_masks_are_those_of_pruned_and_never_leak_through_the_cache(url: str, small: Any) -> None:
+    masks = [HeadMask.of(small[1], [(0, 1)]), HeadMask.of(small[1], [(1, 0)], factor=2.0), HeadMask.of(small[1])]
+    wanted = []
+    for mask in masks:
+        with pruned(small[1], mask):
+            wanted.append(expected(small, {"alpha": 0.3}, {}))
+    assert len({tuple(row) for row in wanted}) == 3, "the masks change the answer"
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        for i in order:
+            heads = masks[i].to_dict() if i else masks[i].to_dict()["heads"]
+            assert ids(post(url, steered(ck={"alpha": 0.3, "heads": heads}))) == wanted[i], f"mask {i} in {order}"
+
+
+def test_streams_hold_the_same_text_and_one_ck(url: str) -> None:
+    body = steered(ck={"alpha": 0.1, "trace": False})
+    whole = post(url, body)[1]["choices"][0]["message"]["content"]
+    request = urllib.request.Request(
+        url + "/v1/chat/completions",
+        json.dumps({"model": "m", "stream": True, **body}).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=300) as reply:
+        events = [line[6:] for line in reply.read().decode().split("\n") if line.startswith("data: ")]
+    assert events.pop() == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole
+    assert [i for i, chunk in enumerate(chunks) if "ck" in chunk] == [len(chunks) - 1]
+
+
+def test_clients_that_leave_leave_nothing_behind(url: str) -> None:
+    for stream in (True, False):
+        for _ in range(4):
+            host, port = url.removeprefix("http://").split(":")
+            data = json.dumps({"model": "m", "ignore_eos": True, **steered(1500, stream=stream)}).encode()
+            with socket.create_connection((host, int(port))) as client:
+                head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                client.sendall(head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+                time.sleep(0.3)
+    deadline = time.monotonic() + 60
+    while any((now := gauges(url)).values()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert now == dict.fromkeys(now, 0.0)
+    assert post(url, steered())[0] == 200
+
+
+def test_refusals_of_the_engine_arrive_as_sentences(url: str) -> None:
+    for body, path, said in (
+        (steered(2100), "/v1/chat/completions", "max_model_len"),
+        (steered(ck={"passages": ["x " * 3000]}), "/v1/chat/completions", "2048"),
+        ({"prompt": "ab", "ck": {"prompt": "x " * 3000}}, "/v1/completions", "without passages"),
+        (steered(ck={"heads": [{"layer": 5, "head": 0}]}), "/v1/chat/completions", "Layers are 0 to 1"),
+    ):
+        status, reply = post(url, body, path)
+        assert status == 400 and said in reply["error"]["message"], reply
+
+
+def test_ordinary_requests_are_greedy_as_ever_even_with_arguments_of_ours(url: str, small: Any) -> None:
+    import torch
+
+    body = {"prompt": [257, 72, 105, 33], "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    body["vllm_xargs"] = {"ck_pair": "x", "ck_role": "contextual"}
+    status, reply = post(url, body, "/v1/completions")
+    out = small[1].generate(torch.tensor([body["prompt"]]), max_new_tokens=12, do_sample=False)
+    assert status == 200 and reply["choices"][0]["token_ids"] == out[0, 4:].tolist()
