@@ -79,7 +79,7 @@ def submissions(job: dict[str, Any], lap: int) -> list[tuple[int, str, list[int]
 def run(engine: Any, job: dict[str, Any], lap: int) -> dict[str, Any]:
     """Live through one lap; return the output of every row."""
     coming = submissions(job, lap)
-    aborts = {f"{lap}-{a['pair']}-{a['role']}": a["after"] for a in job.get("aborts", [])}
+    aborts = {f"0-{a['pair']}-{a['role']}": a["after"] for a in job.get("aborts", [])}  # of the first lap
     outputs: dict[str, Any] = {}
     step, begun = 0, time.perf_counter()
     while coming or engine.has_unfinished_requests():
