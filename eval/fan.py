@@ -111,7 +111,9 @@ def fan(
     with TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens) as streams:
         logits = streams.prefill()
         for step in range(options.max_new_tokens):
-            logits_ctx, logits_par = logits[0], _given(logits[1])
+            logits_ctx, logits_par = logits
+            if logits_par is None:  # never: both streams were started
+                break
             broken = _broken(logits_ctx, logits_par, step)
             for item, arm in running:
                 made[item][arm].error = broken.get(row[item, arm])
@@ -137,12 +139,6 @@ def fan(
                 width.rows, width.asked = width.rows + len(places), width.asked + len(running)
             logits = streams.step(torch.tensor([token for _, token in places], device=device))
     return made
-
-
-def _given(logits: Tensor | None) -> Tensor:
-    if logits is None:  # both streams were started, so both answer
-        raise TypeError("the parametric stream gave no logits")
-    return logits
 
 
 def _broken(logits_ctx: Tensor, logits_par: Tensor, step: int) -> dict[int, str]:

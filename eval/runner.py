@@ -6,6 +6,7 @@ results.json. Knows engines, plans and the run's files; knows no figures but tim
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,8 +85,8 @@ def run(
         EvalError: The folder holds another run, or two tasks have one name.
     """
     names = [task.name for task in tasks]
-    if len(set(names)) < len(names):
-        raise EvalError(f"two tasks are called {names[0]!r}.", "Rename one file, or run into two folders.")
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise EvalError(f"two tasks are called {twice[0]!r}.", "Rename one file, or run into two folders.")
     if not tasks or not arms:
         raise EvalError("there is no task or no method to run.", "Name some with --tasks and --methods.")
     out.mkdir(parents=True, exist_ok=True)
@@ -198,8 +199,6 @@ def _cloze(task: Task) -> bool:
 
 
 def _write_items(path: Path, records: Sequence[tuple[str, Sequence[Record]]]) -> None:
-    import json
-
     rows = [{"task": task, **record.to_dict()} for task, each in records for record in each]
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     raw = data.encode("utf-8", errors="surrogatepass")
@@ -224,12 +223,12 @@ def _make(
         made = engine.run(each.records, each.arms, each.prompt)
         seconds = time.perf_counter() - started
         spent += seconds
-        lines_ = [
+        answered = [
             {"task": each.task, "id": record.id, "arm": arm.name, **sample}
             for record, row in zip(each.records, made, strict=True)
             for arm, sample in zip(each.arms, row, strict=True)
         ]
-        store.append(each.key, lines_, seconds=round(seconds, 3), answers=len(lines_))
+        store.append(each.key, answered, seconds=round(seconds, 3), answers=len(answered))
         if i < measuring:
             had = measured.get((each.task, each.prompt), (0.0, 0.0))
             measured[each.task, each.prompt] = (had[0] + seconds, had[1] + each.work)

@@ -204,6 +204,12 @@ def test_shards_in_two_folders_are_merged(llama, data, whole, tmp_path):
     assert digest(tmp_path / "out") == digest(whole)
 
 
+def test_two_tasks_of_one_name_are_refused(llama, data, tmp_path):
+    tasks = [load_task("facts?limit=2"), load_task(str(data)), load_task(str(data))]
+    with pytest.raises(EvalError, match="two tasks are called 'things'"):
+        run(engine(llama), tasks, ARMS, tmp_path)
+
+
 def test_no_such_shard(llama, data, tmp_path):
     with pytest.raises(EvalError, match="no shard 3 of 2"):
         ran(llama, data, tmp_path, shard=(3, 2))
