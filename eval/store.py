@@ -165,18 +165,25 @@ def _difference(name: str, there: Any, here: Any) -> str:
     return f"{name} is {shown[0]} there and {shown[1]} here"
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, *, errors: str = "strict") -> dict[str, Any]:
+    """Read a JSON file of a run: one object.
+
+    Args:
+        path: The file.
+        errors: What becomes of bytes that are no UTF-8, as `bytes.decode` takes it; strict refuses them.
 
     Raises:
-        EvalError: It is missing or damaged.
+        EvalError: It is missing, damaged, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EvalError(f"{path} does not exist.", "Is this the folder of a run?") from None
-    except ValueError as error:
-        raise EvalError(f"{path} is damaged ({error}).", "Delete it; the next run writes it anew.") from error
+        found = json.loads(path.read_text(encoding="utf-8", errors=errors))
+    except FileNotFoundError as error:
+        raise EvalError(f"{path} does not exist.", "Give a run directory; score an unfinished run first.") from error
+    except (OSError, ValueError) as error:
+        raise EvalError(f"{path} cannot be read: {error}.", "Score the run again.") from error
+    if not isinstance(found, dict):
+        raise EvalError(f"{path} holds {type(found).__name__}, not an object.", "Score the run again.")
+    return found
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -18,6 +18,7 @@ from ckcontrol.text_safety import clean
 
 from ..records import Record
 from ..scoring import verdict
+from ..store import sample_files
 from .runs import STATES
 
 __all__ = ["SYMBOLS", "Choice", "Chosen", "choose", "failure", "item_rows", "judge", "sample_rows"]
@@ -90,7 +91,7 @@ def choose(folder: Path, limit: int) -> list[Choice]:
         folder: A run directory.
         limit: Items per task; 0 reads nothing.
     """
-    if limit < 1 or not (folder / "items.jsonl").exists() or not _sample_files(folder):
+    if limit < 1 or not (folder / "items.jsonl").exists() or not sample_files(folder):
         return []
     unread: Counter[str] = Counter()
     records: dict[tuple[str, str], Record] = {}
@@ -155,13 +156,9 @@ def item_rows(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
     return _rows(folder / "items.jsonl", unread)
 
 
-def _sample_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("samples*.jsonl"))  # one a shard
-
-
 def sample_rows(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the answers of a run, all shards; the lines that close a pass are none. Counts what cannot be read."""
-    for path in _sample_files(folder):
+    for path in sample_files(folder):
         yield from (row for row in _rows(path, unread) if "arm" in row)
 
 

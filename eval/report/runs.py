@@ -6,7 +6,6 @@ metric, as results.json has it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ckcontrol.errors import EvalError
 
 from ..records import STATES
 from ..stats import holm
+from ..store import read_json
 
 __all__ = ["HARM_STATES", "LEVEL", "STATES", "Arm", "Estimate", "Pair", "Run", "headline", "number", "read_runs"]
 
@@ -84,8 +84,8 @@ class Run:
 
     def __init__(self, folder: Path, label: str) -> None:
         self.folder, self.label = folder, label
-        self.results = _read_json(folder / "results.json")
-        self.card = _read_json(folder / "run.json")
+        self.results = read_json(folder / "results.json", errors="replace")
+        self.card = read_json(folder / "run.json", errors="replace")
         if self.results.get("schema") != 1:
             raise EvalError(
                 f"{folder / 'results.json'} has schema {self.results.get('schema')!r}; this report reads 1.",
@@ -96,7 +96,7 @@ class Run:
     def speed(self) -> dict[str, Any] | None:
         """What `measure_speed` wrote; None where nothing was timed."""
         path = self.folder / "speed.json"
-        return _read_json(path) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     @cached_property
     def arms(self) -> list[Arm]:
@@ -216,15 +216,3 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if len(set(labels)) < len(labels):
         labels = [f"{place}: {label}" for place, label in enumerate(labels, 1)]
     return [Run(path, label) for path, label in zip(paths, labels, strict=True)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError as error:
-        raise EvalError(f"{path} does not exist.", "Give a run directory; score an unfinished run first.") from error
-    except (OSError, ValueError) as error:
-        raise EvalError(f"{path} cannot be read: {error}.", "Score the run again.") from error
-    if not isinstance(found, dict):
-        raise EvalError(f"{path} holds {type(found).__name__}, not an object.", "Score the run again.")
-    return found
