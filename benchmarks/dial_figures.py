@@ -33,7 +33,19 @@ GATED = [[f"ck-plug:gate={k}@{a}" for a in ("0.75", "0.9", "1")] for k in (2, 4)
 CAD = [f"cad:cad_alpha={a}" for a in ("0.5", "1", "2")]
 STATIC = [f"cad@{a}" for a in ("0.55", "0.6", "0.7", "0.8")]
 SINGLE = ["arr", "grd", "nwcad", "acd", "ck-plug-adaptive"]
-METHODS = ["off", "closed-book", "prompt", *DIAL, "dial-adaptive", *PLUG, *GATED[0], *GATED[1], *CAD, *STATIC]
+METHODS = [
+    "off",
+    "closed-book",
+    "prompt",
+    "prompt-memory",
+    *DIAL,
+    "dial-adaptive",
+    *PLUG,
+    *GATED[0],
+    *GATED[1],
+    *CAD,
+    *STATIC,
+]
 METHODS += ["adacad", "coiecd", *SINGLE]
 ENDS = ["off", "closed-book"]  # anyone has these two without a method: they are settings of every family
 FAMILIES = {

@@ -22,6 +22,7 @@ _FIXED = {
     # The model without its passages is tau = 0, which is cad at alpha 1.
     "closed-book": (Control("cad", alpha=1.0), "base"),
     "prompt": (Control("off"), "context-only"),
+    "prompt-memory": (Control("off"), "memory-only"),
 }
 
 
@@ -34,7 +35,7 @@ class Arm:
         method: The method's name, the same along its control curve.
         alpha: The dial, or None for a method that has none.
         control: What decodes.
-        prompt: Wording of the prompt: "base" or "context-only" (wording.py).
+        prompt: Wording of the prompt: "base", "context-only" or "memory-only" (wording.py).
     """
 
     name: str

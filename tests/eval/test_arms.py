@@ -34,10 +34,10 @@ def test_all_is_every_policy_once():
 
 
 def test_closed_book_is_memory_alone_and_prompt_is_no_policy():
-    closed, prompt = arms_for(["closed-book", "prompt"])
+    closed, prompt, memory = arms_for(["closed-book", "prompt", "prompt-memory"])
     assert closed.control.policy().tau == 0
     assert prompt.control.policy().neutral
-    assert (closed.prompt, prompt.prompt) == ("base", "context-only")
+    assert (closed.prompt, prompt.prompt, memory.prompt) == ("base", "context-only", "memory-only")
 
 
 def test_parameters_follow_the_name():
@@ -160,6 +160,7 @@ def test_styles(llama):
     assert par == ctx.replace("Background:\nA passage.\n", "")
     assert "user:" in decoded(tokenizer, chat.pair(RECORDS[0]))[0]
     assert "background alone" in decoded(tokenizer, completion.pair(RECORDS[0], "context-only"))[1]
+    assert "what you know" in decoded(tokenizer, completion.pair(RECORDS[0], "memory-only"))[1]
     with pytest.raises(EvalError, match="no prompt style 'chatt'"):
         Wording("chatt", tokenizer)
 
