@@ -4,9 +4,9 @@
 - completion: the same text without a template, ending in "Answer:".
 - A record that is a text to complete is put raw after its passages, whatever the style.
 
-Three wordings: "base" asks for a short answer, "context-only" and "memory-only" tell the model whom to
-believe (the usual remedy by prompt). Few-shot examples are not used: whether the closed-book stream should see them is a choice
-that moves results (specs differ), so none is made here. Knows templates; knows no model.
+Three wordings: "base" asks for a short answer, "context-only" and "memory-only" tell the model whom to believe (the
+usual remedy by prompt). Few-shot examples are not used: whether the closed-book stream should see them is a choice that
+moves results (specs differ), so none is made here. Knows templates; knows no model.
 """
 
 from __future__ import annotations
