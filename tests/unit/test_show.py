@@ -335,7 +335,7 @@ def drafted(text: str = "Oslo") -> Answer:
 
 def test_both_views_show_what_was_chosen_from():
     shown = printed(drafted())
-    assert "unmodified: Minsk is the capital. surprise 2.3 with passages, 13.8 without" in " ".join(shown.split())
+    assert "unmodified: Minsk is the capital. surprise 2.30 with passages, 13.80 without" in " ".join(shown.split())
     assert f"{describe.MARK}memory: Oslo" in shown
     assert "acted on 0" not in shown
     page = answer_html(drafted())
