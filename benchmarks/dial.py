@@ -1,8 +1,6 @@
 """The dial on whole answers against every other method: the runs, then figures and tables of docs/research/dial.md.
 
-Drafts: the context's own answer; memory's own, closed book, above alpha = 0.5; below it the answer with the context
-amplified (CAD, tau = 1.5). `dial` gives the draft that maximises tau log p_ctx(y) + (1 - tau) log p_par(y),
-tau = (1 - alpha) / alpha; alpha = 0.5 is the plain model, alpha = 1 the closed book, `dial-adaptive` has no knob.
+The method and its equation: ckcontrol/policies/dial.py. `dial@0.5` is the plain model, `dial@1` the closed book.
 
     python benchmarks/dial.py run --data FOLDER --model demo --run runs/dial-smol [--facts FILE]
     python benchmarks/dial.py report --run runs/dial-smol --run runs/dial-gemma --out docs/results/dial

@@ -211,6 +211,16 @@ def test_a_vocabulary_that_spells_a_special_token_is_refused():
         ck.build_pair(prefixing("unigram"), "x", ["a </s> b"])
 
 
+def test_line_breaks_that_are_added_tokens_are_text():
+    """Gemma lists its tokens for white space among the added tokens; no text of several lines may fail for that."""
+    tokenizer = prefixing("unigram")
+    tokenizer.add_tokens([AddedToken("\n", special=False, normalized=False)])
+    template = ck.PromptTemplate(chat=False, passage="{text}\n")
+    pair = ck.build_pair(tokenizer, "x", ["a", "b"], template=template)
+    assert tokenizer.convert_tokens_to_ids("\n") in pair.contextual
+    assert tokenizer.convert_tokens_to_ids("\n") in tokenizer.added_tokens_decoder
+
+
 def test_control_tokens_that_are_not_declared_special_are_text_too(byte):
     """Qwen declares </think>, <tool_call> and <|fim_prefix|> as added tokens with special=False."""
     byte.add_tokens([AddedToken(t, special=False, normalized=False) for t in ("</think>", "<tool_call>")])
