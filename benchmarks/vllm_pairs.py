@@ -177,7 +177,7 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
     plain = SamplingParams(temperature=0, max_tokens=longest, **ENDLESS)
 
     def seconds(chosen: list[Any], paired: bool, rows: int, tokens: int = longest) -> float:
-        core.scheduler.max_num_running_reqs = rows
+        core.scheduler.max_num_running_reqs = core.scheduler.max_num_active_reqs = rows
         ids = [
             p for _, _, pair in chosen for p in ((pair.contextual, pair.parametric) if paired else (pair.contextual,))
         ]

@@ -75,14 +75,12 @@ class Server:
         """
         config = getattr(getattr(_state(scope), "engine_client", None), "vllm_config", None)
         cache, model = getattr(config, "cache_config", None), getattr(config, "model_config", None)
-        sizes = [getattr(cache, name, None) for name in ("num_gpu_blocks", "block_size")]
-        blocks, block, most = (*sizes, getattr(model, "max_model_len", None))
-        prompts = [body.get("prompt") for body in (bodies.contextual, bodies.parametric)]
-        if not all(isinstance(n, int) and n > 0 for n in (blocks, block, most)):
+        blocks, block = getattr(cache, "num_gpu_blocks", None), getattr(cache, "block_size", None)
+        most = getattr(model, "max_model_len", None)
+        lengths = [_tokens(body.get("prompt")) for body in (bodies.contextual, bodies.parametric)]
+        if not (blocks and block and most and all(lengths)):
             return ""
-        if not all(isinstance(prompt, list) and all(isinstance(t, int) for t in prompt) for prompt in prompts):
-            return ""
-        lengths, longest = [len(prompt) for prompt in prompts], bodies.contextual.get("max_tokens")
+        longest = bodies.contextual.get("max_tokens")
         need = blocks_of_pair(lengths, longest if isinstance(longest, int) else 1, most, block)
         if max(lengths) >= most or need < blocks:  # too long for the model is the engine's to say; a block is its own
             return ""
@@ -143,6 +141,11 @@ class Server:
     def _locked(self) -> asyncio.Lock:
         self._lock = self._lock or asyncio.Lock()
         return self._lock
+
+
+def _tokens(prompt: Any) -> int:
+    """Return the length of a prompt of token ids; 0 for any other."""
+    return len(prompt) if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt) else 0
 
 
 def _state(scope: Scope) -> Any:
