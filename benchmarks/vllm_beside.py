@@ -33,7 +33,6 @@ def main() -> None:
     cases = parity.make_cases(model, tokenizer, given.pairs, longest=given.longest, new_tokens=16)
     ordinary = [
         {"ids": cases[i % len(cases)].contextual[: 60 + 7 * i], "max": 24, "at": 2 * i, "logprobs": 5}
-        | ({"temperature": 0.8, "seed": i} if i % 3 == 2 else {})
         for i in range(given.requests)
     ]
     engine = {"max_model_len": 2048, "block_size": 32, "max_num_batched_tokens": 256, "max_num_seqs": 48}

@@ -236,6 +236,7 @@ class _Reply:
         """Return ``ck`` of the reply; the pair has ended."""
         told, server, traced = self.request.echo(), self.owner.server, self.request.trace
         if self.lost:
+            told.pop("seed", None)  # not in effect
             return told | {"fallback": "contextual", "fallback_reason": self.lost}
         rows = await server.trace(self.scope, self.pair, needed=traced)
         if traced:

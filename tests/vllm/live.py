@@ -70,12 +70,7 @@ def submissions(job: dict[str, Any], lap: int) -> list[tuple[int, str, list[int]
             rows.append((at, f"{lap}-{i}-{role}", pair[role], asked))
     for i, other in enumerate(job.get("ordinary", [])):
         asked = SamplingParams(
-            temperature=other.get("temperature", 0),
-            seed=other.get("seed"),
-            max_tokens=other["max"],
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=other.get("logprobs"),
+            temperature=0, max_tokens=other["max"], ignore_eos=True, detokenize=False, logprobs=other.get("logprobs")
         )
         rows.append((other.get("at", 0), f"{lap}-o{i}", other["ids"], asked))
     return sorted(rows, key=lambda row: row[0])

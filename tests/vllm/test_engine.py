@@ -142,10 +142,10 @@ def test_ordinary_requests_get_the_same_bits_as_from_an_engine_without_us(
 def test_ordinary_requests_beside_pairs_are_those_of_an_engine_without_us(
     small, small_cases: list[parity.Case]
 ) -> None:
-    """Tokens, greedy and sampled; log-probabilities within what vLLM's own batches make of them."""
+    """Tokens; log-probabilities within what vLLM's own batches make of them."""
     folder, model, tokenizer = small
     engine = BASE | {"max_num_batched_tokens": 128, "max_num_seqs": 24, "enable_prefix_caching": False}
-    others = ordinary(small_cases, 6, logprobs=5) + ordinary(small_cases, 4, logprobs=5, temperature=0.8, seed=3)
+    others = ordinary(small_cases, 10, logprobs=5)
     found = parity.beside(folder, model, tokenizer, small_cases[:12], others, engine)
     assert found["wrong_pairs"] == 0 and found["ours beside pairs"]["same_tokens"] == found["requests"] == 10
     assert found["ours beside pairs"]["furthest"] < 1e-4, found
@@ -219,7 +219,7 @@ def test_steered_llm_answers_a_lost_pair_from_the_passages_alone(small, steered)
     from ckcontrol.errors import ServingError
 
     _, model, tokenizer = small
-    long = ("Who?", ["Ann wrote it in May. " * 14])
+    long = ("Who?", ["Ann wrote it in May. " * 18])
     mask = HeadMask.of(model, [(0, 1)])
     got = steered.generate([ITEMS[0], long], trace=True, max_new_tokens=9)
     assert set(steered.lost) == {1} and "KV blocks" in steered.lost[1]
@@ -232,8 +232,8 @@ def test_steered_llm_answers_a_lost_pair_from_the_passages_alone(small, steered)
         got[1].token_ids == generate(model, tokenizer, *long, control=Control(method="off"), max_new_tokens=9).token_ids
     )
     sampled = {"do_sample": True, "seed": 3, "temperature": 0.9, "top_p": 0.95, "max_new_tokens": 9}
-    first, again = (steered.generate([long], **sampled)[0] for _ in range(2))
-    assert first.token_ids == again.token_ids != got[1].token_ids
+    drawn = [steered.generate([long], **sampled)[0].token_ids for _ in range(4)]
+    assert len({got[1].token_ids, *drawn}) > 2, "drawn, with random numbers of vLLM's own"
     with pruned(model, mask):
         want = generate(model, tokenizer, *long, control=Control(method="off"), max_new_tokens=9)
     assert steered.generate([long], heads=mask, max_new_tokens=9)[0].token_ids == want.token_ids != got[1].token_ids
@@ -273,7 +273,7 @@ def test_ordinary_requests_beside_pairs_of_the_demo_model(real, real_cases: list
     from ckcontrol.models import demo_path
 
     engine = BASE | {"max_num_batched_tokens": 256, "max_num_seqs": 24, "enable_prefix_caching": False}
-    others = ordinary(real_cases, 6, logprobs=5) + ordinary(real_cases, 2, logprobs=5, temperature=0.8, seed=3)
+    others = ordinary(real_cases, 8, logprobs=5)
     found = parity.beside(str(demo_path()), *real, real_cases, others, engine)
     assert found["wrong_pairs"] == 0 and found["ours beside pairs"]["same_tokens"] == found["requests"] == 8
     assert found["ours beside pairs"]["furthest"] < 1e-3, found

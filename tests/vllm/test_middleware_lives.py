@@ -189,7 +189,8 @@ def test_a_lost_pair_is_answered_from_the_passages_alone_where_the_operator_says
     (first, second), last = [data for _, data in inner.seen[:2]], inner.seen[-1][1]
     contextual = first if first["vllm_xargs"]["ck_role"] == "contextual" else second
     assert len(inner.seen) == 3 and "vllm_xargs" not in last and last["prompt"] == contextual["prompt"]
-    assert (last["temperature"], last["seed"], last["top_p"], last["repetition_penalty"]) == (0.7, 5, 0.9, 1.2)
+    assert (last["temperature"], last["top_p"], last["repetition_penalty"]) == (0.7, 0.9, 1.2)
+    assert "seed" not in last and "seed" not in told  # it would end the engine on a CPU; see fallback.py
     if stream:
         text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in got.events)
         assert got.events[0]["choices"][0]["delta"]["role"] == "assistant"
@@ -218,7 +219,7 @@ def test_a_mask_stays_when_the_pair_is_lost() -> None:
     given = {"prompt": [1, 2], "cache_salt": "s", "vllm_xargs": {"ckheads": "[[0,1,0.0]]", "ck_pair": "x", "mine": 1}}
     got = alone(given, GenerateOptions())
     assert got["vllm_xargs"] == {"ckheads": "[[0,1,0.0]]", "mine": 1} and got["cache_salt"] == "s"
-    assert got["temperature"] == 0 and "seed" not in got
+    assert got["temperature"] == 0
 
 
 def engine(blocks: int | None) -> Any:
