@@ -37,8 +37,10 @@ def rows_of(control: Control, options: GenerateOptions, longest: int) -> list[An
     ]
 
 
-def processor_ms(pairs: int, options: GenerateOptions, controls: list[Control], vocab: int, steps: int) -> float:
-    """Return the median milliseconds of one `apply` on a full batch of pairs."""
+def processor_ms(
+    pairs: int, options: GenerateOptions, controls: list[Control], spread: float, vocab: int, steps: int
+) -> float:
+    """Return the median milliseconds of one `apply` on a full batch of pairs, with random logits that wide."""
     from ckcontrol.vllm import PairLogitsProcessor
 
     processor = PairLogitsProcessor(None, torch.device("cpu"), False)
@@ -49,7 +51,7 @@ def processor_ms(pairs: int, options: GenerateOptions, controls: list[Control], 
             outputs.append([])
             added.append((len(added), asked, list(range(50)), outputs[-1]))
     processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
-    logits = torch.randn(2 * pairs, vocab) * 3
+    logits = torch.randn(2 * pairs, vocab, generator=torch.Generator().manual_seed(0)) * spread
     times = []
     for _ in range(steps + 2):
         batch = logits.clone()
@@ -101,9 +103,11 @@ def measure_step(vocab: int, steps: int) -> dict[str, Any]:
     """Added time per step at 1, 32 and 128 pairs."""
     found: dict[str, Any] = {"vocab": vocab, "unit": "ms per step, median"}
     kinds = {
-        "greedy, one control": (GenerateOptions(), [Control(alpha=0.2)]),
-        "sampled, top-p, one control": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)]),
-        "greedy, 8 alphas": (GenerateOptions(), [Control(alpha=0.1 + 0.05 * i) for i in range(8)]),
+        "greedy": (GenerateOptions(), [Control(alpha=0.2)], 6.0),
+        "greedy, 8 alphas": (GenerateOptions(), [Control(alpha=0.1 + 0.05 * i) for i in range(8)], 6.0),
+        "sampled": (GenerateOptions(do_sample=True, seed=1), [Control(alpha=0.2)], 6.0),
+        "sampled, top-p 0.9": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)], 6.0),
+        "sampled, top-p 0.9, flat": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)], 3.0),
     }
     for pairs in (1, 32, 128):
         row: dict[str, Any] = {
