@@ -80,8 +80,8 @@ def fuse(
 
 
 def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return ``torch.where(where, a, b)``; `b` itself on a CPU, which may be asked, if it is all of it."""
-    if where.device.type == "cpu" and not bool(where.any()):
+    """Return ``torch.where(where, a, b)``; `b` itself if nothing is chosen, on a CPU, which need not wait to know."""
+    if where.device.type == "cpu" and not len(where.any(-1).nonzero()):
         return b
     return torch.where(where, a, b)
 
