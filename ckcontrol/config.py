@@ -42,7 +42,7 @@ class Control:
 
     Attributes:
         method: Registered policy name: ``off``, ``ck-plug``, ``ck-plug-repo``, ``cad``, ``adacad``, ``coiecd``,
-            ``acd``, ``arr``, or one that an installed package registers.
+            ``acd``, ``arr``, ``grd``, ``nwcad``, ``dial``, or one that an installed package registers.
         alpha: The dial, one way in every method: 0 = context, 0.5 = the unmodified model, 1 = memory. None means
             0.5 for methods that have the dial, and is required for those that choose by themselves.
         candidates: k of the head set: where context is amplified (tau > 1) a token must be among the k best of

@@ -8,13 +8,14 @@ transformers' processor and stopping interfaces; knows nothing of prompts or tex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .dist import nonfinite_rows
+from .drafts import Drafts
 from .errors import NonFiniteLogits
 from .gain import Signals
 from .kernel import choose, fuse
@@ -96,6 +97,8 @@ class Plan:
         candidates: k of the head set.
         candidate_ratio: r of the head set.
         share: Decode both streams in one forward.
+        drafts: Several rows a question, of which one is returned; the prompts are run once for all of them. `policy`
+            is then that of the rows, `recorder` is needed, and `draw` has one seed a row. None: a row a question.
         recorder: Collects the trace; None records nothing.
         streamer: transformers streamer; gets every token, and `end()` exactly once.
         penalise: ``"all"`` shows processors the prompt and the answer, ``"generated"`` only the answer.
@@ -115,6 +118,7 @@ class Plan:
     candidates: int = 10
     candidate_ratio: float = 0.01
     share: bool = True
+    drafts: Drafts | None = None
     recorder: Recorder | None = None
     streamer: Any = None
     penalise: str = "all"
@@ -148,17 +152,42 @@ def decode(plan: Plan) -> Generated:
         NonFiniteLogits: A running row met NaN, +inf or an empty distribution.
     """
     try:
-        return _decode(plan)
+        return _decode(plan) if plan.drafts is None else _decode_drafts(plan, plan.drafts)
     finally:
         if plan.streamer is not None:
             plan.streamer.end()
 
 
+def _decode_drafts(plan: Plan, drafts: Drafts) -> Generated:
+    """Run all drafts side by side and keep one a question; a streamer gets it when it is complete."""
+    recorder = plan.recorder or Recorder()
+    try:
+        made = _decode(replace(plan, streamer=None, recorder=recorder, scores=plan.scores, logits=plan.logits))
+    except NonFiniteLogits as error:
+        raise NonFiniteLogits(drafts.items[error.row], error.step, error.stream) from None
+    chosen = drafts.choose(recorder)
+    recorder.keep(chosen)
+    lengths = [made.lengths[row] for row in chosen]
+    prompt_length = plan.contextual.input_ids.shape[1]
+    sequences = made.sequences[chosen, : prompt_length + max(lengths)]
+    for kept in (plan.scores, plan.logits):
+        kept[:] = [step[chosen] for step in kept[: max(lengths)]]
+    if plan.streamer is not None:
+        plan.streamer.put(sequences[:, :prompt_length].cpu())
+        for step in range(prompt_length, sequences.shape[1]):
+            plan.streamer.put(sequences[:, step].cpu())
+    return Generated(sequences, lengths)
+
+
 def _decode(plan: Plan) -> Generated:
     ids = plan.contextual.input_ids
-    prompt_length, device, rows = ids.shape[1], ids.device, ids.shape[0]
+    prompt_length, device = ids.shape[1], ids.device
     if plan.streamer is not None:
         plan.streamer.put(ids.cpu())
+    spread = None if plan.drafts is None else torch.tensor(plan.drafts.items, device=device)
+    if spread is not None:
+        ids = ids[spread]
+    rows = ids.shape[0]
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     broken_at = torch.full((len(_STREAMS), rows), -1, dtype=torch.long, device=device)
@@ -172,7 +201,13 @@ def _decode(plan: Plan) -> Generated:
         tokens = ids[:, -1]
         for step in range(plan.max_new_tokens):
             # 1) One more position of both streams.
-            logits_ctx, logits_par = streams.prefill() if step == 0 else streams.step(tokens)
+            if step == 0:
+                logits_ctx, logits_par = streams.prefill()
+                if spread is not None and logits_par is not None:
+                    streams.select(spread)
+                    logits_ctx, logits_par = logits_ctx[spread], logits_par[spread]
+            else:
+                logits_ctx, logits_par = streams.step(tokens)
             if plan.keep_logits:
                 plan.logits.append(logits_ctx.clone())
 

@@ -20,6 +20,7 @@ __all__ = [
     "MARK",
     "Shown",
     "control_label",
+    "draft_lines",
     "excerpt",
     "facts",
     "figures",
@@ -179,12 +180,24 @@ def summary_line(answer: Answer) -> str:
     return " · ".join(parts)
 
 
+def draft_lines(answer: Answer) -> list[tuple[str, str, str]]:
+    """Return of every draft who wrote it, its text on one line, and how it surprised both streams. Cleaned."""
+    return [
+        (
+            f"{MARK if draft.given else ''}{draft.name}",
+            " ".join(clean(draft.text, 200).split()),
+            f"surprise {number(draft.surprise_ctx)} with passages, {number(draft.surprise_par)} without",
+        )
+        for draft in answer.drafts
+    ]
+
+
 def warning(answer: Answer) -> str | None:
     """Return a line that warns of a control that never acted; None when there is nothing to say."""
     if not answer.tokens:
         return "No tokens were traced (trace=False): nothing to show per token." if answer.token_ids else None
-    if answer.switched or answer.control.policy().neutral:
-        return None
+    if answer.switched or answer.drafts or answer.control.policy().neutral:
+        return None  # what was chosen between drafts is shown with them
     reason = "no token met its condition" if answer.passages else "there were no passages"
     return f"The policy acted on 0 of {len(answer.tokens)} tokens: {reason}. This is the unmodified answer."
 

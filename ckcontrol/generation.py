@@ -7,6 +7,7 @@ elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor
 from .checks import check_mode, check_model, check_tokenizer, eos_ids, position_limit
 from .config import Control, GenerateOptions, controls_for
 from .decode import Draw, Generated, Plan, decode
+from .drafts import Drafts
 from .errors import ControlError, NonFiniteLogits, PromptError, PromptTooLong, UnsupportedMode
-from .policies import Off, per_row
+from .policies import Off
 from .prompts import PromptPair, PromptTemplate, build_pair
 from .recorder import Recorder
 from .streams import Stream
 from .text import pieces
-from .trace import Answer
+from .trace import Answer, Draft
 
 if TYPE_CHECKING:
     from transformers import (
@@ -129,7 +131,8 @@ def generate(
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
-    policy = per_row([c.policy() if p.passages else Off() for c, p in zip(controls, pairs, strict=True)])
+    drafts = Drafts([c.policy() if p.passages else Off() for c, p in zip(controls, pairs, strict=True)])
+    policy = drafts.policy
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = None
     if chosen.trace or not policy.neutral:
@@ -139,7 +142,7 @@ def generate(
     if ends:
         criteria.append(EosTokenCriteria(ends))
     recorder = Recorder() if chosen.trace else None
-    seeds = None if chosen.seed is None else [chosen.seed] * len(pairs)
+    seeds = None if chosen.seed is None else [chosen.seed] * len(drafts.items)
     plan = Plan(
         policy=policy,
         contextual=contextual,
@@ -153,21 +156,25 @@ def generate(
         candidates=controls[0].candidates,
         candidate_ratio=controls[0].candidate_ratio,
         share=_share(model),
+        drafts=drafts if drafts.several else None,
         recorder=recorder,
         streamer=streamer,
         penalise=chosen.penalty_scope,
     )
 
     def answers(ids: list[list[int]]) -> list[Answer]:
+        told = drafts.made or [[] for _ in pairs]
         return [
             _answer(tokenizer, *row, ends, chosen.max_new_tokens, recorder, i)
-            for i, row in enumerate(zip(questions, pairs, controls, ids, strict=True))
+            for i, row in enumerate(zip(questions, pairs, controls, ids, told, strict=True))
         ]
 
     try:
         made = decode(plan)
     except NonFiniteLogits as error:
-        error.partial = None if recorder is None else answers([recorder.token_ids(i) for i in range(len(pairs))])
+        if recorder is not None:
+            recorder.keep([drafts.rows(i)[0] for i in range(len(pairs))])
+            error.partial = answers([recorder.token_ids(i) for i in range(len(pairs))])
         raise
     generated = made.sequences[:, contextual.input_ids.shape[1] :].tolist()
     result = answers([ids[:length] for ids, length in zip(generated, made.lengths, strict=True)])
@@ -228,7 +235,8 @@ def decoding_loop(
         rows = input_ids.shape[0]
         ids, mask = _repeat(parametric_ids.to(input_ids.device), parametric_mask, rows, generation_config)
         controls = controls_for(control, rows)
-        policy = per_row([c.policy() for c in controls])
+        drafts = Drafts([c.policy() for c in controls])
+        policy = drafts.policy
         longest = stopping_criteria.max_length or generation_config.max_length
         budget = int(longest) - input_ids.shape[1]
         limit = position_limit(model)
@@ -236,7 +244,8 @@ def decoding_loop(
         if limit is not None and max(widths) + budget > limit:
             raise PromptTooLong(*widths, limit - budget, budget)
         pad = getattr(generation_config, "_pad_token_tensor", None)
-        draw = Draw(bool(generation_config.do_sample), None if seed is None else [seed] * rows, input_ids.device)
+        seeds = None if seed is None else [seed] * len(drafts.items)
+        draw = Draw(bool(generation_config.do_sample), seeds, input_ids.device)
         plan = Plan(
             policy=policy,
             contextual=Stream(model, input_ids, attention_mask),
@@ -250,6 +259,7 @@ def decoding_loop(
             candidates=controls[0].candidates,
             candidate_ratio=controls[0].candidate_ratio,
             share=_share(model),
+            drafts=drafts if drafts.several else None,
             recorder=recorder,
             streamer=streamer,
             penalise=penalty_scope,
@@ -357,6 +367,7 @@ def _answer(
     pair: PromptPair,
     control: Control,
     ids: list[int],
+    drafts: Sequence[Draft],
     ends: list[int],
     max_new_tokens: int,
     recorder: Recorder | None,
@@ -364,7 +375,7 @@ def _answer(
 ) -> Answer:
     stopped = bool(ids) and (ids[-1] in ends or len(ids) < max_new_tokens)
     return Answer(
-        text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        text=_text(tokenizer, ids),
         tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
         token_ids=tuple(ids),
         question=question,
@@ -373,4 +384,9 @@ def _answer(
         finish_reason="stop" if stopped else "length",
         context_tokens=len(pair.contextual),
         parametric_tokens=len(pair.parametric),
+        drafts=tuple(replace(d, text=_text(tokenizer, d.token_ids)) for d in drafts),
     )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -52,6 +52,9 @@ def tokens_html(answer: Answer) -> str:
     tokens = "".join(_token(shown) for shown in describe.shown(answer)) or escape(answer.text, None)
     notice = describe.warning(answer)
     summary = f'<p class="ck-sum">{escape(describe.summary_line(answer))}</p>'
+    if answer.drafts:
+        rows = [[f"<span>{escape(cell)}</span>" for cell in line] for line in describe.draft_lines(answer)]
+        summary += table(["draft", "answer", "surprise, nats"], rows, caption="Chosen between whole answers.")
     ending = f'\n<p class="ck-warn">! {escape(notice)}</p>' if notice else ""
     return f'<div class="ck-tokens">{tokens}</div>\n{summary}{ending}'
 

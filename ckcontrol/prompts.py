@@ -211,7 +211,9 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if not text:
         return []
     ids: list[int] = _plain_core(tokenizer).encode(text, add_special_tokens=False).ids
-    reserved = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})} - {tokenizer.unk_token_id}
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    blank = {index for index, token in added.items() if not token.special and token.content.isspace()}  # Gemma's "\n"
+    reserved = {*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id} - blank
     if found := reserved.intersection(ids):
         names = tokenizer.convert_ids_to_tokens(sorted(found))
         raise PromptError(f"the text yields the reserved tokens {names}.", "Remove them from the text.")

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from .gain import Signals
-from .policies.base import Decision
+from .policies import Decision, Evidence
 from .trace import TokenTrace
 
 __all__ = ["Recorder", "measure", "record"]
 
-_COLUMNS = ("h_par", "h_ctx", "tau", "switched", "rank_par", "rank_ctx", "logp_par", "logp_ctx")
+_COLUMNS = ("h_par", "h_ctx", "tau", "switched", "rank_par", "rank_ctx", "logp_par", "logp_ctx", "best_par")
+_EVIDENCE = ("logp_ctx", "logp_par", "h_ctx", "h_par", "rank_par", "best_par")
 
 
 class Recorder:
@@ -49,6 +50,17 @@ class Recorder:
         ids: list[int] = torch.stack(self._ids, dim=1)[row].tolist()
         return ids[: self.lengths[row]] if self.lengths else ids
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these, which go by their place in `rows` from here on."""
+        self._ids, self._final, self._rows = ([t[rows] for t in ts] for ts in (self._ids, self._final, self._rows))
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def evidence(self, row: int) -> Evidence:
+        """Return what both streams made of a row's tokens; empty for a single stream."""
+        values = torch.stack(self._rows, dim=1)[row, : len(self.token_ids(row))].tolist() if self._rows else []
+        columns = dict(zip(_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
+        return Evidence(**{name: columns.get(name, ()) for name in _EVIDENCE})
+
     def traces(self, row: int, texts: Sequence[str]) -> tuple[TokenTrace, ...]:
         """Return the records of a row; `texts[i]` is what token i added to the answer."""
         ids = self.token_ids(row)
@@ -72,7 +84,7 @@ def measure(
         decision: Of the policy.
 
     Returns:
-        Log-probability in the final distribution, [B], and the columns `record` reads, [B, 8] or None.
+        Log-probability in the final distribution, [B], and the columns `record` reads, [B, 9] or None.
     """
     chosen = tokens[:, None]
     final = (scores.gather(-1, chosen) - scores.logsumexp(-1, keepdim=True))[:, 0]
@@ -89,6 +101,7 @@ def measure(
         (signals.logp_ctx > logp_ctx).sum(-1).float(),
         logp_par[:, 0],
         logp_ctx[:, 0],
+        signals.logp_par.amax(-1),
     ]
     return final, torch.stack(columns, dim=-1)
 
@@ -98,6 +111,7 @@ def record(token: int, text: str, final: float, values: Sequence[float] | None) 
     if values is None:
         return TokenTrace(id=token, text=text, logp_final=final)
     known: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+    del known["best_par"]
     known["gain"] = known["h_par"] - known["h_ctx"]
     known["switched"] = bool(known["switched"])
     known["rank_par"], known["rank_ctx"] = int(known["rank_par"]), int(known["rank_ctx"])

@@ -98,6 +98,8 @@ def print_table(answer: Answer, console: Console | None = None, *, summary: bool
 def _print_footer(answer: Answer, console: Console) -> None:
     from rich.text import Text
 
+    for name, text, surprise in describe.draft_lines(answer):
+        console.print(Text().append(f"{name}: ", "bold").append(text).append(f"  {surprise}", "dim"), highlight=False)
     console.print(Text(describe.summary_line(answer), style="dim"), highlight=False)
     notice = describe.warning(answer)
     if notice:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .config import Control
 
-__all__ = ["Answer", "TokenTrace"]
+__all__ = ["Answer", "Draft", "TokenTrace"]
 
 SCHEMA = 1
 
@@ -56,6 +56,27 @@ class TokenTrace:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """One of the answers that a method like ``dial`` chose from.
+
+    Attributes:
+        name: Who wrote it: ``"unmodified"``, ``"memory"`` or ``"context"``.
+        token_ids: Its ids, the end token included.
+        surprise_ctx: Length of the contextual stream's surprises at its tokens, ``sqrt(sum(log p ** 2))``, in nats.
+        surprise_par: The same of the parametric stream.
+        given: This draft became the answer.
+        text: As `Answer.text`.
+    """
+
+    name: str
+    token_ids: tuple[int, ...]
+    surprise_ctx: float
+    surprise_par: float
+    given: bool
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Answer:
     """One steered answer and the reasons for it.
 
@@ -69,6 +90,7 @@ class Answer:
         finish_reason: ``"stop"`` (an end token or stop criterion) or ``"length"``.
         context_tokens: Length of the contextual prompt, in tokens.
         parametric_tokens: Length of the parametric prompt, in tokens.
+        drafts: What the answer was chosen from, where the method chooses between whole answers; else empty.
     """
 
     text: str
@@ -80,6 +102,7 @@ class Answer:
     finish_reason: str
     context_tokens: int
     parametric_tokens: int
+    drafts: tuple[Draft, ...] = ()
 
     @property
     def switched(self) -> int:
@@ -111,7 +134,8 @@ class Answer:
         data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()}
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
         tokens = [{name: _finite(value) for name, value in asdict(token).items()} for token in self.tokens]
-        return data | {"control": self.control.to_dict(), "tokens": tokens}
+        drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
+        return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the answer as one JSON object (one line unless `indent` is given, so answers append to JSONL)."""
@@ -122,6 +146,8 @@ class Answer:
         """Rebuild an answer from `to_dict`."""
         values = {k: v for k, v in data.items() if k not in ("schema", "summary")}
         values["tokens"] = tuple(TokenTrace(**token) for token in values["tokens"])
+        drafts = [{**draft, "token_ids": tuple(draft["token_ids"])} for draft in values.get("drafts", ())]
+        values["drafts"] = tuple(Draft(**draft) for draft in drafts)
         values["control"] = Control.from_dict(values["control"])
         for name in ("token_ids", "passages"):
             values[name] = tuple(values[name])

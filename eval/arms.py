@@ -22,6 +22,7 @@ _FIXED = {
     # The model without its passages is tau = 0, which is cad at alpha 1.
     "closed-book": (Control("cad", alpha=1.0), "base"),
     "prompt": (Control("off"), "context-only"),
+    "prompt-memory": (Control("off"), "memory-only"),
 }
 
 
@@ -34,7 +35,7 @@ class Arm:
         method: The method's name, the same along its control curve.
         alpha: The dial, or None for a method that has none.
         control: What decodes.
-        prompt: Wording of the prompt: "base" or "context-only" (wording.py).
+        prompt: Wording of the prompt: "base", "context-only" or "memory-only" (wording.py).
     """
 
     name: str
@@ -61,8 +62,8 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
 
     Args:
         methods: Names as in `method_names`, or "all". A policy's own parameters follow its name:
-            ``cad:cad_alpha=1``, ``ck-plug:warmup=2:gate=jsd``.
-        alphas: Settings of the dial, 0 = context, 1 = memory.
+            ``cad:cad_alpha=1``, ``ck-plug:warmup=2:gate=jsd``; an alpha of its own goes last: ``ck-plug:gate=2@0.6``.
+        alphas: Settings of the dial, 0 = context, 1 = memory, for the methods that name no alpha.
 
     Raises:
         EvalError: No or unknown method, a parameter that cannot be read, or no alpha.
@@ -71,6 +72,8 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
     Example:
         >>> [arm.name for arm in arms_for(["off", "ck-plug", "adacad"], [0, 0.5])]
         ['off', 'ck-plug@0', 'ck-plug@0.5', 'adacad']
+        >>> [arm.name for arm in arms_for(["cad@0.6", "ck-plug"], [1])]
+        ['cad@0.6', 'ck-plug@1']
     """
     wanted: list[str] = []
     for given in methods:
@@ -85,6 +88,16 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
 
 
 def _arms(method: str, alphas: Sequence[float]) -> list[Arm]:
+    given, mark, own = method.rpartition("@")
+    if mark:
+        method, alphas = given, [_alpha(method, own)]
+    found = _of_method(method, alphas)
+    if mark and found[0].alpha is None:
+        raise EvalError(f"{method!r} takes no alpha, and {given}@{own} gives it one.", f"Write {method} alone.")
+    return found
+
+
+def _of_method(method: str, alphas: Sequence[float]) -> list[Arm]:
     if method in _FIXED:
         control, prompt = _FIXED[method]
         return [Arm(method, method, None, control, prompt)]
@@ -98,6 +111,13 @@ def _arms(method: str, alphas: Sequence[float]) -> list[Arm]:
     if "adaptive" in params or not _takes(policy, alpha=0.5) or "cad_alpha" in params:
         return [Arm(method, method, None, Control(policy, **params))]
     return [Arm(f"{method}@{a:g}", method, float(a), Control(policy, alpha=a, **params)) for a in alphas]
+
+
+def _alpha(method: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise EvalError(f"{text!r} in {method!r} is no alpha.", "Write a number behind the @: ck-plug@0.6") from None
 
 
 def _parameter(method: str, text: str) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ really give. Knows streams, signals, policies and the kernel; knows nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from ckcontrol.dist import nonfinite_rows
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.gain import Signals
 from ckcontrol.generation import processors_for, stream_of
-from ckcontrol.policies import Decision, Policy, per_row
+from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row
 from ckcontrol.prompts import PromptPair
 from ckcontrol.streams import TwoStreams
 
@@ -42,6 +42,8 @@ class Made:
         switched: Whether the policy acted.
         logp_ctx: Log-probability of the token with the passages, in nats.
         logp_par: The same without them.
+        evidence: Per token h_ctx, h_par, whether it is not memory's favourite, and that favourite's log-probability;
+            kept for drafts only.
         error: What broke it; the other fields hold what was made until then.
     """
 
@@ -51,6 +53,7 @@ class Made:
     switched: list[bool] = field(default_factory=list)
     logp_ctx: list[float] = field(default_factory=list)
     logp_par: list[float] = field(default_factory=list)
+    evidence: list[tuple[float, float, int, float]] = field(default_factory=list)
     error: str | None = None
 
 
@@ -67,7 +70,6 @@ class Width:
     asked: int = 0
 
 
-@torch.no_grad()
 def fan(
     model: PreTrainedModel,
     pairs: Sequence[PromptPair],
@@ -84,7 +86,8 @@ def fan(
     """Answer every question under every policy.
 
     Each answer is the one that `ckcontrol.generate` gives with that control alone, up to rounding: a matrix product of
-    another number of rows rounds differently, so an exact tie may fall the other way.
+    another number of rows rounds differently, so an exact tie may fall the other way. A policy that chooses between
+    whole answers adds its drafts, which it may share with other policies.
 
     Args:
         model: A decoder-only model.
@@ -101,6 +104,43 @@ def fan(
     Returns:
         ``[question][policy]``. An answer on broken logits holds an error; its neighbours go on.
     """
+    drafts = [tuple(draft_policies(policy).values()) for policy in policies]
+    token_policies = list(dict.fromkeys(draft for each in drafts for draft in each))
+    size = (candidates, candidate_ratio)
+    told = {i for each in drafts if len(each) > 1 for draft in each for i in (token_policies.index(draft),)}
+    made = _fan(model, pairs, token_policies, options, ends, pad, vocab_size, size, width or Width(), told)
+    return [
+        [
+            _given(policy, [row[token_policies.index(draft)] for draft in each])
+            for policy, each in zip(policies, drafts, strict=True)
+        ]
+        for row in made
+    ]
+
+
+def _given(policy: Policy, drafts: Sequence[Made]) -> Made:
+    """The draft that a policy gives; one that broke cannot be judged, so it breaks the answer."""
+    broken = next((draft for draft in drafts if draft.error is not None), None)
+    if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
+        return broken or drafts[0]
+    told = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
+    return drafts[policy.choose(told)]
+
+
+@torch.no_grad()
+def _fan(
+    model: PreTrainedModel,
+    pairs: Sequence[PromptPair],
+    policies: Sequence[Policy],
+    options: GenerateOptions,
+    ends: Sequence[int],
+    pad: int,
+    vocab_size: int,
+    head: tuple[int, float],
+    width: Width,
+    told: Collection[int],
+) -> list[list[Made]]:
+    """Decode under token policies; `told` are those whose evidence is kept."""
     device = model.get_input_embeddings().weight.device
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = stream_of(model, [p.parametric for p in pairs], pad)
@@ -120,11 +160,11 @@ def fan(
             running = [answer for answer in running if row[answer] not in broken]
             raw = logits_ctx.clone() if vocab_size < logits_ctx.shape[1] else logits_ctx
             logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-            signals = Signals(logits_ctx, logits_par, candidates, candidate_ratio)
+            signals = Signals(logits_ctx, logits_par, *head)
             decisions = {arm: policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
             rows = [row[answer] for answer in running]
             tokens = choose(running, rows, raw, signals, decisions)
-            _record(made, running, rows, tokens, signals, decisions)
+            _record(made, running, rows, tokens, signals, decisions, told)
             running, rows, tokens = _unfinished(running, rows, tokens, ends)
             if not running or step + 1 == options.max_new_tokens:
                 break
@@ -135,8 +175,7 @@ def fan(
             parents = [parent for parent, _ in places]
             if parents != list(range(logits_ctx.shape[0])):
                 streams.select(torch.tensor(parents, device=device))
-            if width is not None:
-                width.rows, width.asked = width.rows + len(places), width.asked + len(running)
+            width.rows, width.asked = width.rows + len(places), width.asked + len(running)
             logits = streams.step(torch.tensor([token for _, token in places], device=device))
     return made
 
@@ -164,9 +203,14 @@ def _record(
     tokens: Sequence[int],
     signals: Signals,
     decisions: Mapping[int, Decision],
+    told: Collection[int],
 ) -> None:
     if not running:
         return
+    evidence: list[tuple[float, float, int, float]] = []
+    if told:
+        columns = (signals.h_ctx, signals.h_par, signals.top_par, signals.logp_par.amax(-1))
+        evidence = list(zip(*(column.tolist() for column in columns), strict=True))
     gains = signals.gain.tolist()
     places, chosen = torch.tensor(rows), torch.tensor(tokens)
     logp = [stream[places, chosen].tolist() for stream in (signals.logp_ctx, signals.logp_par)]
@@ -179,6 +223,9 @@ def _record(
         answer.switched.append(bool(decisions[arm].switched[row]))
         answer.logp_ctx.append(logp[0][i])
         answer.logp_par.append(logp[1][i])
+        if arm in told:
+            h_ctx, h_par, best, logp_best = evidence[row]
+            answer.evidence.append((h_ctx, h_par, int(token != best), logp_best))
 
 
 # What an answer's next token is chosen from: a stream as it is, or a blend. Equal sources are computed once.

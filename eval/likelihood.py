@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ckcontrol.gain import Signals
 from ckcontrol.kernel import fuse
-from ckcontrol.policies import Policy
+from ckcontrol.policies import AnswerPolicy, Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +47,8 @@ def likelihoods(
         pad: Id that fills the rows on the left.
 
     Returns:
-        ``[ending][policy]``, in nats; NaN where the model broke down, -inf where a token is impossible.
+        ``[ending][policy]``, in nats; of a policy that chooses between whole answers, its `weigh`.
+        NaN where the model broke down, -inf where a token is impossible.
     """
     ctx, par = (
         _logits(model, [(*pair[side], *ending) for pair, ending in zip(prompts, endings, strict=True)], endings, pad)
@@ -57,8 +58,13 @@ def likelihoods(
     tokens = torch.tensor([token for ending in endings for token in ending], device=ctx.device)[:, None]
     lengths = [len(ending) for ending in endings]
     signals = Signals(ctx, par, candidate_ratio=0.0)
+    streams = signals.logp_ctx, signals.logp_par
     made = []
     for policy in policies:
+        if isinstance(policy, AnswerPolicy) and not policy.neutral:
+            ctx_ends, par_ends = (torch.split(stream.gather(1, tokens)[:, 0].double(), lengths) for stream in streams)
+            made.append([policy.weigh(c.tolist(), p.tolist()) for c, p in zip(ctx_ends, par_ends, strict=True)])
+            continue
         if policy.neutral:
             logq = signals.logp_ctx
         else:

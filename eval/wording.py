@@ -4,9 +4,9 @@
 - completion: the same text without a template, ending in "Answer:".
 - A record that is a text to complete is put raw after its passages, whatever the style.
 
-Two wordings: "base" asks for a short answer, "context-only" tells the model besides to believe the passages alone (the
-usual remedy by prompt). Few-shot examples are not used: whether the closed-book stream should see them is a choice
-that moves results (specs differ), so none is made here. Knows templates; knows no model.
+Three wordings: "base" asks for a short answer, "context-only" and "memory-only" tell the model whom to believe (the
+usual remedy by prompt). Few-shot examples are not used: whether the closed-book stream should see them is a choice that
+moves results (specs differ), so none is made here. Knows templates; knows no model.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ _BASE = PromptTemplate().instruction
 _CONTEXT_ONLY = (
     "Answer the question in a few words. Take the answer from the background alone, even where it contradicts what "
     "you know.\n\n"
+)
+_MEMORY_ONLY = (
+    "Answer the question in a few words. Take the answer from what you know, even where the background contradicts "
+    "it.\n\n"
 )
 
 
@@ -54,6 +58,7 @@ class Wording:
         self.templates = {
             "base": PromptTemplate(instruction=_BASE, chat=chat),
             "context-only": PromptTemplate(instruction=_CONTEXT_ONLY, chat=chat),
+            "memory-only": PromptTemplate(instruction=_MEMORY_ONLY, chat=chat),
         }
 
     def pair(self, record: Record, prompt: str = "base") -> PromptPair:

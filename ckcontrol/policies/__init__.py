@@ -10,22 +10,32 @@ from .cad import CAD
 from .ck_plug import CKPlug
 from .ck_plug_repo import CKPlugRepo
 from .coiecd import COIECD
+from .dial import Dial
+from .grd import GRD
 from .mixed import per_row
+from .nwcad import NWCAD
 from .off import Off
+from .whole import AnswerPolicy, Evidence, draft_policies
 
 __all__ = [
     "ACD",
     "ARR",
     "CAD",
     "COIECD",
+    "GRD",
+    "NWCAD",
     "TAU_MAX",
     "AdaCAD",
+    "AnswerPolicy",
     "CKPlug",
     "CKPlugRepo",
     "Decision",
+    "Dial",
+    "Evidence",
     "Off",
     "Policy",
     "build",
+    "draft_policies",
     "names",
     "per_row",
     "register",

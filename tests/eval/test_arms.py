@@ -34,10 +34,10 @@ def test_all_is_every_policy_once():
 
 
 def test_closed_book_is_memory_alone_and_prompt_is_no_policy():
-    closed, prompt = arms_for(["closed-book", "prompt"])
+    closed, prompt, memory = arms_for(["closed-book", "prompt", "prompt-memory"])
     assert closed.control.policy().tau == 0
     assert prompt.control.policy().neutral
-    assert (closed.prompt, prompt.prompt) == ("base", "context-only")
+    assert (closed.prompt, prompt.prompt, memory.prompt) == ("base", "context-only", "memory-only")
 
 
 def test_parameters_follow_the_name():
@@ -47,9 +47,30 @@ def test_parameters_follow_the_name():
     assert (gated.name, gated.control.policy().gate) == ("ck-plug:gate=2@0.25", 2)
 
 
+def test_a_method_may_name_its_own_alpha():
+    given = ["cad@0.6", "ck-plug:gate=2@0.75", "ck-plug", "cad@0.60", "cad@1"]
+    assert names(given) == [
+        "cad@0.6",
+        "ck-plug:gate=2@0.75",
+        "ck-plug@0",
+        "ck-plug@0.5",
+        "ck-plug@1",
+        "cad@1",
+    ]
+    assert arms_for(["cad@0.6"]) == arms_for(["cad"], [0.6])
+    (gated,) = arms_for(["ck-plug:gate=2@0.75"])
+    assert (gated.method, gated.alpha, gated.control.policy().gate) == ("ck-plug:gate=2", 0.75, 2)
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
+        (["adacad@0.5"], "'adacad' takes no alpha"),
+        (["off@0.5"], "'off' takes no alpha"),
+        (["ck-plug-adaptive@0.5"], "takes no alpha"),
+        (["cad:cad_alpha=1@0.5"], "takes no alpha"),
+        (["cad@high"], "'high' in 'cad@high' is no alpha"),
+        (["cadd@0.5"], "Did you mean 'cad'"),
         (["ck-plugg"], "Did you mean 'ck-plug'"),
         (["adacad-adaptive"], "no method 'adacad-adaptive'"),
         (["cad:what"], "is no parameter"),
@@ -64,6 +85,8 @@ def test_unknown_methods_are_named(methods, message):
 def test_a_bad_alpha_or_parameter_is_the_policys_to_refuse():
     with pytest.raises(ControlError, match="alpha=2"):
         arms_for(["ck-plug"], [2])
+    with pytest.raises(ControlError, match="alpha=2"):
+        arms_for(["ck-plug@2"])
     with pytest.raises(ControlError, match="gatee"):
         arms_for(["ck-plug:gatee=1"])
 
@@ -137,6 +160,7 @@ def test_styles(llama):
     assert par == ctx.replace("Background:\nA passage.\n", "")
     assert "user:" in decoded(tokenizer, chat.pair(RECORDS[0]))[0]
     assert "background alone" in decoded(tokenizer, completion.pair(RECORDS[0], "context-only"))[1]
+    assert "what you know" in decoded(tokenizer, completion.pair(RECORDS[0], "memory-only"))[1]
     with pytest.raises(EvalError, match="no prompt style 'chatt'"):
         Wording("chatt", tokenizer)
 

@@ -18,7 +18,10 @@ CONTROLS = [
     *(ck.Control("ck-plug-repo", alpha=a) for a in (0.0, 0.5, 1.0)),
     ck.Control("ck-plug", adaptive=True),
     *(ck.Control("cad", alpha=a) for a in (0.0, 0.25, 0.75, 1.0)),
-    *(ck.Control(name) for name in ("adacad", "coiecd", "acd", "arr")),
+    *(ck.Control(name) for name in ("adacad", "coiecd", "acd", "arr", "nwcad")),
+    ck.Control("grd", sure=0.01),
+    *(ck.Control("dial", alpha=a) for a in (0.0, 0.3, 0.5, 0.6, 1.0)),
+    ck.Control("dial", adaptive=True),
 ]
 QUESTIONS = ["What is the capital of Peru?", "Who wrote it?", "How many?"]
 PASSAGES = [["Peru's capital is Quito."], ["It was written by a committee of nine people.", "Nobody knows."], ["Nine."]]

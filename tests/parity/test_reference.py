@@ -31,6 +31,12 @@ CONTROLS = [
     ck.Control("coiecd", coiecd_alpha=0.5),
     ck.Control("acd"),
     ck.Control("arr"),
+    ck.Control("nwcad", k_ctx=0.02),
+    ck.Control("grd", sure=0.01),
+    ck.Control("dial", alpha=0.3),
+    ck.Control("dial", alpha=0.6),
+    ck.Control("dial", alpha=1.0),
+    ck.Control("dial", adaptive=True),
 ]
 
 
@@ -82,7 +88,12 @@ def test_two_forwards_equal_one(tiny, family, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "control",
-    [ck.Control(alpha=0.2, gate=2.0), ck.Control("cad", alpha=0.7), ck.Control("ck-plug-repo", alpha=0.8)],
+    [
+        ck.Control(alpha=0.2, gate=2.0),
+        ck.Control("cad", alpha=0.7),
+        ck.Control("ck-plug-repo", alpha=0.8),
+        ck.Control("dial", alpha=0.6),
+    ],
     ids=repr,
 )
 def test_seeded_sampling_with_warpers_equals_reference(tiny, family, control):

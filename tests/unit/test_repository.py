@@ -31,7 +31,7 @@ LEVELS = [
     {"dist"},
     {"gain", "kernel"},
     {"policies"},
-    {"trace", "recorder", "prompts", "text", "checks"},
+    {"trace", "recorder", "drafts", "prompts", "text", "checks"},
     {"cache", "matmul", "streams", "reference", "tiny", "models"},
     {"decode"},
     {"generation", "processor"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -16,7 +17,7 @@ from ckcontrol.page import answer_html, answer_page, page, table
 from ckcontrol.page_css import stylesheet
 from ckcontrol.show import answer_text, print_answer, print_table
 from ckcontrol.text_safety import clean, escape, escape_json
-from ckcontrol.trace import Answer, TokenTrace
+from ckcontrol.trace import Answer, Draft, TokenTrace
 
 HOSTILE = {
     "script": "</script><script>alert(1)</script>",
@@ -319,3 +320,30 @@ def test_answer_methods_use_these_views(capsys: pytest.CaptureFixture[str]) -> N
     given.show()
     assert "▸One" in capsys.readouterr().out
     assert given._repr_html_() == answer_html(given)
+
+
+# --- drafts ---------------------------------------------------------------------------------------------------------
+
+
+def drafted(text: str = "Oslo") -> Answer:
+    drafts = (
+        Draft("unmodified", (1, 2), 2.3, 13.8, False, "Minsk is the capital."),
+        Draft("memory", (1,), 2.4, float("inf"), True, text),
+    )
+    return replace(answer(token()), control=Control("dial", alpha=0.6), drafts=drafts)
+
+
+def test_both_views_show_what_was_chosen_from():
+    shown = printed(drafted())
+    assert "unmodified: Minsk is the capital. surprise 2.30 with passages, 13.80 without" in " ".join(shown.split())
+    assert f"{describe.MARK}memory: Oslo" in shown
+    assert "acted on 0" not in shown
+    page = answer_html(drafted())
+    assert "Minsk is the capital." in page and f"{describe.MARK}memory" in page
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_drafts_are_inert(name):
+    page = answer_html(drafted(HOSTILE[name]))
+    assert "<script>" not in page and "<img" not in page
+    assert not {"\x1b", "\x9b", "\x07", "\u202e", "\u2066"} & set(printed(drafted(HOSTILE[name])) + page)

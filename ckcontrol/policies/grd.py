@@ -1,0 +1,80 @@
+"""GRD (Jiang et al., arXiv 2606.10298, second method): decide whom to trust where the streams first disagree, once.
+
+Up to the first token on which the favourites differ, emit it. There:
+    trust memory iff  p_par(best) > 0.5  and  H_par < H_ctx,  else the context.
+Context trusted: its favourite at every token, which is plain greedy decoding. Memory trusted: wherever the favourites
+a_c and a_p differ, with m_c = log p_ctx(a_c) - log p_ctx(a_p) and m_p = log p_par(a_p) - log p_par(a_c),
+    tau = (1 - `relax`) * m_p / (m_c + m_p):  the exponent at which the two would tie, moved towards memory.
+
+The paper's method is greedy; under sampling the same distributions are drawn from. Both continuations are drafts here,
+and the gate chooses one afterwards: the same answer as deciding on the way, for greedy decoding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..config import check_number
+from ..gain import Signals
+from .base import Decision, Policy, register
+from .whole import AnswerPolicy, Evidence, Unmodified
+
+__all__ = ["GRD"]
+
+
+@dataclass(frozen=True)
+class _Memory(Policy):
+    """Past the tie on memory's side, wherever the favourites differ. Not registered: a draft of `GRD`."""
+
+    name: ClassVar[str] = "grd-memory"
+    relax: float = 0.75
+
+    @property
+    def amplifies(self) -> bool:
+        """Never."""
+        return False
+
+    def decide(self, signals: Signals) -> Decision:
+        tie = signals.margin_par / (signals.margin_ctx + signals.margin_par).clamp_min(1e-12)
+        return Decision(torch.where(signals.disagree, (1 - self.relax) * tie, 1.0), signals.disagree)
+
+
+@register
+@dataclass(frozen=True)
+class GRD(AnswerPolicy):
+    """The gate at the first conflict.
+
+    Attributes:
+        relax: The paper's lambda: how far past the tie memory is taken.
+        sure: Least probability of memory's favourite.
+    """
+
+    name: ClassVar[str] = "grd"
+    relax: float = 0.75
+    sure: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("relax", self.relax, 0.0, 1.0)
+        check_number("sure", self.sure, 0.0, 1.0)
+
+    @property
+    def drafts(self) -> Mapping[str, Policy]:
+        """The unmodified model, and memory past the tie."""
+        return {"unmodified": Unmodified(), "memory": _Memory(self.relax)}
+
+    def choose(self, drafts: Sequence[Evidence]) -> int:
+        """Gate on the first token of the unmodified answer that is not memory's favourite."""
+        first = drafts[0]
+        for rank, best, h_par, h_ctx in zip(first.rank_par, first.best_par, first.h_par, first.h_ctx, strict=True):
+            if rank != 0:
+                return int(math.exp(best) > self.sure and h_par < h_ctx)
+        return 0
+
+    def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:
+        """Return ``log p_ctx``, the unmodified model's: a given ending has no first conflict to decide at."""
+        return math.fsum(logp_ctx)

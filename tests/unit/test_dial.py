@@ -1,0 +1,323 @@
+"""Policies that choose between whole answers: the algebra of the choice, and what generation makes of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+import torch
+
+import ckcontrol as ck
+from ckcontrol.checks import eos_ids
+from ckcontrol.errors import ControlError, NonFiniteLogits, UnsupportedMode
+from ckcontrol.gain import Signals
+from ckcontrol.policies import NWCAD, Dial, Evidence, names
+from ckcontrol.policies.whole import surprise
+from ckcontrol.prompts import build_pair
+from ckcontrol.trace import Answer
+
+QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
+PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
+ALPHAS = [i / 40 for i in range(41)]
+
+
+def evidence(ctx: list[float], par: list[float]) -> Evidence:
+    zeros = [0.0] * len(ctx)
+    return Evidence(ctx, par, zeros, zeros, [0] * len(ctx), zeros)
+
+
+def one(ctx: float, par: float) -> Evidence:
+    """A draft of one token that surprises the streams so much."""
+    return evidence([-ctx], [-par])
+
+
+# --- the choice ---------------------------------------------------------------------------------------------------
+
+
+def test_the_surprise_is_the_length_of_the_token_surprises():
+    assert surprise([-3.0, 0.0, -4.0]) == 5
+    assert surprise([]) == 0
+    assert surprise([-math.inf, -1.0]) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("alpha", "par_stake", "ctx_stake", "given"),
+    [  # memory's draft iff (1 - tau) * par_stake > tau * ctx_stake; tau(0.6) = 2/3, tau(0.75) = 1/3
+        (0.6, 4.1, 2.0, 1),
+        (0.6, 3.9, 2.0, 0),
+        (0.75, 1.1, 2.0, 1),
+        (0.75, 0.9, 2.0, 0),
+        (0.9, -0.1, -5.0, 0),  # memory likes the other answer better: no matter that the context does not
+        (0.6, 2.0, -1.0, 1),  # better for both, and for memory more so
+        (0.6, 1.0, -2.0, 0),  # better for both, but it leans to the context
+    ],
+)
+def test_memory_needs_a_stake_in_proportion(alpha, par_stake, ctx_stake, given):
+    drafts = [one(5, 5 + par_stake), one(5 + ctx_stake, 5)]
+    assert Dial(alpha).choose(drafts) == given
+
+
+def test_adaptive_lets_both_streams_count_alike():
+    dial = Dial(adaptive=True)
+    assert dial.choose([one(1, 6), one(4, 2)]) == 1
+    assert dial.choose([one(1, 6), one(4, 4)]) == 0
+    assert dial.choose([one(1, 6), one(7, 2)]) == 0
+    assert dial.choose([one(1, 6), one(5, 2)]) == 0, "a tie is the unmodified model's"
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_dial_turns_one_way(seed):
+    """S_ctx - S_par of the answer given never falls as alpha rises, and an answer changes once a side at most."""
+    r = random.Random(seed)
+    plain, memory, context = (one(r.uniform(0, 10), r.uniform(0, 10)) for _ in range(3))
+    lean: list[float] = []
+    given: list[str] = []
+    for alpha in ALPHAS:
+        drafts = {"unmodified": plain, "memory": memory, "context": context}
+        offered = list(Dial(alpha).drafts)
+        name = offered[Dial(alpha).choose([drafts[n] for n in offered])]
+        given.append(name)
+        if alpha < 1:  # there memory's answer is given whatever it is
+            lean.append(drafts[name].surprise_ctx - drafts[name].surprise_par)
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(lean)), (given, lean)
+    runs = [name for name, _ in itertools.groupby(given)]
+    assert (
+        runs in ([*a, "unmodified", *b, "memory"] for a in ([], ["context"], ["unmodified", "context"]) for b in ([],))
+        or len(runs) <= 4
+    )
+
+
+def test_the_ends_and_the_middle_need_no_choice():
+    assert Dial(0.5).neutral and Dial().neutral
+    assert list(Dial(1.0).drafts) == ["memory"]
+    assert list(Dial(0.0).drafts) == ["unmodified", "context"]
+    assert list(Dial(0.7).drafts) == list(Dial(adaptive=True).drafts) == ["unmodified", "memory"]
+    assert not Dial(adaptive=True).neutral
+    assert Dial(0.2).amplifies and not Dial(0.7).amplifies
+
+
+def test_an_impossible_token_loses_or_decides_nothing():
+    never = evidence([-1.0, -math.inf], [-1.0, -math.inf])
+    assert Dial(0.7).choose([one(1, 1), never]) == 0
+    assert Dial(0.7).choose([never, never]) == 0
+    assert Dial(0.7).choose([evidence([-1.0], [-math.inf]), one(2, 1)]) == 1
+
+
+def test_given_endings_are_weighed_by_the_same_equation():
+    assert Dial(0.5).weigh([-3.0, -4.0], [-math.inf]) == -5
+    assert Dial(1.0).weigh([-math.inf], [-3.0, -4.0]) == -5
+    assert Dial(0.75).weigh([-3.0], [-6.0]) == pytest.approx(-(3 / 3 + 2 * 6 / 3))
+    assert Dial(adaptive=True).weigh([-3.0], [-6.0]) == pytest.approx(-4.5)
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"alpha": 0.2, "adaptive": True}, "alpha=0.2 would be ignored"),
+        ({"adaptive": 1}, "adaptive=1 is not True or False"),
+        ({"amplify": 0}, "amplify=0 is out of range"),
+        ({"gate": 2}, "no parameter 'gate'"),
+    ],
+)
+def test_bad_parameters_are_refused_by_name(params, match):
+    with pytest.raises(ControlError, match=match):
+        ck.Control("dial", **params)
+
+
+def test_a_token_policy_is_not_asked_for():
+    signals = Signals(torch.randn(2, 9), torch.randn(2, 9))
+    with pytest.raises(UnsupportedMode, match="whole answers"):
+        ck.Control("dial", alpha=0.7).policy().decide(signals)
+    assert {"dial", "grd", "nwcad"} <= set(names())
+
+
+# --- generation -----------------------------------------------------------------------------------------------------
+
+
+def drafts_of(llama, alpha: float, **options) -> Answer:
+    model, tokenizer = llama
+    return ck.generate(
+        model,
+        tokenizer,
+        QUESTIONS[0],
+        PASSAGES[0],
+        control=ck.Control("dial", alpha=alpha),
+        max_new_tokens=10,
+        **options,
+    )
+
+
+def plain_of(llama, alpha: float | None, **options) -> Answer:
+    model, tokenizer = llama
+    """CAD's answer; for None the unmodified model's among the tokenizer's ids (a gate at 0 never opens)."""
+    control = ck.Control(alpha=0.2, gate=0.0) if alpha is None else ck.Control("cad", cad_alpha=alpha)
+    return ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=10, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 3, "temperature": 0.7}], ids=["greedy", "sampled"])
+def test_the_drafts_are_what_their_policies_write(llama, options):
+    for alpha, other in ((0.7, -1.0), (0.2, 0.5)):
+        answer = drafts_of(llama, alpha, **options)
+        assert answer.drafts[0].token_ids == plain_of(llama, None, **options).token_ids
+        assert answer.drafts[1].token_ids == plain_of(llama, other, **options).token_ids
+        (given,) = [d for d in answer.drafts if d.given]
+        assert answer.token_ids == given.token_ids and answer.text == given.text
+        assert given.surprise_par == pytest.approx(surprise([t.logp_par for t in answer.tokens]), rel=1e-5)
+        assert given.surprise_ctx == pytest.approx(surprise([t.logp_ctx for t in answer.tokens]), rel=1e-5)
+
+
+def test_off_and_the_closed_book_are_exact(llama):
+    model, tokenizer = llama
+    off = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=ck.Control("off"), max_new_tokens=10)
+    assert drafts_of(llama, 0.5).token_ids == off.token_ids
+    assert drafts_of(llama, 1.0).token_ids == plain_of(llama, -1.0).token_ids
+    assert drafts_of(llama, 0.5).drafts == drafts_of(llama, 1.0).drafts == ()
+
+
+def test_a_batch_may_mix_it_with_token_policies(llama):
+    model, tokenizer = llama
+    controls = [ck.Control("dial", alpha=0.6), ck.Control(alpha=0.2, gate=3.0), ck.Control("grd", sure=0.01)]
+    mixed = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=controls, max_new_tokens=10)
+    for i, control in enumerate(controls):
+        alone = ck.generate(model, tokenizer, QUESTIONS[i], PASSAGES[i], control=control, max_new_tokens=10)
+        assert mixed[i].token_ids == alone.token_ids
+        assert [d.token_ids for d in mixed[i].drafts] == [d.token_ids for d in alone.drafts]
+        assert [t.rank_ctx for t in mixed[i].tokens] == [t.rank_ctx for t in alone.tokens]
+    assert [len(a.drafts) for a in mixed] == [2, 0, 2]
+
+
+def test_without_passages_there_is_nothing_to_choose(llama):
+    model, tokenizer = llama
+    control = ck.Control("dial", alpha=0.7)
+    answer = ck.generate(model, tokenizer, QUESTIONS[0], control=control, max_new_tokens=6)
+    plain = ck.generate(model, tokenizer, QUESTIONS[0], control=ck.Control("off"), max_new_tokens=6)
+    assert answer.token_ids == plain.token_ids and answer.drafts == ()
+
+
+def test_trace_off_changes_nothing_but_the_trace(llama):
+    traced, bare = drafts_of(llama, 0.7), drafts_of(llama, 0.7, trace=False)
+    assert traced.token_ids == bare.token_ids and traced.drafts == bare.drafts
+    assert bare.tokens == () and len(traced.tokens) == len(traced.token_ids)
+
+
+def test_answers_with_drafts_survive_json(llama):
+    answer = drafts_of(llama, 0.7)
+    assert Answer.from_dict(json.loads(answer.to_json())) == answer
+    old = {k: v for k, v in answer.to_dict().items() if k != "drafts"}
+    assert Answer.from_dict(old).drafts == ()
+
+
+class Streamer:
+    def __init__(self) -> None:
+        self.got: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.got.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_a_streamer_gets_the_given_answer_and_no_other(llama):
+    streamer = Streamer()
+    answer = drafts_of(llama, 0.7, streamer=streamer)
+    assert streamer.ended == 1
+    assert [token for step in streamer.got[1:] for token in step] == list(answer.token_ids)
+
+
+def test_transformers_generate_takes_it_too(llama):
+    model, tokenizer = llama
+    pair = build_pair(tokenizer, QUESTIONS[0], PASSAGES[0])
+    inputs = torch.tensor([pair.contextual])
+    loop = ck.decoding_loop(
+        ck.Control("dial", alpha=0.7), parametric_ids=torch.tensor([pair.parametric]), vocab_size=len(tokenizer)
+    )
+    made = model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), custom_generate=loop, max_new_tokens=10, do_sample=False,
+        eos_token_id=sorted(eos_ids(model, tokenizer)), return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    answer = drafts_of(llama, 0.7)
+    ids = made.sequences[0, inputs.shape[1] :].tolist()
+    assert ids == list(answer.token_ids)
+    assert [int(step[0].argmax()) for step in made.scores] == ids
+
+
+def test_a_broken_model_is_told_by_question(llama):
+    model, tokenizer = llama
+    calls = {"n": 0}
+
+    def spoil(module, args, output):
+        calls["n"] += 1
+        if calls["n"] == 4:  # two prefills, one step, then this
+            output.logits[-1] = math.nan
+        return output
+
+    handle = model.register_forward_hook(spoil)
+    try:
+        with pytest.raises(NonFiniteLogits) as caught:
+            ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=ck.Control("dial", alpha=0.7), max_new_tokens=8)
+    finally:
+        handle.remove()
+    assert caught.value.row == 2 and caught.value.step == 2
+    assert caught.value.partial is not None and len(caught.value.partial) == 3
+
+
+def test_a_logits_processor_refuses_it(llama):
+    model, _ = llama
+    with pytest.raises(UnsupportedMode, match="one token at a time"):
+        ck.CKLogitsProcessor(model, torch.tensor([[1, 2]]), control=ck.Control("dial", alpha=0.7))
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+
+def grd_on_the_way(model, contextual, parametric, ends, vocab_size, new, relax, sure):
+    """The paper's loop: greedy, whom to trust decided at the first disagreement."""
+    answer: list[int] = []
+    memory = None
+    for _ in range(new):
+        with torch.no_grad():
+            rows = [
+                model(torch.tensor([[*p, *answer]])).logits[0, -1, :vocab_size].float()
+                for p in (contextual, parametric)
+            ]
+        ctx, par = (row.log_softmax(-1) for row in rows)
+        a_c, a_p = int(ctx.argmax()), int(par.argmax())
+        token = a_c
+        if a_c != a_p:
+            if memory is None:
+                h_ctx, h_par = (-(x.exp() * x).sum() for x in (ctx, par))
+                memory = bool(par.max().exp() > sure and h_par < h_ctx)
+            if memory:
+                m_c, m_p = ctx[a_c] - ctx[a_p], par[a_p] - par[a_c]
+                tau = (1 - relax) * m_p / (m_c + m_p)
+                token = int((tau * ctx + (1 - tau) * par).argmax())
+        answer.append(token)
+        if token in ends:
+            break
+    return answer
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3"])
+@pytest.mark.parametrize("sure", [0.0, 0.01, 0.5])
+def test_grd_decides_as_if_on_the_way(tiny, family, sure):
+    model, tokenizer = tiny(family)
+    ends = eos_ids(model, tokenizer)
+    control = ck.Control("grd", sure=sure)
+    answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)
+    for question, passages, answer in zip(QUESTIONS, PASSAGES, answers, strict=True):
+        pair = build_pair(tokenizer, question, passages)
+        wanted = grd_on_the_way(
+            model, pair.contextual, pair.parametric, ends, len(tokenizer), 12, relax=0.75, sure=sure
+        )
+        assert list(answer.token_ids) == wanted
+
+
+def test_nwcad_takes_the_first_stage_that_applies():
+    sure, flat, other = (torch.tensor(x).log() for x in ([0.9, 0.05, 0.05], [0.4, 0.35, 0.25], [0.05, 0.9, 0.05]))
+    ctx, par = torch.stack([sure, sure, flat]), torch.stack([sure, other, sure])
+    assert NWCAD(js=0.1, k_par=0.5, k_ctx=0.3).decide(Signals(ctx, par)).tau.tolist() == [0.0, 1.0, 0.5]
