@@ -1,7 +1,8 @@
 """What a pair costs in vLLM: added time per step, and pairs per second against plain requests. Needs vLLM.
 
     python benchmarks/vllm_pairs.py step                      scheduler and processor alone, no model
-    python benchmarks/vllm_pairs.py engine --model FOLDER     pairs/s against requests/s of the same prompts and lengths
+    python benchmarks/vllm_pairs.py engine --model FOLDER     pairs/s against plain requests/s and `ckcontrol.generate`,
+                                                              same prompts and lengths; what of a step is ours
 
 Prints one JSON object; `--json FILE` writes it too. On CPU set VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1
 VLLM_ENABLE_V1_MULTIPROCESSING=0.
@@ -13,6 +14,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ckcontrol import Control, GenerateOptions
+from ckcontrol import Control, GenerateOptions, generate
 from ckcontrol.vllm import params
 
 ENDLESS = {"ignore_eos": True, "detokenize": False}
@@ -35,8 +37,10 @@ def rows_of(control: Control, options: GenerateOptions, longest: int) -> list[An
     ]
 
 
-def processor_ms(pairs: int, options: GenerateOptions, controls: list[Control], vocab: int, steps: int) -> float:
-    """Return the median milliseconds of one `apply` on a full batch of pairs."""
+def processor_ms(
+    pairs: int, options: GenerateOptions, controls: list[Control], spread: float, vocab: int, steps: int
+) -> float:
+    """Return the median milliseconds of one `apply` on a full batch of pairs, with random logits that wide."""
     from ckcontrol.vllm import PairLogitsProcessor
 
     processor = PairLogitsProcessor(None, torch.device("cpu"), False)
@@ -47,7 +51,7 @@ def processor_ms(pairs: int, options: GenerateOptions, controls: list[Control], 
             outputs.append([])
             added.append((len(added), asked, list(range(50)), outputs[-1]))
     processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
-    logits = torch.randn(2 * pairs, vocab) * 3
+    logits = torch.randn(2 * pairs, vocab, generator=torch.Generator().manual_seed(0)) * spread
     times = []
     for _ in range(steps + 2):
         batch = logits.clone()
@@ -99,9 +103,11 @@ def measure_step(vocab: int, steps: int) -> dict[str, Any]:
     """Added time per step at 1, 32 and 128 pairs."""
     found: dict[str, Any] = {"vocab": vocab, "unit": "ms per step, median"}
     kinds = {
-        "greedy, one control": (GenerateOptions(), [Control(alpha=0.2)]),
-        "sampled, top-p, one control": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)]),
-        "greedy, 8 alphas": (GenerateOptions(), [Control(alpha=0.1 + 0.05 * i) for i in range(8)]),
+        "greedy": (GenerateOptions(), [Control(alpha=0.2)], 6.0),
+        "greedy, 8 alphas": (GenerateOptions(), [Control(alpha=0.1 + 0.05 * i) for i in range(8)], 6.0),
+        "sampled": (GenerateOptions(do_sample=True, seed=1), [Control(alpha=0.2)], 6.0),
+        "sampled, top-p 0.9": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)], 6.0),
+        "sampled, top-p 0.9, flat": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)], 3.0),
     }
     for pairs in (1, 32, 128):
         row: dict[str, Any] = {
@@ -114,33 +120,178 @@ def measure_step(vocab: int, steps: int) -> dict[str, Any]:
     return found
 
 
-def measure_engine(model: str, items: int, longest: int) -> dict[str, Any]:
-    """Pairs per second against plain requests per second, and the mean time of a step."""
-    from ckcontrol.vllm import SteeredLLM
+class Clock:
+    """Adds up the seconds spent in methods of a class, call by call."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def wind(self, owner: Any, *names: str) -> None:
+        """Time these methods of a class or an object from now on."""
+        for name in names:
+            setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def _timed(self, method: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.spent += time.perf_counter() - start
+
+        return timed
+
+
+def real_prompts(tokenizer: Any, count: int) -> list[Any]:
+    """Return questions of the demo with two to four passages of its corpus each, and both prompts."""
+    from ckcontrol.prompts import build_pair
+
+    folder = Path(__file__).resolve().parents[1] / "ckcontrol" / "demo"
+    questions, corpus = (
+        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("questions.jsonl", "corpus.jsonl")
+    )
+    by_id, r, found = {passage["id"]: passage["text"] for passage in corpus}, random.Random(0), []
+    for i in range(count):
+        asked = questions[i % len(questions)]
+        passages = [by_id[asked["passage_id"]], *(one["text"] for one in r.sample(corpus, r.randint(1, 3)))]
+        found.append((asked["question"], passages, build_pair(tokenizer, asked["question"], passages)))
+    return found
+
+
+def spread(values: list[float], digits: int = 3) -> dict[str, float]:
+    """Return median, least and greatest."""
+    made = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in made.items()}
+
+
+def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[str, Any]:
+    """Pairs per second against plain requests and against `ckcontrol.generate`, and what of a step is ours."""
+    from vllm import SamplingParams
+
+    from ckcontrol.models import load
+    from ckcontrol.vllm import PairLogitsProcessor, SteeredLLM
 
     steered = SteeredLLM(
-        model, dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=64, enable_prefix_caching=False
+        model, dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=256, enable_prefix_caching=False
     )
-    r = random.Random(0)
-    contextual = [[r.randint(100, 5000) for _ in range(r.randint(60, 160))] for _ in range(items)]
-    parametric = [ids[: r.randint(15, 30)] for ids in contextual]
-    plain = params.sampling_params({}, max_tokens=longest, **ENDLESS)
+    core = steered.llm.llm_engine.engine_core.engine_core
+    prompts = real_prompts(steered.llm.get_tokenizer(), max(items, 128))
+    control, options = Control(alpha=0.2), GenerateOptions()
+    plain = SamplingParams(temperature=0, max_tokens=longest, **ENDLESS)
 
-    def seconds(prompts: list[list[int]], asked: list[Any]) -> float:
+    def seconds(chosen: list[Any], paired: bool, rows: int, tokens: int = longest) -> float:
+        core.scheduler.max_num_running_reqs = core.scheduler.max_num_active_reqs = rows
+        ids = [
+            p for _, _, pair in chosen for p in ((pair.contextual, pair.parametric) if paired else (pair.contextual,))
+        ]
+        asked = [row for _ in chosen for row in rows_of(control, options, tokens)] if paired else [plain] * len(chosen)
         start = time.perf_counter()
-        steered.llm.generate([{"prompt_token_ids": ids} for ids in prompts], asked, use_tqdm=False)
+        steered.llm.generate([{"prompt_token_ids": list(p)} for p in ids], asked, use_tqdm=False)
         return time.perf_counter() - start
 
-    seconds(contextual[:2], [plain] * 2)
-    found: dict[str, Any] = {"items": items, "new_tokens": longest}
-    plains, pairs = [], []
-    for _ in range(2):
-        plains.append(seconds(contextual, [plain] * items))
-        both = [ids for pair in zip(contextual, parametric, strict=True) for ids in pair]
-        asked = [row for _ in contextual for row in rows_of(Control(alpha=0.2), GenerateOptions(), longest)]
-        pairs.append(seconds(both, asked))
-    found |= {"requests_per_s": items / min(plains), "pairs_per_s": items / min(pairs)}
-    return found | {"ratio": min(plains) / min(pairs)}
+    seconds(prompts[:2], False, 64)
+    seconds(prompts[:2], True, 64)
+    lengths = [
+        [len(side) for _, _, pair in prompts[:items] for side in (getattr(pair, name),)] for name in params.ROLES
+    ]
+    found: dict[str, Any] = {
+        "items": items,
+        "new_tokens": longest,
+        "rounds": rounds,
+        "prompt_tokens": {name: spread(each, 0) for name, each in zip(params.ROLES, lengths, strict=True)},
+        "rows_at_once": 64,
+    }
+
+    reference, tokenizer = load(model, device="cpu")
+    for owner in (reference.generation_config, reference.config, tokenizer):
+        owner.eos_token_id = None  # every answer has its full length, as ENDLESS says to vLLM
+    own_items = {batch: min(items, max(6, batch)) for batch in (1, 8, 32)}
+
+    def own(batch: int) -> float:
+        chosen = prompts[: own_items[batch]]
+        start = time.perf_counter()
+        for i in range(0, len(chosen), batch):
+            part = chosen[i : i + batch]
+            made = generate(
+                reference,
+                tokenizer,
+                [question for question, _, _ in part],
+                [passages for _, passages, _ in part],
+                control=control,
+                max_new_tokens=longest,
+                trace=False,
+            )
+            if any(len(answer.token_ids) != longest for answer in made):
+                raise RuntimeError("an answer ended early; the comparison would not be fair")
+        return time.perf_counter() - start
+
+    rates: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        this = {"plain requests, vLLM": items / seconds(prompts[:items], False, 64)}
+        this["pairs, vLLM"] = items / seconds(prompts[:items], True, 64)
+        for batch, count in own_items.items():
+            this[f"ckcontrol.generate, batch {batch}"] = count / own(batch)
+        for name, rate in this.items():
+            rates.setdefault(name, []).append(rate)
+        print({name: round(rate, 2) for name, rate in this.items()}, flush=True, file=sys.stderr)
+    found["answers_per_s"] = {name: spread(each) for name, each in rates.items()}
+    pairs = rates["pairs, vLLM"]
+    found["pairs_per"] = {
+        name: spread([a / b for a, b in zip(pairs, each, strict=True)])
+        for name, each in rates.items()
+        if name != "pairs, vLLM"
+    }
+    found["step"] = {
+        f"{count} pairs": step_shares(
+            steered, core, PairLogitsProcessor, lambda c: seconds(c, True, 256, 12), prompts[:count]
+        )
+        for count in (1, 32, 128)
+    }
+    return found
+
+
+def step_shares(steered: Any, core: Any, processor: Any, run: Any, prompts: list[Any]) -> dict[str, Any]:
+    """Milliseconds of a step in which all pairs decode; of processor and of scheduler (with vLLM's part) in it."""
+    ours, planned, steps = Clock(), Clock(), []
+    kept = {name: getattr(processor, name) for name in ("apply", "update_state")}
+    ours.wind(processor, *kept)
+    planned.wind(core.scheduler, "schedule", "update_from_output")
+    plain_step, execute = core.step_fn, core.model_executor.execute_model
+    rows: list[int] = []
+
+    def executed(output: Any, *args: Any, **kwargs: Any) -> Any:
+        rows.append(output.total_num_scheduled_tokens)
+        return execute(output, *args, **kwargs)
+
+    def step() -> Any:
+        before, start = (ours.spent, planned.spent), time.perf_counter()
+        rows.clear()
+        result = plain_step()
+        if rows == [2 * len(prompts)]:
+            total = time.perf_counter() - start
+            steps.append((total, ours.spent - before[0], planned.spent - before[1]))
+        return result
+
+    core.step_fn, core.model_executor.execute_model = step, executed
+    try:
+        run(prompts)
+    finally:
+        core.step_fn, core.model_executor.execute_model = plain_step, execute
+        for name, method in kept.items():
+            setattr(processor, name, method)
+        for name in ("schedule", "update_from_output"):
+            delattr(core.scheduler, name)
+    steps = steps[1:]
+    total, mine, planner = (statistics.median(column) for column in zip(*steps, strict=True))
+    return {
+        "steps": len(steps),
+        "step_ms": round(1000 * total, 2),
+        "processor_ms": round(1000 * mine, 2),
+        "scheduler_ms": round(1000 * planner, 2),
+        "processor_share": round(statistics.median(b / a for a, b, _ in steps), 4),
+        "scheduler_share": round(statistics.median(c / a for a, _, c in steps), 4),
+    }
 
 
 def main() -> None:
@@ -150,15 +301,16 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--items", type=int, default=48)
-    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--items", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.part == "step":
         found = measure_step(given.vocab, given.steps)
     else:
-        found = measure_engine(given.model, given.items, given.new_tokens)
+        found = measure_engine(given.model, given.items, given.new_tokens, given.rounds)
     text = json.dumps(found, indent=2)
     print(text)
     if given.json:

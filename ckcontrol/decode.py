@@ -18,7 +18,7 @@ from .dist import nonfinite_rows
 from .drafts import Drafts
 from .errors import NonFiniteLogits
 from .gain import Signals
-from .kernel import fuse
+from .kernel import choose, fuse
 from .policies.base import Decision, Policy
 from .recorder import Recorder
 from .streams import Stream, TwoStreams
@@ -309,11 +309,10 @@ def _regauge(fused: Tensor, signals: Signals, decision: Decision) -> Tensor:
     tau = decision.tau if decision.tau.ndim == 2 else decision.tau[:, None]
     masked = signals.logits_ctx == -torch.inf
     plain = decision.plain()
-    offset = signals.logits_ctx.logsumexp(-1, keepdim=True)
-    scores = fused + offset
+    scores = fused + signals.norm_ctx
     for value, logits in ((1, signals.logits_ctx), (0, signals.logits_par)):
         copied = plain & (tau == value).all(-1)
-        scores = torch.where(copied[:, None], logits, scores)
+        scores = choose(copied[:, None], logits, scores)
     return scores.masked_fill(masked, -torch.inf)
 
 

@@ -11,10 +11,11 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["entropy", "head_set", "jensen_shannon", "log_probs", "nonfinite_rows"]
+__all__ = ["entropy", "first_max", "head_set", "jensen_shannon", "log_probs", "nonfinite_rows", "normalised"]
 
 # exp(-1e4) is 0 in float32, so a probability of 0 contributes exactly 0 instead of 0 * -inf = NaN.
 _FLOOR = -1e4
+_BLOCK = 64
 
 
 def log_probs(logits: Tensor) -> Tensor:
@@ -27,7 +28,12 @@ def log_probs(logits: Tensor) -> Tensor:
         Log-probabilities in nats, [..., V] float32; a masked token stays -inf, an all-masked row is all -inf.
     """
     scores = logits.float()
-    return scores - torch.logsumexp(scores, -1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
+    return normalised(scores, torch.logsumexp(scores, -1, keepdim=True))
+
+
+def normalised(scores: Tensor, norm: Tensor) -> Tensor:
+    """Return `log_probs` of float32 scores whose logsumexp, [..., 1], is known."""
+    return scores - norm.clamp_min(torch.finfo(torch.float32).min)
 
 
 def entropy(logp: Tensor) -> Tensor:
@@ -59,9 +65,33 @@ def head_set(logp: Tensor, k: int, ratio: float) -> Tensor:
     """
     if ratio == 0:
         return torch.ones_like(logp, dtype=torch.bool)
-    best = logp.topk(min(k, logp.shape[-1]), dim=-1).values
+    best = _best(logp, min(k, logp.shape[-1]))
     threshold = torch.minimum(best[..., -1:], best[..., :1] + math.log(ratio))
     return logp >= threshold
+
+
+def _best(logp: Tensor, k: int) -> Tensor:
+    """Return the k largest values of each row, [B, V] -> [B, k], the largest first.
+
+    On a CPU, where selecting from a whole vocabulary is slow, from the k blocks with the largest maxima: no other block
+    can hold more than ties of theirs.
+    """
+    size = logp.shape[-1]
+    if logp.device.type == "cpu" and logp.ndim == 2 and size % _BLOCK == 0 and k <= size // _BLOCK:
+        blocks = logp.reshape(-1, size // _BLOCK, _BLOCK)
+        best = blocks.amax(-1).topk(k, dim=-1, sorted=False).indices
+        logp = blocks.gather(1, best[..., None].expand(-1, -1, _BLOCK)).flatten(1)
+    return logp.topk(k, dim=-1).values
+
+
+def first_max(scores: Tensor) -> Tensor:
+    """Return ``scores.argmax(-1)``, [B, V] -> [B] int64: the first of equals, NaN above all; quickly on a CPU."""
+    size = scores.shape[-1]
+    if scores.device.type != "cpu" or size % _BLOCK:
+        return scores.argmax(-1)
+    blocks = scores.reshape(-1, size // _BLOCK, _BLOCK)
+    best = blocks.amax(-1).argmax(-1, keepdim=True)
+    return best[:, 0] * _BLOCK + blocks.gather(1, best[..., None].expand(-1, -1, _BLOCK))[:, 0].argmax(-1)
 
 
 def nonfinite_rows(logits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .dist import entropy, head_set, jensen_shannon, log_probs
+from .dist import entropy, head_set, jensen_shannon, log_probs, normalised
 
 __all__ = ["Signals", "confidence_gain"]
 
@@ -48,9 +48,14 @@ class Signals:
         self.candidate_ratio = candidate_ratio
 
     @cached_property
+    def norm_ctx(self) -> Tensor:
+        """The logsumexp of the logits with the passages, [B, 1]."""
+        return self.logits_ctx.float().logsumexp(-1, keepdim=True)
+
+    @cached_property
     def logp_ctx(self) -> Tensor:
         """Log-probabilities with the passages, [B, V]."""
-        return log_probs(self.logits_ctx)
+        return normalised(self.logits_ctx.float(), self.norm_ctx)
 
     @cached_property
     def logp_par(self) -> Tensor:

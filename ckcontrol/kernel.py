@@ -14,7 +14,7 @@ from torch import Tensor
 from .dist import log_probs, nonfinite_rows
 from .errors import ControlError, NonFiniteLogits
 
-__all__ = ["fuse"]
+__all__ = ["choose", "fuse"]
 
 
 def fuse(
@@ -59,25 +59,31 @@ def fuse(
         _check(ctx, par, tau, head)
     if tau.ndim < 2:
         tau = tau.expand(ctx.shape[0])[:, None]  # [B, 1]
-    masked = ctx == -math.inf
+    banned = ctx == -math.inf
 
     mixed = tau * ctx + (1 - tau) * par
-    mixed = torch.where((par == -math.inf) & (tau > 1), ctx, mixed)
-    exact = tau == 1
-    mixed = torch.where(exact, ctx, mixed)
-    mixed = torch.where(tau == 0, par, mixed)
+    mixed = choose((par == -math.inf) & (tau > 1), ctx, mixed)
+    mixed = choose(tau == 1, ctx, mixed)
+    mixed = choose(tau == 0, par, mixed)
     copied = ((tau == 1).all(-1) | (tau == 0).all(-1))[:, None]  # [B, 1]
     if head is not None:
         cut = (tau > 1).any(-1, keepdim=True)
         if truncate is not None:
             cut = cut | truncate[:, None]
             copied = copied & ~truncate[:, None]
-        mixed = mixed.masked_fill(cut & ~head, -math.inf)
-    mixed = mixed.masked_fill(masked, -math.inf)
+        banned = banned | (cut & ~head)
+    mixed = mixed.masked_fill(banned, -math.inf)
     if scale is not None:
         mixed = mixed * scale[:, None]
         copied = copied & (scale == 1)[:, None]
-    return torch.where(copied, mixed, log_probs(mixed))
+    return choose(copied, mixed, log_probs(mixed))
+
+
+def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return ``torch.where(where, a, b)``; `b` itself if nothing is chosen, on a CPU, which need not wait to know."""
+    if where.device.type == "cpu" and not len(where.any(-1).nonzero()):
+        return b
+    return torch.where(where, a, b)
 
 
 def _check(ctx: Tensor, par: Tensor, tau: Tensor, head: Tensor | None) -> None:

@@ -29,6 +29,14 @@ def serve_vllm(
     heads: Annotated[
         bool, typer.Option("--heads", help="Allow head masks per request; runs the model in eager mode.")
     ] = False,
+    on_lost: Annotated[
+        str,
+        typer.Option(
+            "--on-lost",
+            metavar="fail|contextual",
+            help="When the engine gives a pair up: fail, or answer the prompt with the passages alone and say so.",
+        ),
+    ] = "fail",
     limit: Annotated[
         list[str],
         typer.Option(metavar="NAME=VALUE", help="Change a bound of requests, e.g. passages=128, body_bytes=16000000."),
@@ -40,7 +48,7 @@ def serve_vllm(
     A request is steered by an object "ck" in its body: {"passages": [...], "method": "ck-plug", "alpha": 0.3}. Unless
     told otherwise the server listens on 127.0.0.1 alone. Every other option goes to vLLM: --port 8001 --dtype bfloat16.
     """
-    line, variables = command(model, context.args, heads=heads, limits=parse_params(limit))
+    line, variables = command(model, context.args, heads=heads, limits=parse_params(limit), on_lost=on_lost)
     shown = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(line)])
     if dry_run:
         typer.echo(shown)
@@ -58,7 +66,12 @@ def serve_vllm(
 
 
 def command(
-    model: str, rest: Sequence[str], *, heads: bool = False, limits: dict[str, Any] | None = None
+    model: str,
+    rest: Sequence[str],
+    *,
+    heads: bool = False,
+    limits: dict[str, Any] | None = None,
+    on_lost: str = "fail",
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of the server, and the environment variables it needs beside the present ones.
 
@@ -67,11 +80,13 @@ def command(
         rest: Options for vLLM.
         heads: Run in eager mode, so that head masks act.
         limits: Bounds that differ from their defaults, as in `vllm.limits.Limits`.
+        on_lost: What becomes of lost pairs, as in `vllm.fallback`.
 
     Raises:
-        ServingError: `rest` sets what this command sets, or a bound is unknown.
+        ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
         ControlError: A bound is out of range.
     """
+    from ..vllm import fallback
     from ..vllm.limits import VARIABLE, Limits, check_names
 
     check_names(limits or {})
@@ -91,7 +106,10 @@ def command(
             line += [name, value]
     if heads and "--enforce-eager" not in names:
         line.append("--enforce-eager")
-    return line + list(rest), ({VARIABLE: bounds} if bounds else {})
+    variables = {VARIABLE: bounds} if bounds else {}
+    if fallback.choice(on_lost) != "fail":
+        variables[fallback.VARIABLE] = on_lost
+    return line + list(rest), variables
 
 
 def _value(line: Sequence[str], name: str) -> str | None:

@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config import Control, GenerateOptions
-from ..errors import ControlError, NonFiniteLogits, PromptError, ServingError
+from ..errors import ControlError, HeadsError, NonFiniteLogits, PromptError, ServingError
 from ..prompts import PromptPair, PromptTemplate, build_pair
 from ..recorder import record
 from ..text import pieces
 from ..trace import Answer, TokenTrace
-from . import compat, params
+from . import compat, fallback, params
 
 if TYPE_CHECKING:
     from vllm import LLM
+
+    from ..heads.mask import HeadMask
 
 __all__ = ["SteeredLLM", "engine_arguments"]
 
@@ -54,14 +56,20 @@ class SteeredLLM:
         model: A folder or a Hugging Face id, as vLLM takes it.
         control: Policy and dial where `generate` is given none; None is ``Control()``, the unmodified model.
         template: Wording of the prompts.
+        heads: Mask where `generate` is given none; runs the model in eager mode unless told otherwise. Masks act on
+            both rows, as in `heads.pruned`.
+        on_lost: What becomes of a question whose pair the engine gave up: ``"fail"``, an error; or ``"contextual"``,
+            the prompt with the passages is answered alone, by vLLM's own sampling, and `lost` says so.
         **engine: Arguments of vLLM's `LLM`, e.g. ``dtype``, ``max_model_len``, ``gpu_memory_utilization``.
 
     Attributes:
         llm: The engine; use it for ordinary requests as ever.
+        lost: Of the last `generate`: item -> why its pair was given up, where it was answered alone. The control of
+            such an `Answer` is ``off`` and it has no trace.
 
     Raises:
         MissingExtra: vLLM is not installed.
-        ServingError: An unknown version of vLLM, or an engine setting that pairs cannot live with.
+        ServingError: An unknown version of vLLM, a setting that pairs cannot live with, or an unknown `on_lost`.
 
     Example:
         >>> llm = SteeredLLM("model", control=Control(alpha=0.2))  # doctest: +SKIP
@@ -69,13 +77,22 @@ class SteeredLLM:
     """
 
     def __init__(
-        self, model: str, control: Control | None = None, *, template: PromptTemplate | None = None, **engine: Any
+        self,
+        model: str,
+        control: Control | None = None,
+        *,
+        template: PromptTemplate | None = None,
+        heads: HeadMask | None = None,
+        on_lost: str = "fail",
+        **engine: Any,
     ) -> None:
-        arguments = engine_arguments(**engine)
+        self.heads, self.on_lost = heads, fallback.choice(on_lost)
+        arguments = engine_arguments(**({"enforce_eager": True} if heads else {}) | engine)
         from vllm import LLM
 
         self.control = control or Control()
         self.template = template
+        self.lost: dict[int, str] = {}
         self.llm: LLM = LLM(model=model, **arguments)
         self._ends = self._end_tokens()
 
@@ -84,6 +101,7 @@ class SteeredLLM:
         items: Sequence[Item],
         *,
         control: Control | Sequence[Control] | None = None,
+        heads: HeadMask | Sequence[HeadMask | None] | None = None,
         truncate: str | None = None,
         **options: Any,
     ) -> list[Answer]:
@@ -93,6 +111,7 @@ class SteeredLLM:
             items: A question; a question and its passages; or a mapping with ``question`` and ``passages``. Without
                 passages the answer is closed-book and nothing is steered.
             control: For all items, or one each. None is the control of the constructor.
+            heads: A mask for all items, or one or None each. None is the mask of the constructor.
             truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
             **options: The fields of `GenerateOptions`, ``seed`` included: each answer is what `ckcontrol.generate`
                 gives for that item alone. ``trace`` is False here unless asked for.
@@ -102,6 +121,7 @@ class SteeredLLM:
 
         Raises:
             ControlError: A control or option that cannot be honoured.
+            HeadsError: A mask for another model, or an engine in which masks cannot act.
             PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
             NonFiniteLogits: The model broke down; ``error.partial`` holds the answers, that one cut short.
             ServingError: The engine gave a pair up; the message names item and reason.
@@ -110,7 +130,7 @@ class SteeredLLM:
         asked = [_item(i, item) for i, item in enumerate(items)]
         if not asked:
             return []
-        controls = self._controls(control, len(asked))
+        controls, masks = self._controls(control, len(asked)), self._masks(heads, len(asked))
         tokenizer = self.llm.get_tokenizer()
         limit = int(self.llm.llm_engine.model_config.max_model_len) - chosen.max_new_tokens
         pairs = [
@@ -126,7 +146,7 @@ class SteeredLLM:
             for question, passages in asked
         ]
         names = [params.new_pair() for _ in pairs]
-        made = self._run(names, pairs, controls, chosen)
+        made = self._run(names, pairs, controls, masks, chosen)
         found = self._fetch(names)
         answers = []
         for i, name in enumerate(names):
@@ -135,51 +155,68 @@ class SteeredLLM:
             answers.append(
                 Answer(
                     text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                    tokens=_trace(ids, pieces(tokenizer, ids), rows) if chosen.trace else (),
+                    tokens=_trace(ids, pieces(tokenizer, ids), rows) if chosen.trace and i not in self.lost else (),
                     token_ids=tuple(ids),
                     question=asked[i][0],
                     passages=pairs[i].passages,
-                    control=controls[i],
+                    control=Control(method="off") if i in self.lost else controls[i],
                     finish_reason="stop" if self._stopped(ids, chosen) else "length",
                     context_tokens=len(pairs[i].contextual),
                     parametric_tokens=len(pairs[i].parametric),
                 )
             )
         for i, name in enumerate(names):
-            if stream := found.get(name, {}).get("broken"):
+            if i not in self.lost and (stream := found.get(name, {}).get("broken")):
                 error = NonFiniteLogits(i, max(0, len(made[i]) - 1), stream)
                 error.partial = answers
                 raise error
         return answers
 
     def _run(
-        self, names: list[str], pairs: list[PromptPair], controls: list[Control], chosen: GenerateOptions
+        self,
+        names: list[str],
+        pairs: list[PromptPair],
+        controls: list[Control],
+        masks: list[tuple[dict[str, str], dict[str, str]]],
+        chosen: GenerateOptions,
     ) -> list[list[int]]:
         prompts, asked = [], []
         stops = tuple(sorted({*self._ends, *chosen.stop_token_ids}))
-        for name, pair, control in zip(names, pairs, controls, strict=True):
+        for name, pair, control, (extra, salted) in zip(names, pairs, controls, masks, strict=True):
             # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
             used = control if pair.passages else Control(method="off")
             seeded = params.seeded(chosen)
             for role, ids in ((params.CONTEXTUAL, pair.contextual), (params.PARAMETRIC, pair.parametric)):
-                args = params.extra_args(name, role, used, seeded, trace=chosen.trace)
-                prompts.append({"prompt_token_ids": list(ids)})
+                args = params.extra_args(name, role, used, seeded, trace=chosen.trace) | extra
+                prompts.append({"prompt_token_ids": list(ids)} | salted)
                 asked.append(
                     params.sampling_params(
                         args, max_tokens=chosen.max_new_tokens, stop_token_ids=stops, detokenize=False
                     )
                 )
         outputs = self.llm.generate(prompts, asked, use_tqdm=False)
-        made: list[list[int]] = []
-        for i in range(len(names)):
-            ctx, par = (outputs[2 * i + k].outputs[0] for k in (0, 1))
-            for row in (ctx, par):
-                if row.finish_reason not in ("stop", "length"):
-                    raise ServingError(
-                        f"item {i} was given up ({row.finish_reason}): {row.stop_reason or 'no reason given'}",
-                        "The engine is alive; ask again.",
-                    )
-            made.append(list(ctx.token_ids))
+        made = [list(output.outputs[0].token_ids) for output in outputs[::2]]
+        ends = [_given_up(*(output.outputs[0] for output in outputs[i : i + 2])) for i in range(0, len(outputs), 2)]
+        self.lost = {i: why for i, why in enumerate(ends) if why}
+        if self.lost and (self.on_lost == "fail" or _only_generated(chosen)):
+            i, why = next(iter(self.lost.items()))
+            raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
+        if self.lost:
+            drawn = fallback.drawn(params.seeded(chosen))
+            rows = [
+                params.sampling_params(
+                    params.strip(asked[2 * i].extra_args),
+                    max_tokens=chosen.max_new_tokens,
+                    stop_token_ids=stops,
+                    **{"detokenize": False} | drawn,
+                )
+                for i in self.lost
+            ]
+            outputs = self.llm.generate([prompts[2 * i] for i in self.lost], rows, use_tqdm=False)
+            for i, output in zip(self.lost, outputs, strict=True):
+                if why := _given_up(output.outputs[0]):
+                    raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
+                made[i] = list(output.outputs[0].token_ids)
         return made
 
     def _fetch(self, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -201,6 +238,33 @@ class SteeredLLM:
             raise ControlError(f"{len(control)} controls for {count} items.", "Pass one control, or one per item.")
         return list(control)
 
+    def _masks(
+        self, heads: HeadMask | Sequence[HeadMask | None] | None, count: int
+    ) -> list[tuple[dict[str, str], dict[str, str]]]:
+        """Return what each item's mask adds to a row's arguments and to its prompt."""
+        from ..heads.mask import HeadMask
+        from .heads import HINT, masked
+
+        given: list[HeadMask | None]
+        if heads is None or isinstance(heads, HeadMask):
+            given = [self.heads if heads is None else heads] * count
+        else:
+            given = list(heads)
+        if len(given) != count:
+            raise HeadsError(f"{len(given)} masks for {count} items.", "Pass one mask, or one or None per item.")
+        if not any(given):
+            return [({}, {})] * count
+        config = self.llm.llm_engine.model_config.hf_text_config
+        for said in self.llm.collective_rpc("ck_heads_install"):
+            if "refused" in said:
+                raise HeadsError(said["refused"], HINT)
+            for mask in filter(None, given):
+                here = (config.model_type, said["layers"], said["heads"])
+                if (made := (mask.model.family, mask.model.layers, mask.model.heads)) != here:
+                    raise HeadsError(f"the mask is for {made}, and the model is {here} (family, layers, heads).")
+        found = [masked(mask) if mask is not None else ({}, "") for mask in given]
+        return [(extra, {"cache_salt": salt} if salt else {}) for extra, salt in found]
+
     def _end_tokens(self) -> tuple[int, ...]:
         """Every end token: of the generation config, the model config and the tokenizer, as `ckcontrol.generate`."""
         config = self.llm.llm_engine.model_config
@@ -214,6 +278,19 @@ class SteeredLLM:
         for value in values:
             found |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {int(value)}
         return tuple(sorted(found))
+
+
+def _given_up(*rows: Any) -> str:
+    """Return how the engine gave up one of the rows; empty if it did not."""
+    for row in rows:
+        if row.finish_reason not in ("stop", "length"):
+            return f"({row.finish_reason}): {row.stop_reason or 'no reason given'}"
+    return ""
+
+
+def _only_generated(chosen: GenerateOptions) -> bool:
+    """Whether the penalty spares the prompt, which vLLM's own cannot."""
+    return chosen.repetition_penalty != 1 and chosen.penalty_scope == "generated"
 
 
 def _item(index: int, item: Item) -> tuple[str, list[str]]:

@@ -42,7 +42,7 @@ class Exchange:
         receive: The client's channel; its body has been read.
         path: Where both requests go, without the root path.
         contextual: Body whose answer is the reply.
-        parametric: Body whose answer is drained.
+        parametric: Body whose answer is drained; None: there is no such request.
         seconds: Longest time for everything.
 
     Raises:
@@ -57,11 +57,11 @@ class Exchange:
         receive: Receive,
         path: str,
         contextual: Mapping[str, Any],
-        parametric: Mapping[str, Any],
+        parametric: Mapping[str, Any] | None,
         seconds: float,
     ) -> None:
         self._app, self._scope, self._receive, self._path = app, scope, receive, path
-        self._bodies = (contextual, parametric)
+        self._body, self._other = contextual, parametric
         self._seconds = seconds
         self._over = asyncio.Event()
         self._queue: asyncio.Queue[tuple[str, Any]] = asyncio.Queue(64)  # a slow client slows its own answer only
@@ -72,7 +72,9 @@ class Exchange:
     async def __aenter__(self) -> Exchange:
         self._deadline = asyncio.get_running_loop().time() + self._seconds
         self._watcher = asyncio.create_task(self._watch())
-        self._tasks = [asyncio.create_task(self._contextual()), asyncio.create_task(self._parametric())]
+        self._tasks = [asyncio.create_task(self._contextual())]
+        if self._other is not None:
+            self._tasks.append(asyncio.create_task(self._parametric(self._other)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -106,7 +108,12 @@ class Exchange:
             raise StopAsyncIteration
 
     async def _within(self, awaitable: Awaitable[Any]) -> Any:
-        return await asyncio.wait_for(awaitable, max(0.0, self._deadline - asyncio.get_running_loop().time()))
+        return await asyncio.wait_for(awaitable, self.left)
+
+    @property
+    def left(self) -> float:
+        """Seconds left for everything."""
+        return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
     async def send(self, send: Send, message: Message) -> None:
         """Send to the client, for as long as the time lasts: one that does not read cannot hold the pair for ever.
@@ -136,7 +143,7 @@ class Exchange:
             await self._put("message", message)
 
         try:
-            await self._call(self._bodies[0], send, keep_id=True)
+            await self._call(self._body, send, keep_id=True)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -146,7 +153,7 @@ class Exchange:
             return
         await self._put("end", None)
 
-    async def _parametric(self) -> None:
+    async def _parametric(self, other: Mapping[str, Any]) -> None:
         status, body = 0, b""
 
         async def send(message: Message) -> None:
@@ -157,7 +164,7 @@ class Exchange:
                 body += message.get("body", b"")
 
         try:
-            await self._call(self._bodies[1], send, keep_id=False)
+            await self._call(other, send, keep_id=False)
         except asyncio.CancelledError:
             raise
         except Exception as error:

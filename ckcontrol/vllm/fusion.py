@@ -1,7 +1,7 @@
 """The pairs of one step, all at once: which rows, which policies, and their fused scores.
 
-Pairs that share a head set are one `Block`; inside it those of one policy lie side by side, so that a policy sees a
-slice and nothing is copied. The arithmetic is the engine's own (gain.py, policies, kernel.py, decode.py). Knows
+Steered pairs that share a head set are one `Block`; inside it those of one policy lie side by side, so that a policy
+sees a slice and nothing is copied. The arithmetic is the engine's own (gain.py, policies, kernel.py, decode.py). Knows
 tensors and policies; knows nothing of vLLM.
 """
 
@@ -64,20 +64,18 @@ class Sliced(Policy):
 
 @dataclass(frozen=True)
 class Block:
-    """Pairs with one head set.
+    """Pairs with one head set, all steered or all the model as it is.
 
     Attributes:
         first: First pair.
         last: Last pair plus one.
-        steered: Pairs from `first` up to here have a policy that is not neutral; the rest are the model as it is.
-        policy: Of all of them.
+        policy: Of all of them; all are neutral or none is.
         candidates: k of the head set.
         candidate_ratio: r of the head set.
     """
 
     first: int
     last: int
-    steered: int
     policy: Sliced
     candidates: int
     candidate_ratio: float
@@ -90,22 +88,22 @@ class Fused:
     Attributes:
         scores: In the gauge of the contextual logits, [P, V] float32.
         broken: 0, or 1 where the contextual logits are not numbers, 2 where the parametric ones are not, [P] uint8.
-        parts: Block, signals and decision of each block, for the trace.
+        parts: Block, signals and decision of each block, for the trace; no decision where all are neutral.
     """
 
     scores: Tensor
     broken: Tensor
-    parts: list[tuple[Block, Signals, Decision]]
+    parts: list[tuple[Block, Signals, Decision | None]]
 
 
 def arrange(controls: Sequence[Control]) -> tuple[list[int], tuple[Block, ...]]:
     """Return the order in which pairs should lie, as indices into `controls`, and the blocks of that order."""
     policies = [control.policy() for control in controls]
-    heads = [(control.candidates, control.candidate_ratio) for control in controls]
+    heads = [(p.neutral, c.candidates, c.candidate_ratio) for p, c in zip(policies, controls, strict=True)]
     rank: dict[Policy, int] = {}
     for policy in policies:
         rank.setdefault(policy, len(rank))
-    order = sorted(range(len(controls)), key=lambda i: (heads[i], policies[i].neutral, rank[policies[i]]))
+    order = sorted(range(len(controls)), key=lambda i: (heads[i], rank[policies[i]]))
     blocks: list[Block] = []
     at = 0
     while at < len(order):
@@ -116,8 +114,7 @@ def arrange(controls: Sequence[Control]) -> tuple[list[int], tuple[Block, ...]]:
             while at < len(order) and heads[order[at]] == head and policies[order[at]] == policy:
                 at += 1
             parts.append((policy, start - first, at - first))
-        steered = max((b for policy, _, b in parts if not policy.neutral), default=0)
-        blocks.append(Block(first, at, first + steered, Sliced(tuple(parts)), *head))
+        blocks.append(Block(first, at, Sliced(tuple(parts)), *head[1:]))
     return order, tuple(blocks)
 
 
@@ -133,20 +130,21 @@ def fuse_blocks(
         vocab_size: Number of ids the tokenizer knows; higher ids can never win in steered rows. None: all may.
     """
     scores: list[Tensor] = []
-    parts: list[tuple[Block, Signals, Decision]] = []
+    parts: list[tuple[Block, Signals, Decision | None]] = []
     for block in blocks:
-        if vocab_size is not None:
-            for logits in (logits_ctx, logits_par):
-                logits[block.first : block.steered, vocab_size:] = -torch.inf
         rows = slice(block.first, block.last)
         signals = Signals(logits_ctx[rows], logits_par[rows], block.candidates, block.candidate_ratio)
-        if len(block.policy.parts) > 1 and not block.policy.neutral:
+        if block.policy.neutral:
+            scores.append(signals.logits_ctx)
+            parts.append((block, signals, None))
+            continue
+        if vocab_size is not None:
+            for logits in (signals.logits_ctx, signals.logits_par):
+                logits[:, vocab_size:] = -torch.inf
+        if len(block.policy.parts) > 1:
             _ = signals.h_ctx, signals.h_par  # computed once for all, then sliced
-            if block.policy.amplifies:
-                _ = signals.head
         decision = block.policy.decide(signals)
-        neutral = block.policy.neutral
-        scores.append(signals.logits_ctx if neutral else fuse_scores(block.policy, signals, decision))
+        scores.append(fuse_scores(block.policy, signals, decision))
         parts.append((block, signals, decision))
     broken = nonfinite_rows(logits_par).to(torch.uint8) * 2
     broken = torch.where(nonfinite_rows(logits_ctx), 1, broken)

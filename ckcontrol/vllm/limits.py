@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from ..config import check_integer, check_number
 from ..errors import ServingError, did_you_mean
 
-__all__ = ["VARIABLE", "Limits", "check_names"]
+__all__ = ["VARIABLE", "Limits", "blocks_of_pair", "check_names"]
 
 VARIABLE = "CKCONTROL_VLLM_LIMITS"
 
@@ -82,6 +82,18 @@ class Limits:
             if getattr(self, field.name) != field.default
         }
         return json.dumps(changed) if changed else ""
+
+
+def blocks_of_pair(prompts: Sequence[int], longest: int, most: int, block: int) -> int:
+    """Return the KV blocks that a pair may come to hold, for one group of layers.
+
+    Args:
+        prompts: Tokens of either prompt.
+        longest: Tokens of the answer.
+        most: The model's longest sequence.
+        block: Tokens of a block.
+    """
+    return sum(-(-min(prompt + longest, most) // block) for prompt in prompts)
 
 
 def check_names(data: Mapping[str, object]) -> None:

@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CKError
+from . import fallback
 from .bodies import make_bodies
 from .exchange import ASGIApp, Exchange, Gone, Message, Receive, Scope, Send
 from .guard import FormGuard, is_form, read_body, replay, suspicious
@@ -20,7 +21,7 @@ from .limits import Limits
 from .outcomes import told_trace
 from .params import new_pair
 from .plain import HEADS, without_ours
-from .replies import EventReader, Refusal, error_object, event, finish_reason, refusal, to_chat, to_chat_chunk
+from .replies import EventReader, Lost, Refusal, error_object, event, finish_reason, refusal, to_chat, to_chat_chunk
 from .requests import CHAT, PATHS, Steered, read_request
 from .server import Server
 
@@ -41,17 +42,25 @@ class CKMiddleware:
         app: The app around which it stands.
         limits: Bounds; None reads them from the environment (`limits.VARIABLE`).
         tokenizer: Of the served model; None loads what the server's arguments name, at the first request that needs it.
+        on_lost: What becomes of a request whose pair the engine gave up before anything was sent: ``"fail"``, or
+            ``"contextual"``, the prompt with the passages answered alone. None reads the environment
+            (`fallback.VARIABLE`).
 
     Raises:
-        ServingError: The environment holds no valid bounds.
+        ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        app: ASGIApp,
+        limits: Limits | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        on_lost: str | None = None,
     ) -> None:
         self.app = app
         self.limits = limits or Limits.from_env()
         self.server = Server(tokenizer)
+        self.falls_back = (fallback.from_env() if on_lost is None else fallback.choice(on_lost)) == "contextual"
         self.pairs = 0  # under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,12 +102,20 @@ class CKMiddleware:
                 await self.server.check_lengths(scope, {**request.body, "prompt": request.texts.parametric})
             pair = new_pair()
             bodies = await asyncio.to_thread(make_bodies, request, pair, tokenizer)
-            exchange = Exchange(
-                self.app, scope, receive, bodies.path, bodies.contextual, bodies.parametric, self.limits.seconds
-            )
-            async with exchange:
-                reply = _Reply(self, scope, request, pair, exchange, send, bodies.path != path)
-                await reply.run()
+            unfit = self.server.unfit(scope, bodies)
+            if unfit and not self.falls_back:
+                raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or let the cache be enlarged.")
+            ways = (self.app, scope, receive, bodies.path)
+            lost, left = unfit, self.limits.seconds
+            if not lost:
+                exchange = Exchange(*ways, bodies.contextual, bodies.parametric, left)
+                async with exchange:
+                    lost = await _Reply(self, scope, request, pair, exchange, send, bodies.path != path).run()
+                left = exchange.left
+            if lost:
+                exchange = Exchange(*ways, fallback.alone(bodies.contextual, request.options), None, left)
+                async with exchange:
+                    await _Reply(self, scope, request, pair, exchange, send, bodies.path != path, lost).run()
         finally:
             self.pairs -= 1
 
@@ -115,17 +132,23 @@ class _Reply:
         exchange: Exchange,
         send: Send,
         translated: bool,
+        lost: str = "",
     ) -> None:
         self.owner, self.scope, self.request, self.pair = owner, scope, request, pair
         self.exchange, self._send = exchange, send
+        self.lost = lost  # why the pair was; then this is the contextual row alone
         self.translated = translated and request.path == CHAT
         self.start: Message | None = None
         self.started = False
         self.first = True
         self.ids: list[int] = []  # of the answer, where a trace is wanted
 
-    async def run(self) -> None:
-        """Pass the answer on; a failure becomes an error reply, or an error event where the answer has begun."""
+    async def run(self) -> str:
+        """Pass the answer on; a failure becomes an error reply, or an error event where the answer has begun.
+
+        Returns:
+            Empty; or why the pair was lost, where nothing was sent and the contextual row may be answered alone.
+        """
         try:
             whole = b""
             reader = EventReader()
@@ -145,11 +168,16 @@ class _Reply:
             else:
                 raise Refusal(503, "the engine ended the answer before its first token.", "Try again.")
         except CKError as error:
+            if isinstance(error, Lost) and self.owner.falls_back and not self.started and not self.lost:
+                log.warning("a pair was lost, its contextual prompt is answered alone: %s", error.reason)
+                return error.reason
             if not self.started:
-                return await _refuse(self._send, error)
+                await _refuse(self._send, error)
+                return ""
             await self._body(
                 event(error_object(getattr(error, "status", 503), str(error))) + event("[DONE]"), more=False
             )
+        return ""
 
     def _streams(self) -> bool:
         if self.start is None or self.start["status"] >= 400:
@@ -207,6 +235,9 @@ class _Reply:
     async def _echo(self) -> dict[str, Any]:
         """Return ``ck`` of the reply; the pair has ended."""
         told, server, traced = self.request.echo(), self.owner.server, self.request.trace
+        if self.lost:
+            told.pop("seed", None)  # not in effect
+            return told | {"fallback": "contextual", "fallback_reason": self.lost}
         rows = await server.trace(self.scope, self.pair, needed=traced)
         if traced:
             try:
@@ -227,7 +258,7 @@ class _Reply:
 
 def _check_end(reason: str | None) -> None:
     if reason in ("abort", "error"):
-        raise Refusal(503, _BROKEN, "Try again.")
+        raise Lost(_BROKEN, "Try again.")
 
 
 async def _off(size: int, function: Any, *args: Any) -> Any:

@@ -168,6 +168,7 @@ def read(args: Mapping[str, Any] | None) -> PairParams | None:
     try:
         options = GenerateOptions(**drawn)
         chosen = Control.from_dict(control)
+        _check_method(chosen)
     except ServingError:
         raise
     except (CKError, TypeError, ValueError, OverflowError) as error:
@@ -175,6 +176,17 @@ def read(args: Mapping[str, Any] | None) -> PairParams | None:
     if options.do_sample and options.seed is None:
         raise ServingError("ck_sampling samples without a seed.", "Pass one; ckcontrol.vllm.params.seeded draws it.")
     return PairParams(pair, role, chosen, options, bool(trace))
+
+
+def _check_method(control: Control) -> None:
+    """Refuse methods that choose between whole answers: a pair draws one token after the other."""
+    from ..policies import AnswerPolicy
+
+    if isinstance(control.policy(), AnswerPolicy):
+        raise ServingError(
+            f"method {control.method!r} chooses between whole answers, which pairs cannot.",
+            "Use ckcontrol.generate for it; here take ck-plug or cad.",
+        )
 
 
 def strip(args: Mapping[str, Any] | None) -> dict[str, Any]:

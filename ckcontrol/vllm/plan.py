@@ -20,7 +20,9 @@ from .params import CONTEXTUAL, PairParams
 from .sampling import Noise, Warp
 from .traces import TraceStore
 
-__all__ = ["Member", "PairState", "Plan", "Row", "pair_up"]
+__all__ = ["Member", "PairState", "Plan", "Row", "make_plans", "pair_up"]
+
+_TOGETHER = 2**17  # scores of a stream that a CPU works on at once: what it computes from them stays in its cache
 
 
 @dataclass(eq=False)
@@ -88,8 +90,8 @@ class Plan:
     def __init__(self, members: Sequence[Member], device: torch.device, soft: bool) -> None:
         order, self.blocks = arrange([m.ctx.ck.control for m in members])
         self.members = members = [members[i] for i in order]
-        places = [m.at_ctx for m in members] + [m.at_par for m in members]
-        self.rows = torch.tensor(places, dtype=torch.long, device=device)
+        self.places = [m.at_ctx for m in members] + [m.at_par for m in members]
+        self.rows = torch.tensor(self.places, dtype=torch.long, device=device)
         self.count = len(members)
         options = [m.ctx.ck.options for m in members]
         self.warp = Warp(options, [m.state.noise for m in members], device)
@@ -126,7 +128,7 @@ class Plan:
         scores = self.warp(fused.scores, self.seen)
         broken = torch.where((fused.broken == 0) & nonfinite_rows(scores), 3, fused.broken)
         bad = broken > 0
-        tokens = self.warp.draw(scores, bad, [positions[i] for i in self.warp.sampled])
+        tokens = self.warp.draw(scores, [positions[i] for i in self.warp.sampled])
         tokens = torch.where(bad, self.ends, tokens)
         self.broken.copy_(torch.where(self.broken == 0, broken, self.broken))
         if self.seen is not None:
@@ -135,7 +137,11 @@ class Plan:
             table = _table(fused, tokens, scores)
             for i in self.traced:
                 store.add(self.members[i].ctx.ck.pair, positions[i], table, i)
-        logits.index_fill_(0, self.rows, -torch.inf)
+        if logits.device.type == "cpu":  # whole rows at a time
+            for place in self.places:
+                logits[place] = -torch.inf
+        else:
+            logits.index_fill_(0, self.rows, -torch.inf)
         logits.index_put_((self.rows, tokens.repeat(2)), logits.new_zeros(()))
         if self.soft is not None:
             self._write_soft(logits, scores, tokens)
@@ -158,11 +164,26 @@ class Plan:
             logits.index_copy_(0, places[self.soft], logp)
 
 
+def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[Plan]:
+    """Return the plans of all pairs of a batch: one; on a CPU one for every few pairs, of one kind where possible.
+
+    Args:
+        members: The pairs, in any order.
+        logits: Of the batch, [N, V].
+        soft: As in `Plan`.
+    """
+    order, _ = arrange([m.ctx.ck.control for m in members])
+    most = max(1, _TOGETHER // logits.shape[-1]) if logits.device.type == "cpu" else len(members)
+    sorted_ = [members[i] for i in order]
+    return [Plan(sorted_[i : i + most], logits.device, soft) for i in range(0, len(sorted_), most)]
+
+
 def _table(fused: Fused, tokens: Tensor, scores: Tensor) -> Tensor:
     """Return the final log-probability and the columns of `recorder.measure`, [P, 9]."""
     parts = []
-    for block, signals, decision in fused.parts:
+    for block, signals, made in fused.parts:
         rows = slice(block.first, block.last)
+        decision = block.policy.decide(signals) if made is None else made
         final, values = measure(tokens[rows], scores[rows], signals, decision)
         parts.append(final[:, None] if values is None else torch.cat([final[:, None], values], dim=1))
     return torch.cat(parts)

@@ -20,7 +20,7 @@ from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
 from . import compat
 from .params import read
-from .plan import Member, PairState, Plan, Row, pair_up
+from .plan import Member, PairState, Plan, Row, make_plans, pair_up
 from .sampling import Noise
 from .traces import TraceStore
 
@@ -52,7 +52,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         self.store = TraceStore()
         self._requests: Any = rest[0] if self.v2 else None
         self._rows: dict[int, Row] = {}  # by batch index (V1) or by slot (V2)
-        self._plan: Plan | None = None
+        self._plans: list[Plan] | None = None
         self._layout: bytes | None = None
         self._states: OrderedDict[str, PairState] = OrderedDict()
         self._limit = 512
@@ -101,13 +101,13 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             if other is not None and way == MoveDirectionality.SWAP:
                 rows[source] = other
         if before or rows:
-            self._plan = None
+            self._plans = None
 
     # --- the V2 runner --------------------------------------------------------------------------------------------
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Note what a slot now holds; return whether it is a row of a pair."""
-        self._plan = None
+        self._plans = None
         row = self._row(sampling_params)
         if row is None:
             self._rows.pop(req_idx, None)
@@ -131,35 +131,32 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         if not self._rows:
             return logits
         if ctx is None:
-            if self._plan is None:
-                self._make_plan([(i, row) for i, row in self._rows.items() if i < logits.shape[0]], logits)
+            if self._plans is None:
+                self._plans = self._make([(i, row) for i, row in self._rows.items() if i < logits.shape[0]], logits)
             lengths: Any = None
         else:
             layout = ctx.idx_mapping_np.tobytes()
-            if self._plan is None or layout != self._layout:
+            if self._plans is None or layout != self._layout:
                 slots = ctx.idx_mapping_np.tolist()
-                self._make_plan([(i, self._rows[s]) for i, s in enumerate(slots) if s in self._rows], logits)
+                self._plans = self._make([(i, self._rows[s]) for i, s in enumerate(slots) if s in self._rows], logits)
                 self._layout = layout
             lengths = ctx.seq_lens_upper_bound_np
-        plan = self._plan
-        if plan is None:
-            return logits
-        positions = [self._position(m.ctx, m.at_ctx, lengths) for m in plan.members]
-        fits = [
-            at >= 0 and at == self._position(m.par, m.at_par, lengths)
-            for m, at in zip(plan.members, positions, strict=True)
+        plans = self._plans
+        members = [member for plan in plans for member in plan.members]
+        fit = [
+            m
+            for m in members
+            if 0 <= self._position(m.ctx, m.at_ctx, lengths) == self._position(m.par, m.at_par, lengths)
         ]
-        if not all(fits):  # both rows are there, but one is still prefilling: its sample is thrown away
-            members = [m for m, fit in zip(plan.members, fits, strict=True) if fit]
-            self._plan = None
-            if not members:
-                return logits
-            plan = Plan(members, logits.device, self._soft)
+        if len(fit) < len(members):  # both rows are there, but one is still prefilling: its sample is thrown away
+            self._plans = None
+            plans = make_plans(fit, logits, self._soft)
+        for plan in plans:
             positions = [self._position(m.ctx, m.at_ctx, lengths) for m in plan.members]
-        for member, position in zip(plan.members, positions, strict=True):
-            if member.state.seen is not None and member.state.seen_to != position:
-                self._recall(member, position)
-        plan.step(logits, positions, self._vocab_size, self.store)
+            for member, position in zip(plan.members, positions, strict=True):
+                if member.state.seen is not None and member.state.seen_to != position:
+                    self._recall(member, position)
+            plan.step(logits, positions, self._vocab_size, self.store)
         return logits
 
     def _row(self, params: Any) -> Row | None:
@@ -174,14 +171,15 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         asked = getattr(params, "logprobs", None) is not None
         return Row(found, logprobs=asked, end=ends[0] if ends else 0)
 
-    def _make_plan(self, rows: Sequence[tuple[int, Row]], logits: Tensor) -> None:
+    def _make(self, rows: Sequence[tuple[int, Row]], logits: Tensor) -> list[Plan]:
         members = [
             Member(ctx, par, at_ctx, at_par, self._state(ctx, logits)) for (at_ctx, ctx), (at_par, par) in pair_up(rows)
         ]
-        self._plan = Plan(members, logits.device, self._soft) if members else None
+        plans = make_plans(members, logits, self._soft)
         for member in members:
             if member.state.broken is not None:
                 self.store.mark(member.ctx.ck.pair, member.state.broken)
+        return plans
 
     def _position(self, row: Row, place: int, lengths: Any) -> int:
         """Return how many tokens the row has put out."""

@@ -14,6 +14,7 @@ from ..errors import CKError
 
 __all__ = [
     "EventReader",
+    "Lost",
     "Refusal",
     "error_object",
     "error_text",
@@ -40,6 +41,14 @@ class Refusal(CKError):
         self.status = status
 
 
+class Lost(Refusal):
+    """The engine gave a row of the pair up (503); the prompt with the passages alone may still be answered."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(503, message, hint)
+        self.reason = message
+
+
 def error_object(status: int, message: str) -> dict[str, Any]:
     """Return OpenAI's error object."""
     kind = _TYPES.get(status, "ServiceUnavailable" if status == 503 else "Error")
@@ -47,7 +56,7 @@ def error_object(status: int, message: str) -> dict[str, Any]:
 
 
 def refusal(status: int, body: bytes, who: str = "") -> Refusal:
-    """Return what an error reply of vLLM is for the client: 4xx as it is, the rest as 503.
+    """Return what an error reply of vLLM is for the client: 4xx as it is, the rest as 503, a `Lost`.
 
     vLLM keeps to itself why it gave a row up, so the hint names what usually is the reason.
     """
@@ -57,7 +66,7 @@ def refusal(status: int, body: bytes, who: str = "") -> Refusal:
     hint = (
         "A prompt may be too short (two tokens at least), both may not fit the KV cache, or a row was lost: try again."
     )
-    return Refusal(503, f"{who}the engine gave the request up: {text.rstrip('.')}.", hint)
+    return Lost(f"{who}the engine gave the request up: {text.rstrip('.')}.", hint)
 
 
 def error_text(body: bytes) -> str:

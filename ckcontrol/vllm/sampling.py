@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..config import GenerateOptions
+from ..dist import first_max
 
 __all__ = ["Noise", "Warp"]
 
+_BEST = 256  # tokens sorted for top-p on a CPU
 _KEPT = 4  # generator states remembered; steps further back are replayed from the seed
 
 
@@ -113,30 +115,59 @@ class Warp:
             floor = best.gather(-1, (self._k - 1).clamp_max(best.shape[-1] - 1))
             part = _put(part, self._k_rows, rows.masked_fill(rows < floor, -torch.inf))
         if self._p.numel():
-            rows = part[self._p_rows]
-            ordered, order = torch.sort(rows, descending=False)
-            cut = ordered.softmax(-1).cumsum(-1) <= self._p
-            cut[:, -1:] = False
-            part = _put(part, self._p_rows, rows.masked_fill(cut.scatter(1, order, cut), -torch.inf))
+            part = _put(part, self._p_rows, _nucleus(part[self._p_rows], self._p))
         return _put(scores, self._sampled, part)
 
-    def draw(self, scores: Tensor, broken: Tensor, positions: Sequence[int]) -> Tensor:
-        """Return one token per pair, [P] int64; rows marked broken draw an arbitrary one instead of failing.
+    def draw(self, scores: Tensor, positions: Sequence[int]) -> Tensor:
+        """Return one token per pair, [P] int64; a row of broken numbers gives an arbitrary one.
 
         Args:
             scores: Processed scores, [P, V].
-            broken: [P] bool.
             positions: Output position of each pair that samples, in the order of `sampled`.
         """
-        tokens = scores.argmax(-1)
         if not self.sampled:
-            return tokens
-        probs = scores[self._sampled].masked_fill(broken[self._sampled][:, None], 0.0).softmax(-1)
+            return first_max(scores)
+        probs = scores[self._sampled].softmax(-1)
         noise = torch.empty_like(probs)
         for row, source, position in zip(noise, self.noises, positions, strict=True):
             source.fill(row, position)
-        drawn = (probs / noise).argmax(-1)  # what torch.multinomial does for one sample, without its checks
-        return _put(tokens, self._sampled, drawn)
+        drawn = first_max(probs.div_(noise))  # what torch.multinomial does for one sample, without its checks
+        if isinstance(self._sampled, slice):
+            return drawn
+        return first_max(scores).index_copy_(0, self._sampled, drawn)
+
+
+def _nucleus(rows: Tensor, tail: Tensor) -> Tensor:
+    """Mask the unlikely tokens that hold at most `tail`, [R, 1], of the probability, as transformers' top-p does.
+
+    That one adds up sorted float32 probabilities from the least. On a CPU, where sorting a vocabulary takes longer than
+    all the rest, only the best tokens are sorted: what is left below each is known to within the rounding of that sum,
+    and a row whose bound comes closer to `tail` than that, or falls between equals, is sorted after all.
+    """
+    if rows.device.type != "cpu":
+        return _sorted_nucleus(rows, tail)
+    size = rows.shape[-1]
+    probs = rows.softmax(-1)
+    best, at = rows.topk(min(_BEST, size), dim=-1)
+    above = probs.gather(-1, at).cumsum(-1, dtype=torch.float64) / probs.sum(-1, dtype=torch.float64, keepdim=True)
+    over = (1 - above) - tail  # [R, K]: by what the tokens after this one exceed what may go
+    slack = tail * (size + 64) * 2.0**-26  # a float32 sum of V terms in 8 lanes, twice, and the terms' own rounding
+    kept = (over > 0).sum(-1, keepdim=True) + 1
+    last = kept.clamp_max(best.shape[-1] - 1)
+    floor = best.gather(-1, last - 1)
+    sure = (kept == last) & (over.abs() > slack).all(-1, keepdim=True) & (floor > best.gather(-1, last))
+    masked = rows.masked_fill(rows < floor, -torch.inf)
+    unsure = (~sure[:, 0]).nonzero()[:, 0]
+    if len(unsure):
+        masked[unsure] = _sorted_nucleus(rows[unsure], tail[unsure])
+    return masked
+
+
+def _sorted_nucleus(rows: Tensor, tail: Tensor) -> Tensor:
+    ordered, order = torch.sort(rows, descending=False)
+    cut = ordered.softmax(-1).cumsum(-1) <= tail
+    cut[:, -1:] = False
+    return rows.masked_fill(cut.scatter(1, order, cut), -torch.inf)
 
 
 def _index(rows: Sequence[int], of: int, device: torch.device) -> Tensor | slice:

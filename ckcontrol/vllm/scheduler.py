@@ -23,6 +23,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from ..errors import ServingError
 from . import compat
+from .limits import blocks_of_pair
 from .params import CONTEXTUAL, PairParams, read
 
 if TYPE_CHECKING:
@@ -152,9 +153,9 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
             return "ckcontrol: the rows of the pair come from different clients."
         # A default max_tokens depends on the prompt's length; the shorter answer holds for both.
         ctx.max_tokens = par.max_tokens = min(ctx.max_tokens, par.max_tokens)
-        longest = [min(r.num_prompt_tokens + r.max_tokens, self.max_model_len) for r in (ctx, par)]
         groups = max(1, len(self.kv_cache_config.kv_cache_groups))
-        need = groups * sum(-(-length // self.block_size) for length in longest)
+        prompts = (ctx.num_prompt_tokens, par.num_prompt_tokens)
+        need = groups * blocks_of_pair(prompts, ctx.max_tokens, self.max_model_len, self.block_size)
         if need > (room := self.cache_config.num_gpu_blocks - 1):
             return f"ckcontrol: the pair needs {need} KV blocks and there are {room}; shorten it or give more memory."
         return None

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .bodies import Bodies
 from .exchange import Scope
+from .limits import blocks_of_pair
 from .masks import Entries
 from .outcomes import Outcomes
 from .plain import shown
@@ -65,6 +67,24 @@ class Server:
         special = body.get("add_special_tokens") is not False
         if len(tokenizer(prompt, add_special_tokens=special)["input_ids"]) < 2:
             raise Refusal(400, f"the prompt {shown(prompt)} is one token.", "A row of a pair needs two at least.")
+
+    def unfit(self, scope: Scope, bodies: Bodies) -> str:
+        """Return why a pair can never fit the engine's KV cache, as far as that is known here; empty if it may.
+
+        Known are token prompts, the cache's size and its blocks; the scheduler says the last word.
+        """
+        config = getattr(getattr(_state(scope), "engine_client", None), "vllm_config", None)
+        cache, model = getattr(config, "cache_config", None), getattr(config, "model_config", None)
+        blocks, block = getattr(cache, "num_gpu_blocks", None), getattr(cache, "block_size", None)
+        most = getattr(model, "max_model_len", None)
+        lengths = [_tokens(body.get("prompt")) for body in (bodies.contextual, bodies.parametric)]
+        if not (blocks and block and most and all(lengths)):
+            return ""
+        longest = bodies.contextual.get("max_tokens")
+        need = blocks_of_pair(lengths, longest if isinstance(longest, int) else 1, most, block)
+        if max(lengths) >= most or need < blocks:  # too long for the model is the engine's to say; a block is its own
+            return ""
+        return f"the pair needs {need} KV blocks of {block} tokens, and the engine has {blocks - 1}."
 
     async def check_heads(self, scope: Scope, entries: Entries) -> None:
         """Make sure that the workers apply head masks, and that the model has these heads.
@@ -121,6 +141,11 @@ class Server:
     def _locked(self) -> asyncio.Lock:
         self._lock = self._lock or asyncio.Lock()
         return self._lock
+
+
+def _tokens(prompt: Any) -> int:
+    """Return the length of a prompt of token ids; 0 for any other."""
+    return len(prompt) if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt) else 0
 
 
 def _state(scope: Scope) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckcontrol as ck
-from ckcontrol.dist import entropy, head_set, jensen_shannon, log_probs
+from ckcontrol.dist import entropy, first_max, head_set, jensen_shannon, log_probs
 from ckcontrol.errors import ControlError, NonFiniteLogits
 from ckcontrol.gain import Signals
 from ckcontrol.kernel import fuse
@@ -323,3 +323,16 @@ def test_rows_of_signals_keep_what_was_computed():
     part = s.rows(torch.tensor([2, 0]))
     assert torch.equal(part.h_ctx, want) and torch.equal(part.gain, s.gain[[2, 0]])
     assert torch.equal(part.margin_par, s.margin_par[[2, 0]])
+
+
+@given(seeds, st.sampled_from([64, 128, 320, 6400]), st.sampled_from([1, 2, 5, 10, 99, 100, 101]), st.booleans())
+def test_selecting_by_blocks_is_selecting_from_all(seed: int, width: int, k: int, coarse: bool) -> None:
+    """Rows full of equals, masked rows and NaN among them."""
+    logp = pair(seed, width, rows=5)[0]
+    logp = logp.round() if coarse else logp
+    logp[3, width // 3 :] = -math.inf
+    logp[4, seed % width] = math.nan
+    assert torch.equal(first_max(logp), logp.argmax(-1))
+    best = logp.topk(min(k, width), dim=-1).values
+    want = logp >= torch.minimum(best[:, -1:], best[:, :1] + math.log(0.01))
+    assert torch.equal(head_set(logp, k, 0.01), want)

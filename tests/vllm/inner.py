@@ -16,7 +16,10 @@ WORDS = ["Orven", "dale", " is", " a", " town", "."]
 
 
 class Inner:
-    """vLLM's two endpoints. `refuse` maps a role to a status; `fail` is "abort", "raise", "event" or "never"."""
+    """vLLM's two endpoints. `refuse` maps a role to a status; `fail` is "abort", "lost", "raise", "event" or "never".
+
+    Lost are rows of pairs alone: they abort.
+    """
 
     def __init__(self, *, refuse: dict[str, int] | None = None, fail: str = "", pause: float = 0.0) -> None:
         self.seen: list[tuple[str, dict[str, Any]]] = []
@@ -81,9 +84,10 @@ class Inner:
             if self.fail == "raise":
                 raise RuntimeError("secret detail")
         chat = path.endswith("chat/completions")
+        aborted = self.fail == "abort" or (self.fail == "lost" and role)
         if not data.get("stream"):
             await asyncio.sleep(self.pause * len(WORDS))
-            reason = "abort" if self.fail == "abort" else "stop"
+            reason = "abort" if aborted else "stop"
             text = "".join(WORDS)
             choice: dict[str, Any] = {"text": text, "logprobs": None}
             if chat:
@@ -102,7 +106,9 @@ class Inner:
             if self.fail == "event" and i == 3:
                 await put(send, {"error": {"message": "the engine stumbled"}})
                 break
-            reason = None if i < len(WORDS) - 1 else "abort" if self.fail == "abort" else "stop"
+            reason = None if i < len(WORDS) - 1 else "abort" if aborted else "stop"
+            if self.fail == "lost" and role and not i:
+                reason = "abort"  # before anything was said
             part: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}
             if data.get("return_token_ids"):
                 part["token_ids"] = [5 + i]

@@ -88,14 +88,16 @@ def run(engine: Any, job: dict[str, Any], lap: int) -> dict[str, Any]:
             engine.add_request(name, {"prompt_token_ids": ids}, asked)
         for told in engine.step():
             made = told.outputs[0]
-            logprobs = None
+            logprobs = tops = None
             if made.logprobs:
                 logprobs = [entry[t].logprob for entry, t in zip(made.logprobs, made.token_ids, strict=True)]
+                tops = [{token: one.logprob for token, one in entry.items()} for entry in made.logprobs]
             outputs[told.request_id] = {
                 "ids": list(made.token_ids),
                 "reason": made.finish_reason,
                 "why": made.stop_reason,
                 "logprobs": logprobs,
+                "tops": tops,
             }
             if len(made.token_ids) >= aborts.get(told.request_id, 10**9):
                 del aborts[told.request_id]

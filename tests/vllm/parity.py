@@ -163,3 +163,31 @@ def differences(cases: list[Case], lap: dict[str, Any], number: int = 0) -> list
             at = next((k for k, (a, b) in enumerate(zip(got, case.want, strict=False)) if a != b), len(got))
             found.append(f"pair {i} ({case.control}, {case.options.do_sample}): {len(got)} tokens, differs at {at}")
     return found
+
+
+def beside(
+    folder: str, model: Any, tokenizer: Any, cases: list[Case], ordinary: list[dict[str, Any]], engine: dict[str, Any]
+) -> dict[str, Any]:
+    """Run ordinary requests beside pairs, alone in a stock engine, and in a stock engine beside other requests.
+
+    Returns:
+        ``same_tokens`` of ``requests``, ours against stock; ``furthest``, the largest difference of a log-probability
+        among the best five of any of their tokens; the same for the stock engine against itself, in another batch.
+    """
+    engine = engine | {"logprobs_mode": "processed_logprobs"}  # what `serve-vllm` sets
+    work = job(folder, model, tokenizer, cases, engine, ordinary=ordinary, stagger=1)
+    crowd = [{"ids": ids, "max": 16, "at": i} for i, case in enumerate(cases) for ids in (case.contextual,)]
+    alone = {**work, "pairs": [], "stock": True}
+    runs = [live(work), live(alone), live(alone | {"ordinary": [*ordinary, *crowd]})]
+    rows = [[run["laps"][0]["outputs"][f"0-o{i}"] for i in range(len(ordinary))] for run in runs]
+    found: dict[str, Any] = {"requests": len(ordinary), "pairs": len(cases)}
+    for name, other in (("ours beside pairs", 0), ("stock in another batch", 2)):
+        same = [a["ids"] == b["ids"] for a, b in zip(rows[other], rows[1], strict=True)]
+        far, bits = 0.0, 0
+        for a, b in zip(rows[other], rows[1], strict=True):
+            steps = next((k for k, (x, y) in enumerate(zip(a["ids"], b["ids"], strict=True)) if x != y), len(a["ids"]))
+            for x, y in zip(a["tops"][:steps], b["tops"][:steps], strict=True):
+                far = max([far, *(abs(x[t] - y[t]) for t in x.keys() & y.keys() if x[t] != y[t])])
+            bits += a["tops"] == b["tops"]
+        found[name] = {"same_tokens": sum(same), "same_bits": bits, "furthest": far}
+    return found | {"wrong_pairs": len(differences(cases, runs[0]["laps"][0]))}

@@ -6,10 +6,15 @@ marked `real`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from ckcontrol import Control, generate
+from ckcontrol.errors import HeadsError
+from ckcontrol.heads import HeadMask, pruned
+from ckcontrol.tiny import tiny_model
 from ckcontrol.trace import Answer
 
 from . import parity
@@ -134,31 +139,113 @@ def test_ordinary_requests_get_the_same_bits_as_from_an_engine_without_us(
     assert ours["laps"][0]["outputs"] == stock["laps"][0]["outputs"]
 
 
-def test_steered_llm_gives_the_answers_of_generate(small) -> None:
-    """The front door, in this process."""
+def test_ordinary_requests_beside_pairs_are_those_of_an_engine_without_us(
+    small, small_cases: list[parity.Case]
+) -> None:
+    """Tokens; log-probabilities within what vLLM's own batches make of them."""
+    folder, model, tokenizer = small
+    engine = BASE | {"max_num_batched_tokens": 128, "max_num_seqs": 24, "enable_prefix_caching": False}
+    others = ordinary(small_cases, 10, logprobs=5)
+    found = parity.beside(folder, model, tokenizer, small_cases[:12], others, engine)
+    assert found["wrong_pairs"] == 0 and found["ours beside pairs"]["same_tokens"] == found["requests"] == 10
+    assert found["ours beside pairs"]["furthest"] < 1e-4, found
+
+
+@pytest.fixture(scope="module")
+def steered(small):
+    """The front door, in this process; its cache holds one short pair, or the longest prompt alone."""
+    from ckcontrol.vllm import SteeredLLM
+
+    return SteeredLLM(
+        small[0],
+        Control(alpha=0.2),
+        on_lost="contextual",
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        block_size=32,
+        num_gpu_blocks_override=17,
+    )
+
+
+ITEMS = [("Who?", ["Ann wrote it in May."]), {"question": "When?", "passages": ["In June."]}, "Where?"]
+ASKED = [("Who?", ["Ann wrote it in May."]), ("When?", ["In June."]), ("Where?", [])]
+CONTROLS = [Control(alpha=0.2), Control(method="cad", alpha=0.3, candidates=4), Control(alpha=0.2)]
+
+
+def test_steered_llm_gives_the_answers_of_generate(small, steered) -> None:
     from ckcontrol.errors import PromptTooLong, ServingError
     from ckcontrol.vllm import SteeredLLM
 
     folder, model, tokenizer = small
-    with pytest.raises(ServingError, match="scheduler_cls"):
-        SteeredLLM(folder, scheduler_cls="x")
-    llm = SteeredLLM(folder, Control(alpha=0.2), dtype="float32", enforce_eager=True, max_model_len=512, block_size=32)
-    items = [("Who?", ["Ann wrote it in May."]), {"question": "When?", "passages": ["In June."]}, "Where?"]
-    controls = [Control(alpha=0.2), Control(method="cad", alpha=0.3, candidates=4), Control(alpha=0.2)]
+    for wrong in ({"scheduler_cls": "x"}, {"on_lost": "context"}):
+        with pytest.raises(ServingError, match=next(iter(wrong))):
+            SteeredLLM(folder, **wrong)
     for options in ({"max_new_tokens": 9}, {"max_new_tokens": 9, "do_sample": True, "seed": 5, "temperature": 0.9}):
-        got = llm.generate(items, control=controls, trace=True, **options)
-        for answer, (question, passages), control in zip(
-            got, [("Who?", items[0][1]), ("When?", ["In June."]), ("Where?", [])], controls, strict=True
-        ):
+        got = steered.generate(ITEMS, control=CONTROLS, trace=True, **options)
+        for answer, (question, passages), control in zip(got, ASKED, CONTROLS, strict=True):
             want = generate(model, tokenizer, question, passages, control=control, **options)
             assert isinstance(answer, Answer)
             for name in ("text", "token_ids", "passages", "finish_reason", "context_tokens", "parametric_tokens"):
                 assert getattr(answer, name) == getattr(want, name), name
             assert [t.switched for t in answer.tokens] == [t.switched for t in want.tokens]
-    assert llm.generate(items[:1], max_new_tokens=3)[0].tokens == ()
-    assert llm.generate([]) == []
+    assert steered.generate(ITEMS[:1], max_new_tokens=3)[0].tokens == ()
+    assert steered.generate([]) == [] and steered.lost == {}
     with pytest.raises(PromptTooLong):
-        llm.generate([("Who?", ["x" * 600])])
+        steered.generate([("Who?", ["x" * 600])])
+
+
+def test_steered_llm_applies_masks_as_pruned_does(small, steered) -> None:
+    _, model, tokenizer = small
+    masks = [HeadMask.of(model, [(0, 1)]), HeadMask.of(model, [(1, 0)], factor=2.0), None]
+    plain = [answer.token_ids for answer in steered.generate(ITEMS, control=CONTROLS, max_new_tokens=12)]
+    for chosen in (masks, masks[::-1], masks[0]):
+        each = chosen if isinstance(chosen, list) else [chosen] * 3
+        got = steered.generate(ITEMS, control=CONTROLS, heads=chosen, max_new_tokens=12)
+        for i, ((question, passages), control, mask) in enumerate(zip(ASKED, CONTROLS, each, strict=True)):
+            with nullcontext() if mask is None else pruned(model, mask):
+                want = generate(model, tokenizer, question, passages, control=control, max_new_tokens=12)
+            assert got[i].token_ids == want.token_ids
+            assert (mask is None) <= (got[i].token_ids == plain[i])
+        assert sum(a.token_ids != b for a, b in zip(got, plain, strict=True)) >= 2, "masks change answers"
+    with pytest.raises(HeadsError, match="3 items"):
+        steered.generate(ITEMS, heads=masks[:2])
+    with pytest.raises(HeadsError, match="the model is"):
+        steered.generate(ITEMS, heads=HeadMask.of(tiny_model("qwen2")[0], [(0, 1)]))
+
+
+def test_steered_llm_answers_a_lost_pair_from_the_passages_alone(small, steered) -> None:
+    """The longest pair cannot fit the cache; its contextual prompt can."""
+    from ckcontrol.errors import ServingError
+
+    _, model, tokenizer = small
+    long = ("Who?", ["Ann wrote it in May. " * 18])
+    mask = HeadMask.of(model, [(0, 1)])
+    got = steered.generate([ITEMS[0], long], trace=True, max_new_tokens=9)
+    assert set(steered.lost) == {1} and "KV blocks" in steered.lost[1]
+    assert got[0].tokens and got[1].tokens == () and got[1].control == Control(method="off")
+    assert (
+        got[0].token_ids
+        == generate(model, tokenizer, *ITEMS[0], control=Control(alpha=0.2), max_new_tokens=9).token_ids
+    )
+    assert (
+        got[1].token_ids == generate(model, tokenizer, *long, control=Control(method="off"), max_new_tokens=9).token_ids
+    )
+    sampled = {"do_sample": True, "seed": 3, "temperature": 0.9, "top_p": 0.95, "max_new_tokens": 9}
+    drawn = [steered.generate([long], **sampled)[0].token_ids for _ in range(4)]
+    assert len({got[1].token_ids, *drawn}) > 2, "drawn, with random numbers of vLLM's own"
+    with pruned(model, mask):
+        want = generate(model, tokenizer, *long, control=Control(method="off"), max_new_tokens=9)
+    assert steered.generate([long], heads=mask, max_new_tokens=9)[0].token_ids == want.token_ids != got[1].token_ids
+    with pytest.raises(ServingError, match="KV blocks"):
+        steered.generate([long], repetition_penalty=1.3, penalty_scope="generated", max_new_tokens=9)
+    steered.on_lost = "fail"
+    try:
+        with pytest.raises(ServingError, match=r"item 1 .* KV blocks"):
+            steered.generate([ITEMS[0], long], max_new_tokens=9)
+    finally:
+        steered.on_lost = "contextual"
+    assert steered.generate(ITEMS[:1], max_new_tokens=9)[0].token_ids == got[0].token_ids and steered.lost == {}
 
 
 @pytest.fixture(scope="session")
@@ -179,3 +266,15 @@ def test_the_demo_model_answers_as_generate_does(name: str, real, real_cases: li
     assert parity.differences(real_cases, result["laps"][0]) == []
     want = plain_answers(real[0], real_cases)
     assert [result["laps"][0]["outputs"][f"0-o{i}"]["ids"] for i in range(4)] == want
+
+
+@pytest.mark.real
+def test_ordinary_requests_beside_pairs_of_the_demo_model(real) -> None:
+    from ckcontrol.models import demo_path
+
+    cases = parity.make_cases(*real, 8, longest=200, new_tokens=10)
+
+    engine = BASE | {"max_num_batched_tokens": 256, "max_num_seqs": 24, "enable_prefix_caching": False}
+    found = parity.beside(str(demo_path()), *real, cases, ordinary(cases, 6, logprobs=5), engine)
+    assert found["wrong_pairs"] == 0 and found["ours beside pairs"]["same_tokens"] == found["requests"] == 6
+    assert found["ours beside pairs"]["furthest"] < 1e-3, found

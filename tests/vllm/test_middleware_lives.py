@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from ckcontrol.tiny import tiny_model
 from ckcontrol.vllm.limits import Limits
 from ckcontrol.vllm.middleware import CKMiddleware
 
-from .inner import Answer, Inner, ask
+from .inner import WORDS, Answer, Inner, ask
 
 TOKENIZER = tiny_model("llama")[1]
 
@@ -23,11 +24,13 @@ def body(**fields: Any) -> dict[str, Any]:
     return {"messages": [message], "temperature": 0, "ck": {"passages": ["A town."], "alpha": 0.2}} | fields
 
 
-def tell(inner: Inner, request: Any, limits: Limits | None = None, **options: Any) -> tuple[Answer, float]:
+def tell(
+    inner: Inner, request: Any, limits: Limits | None = None, on_lost: str = "fail", **options: Any
+) -> tuple[Answer, float]:
     """One request; afterwards nothing runs. Returns what the client got and how long it took."""
 
     async def story() -> tuple[Answer, float]:
-        app = CKMiddleware(inner, limits or Limits(), TOKENIZER)
+        app = CKMiddleware(inner, limits or Limits(), TOKENIZER, on_lost)
         begun = asyncio.get_running_loop().time()
         got = await ask(app, request, **options)
         assert inner.running == 0 and app.pairs == 0
@@ -164,3 +167,83 @@ def test_many_clients_at_once_some_of_whom_leave() -> None:
     whole = [answer for answer in answers if answer.ended]
     assert len(whole) > 20 and all(answer.status == 200 for answer in whole)
     assert all(len(rows) == 2 for rows in inner.pairs.values())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    "trouble", [{"fail": "lost"}, {"refuse": {"parametric": 500}}, {"refuse": {"contextual": 500}}]
+)
+def test_a_lost_pair_is_answered_from_the_passages_alone_where_the_operator_says_so(
+    trouble: dict[str, Any], stream: bool
+) -> None:
+    request = body(stream=stream, temperature=0.7, seed=5, top_p=0.9, repetition_penalty=1.2)
+    request["ck"] |= {"trace": True, "heads": []}
+    failed, _ = tell(Inner(**trouble), request)
+    assert failed.status == 503
+    inner = Inner(**trouble)
+    got, _ = tell(inner, request, on_lost="contextual")
+    assert got.status == 200
+    told = got.events[-1]["ck"] if stream else got.json["ck"]
+    assert told["fallback"] == "contextual" and "Try again" not in told["fallback_reason"] and "trace" not in told
+    assert "row was lost" in told["fallback_reason"] or "gave the request up" in told["fallback_reason"]
+    (first, second), last = [data for _, data in inner.seen[:2]], inner.seen[-1][1]
+    contextual = first if first["vllm_xargs"]["ck_role"] == "contextual" else second
+    assert len(inner.seen) == 3 and "vllm_xargs" not in last and last["prompt"] == contextual["prompt"]
+    assert (last["temperature"], last["top_p"], last["repetition_penalty"]) == (0.7, 0.9, 1.2)
+    assert "seed" not in last and "seed" not in told  # it would end the engine on a CPU; see fallback.py
+    if stream:
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in got.events)
+        assert got.events[0]["choices"][0]["delta"]["role"] == "assistant"
+    else:
+        text = got.json["choices"][0]["message"]["content"]
+    assert text == "".join(WORDS)
+
+
+def test_a_request_that_was_never_a_pair_any_more_is_tried_once_alone() -> None:
+    inner = Inner(fail="abort")
+    got, _ = tell(inner, body(), on_lost="contextual")
+    assert got.status == 503 and len(inner.seen) == 3
+
+
+@pytest.mark.parametrize("trouble", [{"refuse": {"parametric": 400}}, {"fail": "event"}, {"fail": "raise"}])
+def test_what_the_client_got_wrong_or_has_begun_to_read_does_not_fall_back(trouble: dict[str, Any]) -> None:
+    inner = Inner(**trouble)
+    got, _ = tell(inner, body(stream=True), on_lost="contextual")
+    assert len(inner.seen) == 2 and (got.status >= 400 or got.events[-1]["error"]["code"] == 503)
+
+
+def test_a_mask_stays_when_the_pair_is_lost() -> None:
+    from ckcontrol.config import GenerateOptions
+    from ckcontrol.vllm.fallback import alone
+
+    given = {"prompt": [1, 2], "cache_salt": "s", "vllm_xargs": {"ckheads": "[[0,1,0.0]]", "ck_pair": "x", "mine": 1}}
+    got = alone(given, GenerateOptions())
+    assert got["vllm_xargs"] == {"ckheads": "[[0,1,0.0]]", "mine": 1} and got["cache_salt"] == "s"
+    assert got["temperature"] == 0
+
+
+def engine(blocks: int | None) -> Any:
+    """What a vLLM server keeps at ``app.state``, as far as the size of its cache goes."""
+    cache, model = SimpleNamespace(num_gpu_blocks=blocks, block_size=16), SimpleNamespace(max_model_len=512)
+    config = SimpleNamespace(cache_config=cache, model_config=model)
+
+    async def rpc(method: str, args: Any) -> list[Any]:
+        return [{}]
+
+    return SimpleNamespace(engine_client=SimpleNamespace(vllm_config=config, collective_rpc=rpc))
+
+
+def test_a_pair_that_can_never_fit_the_cache_is_a_400_before_the_engine_sees_it() -> None:
+    inner = Inner()
+    tell(inner, body(max_tokens=20))
+    lengths = [len(data["prompt"]) for _, data in inner.seen]
+    need = sum(-(-(length + 20) // 16) for length in lengths)
+    for blocks, status in ((need, 400), (need + 1, 200), (None, 200)):
+        inner = Inner()
+        got, _ = tell(inner, body(max_tokens=20), state=engine(blocks))
+        assert got.status == status and len(inner.seen) == (2 if status == 200 else 0)
+    got, _ = tell(Inner(), body(max_tokens=20), state=engine(need))
+    assert f"{need} KV blocks" in got.message and f"has {need - 1}" in got.message
+    inner = Inner()
+    got, _ = tell(inner, body(max_tokens=20), state=engine(need), on_lost="contextual")
+    assert got.status == 200 and "KV blocks" in got.json["ck"]["fallback_reason"] and len(inner.seen) == 1

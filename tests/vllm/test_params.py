@@ -88,3 +88,16 @@ def test_sampling_without_a_seed_gets_one() -> None:
     options = params.seeded(GenerateOptions(do_sample=True))
     assert options.seed is not None and options != params.seeded(GenerateOptions(do_sample=True))
     assert params.seeded(GenerateOptions()).seed is None
+
+
+def test_methods_that_choose_between_whole_answers_are_refused_before_the_engine() -> None:
+    from ckcontrol.policies import AnswerPolicy, names
+
+    found = [name for name in names() if isinstance(Control(name).policy(), AnswerPolicy)]
+    assert found
+    for name in found:
+        with pytest.raises(ServingError, match="whole answers"):
+            params.extra_args(params.new_pair(), params.CONTEXTUAL, Control(name))
+        made = params.extra_args(params.new_pair(), params.CONTEXTUAL, Control("cad", alpha=0.3))
+        with pytest.raises(ServingError, match="whole answers"):
+            params.read(made | {"ck_control": json.dumps({"method": name})})

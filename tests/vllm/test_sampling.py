@@ -10,7 +10,7 @@ from ckcontrol.decode import Draw, fuse_scores, mask_spare_ids
 from ckcontrol.gain import Signals
 from ckcontrol.generation import processors_for
 from ckcontrol.vllm.fusion import arrange, fuse_blocks
-from ckcontrol.vllm.sampling import Noise, Warp
+from ckcontrol.vllm.sampling import _BEST, Noise, Warp, _nucleus, _sorted_nucleus
 
 CPU = torch.device("cpu")
 V = 600
@@ -61,7 +61,7 @@ def test_every_row_is_what_transformers_makes_of_it(chosen: list[GenerateOptions
         before = scores.clone()
         got = warp(scores, seen[warp.penalised])
         assert torch.equal(scores, before)
-        tokens = warp.draw(got, torch.zeros(len(chosen), dtype=torch.bool), [step] * len(warp.sampled))
+        tokens = warp.draw(got, [step] * len(warp.sampled))
         for i, o in enumerate(chosen):
             ids = outputs[i] if o.penalty_scope == "generated" else prompts[i] + outputs[i]
             want = processors_for(o)(torch.tensor([ids], dtype=torch.long), scores[i : i + 1])
@@ -80,6 +80,24 @@ def test_noise_is_addressed_by_position() -> None:
     for position in (0, 0, 1, 2, 3, 2, 3, 9, 4, 29, 0, 28, 29):
         jumping.fill(row, position)
         assert torch.equal(row, rows[position]), position
+
+
+@pytest.mark.parametrize("size", [320, 601, 49_152])
+def test_top_p_from_the_best_tokens_is_top_p_from_all(size: int) -> None:
+    """Peaked, flat, coarse (full of equals), masked and broken rows; bounds on a token's own edge among them."""
+    torch.manual_seed(size)
+    rows = [torch.randn(size) * spread for spread in (0.1, 1, 3, 6, 10, 20)]
+    rows += [(torch.randn(size) * 3).round(), torch.zeros(size), torch.randn(size).cumsum(0)]
+    rows[1][size // 2 :] = -torch.inf
+    rows[2][3:] = -torch.inf
+    scores = torch.stack(rows)
+    edges = scores.softmax(-1).sort(-1).values.cumsum(-1)[:, [size - 1, size - 2, size - 3, size - _BEST // 2]]
+    columns = [torch.full((len(rows), 1), 1 - p) for p in (0.05, 0.5, 0.8, 0.9, 0.95, 0.999, 1e-6)]
+    columns += [edge[:, None].clamp(1e-7, 1 - 1e-7) for edge in edges.T]
+    columns += [torch.nextafter(column, torch.zeros(())) for column in columns[-4:]]
+    for tail in columns:
+        assert torch.equal(_nucleus(scores, tail), _sorted_nucleus(scores, tail))
+    _nucleus(torch.full((2, size), torch.nan), columns[0][:2])  # the draw of such a row is thrown away
 
 
 def test_fused_blocks_are_the_engine_row_by_row() -> None:
@@ -105,8 +123,8 @@ def test_fused_blocks_are_the_engine_row_by_row() -> None:
 def test_equal_policies_share_one_part_and_head_sets_one_block() -> None:
     controls = [Control(alpha=0.2), Control(alpha=0.7), Control(alpha=0.2), Control(alpha=0.2, candidates=3), Control()]
     order, blocks = arrange(controls)
-    assert len(blocks) == 2 and sum(len(block.policy.parts) for block in blocks) == 4
-    assert order.index(4) == next(b for b in blocks if b.candidates == 10).last - 1  # neutral rows lie last
+    assert len(blocks) == 3 and sum(len(block.policy.parts) for block in blocks) == 4
+    assert order[-1] == 4 and blocks[-1].policy.neutral  # neutral rows lie last, in a block of their own
 
 
 def test_numbers_that_mean_nothing_are_named_by_stream() -> None:
