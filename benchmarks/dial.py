@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
     limits = {task: max(1, round(limit * args.limit_scale)) for task, limit in LIMITS.items()}
     places = {task: facts if task == "facts" else Path(args.data) / task for task in LIMITS}
     tasks = ",".join(f"{task}={places[task]}?limit={limits[task]}" for task in LIMITS)
+    if args.cloze:
+        tasks = tasks.replace(f"{facts}?", f"{facts}?cloze=1&")
     command = ["-m", "ckcontrol", "eval", "run", "--model", args.model, "--dtype", args.dtype, "--tasks", tasks]
     command += ["--methods", ",".join(METHODS), "--max-new-tokens", "20", "--out", str(args.run)]
     command += ["--device", args.device] if args.device else []
@@ -328,6 +330,7 @@ def main() -> None:
     making.add_argument("--dtype", default="float32")
     making.add_argument("--device", help="as `ckcontrol eval run` takes it")
     making.add_argument("--limit-scale", type=float, default=1.0)
+    making.add_argument("--cloze", action="store_true", help="facts as texts to complete, for a base model")
     making.add_argument("--processes", type=int, default=2)
     making.set_defaults(do=run)
     telling = commands.add_parser("report", help="figures and tables of finished runs")
