@@ -1,0 +1,70 @@
+"""What two drafts cost: whole answers under `dial` beside token policies and the unmodified model, in one run.
+
+The shipped capitals with their false passages, padded by neutral sentences to about `--context` tokens, in batches; every
+control has its turn in every round. Prints seconds a batch, median, and the ratio to ck-plug (two streams, one answer).
+
+    python benchmarks/dial_speed.py --batch 1 8 --context 64 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from statistics import median
+from typing import Any
+
+import ckcontrol as ck
+from ckcontrol.eval.facts import load_capitals
+
+CONTROLS = {
+    "off": ck.Control("off"),
+    "ck-plug": ck.Control("ck-plug", alpha=0.25),
+    "dial": ck.Control("dial", alpha=0.6),
+}
+FILLER = "The region is known for its hills, its rivers and its long winters. "
+
+
+def measure(model: Any, tokenizer: Any, batch: int, context: int, rounds: int, new: int) -> dict[str, float]:
+    """Median seconds of a batch, by control."""
+    facts = load_capitals()[:batch]
+    room = len(tokenizer(FILLER)["input_ids"])
+    passages = [[fact.passage_false + " " + FILLER * max(0, context // room - 2)] for fact in facts]
+    taken: dict[str, list[float]] = {name: [] for name in CONTROLS}
+    for turn in range(rounds + 1):
+        for name, control in CONTROLS.items():
+            start = time.perf_counter()
+            ck.generate(
+                model,
+                tokenizer,
+                [fact.question for fact in facts],
+                passages,
+                control=control,
+                max_new_tokens=new,
+                trace=False,
+            )
+            if turn:
+                taken[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--context", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=24)
+    given = parser.parse_args()
+    model, tokenizer = ck.load(given.model)
+    for batch in given.batch:
+        for context in given.context:
+            found = measure(model, tokenizer, batch, context, given.rounds, given.new_tokens)
+            row = {"batch": batch, "context": context, **{k: round(v, 3) for k, v in found.items()}}
+            row["dial : ck-plug"] = round(found["dial"] / found["ck-plug"], 2)
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
