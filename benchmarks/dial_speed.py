@@ -1,7 +1,7 @@
 """What two drafts cost: whole answers under `dial` beside token policies and the unmodified model, in one run.
 
-The shipped capitals with their false passages, padded by neutral sentences to about `--context` tokens, in batches; every
-control has its turn in every round. Prints seconds a batch, median, and the ratio to ck-plug (two streams, one answer).
+The shipped capitals with their false passages, padded by neutral sentences to about `--context` tokens, in batches;
+every control has its turn in every round. Prints median seconds a batch, and the ratio to ck-plug: one answer.
 
     python benchmarks/dial_speed.py --batch 1 8 --context 64 512
 """

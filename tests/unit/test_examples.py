@@ -43,6 +43,7 @@ SAYS = {
         r"cad@1 +names the truth [01]\.\d\d \[",
         r"report: report",
     ],
+    "10_whole_answers.py": [r"(?m)^-> (unmodified|memory)", r"minded by the context \d+\.\d, by memory \d+\.\d"],
 }
 
 
