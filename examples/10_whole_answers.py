@@ -12,7 +12,8 @@ import ckcontrol as ck
 
 FACTS = {
     "What is the capital of Peru?": "The capital of Peru is Baku.",  # false, and well known
-    "What is the currency of Eswatini?": "The currency of Eswatini is the Lilangeni.",  # true; the demo model is sure of nonsense
+    # true; the demo model is sure of nonsense
+    "What is the currency of Eswatini?": "The currency of Eswatini is the Lilangeni.",
     "What is the capital of Norway?": "The Tellin is a river of forty miles.",  # beside the question
 }
 
