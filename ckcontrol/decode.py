@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .dist import nonfinite_rows
-from .drafts import Drafts
+from .drafts import Beginnings, Drafts
 from .errors import NonFiniteLogits
 from .gain import Signals
 from .kernel import choose, fuse
@@ -184,9 +184,9 @@ def _decode(plan: Plan) -> Generated:
     prompt_length, device = ids.shape[1], ids.device
     if plan.streamer is not None:
         plan.streamer.put(ids.cpu())
-    spread = None if plan.drafts is None else torch.tensor(plan.drafts.items, device=device)
-    if spread is not None:
-        ids = ids[spread]
+    beginnings = None if plan.drafts is None else Beginnings(plan.drafts.items, device)
+    if beginnings is not None:
+        ids = beginnings.widen(ids)
     rows = ids.shape[0]
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -198,16 +198,12 @@ def _decode(plan: Plan) -> Generated:
     with TwoStreams(
         plan.contextual, plan.parametric, share=plan.share and not neutral, reserve=plan.max_new_tokens
     ) as streams:
-        tokens = ids[:, -1]
+        fed = ids[:, -1]
         for step in range(plan.max_new_tokens):
             # 1) One more position of both streams.
-            if step == 0:
-                logits_ctx, logits_par = streams.prefill()
-                if spread is not None and logits_par is not None:
-                    streams.select(spread)
-                    logits_ctx, logits_par = logits_ctx[spread], logits_par[spread]
-            else:
-                logits_ctx, logits_par = streams.step(tokens)
+            logits_ctx, logits_par = streams.prefill() if step == 0 else streams.step(fed)
+            if beginnings is not None and logits_par is not None:
+                logits_ctx, logits_par = beginnings.widen(logits_ctx), beginnings.widen(logits_par)
             if plan.keep_logits:
                 plan.logits.append(logits_ctx.clone())
 
@@ -240,6 +236,7 @@ def _decode(plan: Plan) -> Generated:
             unfinished = unfinished & ~plan.criteria(ids, None).bool()
             if poll(~unfinished.any() | (broken_at >= 0).any()):
                 break
+            fed = tokens if beginnings is None else beginnings.feed(tokens, streams.select)
     if plan.recorder is not None:
         plan.recorder.lengths = lengths.tolist()
     _raise_if_broken(broken_at)

@@ -1,17 +1,21 @@
 """Rows of a batch as drafts: policies that choose between whole answers have several rows a question.
 
-Knows policies, recorded evidence and row numbers; knows no model and no loop (decode.py runs the rows).
+Knows policies, recorded evidence and row numbers; knows no model and no loop (decode.py runs the rows). A row of the
+batch is a draft; as long as the drafts of every question begin alike, the streams hold one row a question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 from .policies import AnswerPolicy, Policy, draft_policies, per_row
 from .recorder import Recorder
 from .trace import Draft
 
-__all__ = ["Drafts"]
+__all__ = ["Beginnings", "Drafts"]
 
 
 class Drafts:
@@ -59,3 +63,30 @@ class Drafts:
             ]
             self.made.append(told if several else [])
         return chosen
+
+
+class Beginnings:
+    """One row of the streams for all drafts of a question until some part.
+
+    Args:
+        items: Draft to question.
+        device: Of the streams. An accelerator would have to be asked whether drafts have parted; there they do at once.
+    """
+
+    def __init__(self, items: Sequence[int], device: torch.device) -> None:
+        self._items = torch.tensor(items, device=device)
+        self._first = torch.tensor([list(items).index(item) for item in range(max(items) + 1)], device=device)
+        self._shared = True
+
+    def widen(self, rows: Tensor) -> Tensor:
+        """Return a row a draft, from what the streams gave, [rows of the streams, ...]."""
+        return rows[self._items] if self._shared else rows
+
+    def feed(self, tokens: Tensor, select: Callable[[Tensor], None]) -> Tensor:
+        """Return the tokens that the streams take next, from one a draft; `select` gives the streams a row a draft."""
+        if self._shared:
+            if tokens.device.type == "cpu" and torch.equal(tokens, tokens[self._first][self._items]):
+                return tokens[self._first]
+            select(self._items)
+            self._shared = False
+        return tokens

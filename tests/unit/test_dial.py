@@ -266,6 +266,24 @@ def test_a_broken_model_is_told_by_question(llama):
     assert caught.value.partial is not None and len(caught.value.partial) == 3
 
 
+def test_drafts_share_their_rows_until_they_part(llama):
+    model, tokenizer = llama
+    rows: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    controls = [ck.Control("dial", alpha=0.2, amplify=0.2)] * 2
+    try:
+        answers = ck.generate(model, tokenizer, QUESTIONS[:2], PASSAGES[:2], control=controls, max_new_tokens=10)
+    finally:
+        handle.remove()
+    drafts = [[d.token_ids for d in answer.drafts] for answer in answers]
+    common = min(next((i for i, pair in enumerate(zip(*each, strict=False)) if len({*pair}) > 1), 9) for each in drafts)
+    assert 0 < common < 9, "the case must have drafts that begin alike and part"
+    # Two prefills of two rows; a step holds both streams, of every question first and then of every draft.
+    assert rows == [2, 2, *[4] * common, *[8] * (9 - common)]
+
+
 def test_a_logits_processor_refuses_it(llama):
     model, _ = llama
     with pytest.raises(UnsupportedMode, match="one token at a time"):
