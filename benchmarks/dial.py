@@ -75,7 +75,14 @@ def run(args: argparse.Namespace) -> None:
     if args.cloze:
         tasks = tasks.replace(f"{facts}?", f"{facts}?cloze=1&")
     command = ["-m", "ckcontrol", "eval", "run", "--model", args.model, "--dtype", args.dtype, "--tasks", tasks]
-    command += ["--methods", ",".join(METHODS), "--max-new-tokens", "20", "--out", str(args.run)]
+    command += [
+        "--methods",
+        ",".join(m for m in METHODS if m not in args.without),
+        "--max-new-tokens",
+        "20",
+        "--out",
+        str(args.run),
+    ]
     command += ["--device", args.device] if args.device else []
     threads = str(max(1, (os.cpu_count() or 1) // args.processes))
     started = [
@@ -330,6 +337,7 @@ def main() -> None:
     making.add_argument("--dtype", default="float32")
     making.add_argument("--device", help="as `ckcontrol eval run` takes it")
     making.add_argument("--limit-scale", type=float, default=1.0)
+    making.add_argument("--without", nargs="*", default=[], help="methods to leave out, to save time")
     making.add_argument("--cloze", action="store_true", help="facts as texts to complete, for a base model")
     making.add_argument("--processes", type=int, default=2)
     making.set_defaults(do=run)
