@@ -20,12 +20,13 @@ STEER = ck.Control(alpha=0.2, gate=2.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batch_equals_reference_on_the_gpu(family):
+@pytest.mark.parametrize("control", [STEER, ck.Control("dial", alpha=0.6)], ids=repr)
+def test_batch_equals_reference_on_the_gpu(family, control):
     model, tokenizer = tiny_model(family)
     model.cuda()
-    stop = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=STEER, max_new_tokens=12)[0].token_ids[3]
+    stop = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)[0].token_ids[3]
     answers = ck.generate(
-        model, tokenizer, QUESTIONS, PASSAGES, control=STEER, max_new_tokens=12, stop_token_ids=(stop,)
+        model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12, stop_token_ids=(stop,)
     )
     for i, answer in enumerate(answers):
         pair = ck.build_pair(tokenizer, QUESTIONS[i], PASSAGES[i])
@@ -33,7 +34,7 @@ def test_batch_equals_reference_on_the_gpu(family):
             model,
             pair.contextual,
             pair.parametric,
-            STEER,
+            control,
             max_new_tokens=12,
             eos={*eos_ids(model, tokenizer), stop},
             vocab_size=len(tokenizer),
