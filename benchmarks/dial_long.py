@@ -1,6 +1,6 @@
 """Long answers under every kind of control: do they read like the unmodified model's?
 
-Each shipped capital is asked for a paragraph, half of them with a false passage. Per control: perplexity under the
+Countries are to be described, half of them with a false passage on their capital. Per control: perplexity under the
 contextual stream and under the parametric one, repeated 4-grams of words, answers that end by themselves, length; the
 perplexities also as ratios to `off`, paired by question, with a 95 % bootstrap interval of the mean log ratio.
 
@@ -40,7 +40,8 @@ GRID = {
     "static 0.6": ck.Control("cad", alpha=0.6),
     "arr": ck.Control("arr"),
 }
-TEMPLATE = PromptTemplate(instruction="Answer the question in a paragraph of several sentences.\n\n")
+TEMPLATE = PromptTemplate(instruction="Write a long and detailed answer of many sentences.\n\n")
+QUESTION = "Describe {subject}: its capital, its land, its people, its history and its economy."
 
 
 def surprise(made: Made, stream: str) -> float:
@@ -86,7 +87,8 @@ def main() -> None:
     ends = eos_ids(model, tokenizer)
     facts = random.Random(0).sample(load_capitals(), given.limit)
     passages = [fact.passage_false if i % 2 else fact.passage_true for i, fact in enumerate(facts)]
-    pairs = [build_pair(tokenizer, f.question, [p], template=TEMPLATE) for f, p in zip(facts, passages, strict=True)]
+    questions = [QUESTION.format(subject=fact.subject) for fact in facts]
+    pairs = [build_pair(tokenizer, q, [p], template=TEMPLATE) for q, p in zip(questions, passages, strict=True)]
     started = time.perf_counter()
     made: list[list[Made]] = []
     for start in range(0, len(pairs), given.batch):
