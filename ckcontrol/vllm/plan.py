@@ -179,7 +179,7 @@ def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[Pl
 
 
 def _table(fused: Fused, tokens: Tensor, scores: Tensor) -> Tensor:
-    """Return the final log-probability and the columns of `recorder.measure`, [P, 9]."""
+    """Return the final log-probability and the columns of `recorder.measure`, [P, 10]."""
     parts = []
     for block, signals, made in fused.parts:
         rows = slice(block.first, block.last)

@@ -33,7 +33,7 @@ class TraceStore:
         _STORES.add(self)
 
     def add(self, pair: str, position: int, values: Tensor, row: int) -> None:
-        """Record one token: row `row` of `values`, [P, 9], at output position `position` (written again: replaced)."""
+        """Record one token: row `row` of `values`, [P, 10], at output position `position` (written again: replaced)."""
         trace = self._traces.setdefault(pair, {})
         self._traces.move_to_end(pair)
         self._tokens += position not in trace

@@ -15,7 +15,7 @@ from ckcontrol.vllm.middleware import CKMiddleware
 from .inner import WORDS, Inner, ask
 
 TOKENIZER = tiny_model("llama")[1]
-ROW = [-0.5, 1.0, 2.0, 3.0, 1.0, 4.0, 0.0, -2.0, -0.25]
+ROW = [-0.5, 1.0, 2.0, 3.0, 1.0, 4.0, 0.0, -2.0, -0.25, -1.5]
 
 
 class Engine:
