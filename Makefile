@@ -20,7 +20,7 @@ test: check
 # One thread a process: with more, vLLM's CPU workers wait for each other on a busy machine.
 test-vllm: $(VLLM_VENV)/.ready
 	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 \
-		TOKENIZERS_PARALLELISM=false timeout 900 $(VLLM_VENV)/bin/python -m pytest tests/vllm -q -m "not real"
+		TOKENIZERS_PARALLELISM=false timeout 600 $(VLLM_VENV)/bin/python -m pytest tests/vllm -q -m "not real"
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check
