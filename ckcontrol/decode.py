@@ -98,7 +98,7 @@ class Plan:
         candidate_ratio: r of the head set.
         share: Decode both streams in one forward.
         drafts: Several rows a question, of which one is returned; the prompts are run once for all of them. `policy`
-            is then that of the rows, `recorder` is needed, and `draw` has one seed a row. None: a row a question.
+            is then that of the rows, and `draw` has one seed a row. None: a row a question.
         recorder: Collects the trace; None records nothing.
         streamer: transformers streamer; gets every token, and `end()` exactly once.
         penalise: ``"all"`` shows processors the prompt and the answer, ``"generated"`` only the answer.
@@ -162,7 +162,7 @@ def _decode_drafts(plan: Plan, drafts: Drafts) -> Generated:
     """Run all drafts side by side and keep one a question; a streamer gets it when it is complete."""
     recorder = plan.recorder or Recorder()
     try:
-        made = _decode(replace(plan, streamer=None, recorder=recorder, scores=plan.scores, logits=plan.logits))
+        made = _decode(replace(plan, streamer=None, recorder=recorder))  # its lists of scores and logits are the plan's
     except NonFiniteLogits as error:
         raise NonFiniteLogits(drafts.items[error.row], error.step, error.stream) from None
     chosen = drafts.choose(recorder)

@@ -53,15 +53,19 @@ class Drafts:
         chosen, self.made = [], []
         for item, policy in enumerate(self.policies):
             rows = self.rows(item)
+            if not isinstance(policy, AnswerPolicy) or len(rows) == 1:
+                chosen.append(rows[0])
+                self.made.append([])
+                continue
             drafts = [recorder.evidence(row) for row in rows]
-            several = isinstance(policy, AnswerPolicy) and len(rows) > 1
-            given = policy.choose(drafts) if isinstance(policy, AnswerPolicy) and several else 0
+            given = policy.choose(drafts)
             chosen.append(rows[given])
-            told = [
-                Draft(self.names[row], tuple(recorder.token_ids(row)), each.surprise_ctx, each.surprise_par, i == given)
-                for i, (row, each) in enumerate(zip(rows, drafts, strict=True))
-            ]
-            self.made.append(told if several else [])
+            self.made.append(
+                [
+                    Draft(self.names[row], tuple(recorder.token_ids(row)), d.surprise_ctx, d.surprise_par, i == given)
+                    for i, (row, d) in enumerate(zip(rows, drafts, strict=True))
+                ]
+            )
         return chosen
 
 

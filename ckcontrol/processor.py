@@ -24,9 +24,9 @@ from .checks import check_model
 from .config import Control, controls_for
 from .decode import fuse_scores, mask_spare_ids
 from .dist import nonfinite_rows
-from .drafts import Drafts
 from .errors import NonFiniteLogits, UnsupportedMode
 from .gain import Signals
+from .policies import per_row, token_policy
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -66,13 +66,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self.parametric_ids = parametric_ids
         self.parametric_mask = parametric_mask
         controls = controls_for(control, parametric_ids.shape[0])
-        drafts = Drafts([c.policy() for c in controls])
-        if drafts.several:
-            raise UnsupportedMode(
-                f"method {controls[0].method!r} chooses between whole answers, a processor sees one token at a time.",
-                "Use ckcontrol.generate or decoding_loop; here take cad or ck-plug.",
-            )
-        self.policy = drafts.policy
+        self.policy = per_row([token_policy(c.policy()) for c in controls])
         self._head = (controls[0].candidates, controls[0].candidate_ratio)
         self.vocab_size = vocab_size
         self.reset()

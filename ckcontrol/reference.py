@@ -50,80 +50,60 @@ def reference_generate(
         seed: See `sample`.
         vocab_size: Ids from here on are never produced unless the control is neutral.
     """
+    device = next(model.parameters()).device
     policy = control.policy()
 
     def draft(by: Policy) -> tuple[list[int], Evidence]:
-        generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-        head = (control.candidates, control.candidate_ratio)
-        return _decode(
-            model,
-            contextual,
-            parametric,
-            by,
-            head,
-            max_new_tokens,
-            eos,
-            processors,
-            generator if sample else None,
-            vocab_size,
-        )
+        """Decode under a token policy; return the ids and what both streams made of them."""
+        generator = torch.Generator(device).manual_seed(seed)
+        answer: list[int] = []
+        seen: list[tuple[float, float, float, float, int, float]] = []
+        for _ in range(max_new_tokens):
+            context_ids = torch.tensor([[*contextual, *answer]], device=device)
+            memory_ids = torch.tensor([[*parametric, *answer]], device=device)
+            logits_ctx = model(context_ids, use_cache=False).logits[:, -1].float()
+            logits_par = model(memory_ids, use_cache=False).logits[:, -1].float()
+            if vocab_size is not None and not by.neutral:
+                logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
+            signals = Signals(logits_ctx, logits_par, control.candidates, control.candidate_ratio)
+            if by.neutral:
+                scores = logits_ctx
+            else:
+                decision = by.decide(signals)
+                fused = fuse(
+                    signals.logp_ctx,
+                    signals.logp_par,
+                    decision.tau,
+                    head=signals.head,
+                    scale=decision.scale,
+                    truncate=decision.truncate,
+                )
+                untouched = bool((decision.tau == 0).all()) and decision.scale is None
+                scores = fused + (logits_par if untouched else logits_ctx).logsumexp(-1, keepdim=True)
+            if processors is not None:
+                scores = processors(context_ids, scores)
+            if sample:
+                token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+            else:
+                token = int(scores.argmax(-1))
+            answer.append(token)
+            ctx, par = signals.logp_ctx[0], signals.logp_par[0]
+            rank = int((par > par[token]).sum())
+            seen.append(
+                (
+                    float(ctx[token]),
+                    float(par[token]),
+                    float(signals.h_ctx),
+                    float(signals.h_par),
+                    rank,
+                    float(par.max()),
+                )
+            )
+            if token in eos:
+                break
+        return answer, Evidence(*zip(*seen, strict=True))
 
     drafts = [draft(each) for each in draft_policies(policy).values()]
     if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
         return drafts[policy.choose([evidence for _, evidence in drafts])][0]
     return drafts[0][0]
-
-
-def _decode(
-    model: PreTrainedModel,
-    contextual: Sequence[int],
-    parametric: Sequence[int],
-    policy: Policy,
-    head: tuple[int, float],
-    max_new_tokens: int,
-    eos: Collection[int],
-    processors: LogitsProcessorList | None,
-    generator: torch.Generator | None,
-    vocab_size: int | None,
-) -> tuple[list[int], Evidence]:
-    """Decode under a token policy; return the ids and what both streams made of them."""
-    device = next(model.parameters()).device
-    answer: list[int] = []
-    seen: list[tuple[float, float, float, float, int, float]] = []
-    for _ in range(max_new_tokens):
-        context_ids = torch.tensor([[*contextual, *answer]], device=device)
-        memory_ids = torch.tensor([[*parametric, *answer]], device=device)
-        logits_ctx = model(context_ids, use_cache=False).logits[:, -1].float()
-        logits_par = model(memory_ids, use_cache=False).logits[:, -1].float()
-        if vocab_size is not None and not policy.neutral:
-            logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-        signals = Signals(logits_ctx, logits_par, *head)
-        if policy.neutral:
-            scores = logits_ctx
-        else:
-            decision = policy.decide(signals)
-            fused = fuse(
-                signals.logp_ctx,
-                signals.logp_par,
-                decision.tau,
-                head=signals.head,
-                scale=decision.scale,
-                truncate=decision.truncate,
-            )
-            untouched = bool((decision.tau == 0).all()) and decision.scale is None
-            scores = fused + (logits_par if untouched else logits_ctx).logsumexp(-1, keepdim=True)
-        if processors is not None:
-            scores = processors(context_ids, scores)
-        if generator is not None:
-            token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
-        else:
-            token = int(scores.argmax(-1))
-        answer.append(token)
-        ctx, par = signals.logp_ctx[0], signals.logp_par[0]
-        rank = int((par > par[token]).sum())
-        seen.append(
-            (float(ctx[token]), float(par[token]), float(signals.h_ctx), float(signals.h_par), rank, float(par.max()))
-        )
-        if token in eos:
-            break
-    return answer, Evidence(*zip(*seen, strict=True))

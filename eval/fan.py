@@ -70,6 +70,7 @@ class Width:
     asked: int = 0
 
 
+@torch.no_grad()
 def fan(
     model: PreTrainedModel,
     pairs: Sequence[PromptPair],
@@ -105,49 +106,16 @@ def fan(
         ``[question][policy]``. An answer on broken logits holds an error; its neighbours go on.
     """
     drafts = [tuple(draft_policies(policy).values()) for policy in policies]
-    token_policies = list(dict.fromkeys(draft for each in drafts for draft in each))
-    size = (candidates, candidate_ratio)
-    told = {i for each in drafts if len(each) > 1 for draft in each for i in (token_policies.index(draft),)}
-    made = _fan(model, pairs, token_policies, options, ends, pad, vocab_size, size, width or Width(), told)
-    return [
-        [
-            _given(policy, [row[token_policies.index(draft)] for draft in each])
-            for policy, each in zip(policies, drafts, strict=True)
-        ]
-        for row in made
-    ]
-
-
-def _given(policy: Policy, drafts: Sequence[Made]) -> Made:
-    """The draft that a policy gives; one that broke cannot be judged, so it breaks the answer."""
-    broken = next((draft for draft in drafts if draft.error is not None), None)
-    if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
-        return broken or drafts[0]
-    told = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
-    return drafts[policy.choose(told)]
-
-
-@torch.no_grad()
-def _fan(
-    model: PreTrainedModel,
-    pairs: Sequence[PromptPair],
-    policies: Sequence[Policy],
-    options: GenerateOptions,
-    ends: Sequence[int],
-    pad: int,
-    vocab_size: int,
-    head: tuple[int, float],
-    width: Width,
-    told: Collection[int],
-) -> list[list[Made]]:
-    """Decode under token policies; `told` are those whose evidence is kept."""
+    decoded = {draft: i for i, draft in enumerate(dict.fromkeys(draft for each in drafts for draft in each))}
+    told = {decoded[draft] for each in drafts if len(each) > 1 for draft in each}
     device = model.get_input_embeddings().weight.device
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = stream_of(model, [p.parametric for p in pairs], pad)
-    made = [[Made() for _ in policies] for _ in pairs]
-    running = [(item, arm) for item in range(len(pairs)) for arm in range(len(policies))]
+    made = [[Made() for _ in decoded] for _ in pairs]
+    running = [(item, arm) for item in range(len(pairs)) for arm in range(len(decoded))]
     row = {answer: answer[0] for answer in running}
-    choose = _Choice(policies, options, contextual.input_ids)
+    token_policies = list(decoded)
+    choose = _Choice(token_policies, options, contextual.input_ids)
     with TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens) as streams:
         logits = streams.prefill()
         for step in range(options.max_new_tokens):
@@ -160,8 +128,8 @@ def _fan(
             running = [answer for answer in running if row[answer] not in broken]
             raw = logits_ctx.clone() if vocab_size < logits_ctx.shape[1] else logits_ctx
             logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-            signals = Signals(logits_ctx, logits_par, *head)
-            decisions = {arm: policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
+            signals = Signals(logits_ctx, logits_par, candidates, candidate_ratio)
+            decisions = {arm: token_policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
             rows = [row[answer] for answer in running]
             tokens = choose(running, rows, raw, signals, decisions)
             _record(made, running, rows, tokens, signals, decisions, told)
@@ -175,9 +143,22 @@ def _fan(
             parents = [parent for parent, _ in places]
             if parents != list(range(logits_ctx.shape[0])):
                 streams.select(torch.tensor(parents, device=device))
-            width.rows, width.asked = width.rows + len(places), width.asked + len(running)
+            if width is not None:
+                width.rows, width.asked = width.rows + len(places), width.asked + len(running)
             logits = streams.step(torch.tensor([token for _, token in places], device=device))
-    return made
+    return [
+        [_given(policy, [answers[decoded[d]] for d in each]) for policy, each in zip(policies, drafts, strict=True)]
+        for answers in made
+    ]
+
+
+def _given(policy: Policy, drafts: Sequence[Made]) -> Made:
+    """The draft that a policy gives; one that broke cannot be judged, so it breaks the answer."""
+    broken = next((draft for draft in drafts if draft.error is not None), None)
+    if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
+        return broken or drafts[0]
+    told = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
+    return drafts[policy.choose(told)]
 
 
 def _broken(logits_ctx: Tensor, logits_par: Tensor, step: int) -> dict[int, str]:

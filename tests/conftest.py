@@ -33,6 +33,14 @@ def llama(tiny):
     return tiny("llama")
 
 
+@pytest.fixture
+def byte():
+    """The tiny tokenizer, a fresh one: some tests change it."""
+    from ckcontrol.tiny import tiny_tokenizer
+
+    return tiny_tokenizer()
+
+
 @pytest.fixture(scope="session")
 def real():
     """The demo model, fetched on first use; skips only where it cannot be obtained."""

@@ -15,7 +15,7 @@ from .grd import GRD
 from .mixed import per_row
 from .nwcad import NWCAD
 from .off import Off
-from .whole import AnswerPolicy, Evidence, draft_policies
+from .whole import AnswerPolicy, Evidence, draft_policies, token_policy
 
 __all__ = [
     "ACD",
@@ -40,4 +40,5 @@ __all__ = [
     "per_row",
     "register",
     "tau_from_alpha",
+    "token_policy",
 ]

@@ -17,7 +17,7 @@ from ..errors import UnsupportedMode
 from ..gain import Signals
 from .base import Decision, Policy, ones
 
-__all__ = ["AnswerPolicy", "Evidence", "Unmodified", "draft_policies", "surprise"]
+__all__ = ["AnswerPolicy", "Evidence", "Unmodified", "draft_policies", "surprise", "token_policy"]
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,28 @@ class AnswerPolicy(Policy):
         Raises:
             UnsupportedMode: Always.
         """
-        raise UnsupportedMode(
-            f"method {self.name!r} chooses between whole answers, not token by token.",
-            "Use ckcontrol.generate or decoding_loop; for a logits processor take cad or ck-plug.",
-        )
+        raise _no_token(self)
 
 
 def draft_policies(policy: Policy) -> Mapping[str, Policy]:
     """Return the token policies that must be decoded for a policy: its drafts, or itself."""
     return policy.drafts if isinstance(policy, AnswerPolicy) else {policy.name: policy}
+
+
+def token_policy(policy: Policy) -> Policy:
+    """Return the one token policy that stands for a policy, where tokens are all there is.
+
+    Raises:
+        UnsupportedMode: The policy has several drafts to choose from.
+    """
+    drafts = list(draft_policies(policy).values())
+    if len(drafts) > 1:
+        raise _no_token(policy)
+    return drafts[0]
+
+
+def _no_token(policy: Policy) -> UnsupportedMode:
+    return UnsupportedMode(
+        f"method {policy.name!r} chooses between whole answers; here there is one token at a time.",
+        "Use ckcontrol.generate or decoding_loop; for a logits processor take cad or ck-plug.",
+    )
