@@ -72,8 +72,8 @@ class SteeredLLM:
         ServingError: An unknown version of vLLM, a setting that pairs cannot live with, or an unknown `on_lost`.
 
     Example:
-        >>> llm = SteeredLLM("model", control=Control(alpha=0.2))  # doctest: +SKIP
-        >>> llm.generate([("Who wrote it?", ["It was written by Ann."])])[0].text  # doctest: +SKIP
+        >>> with SteeredLLM("model", control=Control(alpha=0.2)) as llm:  # doctest: +SKIP
+        ...     llm.generate([("Who wrote it?", ["It was written by Ann."])])[0].text
     """
 
     def __init__(
@@ -94,7 +94,20 @@ class SteeredLLM:
         self.template = template
         self.lost: dict[int, str] = {}
         self.llm: LLM = LLM(model=model, **arguments)
+        self._closed = False
         self._ends = self._end_tokens()
+
+    def __enter__(self) -> SteeredLLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine, its processes included, and free its memory; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.llm.llm_engine.engine_core.shutdown()
 
     def generate(
         self,
@@ -124,8 +137,10 @@ class SteeredLLM:
             HeadsError: A mask for another model, or an engine in which masks cannot act.
             PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
             NonFiniteLogits: The model broke down; ``error.partial`` holds the answers, that one cut short.
-            ServingError: The engine gave a pair up; the message names item and reason.
+            ServingError: The engine gave a pair up; the message names item and reason. Or it was closed.
         """
+        if self._closed:
+            raise ServingError("this engine was closed.", "Make another SteeredLLM.")
         chosen = GenerateOptions.from_kwargs({"trace": False} | options)
         asked = [_item(i, item) for i, item in enumerate(items)]
         if not asked:

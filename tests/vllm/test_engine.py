@@ -6,6 +6,7 @@ marked `real`.
 
 from __future__ import annotations
 
+import multiprocessing
 from contextlib import nullcontext
 
 import pytest
@@ -156,7 +157,7 @@ def steered(small):
     """The front door, in this process; its cache holds one short pair, or the longest prompt alone."""
     from ckcontrol.vllm import SteeredLLM
 
-    return SteeredLLM(
+    with SteeredLLM(
         small[0],
         Control(alpha=0.2),
         on_lost="contextual",
@@ -165,7 +166,8 @@ def steered(small):
         max_model_len=512,
         block_size=32,
         num_gpu_blocks_override=17,
-    )
+    ) as llm:
+        yield llm
 
 
 ITEMS = [("Who?", ["Ann wrote it in May."]), {"question": "When?", "passages": ["In June."]}, "Where?"]
@@ -246,6 +248,17 @@ def test_steered_llm_answers_a_lost_pair_from_the_passages_alone(small, steered)
     finally:
         steered.on_lost = "contextual"
     assert steered.generate(ITEMS[:1], max_new_tokens=9)[0].token_ids == got[0].token_ids and steered.lost == {}
+
+
+def test_a_closed_engine_has_ended_and_says_so(steered) -> None:
+    """The last test of `steered`: its processes are gone when `close` returns, not when the object is collected."""
+    from ckcontrol.errors import ServingError
+
+    steered.close()
+    steered.close()
+    assert multiprocessing.active_children() == []
+    with pytest.raises(ServingError, match="closed"):
+        steered.generate(ITEMS)
 
 
 @pytest.fixture(scope="session")
