@@ -72,7 +72,7 @@ def split_half(values: Floats, *, splits: int = 20, seed: int = 0) -> float:
     Returns:
         The mean; NaN with fewer than four examples.
     """
-    flat = values.reshape(len(values), -1)
+    flat: Floats = values.reshape(len(values), -1)
     flat = flat[~np.isnan(flat).any(1)]
     half = len(flat) // 2
     if half < 2:
