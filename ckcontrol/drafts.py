@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .policies import AnswerPolicy, Policy, draft_policies, per_row
+from .policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row
 from .recorder import Recorder
 from .trace import Draft
 
-__all__ = ["Beginnings", "Drafts"]
+__all__ = ["Beginnings", "Drafts", "choose"]
 
 
 class Drafts:
@@ -57,16 +57,33 @@ class Drafts:
                 chosen.append(rows[0])
                 self.made.append([])
                 continue
-            drafts = [recorder.evidence(row) for row in rows]
-            given = policy.choose(drafts)
-            chosen.append(rows[given])
-            self.made.append(
-                [
-                    Draft(self.names[row], tuple(recorder.token_ids(row)), d.surprise_ctx, d.surprise_par, i == given)
-                    for i, (row, d) in enumerate(zip(rows, drafts, strict=True))
-                ]
+            drafts = choose(
+                policy,
+                [self.names[row] for row in rows],
+                [recorder.token_ids(row) for row in rows],
+                [recorder.evidence(row) for row in rows],
             )
+            chosen.append(next(row for row, draft in zip(rows, drafts, strict=True) if draft.given))
+            self.made.append(drafts)
         return chosen
+
+
+def choose(
+    policy: AnswerPolicy, names: Sequence[str], token_ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]
+) -> list[Draft]:
+    """Return the drafts of one question, without their texts; one of them is given.
+
+    Args:
+        policy: Chooses.
+        names: Of `policy.drafts`, in order.
+        token_ids: Of each draft, the end token included.
+        evidence: Of each draft, a number per token.
+    """
+    given = policy.choose(evidence)
+    return [
+        Draft(name, tuple(ids), found.surprise_ctx, found.surprise_par, i == given)
+        for i, (name, ids, found) in enumerate(zip(names, token_ids, evidence, strict=True))
+    ]
 
 
 class Beginnings:

@@ -16,7 +16,7 @@ from .gain import Signals
 from .policies import Decision, Evidence
 from .trace import TokenTrace
 
-__all__ = ["Recorder", "measure", "record"]
+__all__ = ["Recorder", "evidence", "measure", "record"]
 
 _COLUMNS = ("h_par", "h_ctx", "tau", "switched", "rank_par", "rank_ctx", "logp_par", "logp_ctx", "best_par")
 _EVIDENCE = ("logp_ctx", "logp_par", "h_ctx", "h_par", "rank_par", "best_par")
@@ -57,9 +57,7 @@ class Recorder:
 
     def evidence(self, row: int) -> Evidence:
         """Return what both streams made of a row's tokens; empty for a single stream."""
-        values = torch.stack(self._rows, dim=1)[row, : len(self.token_ids(row))].tolist() if self._rows else []
-        columns = dict(zip(_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
-        return Evidence(**{name: columns.get(name, ()) for name in _EVIDENCE})
+        return evidence(torch.stack(self._rows, dim=1)[row, : len(self.token_ids(row))].tolist() if self._rows else [])
 
     def traces(self, row: int, texts: Sequence[str]) -> tuple[TokenTrace, ...]:
         """Return the records of a row; `texts[i]` is what token i added to the answer."""
@@ -104,6 +102,12 @@ def measure(
         signals.logp_par.amax(-1),
     ]
     return final, torch.stack(columns, dim=-1)
+
+
+def evidence(values: Sequence[Sequence[float]]) -> Evidence:
+    """Return what both streams made of an answer, from what `measure` collected of its tokens, moved to the host."""
+    columns = dict(zip(_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
+    return Evidence(**{name: columns.get(name, ()) for name in _EVIDENCE})
 
 
 def record(token: int, text: str, final: float, values: Sequence[float] | None) -> TokenTrace:

@@ -21,7 +21,7 @@ from .requests import CHAT, COMPLETIONS, Steered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Bodies", "make_bodies"]
+__all__ = ["Bodies", "make_bodies", "redrafted"]
 
 # Penalties and cuts act on both rows in our processor; vLLM must not take others from generation_config.json.
 _GREEDY = {
@@ -92,13 +92,16 @@ class Bodies:
     parametric: dict[str, Any]
 
 
-def make_bodies(request: Steered, pair: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Bodies:
+def make_bodies(
+    request: Steered, pair: str, tokenizer: PreTrainedTokenizerBase | None = None, draft: str = ""
+) -> Bodies:
     """Build both bodies.
 
     Args:
         request: The checked request.
         pair: The pair's name, from `params.new_pair`.
         tokenizer: The served model's; needed with passages.
+        draft: One of `params.drafts`.
 
     Raises:
         ServingError: No tokenizer, or a field of the wrong type.
@@ -118,19 +121,30 @@ def make_bodies(request: Steered, pair: str, tokenizer: PreTrainedTokenizerBase 
         given = body.get("cache_salt")
         body["cache_salt"] = salt(request.heads, given if isinstance(given, str) else None)
     field = "messages" if path == CHAT else "prompt"
-    read = {"return_token_ids": True} if request.trace else {}
-    contextual = body | read | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL)}
+    read = {"return_token_ids": True} if request.trace or draft else {}
+    contextual = body | read | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL, draft)}
     parametric = {key: value for key, value in body.items() if key not in _READ}
-    parametric |= {field: other, "stream": False, "vllm_xargs": _arguments(request, pair, PARAMETRIC)}
+    parametric |= {field: other, "stream": False, "vllm_xargs": _arguments(request, pair, PARAMETRIC, draft)}
     return Bodies(path, contextual, parametric)
 
 
-def _arguments(request: Steered, pair: str, role: str) -> dict[str, Any]:
+def redrafted(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
+    """Return the bodies of another draft of the same request, whose prompts are the same; without its request id."""
+    contextual = {key: value for key, value in bodies.contextual.items() if key != "request_id"}
+    return Bodies(
+        bodies.path,
+        contextual | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL, draft)},
+        bodies.parametric | {"vllm_xargs": _arguments(request, pair, PARAMETRIC, draft)},
+    )
+
+
+def _arguments(request: Steered, pair: str, role: str, draft: str) -> dict[str, Any]:
     given = request.body.get("vllm_xargs")
     if given is not None and not isinstance(given, Mapping):
         raise ServingError("vllm_xargs is not an object.", "Leave it out.")
     arguments: dict[str, Any] = dict(given or {})
-    arguments |= extra_args(pair, role, request.control, request.options, trace=request.trace)
+    traced = request.trace or bool(draft)
+    arguments |= extra_args(pair, role, request.control, request.options, trace=traced, draft=draft)
     if request.heads:
         arguments[HEADS] = pack(request.heads)
     return arguments

@@ -6,6 +6,9 @@ Knows prompts, answers and vLLM's offline `LLM`; the pairs are kept in step by s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..config import Control, GenerateOptions
@@ -13,8 +16,9 @@ from ..errors import ControlError, HeadsError, NonFiniteLogits, PromptError, Ser
 from ..prompts import PromptPair, PromptTemplate, build_pair
 from ..recorder import record
 from ..text import pieces
-from ..trace import Answer, TokenTrace
+from ..trace import Answer, Draft, TokenTrace
 from . import compat, fallback, params
+from .outcomes import choose_draft
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -160,87 +164,98 @@ class SteeredLLM:
             )
             for question, passages in asked
         ]
-        names = [params.new_pair() for _ in pairs]
-        made = self._run(names, pairs, controls, masks, chosen)
-        found = self._fetch(names)
+        # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
+        used = [c if p.passages else Control(method="off") for c, p in zip(controls, pairs, strict=True)]
+        jobs = [_Job(i, draft) for i, control in enumerate(used) for draft in params.drafts(control)]
+        alone = self._run(jobs, pairs, used, masks, chosen)
+        self._fetch(jobs)
+        own = [list(jobs) for _, jobs in groupby(jobs, key=attrgetter("item"))]
         answers = []
-        for i, name in enumerate(names):
-            ids = made[i]
-            rows = found.get(name, {}).get("rows", [])
+        for i, pair in enumerate(pairs):
+            given, drafts = _given(own[i], used[i], i in self.lost)
+            ids = alone[i] if i in self.lost else given.ids
             answers.append(
                 Answer(
-                    text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                    tokens=_trace(ids, pieces(tokenizer, ids), rows) if chosen.trace and i not in self.lost else (),
+                    text=_text(tokenizer, ids),
+                    tokens=_trace(ids, pieces(tokenizer, ids), given.rows)
+                    if chosen.trace and i not in self.lost
+                    else (),
                     token_ids=tuple(ids),
                     question=asked[i][0],
-                    passages=pairs[i].passages,
+                    passages=pair.passages,
                     control=Control(method="off") if i in self.lost else controls[i],
                     finish_reason="stop" if self._stopped(ids, chosen) else "length",
-                    context_tokens=len(pairs[i].contextual),
-                    parametric_tokens=len(pairs[i].parametric),
+                    context_tokens=len(pair.contextual),
+                    parametric_tokens=len(pair.parametric),
+                    drafts=tuple(replace(draft, text=_text(tokenizer, draft.token_ids)) for draft in drafts),
                 )
             )
-        for i, name in enumerate(names):
-            if i not in self.lost and (stream := found.get(name, {}).get("broken")):
-                error = NonFiniteLogits(i, max(0, len(made[i]) - 1), stream)
+        for job in jobs:
+            if job.item not in self.lost and job.broken:
+                error = NonFiniteLogits(job.item, max(0, len(job.ids) - 1), job.broken)
                 error.partial = answers
                 raise error
         return answers
 
     def _run(
         self,
-        names: list[str],
+        jobs: list[_Job],
         pairs: list[PromptPair],
         controls: list[Control],
         masks: list[tuple[dict[str, str], dict[str, str]]],
         chosen: GenerateOptions,
-    ) -> list[list[int]]:
+    ) -> dict[int, list[int]]:
+        """Run all pairs; return what was answered alone, by item."""
         prompts, asked = [], []
         stops = tuple(sorted({*self._ends, *chosen.stop_token_ids}))
-        for name, pair, control, (extra, salted) in zip(names, pairs, controls, masks, strict=True):
-            # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
-            used = control if pair.passages else Control(method="off")
-            seeded = params.seeded(chosen)
-            for role, ids in ((params.CONTEXTUAL, pair.contextual), (params.PARAMETRIC, pair.parametric)):
-                args = params.extra_args(name, role, used, seeded, trace=chosen.trace) | extra
+        seeded = [params.seeded(chosen) for _ in pairs]
+        for job in jobs:
+            i, (extra, salted) = job.item, masks[job.item]
+            for role, ids in ((params.CONTEXTUAL, pairs[i].contextual), (params.PARAMETRIC, pairs[i].parametric)):
+                traced = chosen.trace or bool(job.draft)
+                args = params.extra_args(job.name, role, controls[i], seeded[i], trace=traced, draft=job.draft)
                 prompts.append({"prompt_token_ids": list(ids)} | salted)
                 asked.append(
                     params.sampling_params(
-                        args, max_tokens=chosen.max_new_tokens, stop_token_ids=stops, detokenize=False
+                        args | extra, max_tokens=chosen.max_new_tokens, stop_token_ids=stops, detokenize=False
                     )
                 )
-        outputs = self.llm.generate(prompts, asked, use_tqdm=False)
-        made = [list(output.outputs[0].token_ids) for output in outputs[::2]]
-        ends = [_given_up(*(output.outputs[0] for output in outputs[i : i + 2])) for i in range(0, len(outputs), 2)]
-        self.lost = {i: why for i, why in enumerate(ends) if why}
+        outputs = [output.outputs[0] for output in self.llm.generate(prompts, asked, use_tqdm=False)]
+        self.lost = {}
+        first: dict[int, int] = {}  # item -> its first row
+        for k, job in enumerate(jobs):
+            job.ids = list(outputs[2 * k].token_ids)
+            first.setdefault(job.item, 2 * k)
+            if why := _given_up(*outputs[2 * k : 2 * k + 2]):
+                self.lost.setdefault(job.item, why)
         if self.lost and (self.on_lost == "fail" or _only_generated(chosen)):
             i, why = next(iter(self.lost.items()))
             raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
-        if self.lost:
-            drawn = fallback.drawn(params.seeded(chosen))
-            rows = [
-                params.sampling_params(
-                    params.strip(asked[2 * i].extra_args),
-                    max_tokens=chosen.max_new_tokens,
-                    stop_token_ids=stops,
-                    **{"detokenize": False} | drawn,
-                )
-                for i in self.lost
-            ]
-            outputs = self.llm.generate([prompts[2 * i] for i in self.lost], rows, use_tqdm=False)
-            for i, output in zip(self.lost, outputs, strict=True):
-                if why := _given_up(output.outputs[0]):
-                    raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
-                made[i] = list(output.outputs[0].token_ids)
-        return made
+        if not self.lost:
+            return {}
+        drawn = fallback.drawn(params.seeded(chosen))
+        rows = [
+            params.sampling_params(
+                params.strip(asked[first[i]].extra_args),
+                max_tokens=chosen.max_new_tokens,
+                stop_token_ids=stops,
+                **{"detokenize": False} | drawn,
+            )
+            for i in self.lost
+        ]
+        alone = self.llm.generate([prompts[first[i]] for i in self.lost], rows, use_tqdm=False)
+        for i, output in zip(self.lost, alone, strict=True):
+            if why := _given_up(output.outputs[0]):
+                raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
+        return {i: list(output.outputs[0].token_ids) for i, output in zip(self.lost, alone, strict=True)}
 
-    def _fetch(self, names: list[str]) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for said in self.llm.collective_rpc("ck_take_traces", args=(names,)):
-            for name, known in said.items():
-                if name not in found or len(known["rows"]) > len(found[name]["rows"]):
-                    found[name] = known
-        return found
+    def _fetch(self, jobs: list[_Job]) -> None:
+        """Bring what the workers know of the pairs into the jobs."""
+        for said in self.llm.collective_rpc("ck_take_traces", args=([job.name for job in jobs],)):
+            for job in jobs:
+                known = said.get(job.name, {"rows": [], "broken": ""})
+                job.rows = max(job.rows, known["rows"], key=len)
+                job.broken = job.broken or known["broken"]
 
     def _stopped(self, ids: list[int], chosen: GenerateOptions) -> bool:
         ends = {*self._ends, *chosen.stop_token_ids}
@@ -293,6 +308,30 @@ class SteeredLLM:
         for value in values:
             found |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {int(value)}
         return tuple(sorted(found))
+
+
+@dataclass(eq=False)
+class _Job:
+    """One pair: a question, or one draft of its answer. The last three are known when it has run."""
+
+    item: int
+    draft: str
+    name: str = field(default_factory=params.new_pair)
+    ids: list[int] = field(default_factory=list)
+    rows: list[list[float]] = field(default_factory=list)
+    broken: str = ""
+
+
+def _given(jobs: list[_Job], control: Control, lost: bool) -> tuple[_Job, list[Draft]]:
+    """Return the pair that an item is answered with, and the drafts it was chosen from."""
+    if len(jobs) == 1 or lost or any(job.broken for job in jobs):
+        return jobs[0], []
+    drafts = choose_draft(control, [job.draft for job in jobs], [job.ids for job in jobs], [job.rows for job in jobs])
+    return next(job for job, draft in zip(jobs, drafts, strict=True) if draft.given), drafts
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _given_up(*rows: Any) -> str:

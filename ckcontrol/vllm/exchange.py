@@ -44,6 +44,7 @@ class Exchange:
         contextual: Body whose answer is the reply.
         parametric: Body whose answer is drained; None: there is no such request.
         seconds: Longest time for everything.
+        named: The contextual request keeps the client's request id, if there is one; of several requests one may.
 
     Raises:
         Refusal: While iterating: the other request was refused or failed (4xx as it is, else 503), or the time is up.
@@ -59,7 +60,10 @@ class Exchange:
         contextual: Mapping[str, Any],
         parametric: Mapping[str, Any] | None,
         seconds: float,
+        *,
+        named: bool = True,
     ) -> None:
+        self._named = named
         self._app, self._scope, self._receive, self._path = app, scope, receive, path
         self._body, self._other = contextual, parametric
         self._seconds = seconds
@@ -143,7 +147,7 @@ class Exchange:
             await self._put("message", message)
 
         try:
-            await self._call(self._body, send, keep_id=True)
+            await self._call(self._body, send, keep_id=self._named)
         except asyncio.CancelledError:
             raise
         except Exception as error:

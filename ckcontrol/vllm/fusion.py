@@ -96,9 +96,13 @@ class Fused:
     parts: list[tuple[Block, Signals, Decision | None]]
 
 
-def arrange(controls: Sequence[Control]) -> tuple[list[int], tuple[Block, ...]]:
-    """Return the order in which pairs should lie, as indices into `controls`, and the blocks of that order."""
-    policies = [control.policy() for control in controls]
+def arrange(policies: Sequence[Policy], controls: Sequence[Control]) -> tuple[list[int], tuple[Block, ...]]:
+    """Return the order in which pairs should lie, as indices, and the blocks of that order.
+
+    Args:
+        policies: Of each pair.
+        controls: Of each pair, for its head set.
+    """
     heads = [(p.neutral, c.candidates, c.candidate_ratio) for p, c in zip(policies, controls, strict=True)]
     rank: dict[Policy, int] = {}
     for policy in policies:

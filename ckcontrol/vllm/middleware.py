@@ -1,8 +1,9 @@
 """`CKMiddleware`: the OpenAI endpoints of vLLM understand a ``ck`` object. A pure ASGI class, set by ``--middleware``.
 
-A request with ``ck`` becomes a pair of inner requests; the contextual one's answer is the reply. From every other
-request the engine arguments that are ours are taken out, so that no client can name a pair. Knows ASGI and the order
-of things; what a request may hold is requests.py, how the two run is exchange.py, what is replied is replies.py.
+A request with ``ck`` becomes a pair of inner requests, or one a draft; a contextual one's answer is the reply. From
+every other request the engine arguments that are ours are taken out, so that no client can name a pair. Knows ASGI and
+the order of things; what a request may hold is requests.py, how the two run is exchange.py, drafts drafting.py, what is
+replied is replies.py.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CKError
 from . import fallback
-from .bodies import make_bodies
+from .bodies import Bodies, make_bodies
+from .drafting import Drafting, Shared
 from .exchange import ASGIApp, Exchange, Gone, Message, Receive, Scope, Send
 from .guard import FormGuard, is_form, read_body, replay, suspicious
 from .limits import Limits
 from .outcomes import told_trace
-from .params import new_pair
+from .params import drafts, new_pair
 from .plain import HEADS, without_ours
 from .replies import EventReader, Lost, Refusal, error_object, event, finish_reason, refusal, to_chat, to_chat_chunk
 from .requests import CHAT, PATHS, Steered, read_request
@@ -91,33 +94,58 @@ class CKMiddleware:
             raise Refusal(400, f"ck is not understood at {path[:100]}.", f"Use {' or '.join(PATHS)}.")
         if self.pairs >= self.limits.pairs:
             raise Refusal(429, f"{self.pairs} steered requests are under way.", "Try again in a moment.")
-        self.pairs += 1
+        held = 1
+        self.pairs += held
         try:
             request = await _off(size, read_request, path, data, self.limits)
+            names = drafts(request.control)
+            if self.pairs + len(names) - held > self.limits.pairs:
+                raise Refusal(429, f"{self.pairs - held} steered requests are under way.", "Try again in a moment.")
+            self.pairs += len(names) - held
+            held = len(names)
             if request.heads:
                 await self.server.check_heads(scope, request.heads)
             tokenizer = await self.server.tokenizer(scope) if request.texts.source == "passages" else None
             if request.texts.source == "prompt":
                 await self.server.check_lengths(scope, request.body)
                 await self.server.check_lengths(scope, {**request.body, "prompt": request.texts.parametric})
-            pair = new_pair()
-            bodies = await asyncio.to_thread(make_bodies, request, pair, tokenizer)
+            pairs = [new_pair() for _ in names]
+            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0])
             unfit = self.server.unfit(scope, bodies)
             if unfit and not self.falls_back:
                 raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or let the cache be enlarged.")
-            ways = (self.app, scope, receive, bodies.path)
-            lost, left = unfit, self.limits.seconds
-            if not lost:
-                exchange = Exchange(*ways, bodies.contextual, bodies.parametric, left)
-                async with exchange:
-                    lost = await _Reply(self, scope, request, pair, exchange, send, bodies.path != path).run()
-                left = exchange.left
-            if lost:
-                exchange = Exchange(*ways, fallback.alone(bodies.contextual, request.options), None, left)
-                async with exchange:
-                    await _Reply(self, scope, request, pair, exchange, send, bodies.path != path, lost).run()
+            shared = Shared(receive)
+            try:
+                await self._run(scope, shared, send, request, bodies, dict(zip(names, pairs, strict=True)), unfit)
+            finally:
+                shared.close()
         finally:
-            self.pairs -= 1
+            self.pairs -= held
+
+    async def _run(
+        self,
+        scope: Scope,
+        shared: Shared,
+        send: Send,
+        request: Steered,
+        bodies: Bodies,
+        pairs: dict[str, str],
+        lost: str,
+    ) -> None:
+        """Run the pair, or one a draft, and reply; `pairs` are their names by draft, `lost` why it cannot run."""
+        ways, left = (self.app, scope, shared, bodies.path), self.limits.seconds
+        pair, translated = next(iter(pairs.values())), bodies.path != request.path
+        if not lost:
+            run: Exchange | Drafting = Exchange(*ways, bodies.contextual, bodies.parametric, left)
+            if len(pairs) > 1:
+                run = Drafting(ways, request, bodies, pairs, left, partial(self.server.trace, scope, needed=True))
+            async with run:
+                lost = await _Reply(self, scope, request, pair, run, send, translated).run()
+            left = run.left
+        if lost:
+            alone = Exchange(*ways, fallback.alone(bodies.contextual, request.options), None, left)
+            async with alone:
+                await _Reply(self, scope, request, pair, alone, send, translated, lost).run()
 
 
 class _Reply:
@@ -129,7 +157,7 @@ class _Reply:
         scope: Scope,
         request: Steered,
         pair: str,
-        exchange: Exchange,
+        exchange: Exchange | Drafting,
         send: Send,
         translated: bool,
         lost: str = "",
@@ -223,7 +251,7 @@ class _Reply:
 
     def _take_ids(self, reply: dict[str, Any]) -> None:
         """Keep the token ids that were asked for on the trace's account; take out those the client did not ask for."""
-        if not self.request.trace:
+        if not self.request.trace and not isinstance(self.exchange, Drafting):
             return
         for choice in reply.get("choices", ()):
             self.ids += choice.get("token_ids") or []
@@ -238,7 +266,11 @@ class _Reply:
         if self.lost:
             told.pop("seed", None)  # not in effect
             return told | {"fallback": "contextual", "fallback_reason": self.lost}
-        rows = await server.trace(self.scope, self.pair, needed=traced)
+        if isinstance(self.exchange, Drafting):
+            rows = self.exchange.rows
+            told["drafts"] = self.exchange.told()
+        else:
+            rows = await server.trace(self.scope, self.pair, needed=traced)
         if traced:
             try:
                 tokenizer = await server.tokenizer(self.scope)

@@ -6,6 +6,7 @@ integers, so they also pass through the HTTP field ``vllm_xargs``:
     ck_pair       the name both rows share; made here, never by a client
     ck_role       "contextual" or "parametric"
     ck_control    JSON of `Control.to_dict`
+    ck_draft      which draft of it, where the method chooses between whole answers: each of them is a pair
     ck_sampling   JSON of how the pair's tokens are drawn (`DRAWN` below)
     ck_trace      1 records a trace in the worker, until it is fetched
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Control, GenerateOptions
 from ..errors import CKError, ServingError, did_you_mean
+from ..policies import Policy, draft_policies, token_policy
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -34,6 +36,7 @@ __all__ = [
     "PARAMETRIC",
     "ROLES",
     "PairParams",
+    "drafts",
     "extra_args",
     "new_pair",
     "other_role",
@@ -46,7 +49,7 @@ __all__ = [
 CONTEXTUAL, PARAMETRIC = "contextual", "parametric"
 ROLES = (CONTEXTUAL, PARAMETRIC)
 PREFIX = "ck_"
-KEYS = ("ck_pair", "ck_role", "ck_control", "ck_sampling", "ck_trace")
+KEYS = ("ck_pair", "ck_role", "ck_control", "ck_draft", "ck_sampling", "ck_trace")
 # The fields of GenerateOptions that decide how a pair's token is drawn; the others are vLLM's own business.
 DRAWN = (
     "do_sample",
@@ -74,6 +77,7 @@ class PairParams:
         control: Policy and dial of the pair.
         options: How its tokens are drawn; only the fields named in `DRAWN` are meant, `seed` is set when sampling.
         trace: Record a trace.
+        draft: Which draft of the control the pair writes; empty if it has one only.
     """
 
     pair: str
@@ -81,6 +85,13 @@ class PairParams:
     control: Control
     options: GenerateOptions
     trace: bool = False
+    draft: str = ""
+
+    @property
+    def policy(self) -> Policy:
+        """What decides the pair's tokens."""
+        policy = self.control.policy()
+        return draft_policies(policy)[self.draft] if self.draft else token_policy(policy)
 
 
 def new_pair() -> str:
@@ -93,8 +104,20 @@ def other_role(role: str) -> str:
     return PARAMETRIC if role == CONTEXTUAL else CONTEXTUAL
 
 
+def drafts(control: Control) -> tuple[str, ...]:
+    """Return the names of a control's drafts, each of which is a pair; ``("",)`` if there is nothing to choose from."""
+    names = tuple(draft_policies(control.policy()))
+    return names if len(names) > 1 else ("",)
+
+
 def extra_args(
-    pair: str, role: str, control: Control, options: GenerateOptions | None = None, *, trace: bool = False
+    pair: str,
+    role: str,
+    control: Control,
+    options: GenerateOptions | None = None,
+    *,
+    trace: bool = False,
+    draft: str = "",
 ) -> dict[str, str | int]:
     """Return the `extra_args` (or ``vllm_xargs``) of one row.
 
@@ -106,7 +129,8 @@ def extra_args(
         role: ``"contextual"`` for the prompt with passages, ``"parametric"`` for the one without.
         control: Policy and dial.
         options: How tokens are drawn; None is greedy.
-        trace: Record a trace in the worker, to be fetched by pair name.
+        trace: Record a trace in the worker, to be fetched by pair name. The evidence of a draft is its trace.
+        draft: One of `drafts`.
 
     Raises:
         ServingError: A value that `read` would refuse.
@@ -120,6 +144,8 @@ def extra_args(
         "ck_sampling": json.dumps(drawn, allow_nan=False, separators=(",", ":")),
         "ck_trace": int(trace),
     }
+    if draft:
+        args["ck_draft"] = draft
     read(args)
     return args
 
@@ -155,6 +181,7 @@ def read(args: Mapping[str, Any] | None) -> PairParams | None:
         raise ServingError(f"ck_role={str(role)[:64]!r}.", f"Known: {', '.join(ROLES)}.")
     if not isinstance(trace, (bool, int, float)) or trace not in (0, 1):
         raise ServingError(f"ck_trace={str(trace)[:64]!r}.", "Use 1 to record a trace, 0 not to.")
+    draft = args.get("ck_draft", "")
     control = _object("ck_control", args.get("ck_control"))
     drawn = _object("ck_sampling", args.get("ck_sampling", "{}"))
     for name in drawn:
@@ -168,25 +195,17 @@ def read(args: Mapping[str, Any] | None) -> PairParams | None:
     try:
         options = GenerateOptions(**drawn)
         chosen = Control.from_dict(control)
-        _check_method(chosen)
+        known = drafts(chosen)
     except ServingError:
         raise
     except (CKError, TypeError, ValueError, OverflowError) as error:
         raise ServingError(f"ck_control or ck_sampling: {error}") from error
+    if not isinstance(draft, str) or draft not in known:
+        hint = f"One of: {', '.join(known)}." if known != ("",) else "Leave it out."
+        raise ServingError(f"ck_draft={str(draft)[:64]!r} is no draft of method {chosen.method!r}.", hint)
     if options.do_sample and options.seed is None:
         raise ServingError("ck_sampling samples without a seed.", "Pass one; ckcontrol.vllm.params.seeded draws it.")
-    return PairParams(pair, role, chosen, options, bool(trace))
-
-
-def _check_method(control: Control) -> None:
-    """Refuse methods that choose between whole answers: a pair draws one token after the other."""
-    from ..policies import AnswerPolicy
-
-    if isinstance(control.policy(), AnswerPolicy):
-        raise ServingError(
-            f"method {control.method!r} chooses between whole answers, which pairs cannot.",
-            "Use ckcontrol.generate for it; here take ck-plug or cad.",
-        )
+    return PairParams(pair, role, chosen, options, bool(trace), draft)
 
 
 def strip(args: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..dist import log_probs, nonfinite_rows
 from ..recorder import measure
-from .fusion import Fused, arrange, fuse_blocks
+from .fusion import Block, Fused, arrange, fuse_blocks
 from .params import CONTEXTUAL, PairParams
 from .sampling import Noise, Warp
 from .traces import TraceStore
@@ -88,7 +88,7 @@ class Plan:
     """
 
     def __init__(self, members: Sequence[Member], device: torch.device, soft: bool) -> None:
-        order, self.blocks = arrange([m.ctx.ck.control for m in members])
+        order, self.blocks = _arranged(members)
         self.members = members = [members[i] for i in order]
         self.places = [m.at_ctx for m in members] + [m.at_par for m in members]
         self.rows = torch.tensor(self.places, dtype=torch.long, device=device)
@@ -172,10 +172,14 @@ def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[Pl
         logits: Of the batch, [N, V].
         soft: As in `Plan`.
     """
-    order, _ = arrange([m.ctx.ck.control for m in members])
+    order, _ = _arranged(members)
     most = max(1, _TOGETHER // logits.shape[-1]) if logits.device.type == "cpu" else len(members)
     sorted_ = [members[i] for i in order]
     return [Plan(sorted_[i : i + most], logits.device, soft) for i in range(0, len(sorted_), most)]
+
+
+def _arranged(members: Sequence[Member]) -> tuple[list[int], tuple[Block, ...]]:
+    return arrange([m.ctx.ck.policy for m in members], [m.ctx.ck.control for m in members])
 
 
 def _table(fused: Fused, tokens: Tensor, scores: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
 
     def _ck_unequal(self, ctx: PairRequest, par: PairRequest) -> str | None:
         a, b = ctx.ck, par.ck
-        if (a.control, a.options, a.trace) != (b.control, b.options, b.trace):
+        if (a.control, a.options, a.trace, a.draft) != (b.control, b.options, b.trace, b.draft):
             return "ckcontrol: the rows of the pair differ in control or sampling."
         if ctx.client_index != par.client_index or ctx.request_id == par.request_id:
             return "ckcontrol: the rows of the pair come from different clients."

@@ -197,6 +197,31 @@ def test_steered_llm_gives_the_answers_of_generate(small, steered) -> None:
         steered.generate([("Who?", ["x" * 600])])
 
 
+def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steered) -> None:
+    """Each draft is a pair; all are in one batch with items that have none."""
+    _, model, tokenizer = small
+    controls = [Control("dial", alpha=a) for a in (0.3, 0.5, 0.7, 1.0)] + [Control("dial", adaptive=True)]
+    controls += [Control("grd"), Control(alpha=0.2)]
+    items = [(f"Who wrote no. {i}?", ["Ann wrote it in May."]) for i in range(len(controls))]
+    given = set()
+    for options in ({"trace": True}, {"do_sample": True, "seed": 5, "temperature": 0.9}, {"repetition_penalty": 1.3}):
+        options["max_new_tokens"] = 9
+        got = steered.generate(items, control=controls, **options)
+        for answer, item, control in zip(got, items, controls, strict=True):
+            want = generate(model, tokenizer, *item, control=control, **options)
+            assert (answer.token_ids, answer.text, answer.control) == (want.token_ids, want.text, want.control)
+            assert [(d.name, d.token_ids, d.given, d.text) for d in answer.drafts] == [
+                (d.name, d.token_ids, d.given, d.text) for d in want.drafts
+            ]
+            for mine, other in zip(answer.drafts, want.drafts, strict=True):
+                assert mine.surprise_ctx == pytest.approx(other.surprise_ctx, abs=5e-3)
+                assert mine.surprise_par == pytest.approx(other.surprise_par, abs=5e-3)
+            assert len(answer.tokens) == (len(answer.token_ids) if "trace" in options else 0)
+            given |= {d.name for d in answer.drafts if d.given}
+    assert [len(a.drafts) for a in got] == [2, 0, 2, 0, 2, 2, 0] and len(given) > 1
+    assert steered.generate(["Where?"], control=Control("dial", alpha=0.7))[0].drafts == ()
+
+
 def test_steered_llm_applies_masks_as_pruned_does(small, steered) -> None:
     _, model, tokenizer = small
     masks = [HeadMask.of(model, [(0, 1)]), HeadMask.of(model, [(1, 0)], factor=2.0), None]
@@ -256,7 +281,9 @@ def test_a_closed_engine_has_ended_and_says_so(steered) -> None:
 
     steered.close()
     steered.close()
-    assert multiprocessing.active_children() == []
+    for process in multiprocessing.active_children():
+        process.join(30)
+        assert not process.is_alive(), "close has told it to end, or killed it"
     with pytest.raises(ServingError, match="closed"):
         steered.generate(ITEMS)
 

@@ -90,14 +90,24 @@ def test_sampling_without_a_seed_gets_one() -> None:
     assert params.seeded(GenerateOptions()).seed is None
 
 
-def test_methods_that_choose_between_whole_answers_are_refused_before_the_engine() -> None:
-    from ckcontrol.policies import AnswerPolicy, names
+def test_a_method_that_chooses_between_answers_is_a_pair_a_draft() -> None:
+    from ckcontrol.policies import CAD, Off, draft_policies
 
-    found = [name for name in names() if isinstance(Control(name).policy(), AnswerPolicy)]
-    assert found
-    for name in found:
-        with pytest.raises(ServingError, match="whole answers"):
-            params.extra_args(params.new_pair(), params.CONTEXTUAL, Control(name))
-        made = params.extra_args(params.new_pair(), params.CONTEXTUAL, Control("cad", alpha=0.3))
-        with pytest.raises(ServingError, match="whole answers"):
-            params.read(made | {"ck_control": json.dumps({"method": name})})
+    pair = (params.new_pair(), params.CONTEXTUAL)
+    for control in (Control("dial", alpha=0.7), Control("dial", adaptive=True), Control("dial", alpha=0.2)):
+        names = params.drafts(control)
+        assert len(names) == 2 and len(set(names)) == 2
+        for name in names:
+            row = params.read(params.extra_args(*pair, control, draft=name))
+            assert (row.control, row.draft) == (control, name)
+            assert row.policy == draft_policies(control.policy())[name]
+        made = params.extra_args(*pair, control, draft=names[0])
+        for wrong in ("", "nobody", 7, None, ["memory"], names[0] * 9):
+            with pytest.raises(ServingError, match=f"ck_draft.*{names[1]}"):
+                params.read(made | {"ck_draft": wrong})
+    for control, policy in ((Control("dial"), Off()), (Control("dial", alpha=1.0), CAD(cad_alpha=-1.0))):
+        assert params.drafts(control) == ("",)
+        assert params.read(params.extra_args(*pair, control)).policy == policy
+    for control in (Control("dial"), Control(alpha=0.2)):
+        with pytest.raises(ServingError, match="ck_draft"):
+            params.extra_args(*pair, control, draft="memory")

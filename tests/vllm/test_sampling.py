@@ -105,7 +105,7 @@ def test_fused_blocks_are_the_engine_row_by_row() -> None:
     controls = CONTROLS + CONTROLS[::-1]
     ctx, par = torch.randn(len(controls), V) * 3, torch.randn(len(controls), V) * 3
     ctx[4, 5] = par[7, 9] = -torch.inf
-    order, blocks = arrange(controls)
+    order, blocks = arrange([c.policy() for c in controls], controls)
     assert sorted(order) == list(range(len(controls))) and blocks[-1].last == len(controls)
     got = fuse_blocks(ctx[order].clone(), par[order].clone(), blocks, V - 20)
     assert not got.broken.any()
@@ -122,7 +122,7 @@ def test_fused_blocks_are_the_engine_row_by_row() -> None:
 
 def test_equal_policies_share_one_part_and_head_sets_one_block() -> None:
     controls = [Control(alpha=0.2), Control(alpha=0.7), Control(alpha=0.2), Control(alpha=0.2, candidates=3), Control()]
-    order, blocks = arrange(controls)
+    order, blocks = arrange([c.policy() for c in controls], controls)
     assert len(blocks) == 3 and sum(len(block.policy.parts) for block in blocks) == 4
     assert order[-1] == 4 and blocks[-1].policy.neutral  # neutral rows lie last, in a block of their own
 
@@ -130,5 +130,5 @@ def test_equal_policies_share_one_part_and_head_sets_one_block() -> None:
 def test_numbers_that_mean_nothing_are_named_by_stream() -> None:
     ctx, par = torch.zeros(4, V), torch.zeros(4, V)
     ctx[1, 3], par[2, 3], ctx[3] = torch.nan, torch.inf, -torch.inf
-    _, blocks = arrange([Control(alpha=0.2)] * 4)
+    _, blocks = arrange([Control(alpha=0.2).policy()] * 4, [Control(alpha=0.2)] * 4)
     assert fuse_blocks(ctx, par, blocks).broken.tolist() == [0, 1, 2, 1]

@@ -1,0 +1,182 @@
+"""Runs the drafts of one steered request, a pair each, and passes on what the given one's contextual row answered.
+
+Nothing is passed on before all of them have ended: only then is known which is given. A draft that failed stands for
+all. Knows exchanges, traces and the form of vLLM's replies; knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ServingError
+from ..trace import Draft
+from .bodies import Bodies, redrafted
+from .exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
+from .outcomes import choose_draft
+from .replies import EventReader, Refusal, finish_reason
+from .requests import Steered
+
+__all__ = ["Drafting", "Shared"]
+
+Rows = Sequence[Sequence[float]]
+
+
+class Shared:
+    """A client's channel for several exchanges: it is read once, and all are told when the client is gone."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> Message:
+        """Wait until the client is gone."""
+        self._gone = self._gone or asyncio.create_task(self._wait())
+        await asyncio.shield(self._gone)
+        return {"type": "http.disconnect"}
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._gone is not None:
+            self._gone.cancel()
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a draft's contextual row answered."""
+
+    messages: list[Message]
+    ids: list[int]
+    text: str
+    failed: bool
+
+
+class Drafting:
+    """Drafts under way; iterate over it, once, for the ASGI messages of the given one, as over an `Exchange`.
+
+    Args:
+        ways: The first four arguments of every `Exchange`; the channel among them is a `Shared` one.
+        request: What was asked for; its method chooses.
+        bodies: Of the first draft.
+        pairs: The pair's name of each draft of `params.drafts`, in order.
+        seconds: Longest time for everything.
+        fetch: Returns what the workers recorded of a pair.
+
+    Attributes:
+        rows: What was recorded of the given draft; empty before it is known.
+
+    Raises:
+        Refusal: While iterating: as from an `Exchange`; or the evidence was lost (503).
+        Gone: While iterating: the client went away.
+    """
+
+    def __init__(
+        self,
+        ways: tuple[ASGIApp, Scope, Shared, str],
+        request: Steered,
+        bodies: Bodies,
+        pairs: Mapping[str, str],
+        seconds: float,
+        fetch: Callable[[str], Awaitable[Rows]],
+    ) -> None:
+        self._control, self._pairs, self._fetch = request.control, pairs, fetch
+        _, *others = pairs.items()
+        each = [bodies, *(redrafted(bodies, request, pair, draft) for draft, pair in others)]
+        self._exchanges = [
+            Exchange(*ways, both.contextual, both.parametric, seconds, named=both is bodies) for both in each
+        ]
+        self._drafts: list[tuple[Draft, str]] = []
+        self.rows: Rows = ()
+
+    async def __aenter__(self) -> Drafting:
+        await asyncio.gather(*(exchange.__aenter__() for exchange in self._exchanges))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.gather(*(exchange.__aexit__(*error) for exchange in self._exchanges))
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        reading = [asyncio.create_task(_read(exchange)) for exchange in self._exchanges]
+        try:
+            written = await asyncio.gather(*reading)
+        finally:
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+        for message in (await self._choose(written)).messages:
+            yield message
+
+    async def _choose(self, written: Sequence[_Written]) -> _Written:
+        for one in written:
+            if one.failed:
+                return one
+        rows = await asyncio.gather(*map(self._fetch, self._pairs.values()))
+        try:
+            drafts = choose_draft(self._control, list(self._pairs), [one.ids for one in written], rows)
+        except ServingError as error:
+            raise Refusal(503, str(error)) from error
+        self._drafts = list(zip(drafts, (one.text for one in written), strict=True))
+        given = next(i for i, draft in enumerate(drafts) if draft.given)
+        self.rows = rows[given]
+        return written[given]
+
+    @property
+    def left(self) -> float:
+        """Seconds left for everything."""
+        return self._exchanges[0].left
+
+    async def send(self, send: Send, message: Message) -> None:
+        """As `Exchange.send`."""
+        await self._exchanges[0].send(send, message)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return the drafts as the reply tells them."""
+        kept = ("name", "surprise_ctx", "surprise_par", "given")
+        return [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in self._drafts]
+
+
+async def _read(exchange: Exchange) -> _Written:
+    """Read an answer to its end.
+
+    Raises:
+        Refusal: It is not JSON (503), or the exchange's own.
+    """
+    messages = [message async for message in exchange]
+    body = b"".join(message.get("body", b"") for message in messages if message["type"] == "http.response.body")
+    start = next((message for message in messages if message["type"] == "http.response.start"), None)
+    if start is None or start["status"] >= 400:
+        return _Written(messages, [], "", True)
+    try:
+        parts = [json.loads(text) for text in _parts(start, body)]
+    except ValueError:
+        raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
+    if not all(isinstance(part, dict) and isinstance(part.get("choices"), list) for part in parts):
+        return _Written(messages, [], "", True)
+    choices = [choice for part in parts for choice in part["choices"][:1]]
+    reasons = {finish_reason(part) for part in parts} - {None}
+    return _Written(
+        messages,
+        [token for choice in choices for token in choice.get("token_ids") or ()],
+        "".join(_text(choice) for choice in choices).strip(),
+        not reasons or not reasons.isdisjoint(("abort", "error")),
+    )
+
+
+def _parts(start: Message, body: bytes) -> list[str]:
+    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
+    if not any(value.startswith(b"text/event-stream") for value in kinds):
+        return [body.decode("utf-8", errors="replace")]
+    return [text for text in EventReader().feed(body) if text != "[DONE]" and not text.startswith(":")]
+
+
+def _text(choice: dict[str, Any]) -> str:
+    """Return what a choice of either endpoint, whole or a chunk, adds to the answer."""
+    said = choice.get("message") or choice.get("delta") or {}
+    return choice.get("text") or said.get("content") or ""
