@@ -42,10 +42,11 @@ class Shared:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop listening."""
         if self._gone is not None:
             self._gone.cancel()
+            await asyncio.gather(self._gone, return_exceptions=True)
 
 
 @dataclass(frozen=True)

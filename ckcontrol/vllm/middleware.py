@@ -118,7 +118,7 @@ class CKMiddleware:
             try:
                 await self._run(scope, shared, send, request, bodies, dict(zip(names, pairs, strict=True)), unfit)
             finally:
-                shared.close()
+                await shared.close()
         finally:
             self.pairs -= held
 

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Control, GenerateOptions
 from ..errors import CKError, ServingError, did_you_mean
-from ..policies import Policy, draft_policies, token_policy
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+
+    from ..policies import Policy
 
 __all__ = [
     "CONTEXTUAL",
@@ -90,6 +91,8 @@ class PairParams:
     @property
     def policy(self) -> Policy:
         """What decides the pair's tokens."""
+        from ..policies import draft_policies, token_policy
+
         policy = self.control.policy()
         return draft_policies(policy)[self.draft] if self.draft else token_policy(policy)
 
@@ -106,6 +109,8 @@ def other_role(role: str) -> str:
 
 def drafts(control: Control) -> tuple[str, ...]:
     """Return the names of a control's drafts, each of which is a pair; ``("",)`` if there is nothing to choose from."""
+    from ..policies import draft_policies
+
     names = tuple(draft_policies(control.policy()))
     return names if len(names) > 1 else ("",)
 

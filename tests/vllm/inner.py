@@ -18,7 +18,7 @@ WORDS = ["Orven", "dale", " is", " a", " town", "."]
 class Inner:
     """vLLM's two endpoints. `refuse` maps a role to a status; `fail` is "abort", "lost", "raise", "event" or "never".
 
-    Lost are rows of pairs alone: they abort.
+    Lost are rows of pairs alone: they abort. `texts` maps a draft to its words, where they are not `WORDS`.
     """
 
     def __init__(self, *, refuse: dict[str, int] | None = None, fail: str = "", pause: float = 0.0) -> None:
@@ -28,6 +28,8 @@ class Inner:
         self.most = 0
         self.aborted = 0
         self.pairs: dict[str, dict[str, asyncio.Event]] = {}
+        self.texts: dict[str, list[str]] = {}
+        self.headers: list[dict[bytes, bytes]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["method"] != "POST":
@@ -46,6 +48,7 @@ class Inner:
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         assert lengths in ([], [str(len(body)).encode()]), "the length is that of the body"
         self.seen.append((scope["path"], data))
+        self.headers.append(dict(scope["headers"]))
         self.running += 1
         self.most = max(self.most, self.running)
         gone = asyncio.create_task(until_gone(receive))
@@ -78,6 +81,7 @@ class Inner:
                 for ready in rows.values():
                     ready.set()
             await rows[role].wait()
+        words = self.texts.get(extra.get("ck_draft", ""), WORDS)
         if self.fail == "never":
             await asyncio.sleep(3600)
         if role != "parametric":
@@ -86,27 +90,27 @@ class Inner:
         chat = path.endswith("chat/completions")
         aborted = self.fail == "abort" or (self.fail == "lost" and role)
         if not data.get("stream"):
-            await asyncio.sleep(self.pause * len(WORDS))
+            await asyncio.sleep(self.pause * len(words))
             reason = "abort" if aborted else "stop"
-            text = "".join(WORDS)
+            text = "".join(words)
             choice: dict[str, Any] = {"text": text, "logprobs": None}
             if chat:
                 choice = {"message": {"role": "assistant", "content": text}}
             if data.get("return_token_ids"):
-                choice |= {"token_ids": list(range(5, 5 + len(WORDS))), "prompt_token_ids": [1, 2, 3]}
+                choice |= {"token_ids": list(range(5, 5 + len(words))), "prompt_token_ids": [1, 2, 3]}
             if data.get("logprobs") is not None and not chat:
-                choice["logprobs"] = logprobs(WORDS)
-            usage = {"prompt_tokens": 3, "completion_tokens": len(WORDS), "total_tokens": 3 + len(WORDS)}
+                choice["logprobs"] = logprobs(words)
+            usage = {"prompt_tokens": 3, "completion_tokens": len(words), "total_tokens": 3 + len(words)}
             return await reply(
                 send, 200, {"id": "cmpl-1", "choices": [{"index": 0, "finish_reason": reason} | choice], "usage": usage}
             )
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-        for i, word in enumerate(WORDS):
+        for i, word in enumerate(words):
             await asyncio.sleep(self.pause)
             if self.fail == "event" and i == 3:
                 await put(send, {"error": {"message": "the engine stumbled"}})
                 break
-            reason = None if i < len(WORDS) - 1 else "abort" if aborted else "stop"
+            reason = None if i < len(words) - 1 else "abort" if aborted else "stop"
             if self.fail == "lost" and role and not i:
                 reason = "abort"  # before anything was said
             part: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}

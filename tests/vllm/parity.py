@@ -28,6 +28,7 @@ CONTROLS = [
     Control(method="coiecd"),
     Control(method="acd"),
     Control(method="arr"),
+    Control(method="nwcad"),
     Control(method="ck-plug-repo", alpha=0.4),
     Control(adaptive=True, gate=2.0),
     Control(method="off"),

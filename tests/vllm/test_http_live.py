@@ -106,6 +106,10 @@ CASES = [
     ({"method": "off"}, {}),
     ({"method": "arr"}, {"temperature": 0.8, "seed": 7, "top_p": 0.9, "top_k": 40}),
     ({"method": "cad", "alpha": 0.2}, {"temperature": 1.0, "seed": 11}),
+    ({"method": "dial", "alpha": 0.7}, {}),
+    ({"method": "dial", "alpha": 0.3}, {"temperature": 0.9, "seed": 3}),
+    ({"method": "dial", "alpha": 1.0}, {}),
+    ({"method": "grd"}, {"repetition_penalty": 1.2}),
 ]
 
 
@@ -160,8 +164,22 @@ def test_masks_are_those_of_pruned_and_never_leak_through_the_cache(url: str, sm
             assert ids(post(url, steered(ck={"alpha": 0.3, "heads": heads}))) == wanted[i], f"mask {i} in {order}"
 
 
-def test_streams_hold_the_same_text_and_one_ck(url: str) -> None:
-    body = steered(ck={"alpha": 0.1, "trace": False})
+def test_drafts_are_those_of_the_transformers_engine(url: str, small: Any) -> None:
+    control = ck.Control("dial", adaptive=True)
+    answer = ck.generate(small[1], small[2], QUESTION, PASSAGES, control=control, max_new_tokens=16)
+    status, reply = post(url, steered(16, ck={"method": "dial", "adaptive": True, "trace": False}))
+    assert status == 200 and "trace" not in reply["ck"] and "token_ids" not in reply["choices"][0]
+    assert reply["choices"][0]["message"]["content"].strip() == answer.text
+    assert len(answer.drafts) == 2
+    for mine, theirs in zip(reply["ck"]["drafts"], answer.drafts, strict=True):
+        assert (mine["name"], mine["text"], mine["given"]) == (theirs.name, theirs.text, theirs.given)
+        assert mine["surprise_ctx"] == pytest.approx(theirs.surprise_ctx, abs=5e-3)
+        assert mine["surprise_par"] == pytest.approx(theirs.surprise_par, abs=5e-3)
+
+
+@pytest.mark.parametrize("control", [{"alpha": 0.1}, {"method": "dial", "alpha": 0.7}])
+def test_streams_hold_the_same_text_and_one_ck(url: str, control: dict[str, Any]) -> None:
+    body = steered(ck=control | {"trace": False})
     whole = post(url, body)[1]["choices"][0]["message"]["content"]
     request = urllib.request.Request(
         url + "/v1/chat/completions",
