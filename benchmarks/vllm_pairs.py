@@ -29,12 +29,14 @@ ENDLESS = {"ignore_eos": True, "detokenize": False}
 
 
 def rows_of(control: Control, options: GenerateOptions, longest: int) -> list[Any]:
-    """Return the SamplingParams of both rows of a new pair."""
-    pair = params.new_pair()
-    return [
-        params.sampling_params(params.extra_args(pair, role, control, options), max_tokens=longest, **ENDLESS)
-        for role in params.ROLES
-    ]
+    """Return the SamplingParams of both rows of a new pair; of one a draft, where the method writes several."""
+    asked = []
+    for draft in params.drafts(control):
+        pair = params.new_pair()
+        for role in params.ROLES:
+            args = params.extra_args(pair, role, control, options, trace=bool(draft), draft=draft)
+            asked.append(params.sampling_params(args, max_tokens=longest, **ENDLESS))
+    return asked
 
 
 def processor_ms(
@@ -177,21 +179,23 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
     )
     core = steered.llm.llm_engine.engine_core.engine_core
     prompts = real_prompts(steered.llm.get_tokenizer(), max(items, 128))
-    control, options = Control(alpha=0.2), GenerateOptions()
+    control, dial, options = Control(alpha=0.2), Control("dial", alpha=0.6), GenerateOptions()
     plain = SamplingParams(temperature=0, max_tokens=longest, **ENDLESS)
 
-    def seconds(chosen: list[Any], paired: bool, rows: int, tokens: int = longest) -> float:
+    def seconds(chosen: list[Any], by: Control | None, rows: int, tokens: int = longest) -> float:
         core.scheduler.max_num_running_reqs = core.scheduler.max_num_active_reqs = rows
-        ids = [
-            p for _, _, pair in chosen for p in ((pair.contextual, pair.parametric) if paired else (pair.contextual,))
-        ]
-        asked = [row for _ in chosen for row in rows_of(control, options, tokens)] if paired else [plain] * len(chosen)
+        given, asked = [], []
+        for _, _, pair in chosen:
+            each = rows_of(by, options, tokens) if by else [plain]
+            sides = (pair.contextual, pair.parametric) * len(each)
+            given += [{"prompt_token_ids": list(ids)} for ids in sides[: len(each)]]
+            asked += each
         start = time.perf_counter()
-        steered.llm.generate([{"prompt_token_ids": list(p)} for p in ids], asked, use_tqdm=False)
+        steered.llm.generate(given, asked, use_tqdm=False)
         return time.perf_counter() - start
 
-    seconds(prompts[:2], False, 64)
-    seconds(prompts[:2], True, 64)
+    for by in (None, control, dial):
+        seconds(prompts[:2], by, 64)
     lengths = [
         [len(side) for _, _, pair in prompts[:items] for side in (getattr(pair, name),)] for name in params.ROLES
     ]
@@ -228,8 +232,9 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
 
     rates: dict[str, list[float]] = {}
     for _ in range(rounds):
-        this = {"plain requests, vLLM": items / seconds(prompts[:items], False, 64)}
-        this["pairs, vLLM"] = items / seconds(prompts[:items], True, 64)
+        this = {"plain requests, vLLM": items / seconds(prompts[:items], None, 64)}
+        this["pairs, vLLM"] = items / seconds(prompts[:items], control, 64)
+        this["questions under dial (two pairs each), vLLM"] = items / seconds(prompts[:items], dial, 64)
         for batch, count in own_items.items():
             this[f"ckcontrol.generate, batch {batch}"] = count / own(batch)
         for name, rate in this.items():
@@ -244,7 +249,7 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
     }
     found["step"] = {
         f"{count} pairs": step_shares(
-            steered, core, PairLogitsProcessor, lambda c: seconds(c, True, 256, 12), prompts[:count]
+            steered, core, PairLogitsProcessor, lambda c: seconds(c, control, 256, 12), prompts[:count]
         )
         for count in (1, 32, 128)
     }
