@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 TOWNS = ["Orvendale", "Marrowick", "Tellin", "Quarrow", "Vess", "Ilmar", "Dunhallow", "Pell"]
-METHODS = ["ck-plug", "cad", "adacad", "coiecd", "off", "acd", "arr"]
+METHODS = ["ck-plug", "cad", "adacad", "coiecd", "off", "acd", "arr", "nwcad", "grd", "dial"]
 
 
 def request(rng: random.Random) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def request(rng: random.Random) -> dict[str, Any]:
     passages = [f"{rng.choice(TOWNS)} lies on the river {rng.choice(TOWNS)}sel. " * rng.randint(1, 12)]
     method = rng.choice(METHODS)
     ck: dict[str, Any] = {"passages": passages[: rng.randint(0, 2)], "method": method}
-    if method in ("ck-plug", "cad"):
+    if method in ("ck-plug", "cad", "dial"):
         ck["alpha"] = rng.choice([0, 0.2, 0.5, 0.8, 1])
     kind = rng.choice(["chat", "chat", "completion", "hand-made", "plain chat", "plain completion"])
     body: dict[str, Any] = {"max_tokens": rng.randint(1, 48), "temperature": rng.choice([0, 0, 0.8])}

@@ -1,7 +1,7 @@
 """Runs the drafts of one steered request, a pair each, and passes on what the given one's contextual row answered.
 
-Nothing is passed on before all of them have ended: only then is known which is given. A draft that failed stands for
-all. Knows exchanges, traces and the form of vLLM's replies; knows nothing of engines.
+Nothing is passed on before all of them have ended: only then is known which is given. One that fails fails them all.
+Knows exchanges, traces and the form of vLLM's replies; knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..trace import Draft
 from .bodies import Bodies, redrafted
 from .exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from .outcomes import choose_draft
-from .replies import EventReader, Refusal, finish_reason
+from .replies import EventReader, Refusal, check_end, finish_reason, refusal
 from .requests import Steered
 
 __all__ = ["Drafting", "Shared"]
@@ -56,7 +56,6 @@ class _Written:
     messages: list[Message]
     ids: list[int]
     text: str
-    failed: bool
 
 
 class Drafting:
@@ -74,7 +73,8 @@ class Drafting:
         rows: What was recorded of the given draft; empty before it is known.
 
     Raises:
-        Refusal: While iterating: as from an `Exchange`; or the evidence was lost (503).
+        Refusal: While iterating: as from an `Exchange`; or a draft failed (4xx as it is, else 503, a `Lost`), or what
+            the workers recorded of it was forgotten (503).
         Gone: While iterating: the client went away.
     """
 
@@ -115,9 +115,6 @@ class Drafting:
             yield message
 
     async def _choose(self, written: Sequence[_Written]) -> _Written:
-        for one in written:
-            if one.failed:
-                return one
         rows = await asyncio.gather(*map(self._fetch, self._pairs.values()))
         try:
             drafts = choose_draft(self._control, list(self._pairs), [one.ids for one in written], rows)
@@ -147,27 +144,28 @@ async def _read(exchange: Exchange) -> _Written:
     """Read an answer to its end.
 
     Raises:
-        Refusal: It is not JSON (503), or the exchange's own.
+        Refusal: The exchange's own; or the answer is an error, is not JSON (503), or was given up (`Lost`).
     """
     messages = [message async for message in exchange]
     body = b"".join(message.get("body", b"") for message in messages if message["type"] == "http.response.body")
     start = next((message for message in messages if message["type"] == "http.response.start"), None)
     if start is None or start["status"] >= 400:
-        return _Written(messages, [], "", True)
-    try:
-        parts = [json.loads(text) for text in _parts(start, body)]
-    except ValueError:
-        raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
-    if not all(isinstance(part, dict) and isinstance(part.get("choices"), list) for part in parts):
-        return _Written(messages, [], "", True)
-    choices = [choice for part in parts for choice in part["choices"][:1]]
-    reasons = {finish_reason(part) for part in parts} - {None}
-    return _Written(
-        messages,
-        [token for choice in choices for token in choice.get("token_ids") or ()],
-        "".join(_text(choice) for choice in choices).strip(),
-        not reasons or not reasons.isdisjoint(("abort", "error")),
-    )
+        raise refusal(start["status"] if start else 503, body)
+    ids: list[int] = []
+    text, reason = "", None
+    for part in _parts(start, body):
+        try:
+            told = json.loads(part)
+        except ValueError:
+            raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
+        if not isinstance(told, dict) or not isinstance(told.get("choices"), list):
+            raise refusal(503, part.encode())
+        reason = finish_reason(told) or reason
+        for choice in told["choices"][:1]:
+            ids += choice.get("token_ids") or ()
+            text += _text(choice)
+    check_end(reason or "abort")
+    return _Written(messages, ids, text.strip())
 
 
 def _parts(start: Message, body: bytes) -> list[str]:

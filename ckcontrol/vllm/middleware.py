@@ -24,7 +24,18 @@ from .limits import Limits
 from .outcomes import told_trace
 from .params import drafts, new_pair
 from .plain import HEADS, without_ours
-from .replies import EventReader, Lost, Refusal, error_object, event, finish_reason, refusal, to_chat, to_chat_chunk
+from .replies import (
+    EventReader,
+    Lost,
+    Refusal,
+    check_end,
+    error_object,
+    event,
+    finish_reason,
+    refusal,
+    to_chat,
+    to_chat_chunk,
+)
 from .requests import CHAT, PATHS, Steered, read_request
 from .server import Server
 
@@ -34,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["CKMiddleware"]
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
-_BROKEN = "the pair was broken: its other row was lost in the engine."
 log = logging.getLogger("ckcontrol.vllm")
 
 
@@ -225,7 +235,7 @@ class _Reply:
         if not isinstance(chunk, dict) or "choices" not in chunk:
             raise refusal(503, text.encode())
         reason = finish_reason(chunk)
-        _check_end(reason)
+        check_end(reason)
         self._take_ids(chunk)
         if self.translated:
             chunk = to_chat_chunk(chunk, first=self.first)
@@ -242,7 +252,7 @@ class _Reply:
             reply = json.loads(body)
         except ValueError:
             raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
-        _check_end(finish_reason(reply))
+        check_end(finish_reason(reply))
         self._take_ids(reply)
         if self.translated:
             reply = to_chat(reply)
@@ -286,11 +296,6 @@ class _Reply:
             headers += [] if more else [(b"content-length", str(len(data)).encode())]
             await self.exchange.send(self._send, {**self.start, "headers": headers})
         await self.exchange.send(self._send, {"type": "http.response.body", "body": data, "more_body": more})
-
-
-def _check_end(reason: str | None) -> None:
-    if reason in ("abort", "error"):
-        raise Lost(_BROKEN, "Try again.")
 
 
 async def _off(size: int, function: Any, *args: Any) -> Any:

@@ -16,6 +16,7 @@ __all__ = [
     "EventReader",
     "Lost",
     "Refusal",
+    "check_end",
     "error_object",
     "error_text",
     "event",
@@ -53,6 +54,16 @@ def error_object(status: int, message: str) -> dict[str, Any]:
     """Return OpenAI's error object."""
     kind = _TYPES.get(status, "ServiceUnavailable" if status == 503 else "Error")
     return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+def check_end(reason: str | None) -> None:
+    """See to it that an answer did not end because its row was lost.
+
+    Raises:
+        Lost: It did.
+    """
+    if reason in ("abort", "error"):
+        raise Lost("the pair was broken: its other row was lost in the engine.", "Try again.")
 
 
 def refusal(status: int, body: bytes, who: str = "") -> Refusal:
