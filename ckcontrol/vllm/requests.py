@@ -81,7 +81,7 @@ class Steered:
 
     Attributes:
         path: `CHAT` or `COMPLETIONS`, as the client asked.
-        control: Policy and dial.
+        control: Policy and dial; ``off`` where there are no passages.
         options: How tokens are drawn, with a seed where it samples.
         texts: What the prompts are made of.
         template: With passages: their wording.
@@ -142,6 +142,8 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
     if source == "passages":
         _refuse(body, _NOT_WITH_PASSAGES, "it would be lost, as ckcontrol builds both prompts from the passages")
     texts = read_texts(source, path == CHAT, body, limits)
+    if source == "passages" and not texts.passages:  # nothing to steer, and rounding must not look like a conflict
+        control = Control(method="off")
     for name, low, high in (("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31), ("min_tokens", 0, 2**31)):
         if body.get(name) is not None:
             integer(name, body[name], low, high)

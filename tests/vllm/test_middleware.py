@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ckcontrol.config import Control
 from ckcontrol.prompts import PromptTemplate, build_pair
 from ckcontrol.tiny import tiny_model
 from ckcontrol.vllm import params
@@ -123,6 +124,14 @@ def test_passages_at_the_completions_endpoint() -> None:
     contextual, parametric = rows(inner)
     assert contextual["prompt"] == parametric["prompt"] == list(build_pair(TOKENIZER, "Who?", []).contextual)
     assert got.json["choices"][0]["text"] == TEXT
+
+
+@pytest.mark.parametrize("control", [{"alpha": 0.1}, {"method": "dial", "alpha": 0.7}])
+def test_without_passages_there_is_nothing_to_steer(control: dict[str, Any]) -> None:
+    """As in `ckcontrol.generate`: equal streams that differ by rounding must not look like a conflict."""
+    got, inner = run(chat(ck={"passages": []} | control))
+    assert (got.json["ck"]["method"], got.json["ck"]["alpha"]) == ("off", None)
+    assert params.read(rows(inner)[0]["vllm_xargs"]).control == Control(method="off")
 
 
 def test_the_wording_is_the_requests() -> None:
