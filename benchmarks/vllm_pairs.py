@@ -288,6 +288,8 @@ def step_shares(steered: Any, core: Any, processor: Any, run: Any, prompts: list
         for name in ("schedule", "update_from_output"):
             delattr(core.scheduler, name)
     steps = steps[1:]
+    if not steps:
+        raise RuntimeError(f"no step held all {len(prompts)} pairs: give the cache more room (VLLM_CPU_KVCACHE_SPACE)")
     total, mine, planner = (statistics.median(column) for column in zip(*steps, strict=True))
     return {
         "steps": len(steps),
