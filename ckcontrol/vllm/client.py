@@ -6,9 +6,8 @@ Knows prompts, answers and vLLM's offline `LLM`; the pairs are kept in step by s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
-from operator import attrgetter
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..config import Control, GenerateOptions
@@ -16,9 +15,9 @@ from ..errors import ControlError, HeadsError, NonFiniteLogits, PromptError, Ser
 from ..prompts import PromptPair, PromptTemplate, build_pair
 from ..recorder import record
 from ..text import pieces
-from ..trace import Answer, Draft, TokenTrace
+from ..trace import Answer, TokenTrace
 from . import compat, fallback, params
-from .outcomes import choose_draft
+from .jobs import Job, given_of, parts
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -166,13 +165,15 @@ class SteeredLLM:
         ]
         # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
         used = [c if p.passages else Control(method="off") for c, p in zip(controls, pairs, strict=True)]
-        jobs = [_Job(i, draft) for i, control in enumerate(used) for draft in params.drafts(control)]
-        alone = self._run(jobs, pairs, used, masks, chosen)
-        self._fetch(jobs)
-        own = [list(jobs) for _, jobs in groupby(jobs, key=attrgetter("item"))]
+        own = [[Job(i, draft) for draft in params.drafts(control)] for i, control in enumerate(used)]
+        self.lost = {}
+        alone: dict[int, list[int]] = {}
+        for part in parts(own, chosen):
+            alone |= self._run(part, pairs, used, masks, chosen)
+            self._fetch(part)
         answers = []
         for i, pair in enumerate(pairs):
-            given, drafts = _given(own[i], used[i], i in self.lost)
+            given, drafts = given_of(own[i], used[i], i in self.lost)
             ids = alone[i] if i in self.lost else given.ids
             answers.append(
                 Answer(
@@ -190,7 +191,7 @@ class SteeredLLM:
                     drafts=tuple(replace(draft, text=_text(tokenizer, draft.token_ids)) for draft in drafts),
                 )
             )
-        for job in jobs:
+        for job in chain.from_iterable(own):
             if job.item not in self.lost and job.broken:
                 error = NonFiniteLogits(job.item, max(0, len(job.ids) - 1), job.broken)
                 error.partial = answers
@@ -199,13 +200,13 @@ class SteeredLLM:
 
     def _run(
         self,
-        jobs: list[_Job],
+        jobs: list[Job],
         pairs: list[PromptPair],
         controls: list[Control],
         masks: list[tuple[dict[str, str], dict[str, str]]],
         chosen: GenerateOptions,
     ) -> dict[int, list[int]]:
-        """Run all pairs; return what was answered alone, by item."""
+        """Run some pairs; return what was answered alone, by item."""
         prompts, asked = [], []
         stops = tuple(sorted({*self._ends, *chosen.stop_token_ids}))
         seeded = [params.seeded(chosen) for _ in pairs]
@@ -221,18 +222,19 @@ class SteeredLLM:
                     )
                 )
         outputs = [output.outputs[0] for output in self.llm.generate(prompts, asked, use_tqdm=False)]
-        self.lost = {}
+        lost: dict[int, str] = {}
         first: dict[int, int] = {}  # item -> its first row
         for k, job in enumerate(jobs):
             job.ids = list(outputs[2 * k].token_ids)
             first.setdefault(job.item, 2 * k)
             if why := _given_up(*outputs[2 * k : 2 * k + 2]):
-                self.lost.setdefault(job.item, why)
-        if self.lost and (self.on_lost == "fail" or _only_generated(chosen)):
-            i, why = next(iter(self.lost.items()))
+                lost.setdefault(job.item, why)
+        if lost and (self.on_lost == "fail" or _only_generated(chosen)):
+            i, why = next(iter(lost.items()))
             raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
-        if not self.lost:
+        if not lost:
             return {}
+        self.lost |= lost
         drawn = fallback.drawn(params.seeded(chosen))
         rows = [
             params.sampling_params(
@@ -241,15 +243,15 @@ class SteeredLLM:
                 stop_token_ids=stops,
                 **{"detokenize": False} | drawn,
             )
-            for i in self.lost
+            for i in lost
         ]
-        alone = self.llm.generate([prompts[first[i]] for i in self.lost], rows, use_tqdm=False)
-        for i, output in zip(self.lost, alone, strict=True):
+        alone = self.llm.generate([prompts[first[i]] for i in lost], rows, use_tqdm=False)
+        for i, output in zip(lost, alone, strict=True):
             if why := _given_up(output.outputs[0]):
                 raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
-        return {i: list(output.outputs[0].token_ids) for i, output in zip(self.lost, alone, strict=True)}
+        return {i: list(output.outputs[0].token_ids) for i, output in zip(lost, alone, strict=True)}
 
-    def _fetch(self, jobs: list[_Job]) -> None:
+    def _fetch(self, jobs: list[Job]) -> None:
         """Bring what the workers know of the pairs into the jobs."""
         for said in self.llm.collective_rpc("ck_take_traces", args=([job.name for job in jobs],)):
             for job in jobs:
@@ -308,26 +310,6 @@ class SteeredLLM:
         for value in values:
             found |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {int(value)}
         return tuple(sorted(found))
-
-
-@dataclass(eq=False)
-class _Job:
-    """One pair: a question, or one draft of its answer. The last three are known when it has run."""
-
-    item: int
-    draft: str
-    name: str = field(default_factory=params.new_pair)
-    ids: list[int] = field(default_factory=list)
-    rows: list[list[float]] = field(default_factory=list)
-    broken: str = ""
-
-
-def _given(jobs: list[_Job], control: Control, lost: bool) -> tuple[_Job, list[Draft]]:
-    """Return the pair that an item is answered with, and the drafts it was chosen from."""
-    if len(jobs) == 1 or lost or any(job.broken for job in jobs):
-        return jobs[0], []
-    drafts = choose_draft(control, [job.draft for job in jobs], [job.ids for job in jobs], [job.rows for job in jobs])
-    return next(job for job, draft in zip(jobs, drafts, strict=True) if draft.given), drafts
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -7,7 +7,6 @@ Knows exchanges, traces and the form of vLLM's replies; knows nothing of engines
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 from ..errors import ServingError
 from ..trace import Draft
 from .bodies import Bodies, redrafted
+from .choice import choose_draft
 from .exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
-from .outcomes import choose_draft
-from .replies import EventReader, Refusal, check_end, finish_reason, refusal
+from .replies import EventReader, Refusal, check_end, finish_reason, is_stream, read_part, refusal
 from .requests import Steered
 
 __all__ = ["Drafting", "Shared"]
@@ -51,9 +50,11 @@ class Shared:
 
 @dataclass(frozen=True)
 class _Written:
-    """What a draft's contextual row answered."""
+    """What a draft's contextual row answered; `messages` come after `start`."""
 
+    start: Message
     messages: list[Message]
+    id: str
     ids: list[int]
     text: str
 
@@ -71,6 +72,7 @@ class Drafting:
 
     Attributes:
         rows: What was recorded of the given draft; empty before it is known.
+        id: Of the reply, whichever draft is given: the one that the client named, if it did.
 
     Raises:
         Refusal: While iterating: as from an `Exchange`; or a draft failed (4xx as it is, else 503, a `Lost`), or what
@@ -95,9 +97,11 @@ class Drafting:
         ]
         self._drafts: list[tuple[Draft, str]] = []
         self.rows: Rows = ()
+        self.id = ""
 
     async def __aenter__(self) -> Drafting:
-        await asyncio.gather(*(exchange.__aenter__() for exchange in self._exchanges))
+        for exchange in self._exchanges:  # never suspends: nobody can be cancelled half-way
+            await exchange.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -111,7 +115,10 @@ class Drafting:
             for task in reading:
                 task.cancel()
             await asyncio.gather(*reading, return_exceptions=True)
-        for message in (await self._choose(written)).messages:
+        given = await self._choose(written)
+        self.id = written[0].id
+        yield written[0].start
+        for message in given.messages:
             yield message
 
     async def _choose(self, written: Sequence[_Written]) -> _Written:
@@ -146,32 +153,24 @@ async def _read(exchange: Exchange) -> _Written:
     Raises:
         Refusal: The exchange's own; or the answer is an error, is not JSON (503), or was given up (`Lost`).
     """
-    messages = [message async for message in exchange]
-    body = b"".join(message.get("body", b"") for message in messages if message["type"] == "http.response.body")
-    start = next((message for message in messages if message["type"] == "http.response.start"), None)
-    if start is None or start["status"] >= 400:
-        raise refusal(start["status"] if start else 503, body)
+    start, *messages = [message async for message in exchange] or [{"status": 503}]
+    body = b"".join(message.get("body", b"") for message in messages)
+    if start["status"] >= 400:
+        raise refusal(start["status"], body)
     ids: list[int] = []
-    text, reason = "", None
-    for part in _parts(start, body):
-        try:
-            told = json.loads(part)
-        except ValueError:
-            raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
-        if not isinstance(told, dict) or not isinstance(told.get("choices"), list):
-            raise refusal(503, part.encode())
+    text, name, reason = "", "", None
+    for part in _parts(body) if is_stream(start) else [body.decode("utf-8", errors="replace")]:
+        told = read_part(part)
         reason = finish_reason(told) or reason
+        name = name or str(told.get("id", ""))
         for choice in told["choices"][:1]:
             ids += choice.get("token_ids") or ()
             text += _text(choice)
     check_end(reason or "abort")
-    return _Written(messages, ids, text.strip())
+    return _Written(start, messages, name, ids, text.strip())
 
 
-def _parts(start: Message, body: bytes) -> list[str]:
-    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
-    if not any(value.startswith(b"text/event-stream") for value in kinds):
-        return [body.decode("utf-8", errors="replace")]
+def _parts(body: bytes) -> list[str]:
     return [text for text in EventReader().feed(body) if text != "[DONE]" and not text.startswith(":")]
 
 

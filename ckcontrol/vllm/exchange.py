@@ -44,7 +44,7 @@ class Exchange:
         contextual: Body whose answer is the reply.
         parametric: Body whose answer is drained; None: there is no such request.
         seconds: Longest time for everything.
-        named: The contextual request keeps the client's request id, if there is one; of several requests one may.
+        named: The contextual request keeps the client's request id; of several exchanges for one client one may.
 
     Raises:
         Refusal: While iterating: the other request was refused or failed (4xx as it is, else 503), or the time is up.

@@ -29,7 +29,7 @@ class Limits:
         characters: Characters of passages, question and hand-made parametric prompt together.
         template_characters: Characters of each wording of ``ck.template``.
         heads: Entries of ``ck.heads``.
-        pairs: Steered requests at once; the next one gets 429.
+        pairs: Pairs at once, a steered request being one, or one a draft; the next one gets 429.
         seconds: Longest life of a steered request, its reply included; then 503.
         read_seconds: Longest time a client may take to send a body; then 408.
 

@@ -32,6 +32,8 @@ from .replies import (
     error_object,
     event,
     finish_reason,
+    is_stream,
+    read_part,
     refusal,
     to_chat,
     to_chat_chunk,
@@ -109,8 +111,11 @@ class CKMiddleware:
         try:
             request = await _off(size, read_request, path, data, self.limits)
             names = drafts(request.control)
+            if len(names) > self.limits.pairs:
+                what = f"method {request.control.method!r} takes {len(names)} pairs; this server runs"
+                raise Refusal(400, f"{what} {self.limits.pairs} at once.", "Take another, or let `pairs` be raised.")
             if self.pairs + len(names) - held > self.limits.pairs:
-                raise Refusal(429, f"{self.pairs - held} steered requests are under way.", "Try again in a moment.")
+                raise Refusal(429, f"{self.pairs - held} pairs are under way.", "Try again in a moment.")
             self.pairs += len(names) - held
             held = len(names)
             if request.heads:
@@ -146,8 +151,10 @@ class CKMiddleware:
         ways, left = (self.app, scope, shared, bodies.path), self.limits.seconds
         pair, translated = next(iter(pairs.values())), bodies.path != request.path
         if not lost:
-            run: Exchange | Drafting = Exchange(*ways, bodies.contextual, bodies.parametric, left)
-            if len(pairs) > 1:
+            run: Exchange | Drafting
+            if len(pairs) == 1:
+                run = Exchange(*ways, bodies.contextual, bodies.parametric, left)
+            else:
                 run = Drafting(ways, request, bodies, pairs, left, partial(self.server.trace, scope, needed=True))
             async with run:
                 lost = await _Reply(self, scope, request, pair, run, send, translated).run()
@@ -220,23 +227,18 @@ class _Reply:
     def _streams(self) -> bool:
         if self.start is None or self.start["status"] >= 400:
             return False
-        kinds = [value for name, value in self.start["headers"] if name.lower() == b"content-type"]
-        return any(value.startswith(b"text/event-stream") for value in kinds)
+        return is_stream(self.start)
 
     async def _event(self, text: str) -> None:
         if text.startswith(":"):  # a comment that keeps the connection alive
             return await self._body(f"{text}\n\n".encode())
         if text == "[DONE]":
             return await self._body(event(text))
-        try:
-            chunk = json.loads(text)
-        except ValueError:
-            raise Refusal(503, "the engine sent an event that is not JSON.", "Try again.") from None
-        if not isinstance(chunk, dict) or "choices" not in chunk:
-            raise refusal(503, text.encode())
+        chunk = read_part(text)
         reason = finish_reason(chunk)
         check_end(reason)
         self._take_ids(chunk)
+        self._name(chunk)
         if self.translated:
             chunk = to_chat_chunk(chunk, first=self.first)
             self.first = False
@@ -248,27 +250,28 @@ class _Reply:
         status = self.start["status"] if self.start else 503
         if status >= 400:
             raise refusal(status, body)
-        try:
-            reply = json.loads(body)
-        except ValueError:
-            raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
+        reply = read_part(body.decode("utf-8", errors="replace"))
         check_end(finish_reason(reply))
         self._take_ids(reply)
+        self._name(reply)
         if self.translated:
             reply = to_chat(reply)
         reply["ck"] = await self._echo()
         await self._body(json.dumps(reply, ensure_ascii=False).encode(), more=False)
 
     def _take_ids(self, reply: dict[str, Any]) -> None:
-        """Keep the token ids that were asked for on the trace's account; take out those the client did not ask for."""
-        if not self.request.trace and not isinstance(self.exchange, Drafting):
-            return
+        """Keep the token ids, for the trace; take out those the client did not ask for."""
         for choice in reply.get("choices", ()):
             self.ids += choice.get("token_ids") or []
         if not self.request.body.get("return_token_ids"):
             for part in (reply, *reply.get("choices", ())):
                 part.pop("token_ids", None)
                 part.pop("prompt_token_ids", None)
+
+    def _name(self, reply: dict[str, Any]) -> None:
+        """Give the reply its id, where it depends on who is given."""
+        if isinstance(self.exchange, Drafting):
+            reply["id"] = self.exchange.id
 
     async def _echo(self) -> dict[str, Any]:
         """Return ``ck`` of the reply; the pair has ended."""

@@ -1,7 +1,7 @@
-"""What the workers know of a pair that has ended: whether its numbers broke, its trace, and so which draft is given.
+"""What the workers know of a pair that has ended: whether its numbers broke, and its trace. Asked for many at once.
 
 A call into the workers waits for the engine's current step, so one call fetches all pairs that ended meanwhile. Knows
-policies and what `traces.TraceWorker` returns; knows nothing of HTTP.
+what `traces.TraceWorker` returns; knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..config import Control
-from ..drafts import choose
-from ..errors import CKError, ServingError
-from ..policies import AnswerPolicy
-from ..recorder import evidence, record
+from ..errors import CKError
+from ..recorder import record
 from ..text import pieces
-from ..trace import Draft
 from .replies import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Outcomes", "choose_draft", "told_trace"]
+__all__ = ["Outcomes", "told_trace"]
 
 Ask = Callable[[list[str]], Awaitable[list[Mapping[str, Any]]]]
 log = logging.getLogger("ckcontrol.vllm")
@@ -87,36 +83,6 @@ class Outcomes:
                 if not future.done():
                     known = [answer[pair] for answer in said if pair in answer]
                     future.set_result(next((k for k in known if k.get("rows")), known[0] if known else {}))
-
-
-def choose_draft(
-    control: Control,
-    names: Sequence[str],
-    token_ids: Sequence[Sequence[int]],
-    rows: Sequence[Sequence[Sequence[float]]],
-) -> list[Draft]:
-    """Return the drafts of an answer, without their texts; one of them is given.
-
-    Args:
-        control: Whose method chooses.
-        names: From `params.drafts`, in order.
-        token_ids: Of each draft, the end token included.
-        rows: What the workers recorded of each, per token.
-
-    Raises:
-        ServingError: The workers have forgotten what they recorded, so that nothing can be compared.
-    """
-    policy = control.policy()
-    if not isinstance(policy, AnswerPolicy):
-        raise ServingError(f"method {control.method!r} has no drafts.")
-    for name, ids, known in zip(names, token_ids, rows, strict=True):
-        if len(known) < len(ids):
-            raise ServingError(
-                f"draft {name!r} has {len(ids)} tokens, and the workers recall {len(known)} of them.",
-                "Ask for fewer or shorter answers at once.",
-            )
-    found = [evidence([row[1:] for row in known[: len(ids)]]) for ids, known in zip(token_ids, rows, strict=True)]
-    return choose(policy, names, token_ids, found)
 
 
 def told_trace(

@@ -21,6 +21,8 @@ __all__ = [
     "error_text",
     "event",
     "finish_reason",
+    "is_stream",
+    "read_part",
     "refusal",
     "to_chat",
     "to_chat_chunk",
@@ -114,6 +116,27 @@ class EventReader:
         for block in events:
             text = block.decode("utf-8", errors="replace")
             yield text[5:].lstrip() if text.startswith("data:") else text
+
+
+def is_stream(start: Mapping[str, Any]) -> bool:
+    """Return whether an ASGI ``http.response.start`` begins server-sent events."""
+    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
+    return any(value.startswith(b"text/event-stream") for value in kinds)
+
+
+def read_part(text: str) -> dict[str, Any]:
+    """Return a reply, or one event of it.
+
+    Raises:
+        Refusal: It is not JSON, or an error object in the middle of an answer (503, a `Lost`).
+    """
+    try:
+        part = json.loads(text)
+    except ValueError:
+        raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
+    if not isinstance(part, dict) or not isinstance(part.get("choices"), list):
+        raise refusal(503, text.encode())
+    return part
 
 
 def finish_reason(reply: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from ..policies import names as method_names
 from ..prompts import PromptTemplate
 from .limits import Limits
 from .masks import Entries, read_heads
-from .params import seeded
+from .params import drafts, seeded
 from .plain import flag, integer, kind, shown, without_ours
 from .wording import Texts, read_template, read_texts
 
@@ -148,6 +148,9 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
         if body.get(name) is not None:
             integer(name, body[name], low, high)
     _check_stop(body.get("stop"))
+    trace = flag("ck.trace", ck.get("trace"))
+    if body.get("include_reasoning") is False and (trace or len(drafts(control)) > 1):
+        raise ServingError("include_reasoning=False hides tokens that a trace or a draft needs.", "Leave it out.")
     return Steered(
         path=path,
         control=control,
@@ -155,7 +158,7 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
         texts=texts,
         template=read_template(ck.get("template"), texts, limits),
         heads=read_heads(ck.get("heads"), limits.heads),
-        trace=flag("ck.trace", ck.get("trace")),
+        trace=trace,
         stream=flag("stream", body.get("stream")),
         body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in DRAWN},
     )

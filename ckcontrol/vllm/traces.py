@@ -15,10 +15,10 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-__all__ = ["BROKEN", "TraceStore", "TraceWorker", "take_all"]
+__all__ = ["BROKEN", "MAX_TOKENS", "TraceStore", "TraceWorker", "take_all"]
 
 BROKEN = ("", "contextual", "parametric", "fused")  # what the numbers of `TraceStore.mark` mean
-_MAX_TOKENS = 1_000_000  # tokens kept in all; the pair least lately written goes first
+MAX_TOKENS = 1_000_000  # tokens kept in all; the pair least lately written goes first
 _MAX_PAIRS = 65_536
 _STORES: WeakSet[TraceStore] = WeakSet()
 
@@ -38,7 +38,7 @@ class TraceStore:
         self._traces.move_to_end(pair)
         self._tokens += position not in trace
         trace[position] = (values, row)
-        while self._tokens > _MAX_TOKENS and len(self._traces) > 1:
+        while self._tokens > MAX_TOKENS and len(self._traces) > 1:
             _, gone = self._traces.popitem(last=False)
             self._tokens -= len(gone)
 

@@ -18,7 +18,8 @@ WORDS = ["Orven", "dale", " is", " a", " town", "."]
 class Inner:
     """vLLM's two endpoints. `refuse` maps a role to a status; `fail` is "abort", "lost", "raise", "event" or "never".
 
-    Lost are rows of pairs alone: they abort. `texts` maps a draft to its words, where they are not `WORDS`.
+    Lost are rows of pairs alone: they abort. "mute" sends no token ids. `texts` maps a draft to its words, where they
+    are not `WORDS`. A reply's id is the one the client gave, or a number.
     """
 
     def __init__(self, *, refuse: dict[str, int] | None = None, fail: str = "", pause: float = 0.0) -> None:
@@ -49,10 +50,11 @@ class Inner:
         assert lengths in ([], [str(len(body)).encode()]), "the length is that of the body"
         self.seen.append((scope["path"], data))
         self.headers.append(dict(scope["headers"]))
+        name = "cmpl-" + dict(scope["headers"]).get(b"x-request-id", str(len(self.seen)).encode()).decode()
         self.running += 1
         self.most = max(self.most, self.running)
         gone = asyncio.create_task(until_gone(receive))
-        work = asyncio.create_task(self.answer(scope["path"], data, send))
+        work = asyncio.create_task(self.answer(scope["path"], data, send, name))
         try:
             await asyncio.wait([gone, work], return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -64,7 +66,7 @@ class Inner:
             gone.cancel()
             self.running -= 1
 
-    async def answer(self, path: str, data: dict[str, Any], send: Any) -> None:
+    async def answer(self, path: str, data: dict[str, Any], send: Any, name: str) -> None:
         if not isinstance(data, dict):
             return await reply(send, 422, {"error": {"message": "no object"}})
         extra = data.get("vllm_xargs")
@@ -96,13 +98,13 @@ class Inner:
             choice: dict[str, Any] = {"text": text, "logprobs": None}
             if chat:
                 choice = {"message": {"role": "assistant", "content": text}}
-            if data.get("return_token_ids"):
+            if data.get("return_token_ids") and self.fail != "mute":
                 choice |= {"token_ids": list(range(5, 5 + len(words))), "prompt_token_ids": [1, 2, 3]}
             if data.get("logprobs") is not None and not chat:
                 choice["logprobs"] = logprobs(words)
             usage = {"prompt_tokens": 3, "completion_tokens": len(words), "total_tokens": 3 + len(words)}
             return await reply(
-                send, 200, {"id": "cmpl-1", "choices": [{"index": 0, "finish_reason": reason} | choice], "usage": usage}
+                send, 200, {"id": name, "choices": [{"index": 0, "finish_reason": reason} | choice], "usage": usage}
             )
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         for i, word in enumerate(words):
@@ -114,11 +116,11 @@ class Inner:
             if self.fail == "lost" and role and not i:
                 reason = "abort"  # before anything was said
             part: dict[str, Any] = {"delta": {"content": word}} if chat else {"text": word}
-            if data.get("return_token_ids"):
+            if data.get("return_token_ids") and self.fail != "mute":
                 part["token_ids"] = [5 + i]
-            await put(send, {"id": "cmpl-1", "choices": [{"index": 0, "finish_reason": reason} | part]})
+            await put(send, {"id": name, "choices": [{"index": 0, "finish_reason": reason} | part]})
         if (data.get("stream_options") or {}).get("include_usage"):
-            await put(send, {"id": "cmpl-1", "choices": [], "usage": {"prompt_tokens": 3}})
+            await put(send, {"id": name, "choices": [], "usage": {"prompt_tokens": 3}})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,9 +28,10 @@ def trace(logp_ctx: float, logp_par: float, count: int) -> list[list[float]]:
 class Engine:
     """vLLM's engine client. It looks up, in what the inner app has seen, which draft a pair is."""
 
-    def __init__(self, inner: Inner, minds: dict[str, tuple[float, float]], forgets: int = 0, dead: bool = False):
-        self.inner, self.minds, self.forgets, self.dead = inner, minds, forgets, dead
-        self.broken = ""
+    def __init__(
+        self, inner: Inner, minds: dict[str, tuple[float, float]], more: int = 0, dead: bool = False, broken: str = ""
+    ) -> None:
+        self.inner, self.minds, self.more, self.dead, self.broken = inner, minds, more, dead, broken
 
     async def collective_rpc(self, method: str, args: Any) -> list[Any]:
         if self.dead:
@@ -39,8 +41,9 @@ class Engine:
             given = data["vllm_xargs"]
             if given.get("ck_pair") in args[0] and "ck_draft" in given:
                 words = self.inner.texts.get(given["ck_draft"], WORDS)
-                rows = trace(*self.minds[given["ck_draft"]], len(words) - self.forgets)
-                found[given["ck_pair"]] = {"rows": rows, "broken": self.broken}
+                rows = trace(*self.minds[given["ck_draft"]], len(words) + self.more)
+                broken = "parametric" if given["ck_draft"] == self.broken else ""
+                found[given["ck_pair"]] = {"rows": rows, "broken": broken}
         return [{}, found]
 
 
@@ -108,6 +111,12 @@ def test_the_draft_that_both_streams_mind_least_is_the_reply(minds: Any, given: 
     assert len({tuple(data["prompt"]) for _, data in inner.seen}) == 2
 
 
+def test_what_the_workers_recorded_beyond_a_stop_text_counts_for_nothing() -> None:
+    got, _ = tell(body(ck={"trace": True}), engine={"more": 3})
+    told = got.json["ck"]
+    assert told["drafts"] == tell(body())[0].json["ck"]["drafts"] and len(told["trace"]) == len(OTHER)
+
+
 def test_the_trace_is_that_of_the_given_draft() -> None:
     got, _ = tell(body(ck={"trace": True}))
     assert [entry["logp_ctx"] for entry in got.json["ck"]["trace"]] == [-0.4] * len(OTHER)
@@ -129,9 +138,12 @@ def test_an_end_of_the_dial_is_one_pair(alpha: float) -> None:
     assert not any("ck_draft" in data["vllm_xargs"] for _, data in inner.seen)
 
 
-def test_one_request_keeps_the_clients_id() -> None:
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("minds", [MEMORY, CONTEXT])
+def test_one_request_keeps_the_clients_id_and_the_reply_has_it_whoever_is_given(minds: Any, stream: bool) -> None:
     headers = ((b"content-type", b"application/json"), (b"x-request-id", b"mine"))
-    _, inner = tell(body(request_id="mine"), headers=headers)
+    got, inner = tell(body(request_id="mine", stream=stream), minds, headers=headers)
+    assert {chunk["id"] for chunk in (got.events if stream else [got.json])} == {"chatcmpl-mine"}
     kept = [data["vllm_xargs"] for i, (_, data) in enumerate(inner.seen) if b"x-request-id" in inner.headers[i]]
     assert [(row["ck_draft"], row["ck_role"]) for row in kept] == [("unmodified", "contextual")]
     assert [data.get("request_id") for _, data in inner.seen].count("mine") == 1
@@ -164,16 +176,32 @@ def test_a_lost_draft_is_answered_from_the_passages_alone_where_the_operator_say
     got, inner = tell(body(stream=stream), trouble=trouble, on_lost="contextual")
     text, told = said(got, stream)
     assert text == "".join(WORDS) and told["fallback"] == "contextual" and "drafts" not in told
+    assert b"token_ids" not in got.body
     assert len(inner.seen) == 5 and "vllm_xargs" not in inner.seen[-1][1]
 
 
 @pytest.mark.parametrize(
-    ("engine", "status", "words"),
-    [({"forgets": 1}, 503, "recall"), ({"dead": True}, 400, "serve-vllm")],
+    ("engine", "fail", "status", "words"),
+    [
+        ({"more": -1}, "", 503, "recall"),
+        ({"dead": True}, "", 400, "serve-vllm"),
+        ({}, "mute", 503, "without token ids"),
+        ({"broken": "memory"}, "", 503, "in the parametric stream"),
+    ],
 )
-def test_without_evidence_nothing_is_chosen(engine: dict[str, Any], status: int, words: str) -> None:
-    got, _ = tell(body(), engine=engine)
-    assert got.status == status and words in got.message
+@pytest.mark.parametrize("stream", [True, False])
+def test_without_evidence_nothing_is_chosen(
+    engine: dict[str, Any], fail: str, status: int, words: str, stream: bool
+) -> None:
+    for on_lost in ("fail", "contextual"):
+        got, _ = tell(body(stream=stream), engine=engine, trouble={"fail": fail}, on_lost=on_lost)
+        assert got.status == status and words in got.message
+
+
+def test_what_hides_token_ids_is_refused_where_they_are_needed() -> None:
+    for ck, status in (({}, 400), ({"trace": True, "method": "cad"}, 400), ({"method": "cad"}, 200)):
+        got, inner = tell(body(include_reasoning=False, ck=ck))
+        assert got.status == status and bool(inner.seen) == (status == 200)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -188,7 +216,33 @@ def test_the_time_of_all_drafts_is_bounded() -> None:
 
 
 def test_every_draft_counts_as_a_pair() -> None:
-    got, _ = tell(body(), limits=Limits(pairs=1))
-    assert got.status == 429 and "under way" in got.message
-    got, _ = tell(body(), limits=Limits(pairs=2))
-    assert got.status == 200
+    got, inner = tell(body(), limits=Limits(pairs=1))
+    assert got.status == 400 and "takes 2 pairs" in got.message and not inner.seen, "it never could"
+
+    async def story() -> list[Answer]:
+        inner = Inner(pause=0.2)
+        state = SimpleNamespace(engine_client=Engine(inner, MEMORY))
+        app = CKMiddleware(inner, Limits(pairs=3), TOKENIZER)
+        return await asyncio.gather(*(ask(app, body(), state=state) for _ in range(2)))
+
+    first, second = sorted(asyncio.run(story()), key=lambda answer: answer.status)
+    assert (first.status, second.status) == (200, 429) and "2 pairs are under way" in second.message
+    assert b"retry-after" in second.headers
+
+
+def test_many_requests_with_drafts_some_of_whose_clients_leave() -> None:
+    inner = Inner(pause=0.01)
+    inner.texts = {"memory": OTHER}
+    rng = random.Random(7)
+
+    async def story() -> list[Answer]:
+        app = CKMiddleware(inner, Limits(), TOKENIZER)
+        state = SimpleNamespace(engine_client=Engine(inner, MEMORY))
+        leaves = [rng.choice([None, None, rng.uniform(0, 0.3)]) for _ in range(40)]
+        asked = [ask(app, body(stream=bool(i % 2)), state=state, leave_after=when) for i, when in enumerate(leaves)]
+        answers = await asyncio.gather(*asked)
+        assert inner.running == 0 and app.pairs == 0 and len(asyncio.all_tasks()) == 1
+        return answers
+
+    whole = [answer for answer in asyncio.run(story()) if answer.ended]
+    assert len(whole) > 15 and all(answer.status == 200 and b"Mar" in answer.body for answer in whole)
