@@ -41,7 +41,7 @@ def request(rng: random.Random) -> dict[str, Any]:
         ck["alpha"] = rng.choice([0, 0.2, 0.5, 0.8, 1])
     kind = rng.choice(["chat", "chat", "completion", "hand-made", "plain chat", "plain completion"])
     body: dict[str, Any] = {"max_tokens": rng.randint(1, 48), "temperature": rng.choice([0, 0, 0.8])}
-    if body["temperature"]:
+    if body["temperature"] and not kind.startswith("plain"):  # on a CPU a seed of theirs ends vLLM 0.32, see docs
         body["seed"] = rng.randint(0, 10**6)
     if rng.random() < 0.2:
         body["stop"] = ["\n"]

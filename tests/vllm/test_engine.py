@@ -318,6 +318,24 @@ def test_the_demo_model_answers_as_generate_does(name: str, real, real_cases: li
 
 
 @pytest.mark.real
+def test_the_demo_model_chooses_between_whole_answers_as_generate_does(real) -> None:
+    from ckcontrol.models import demo_path
+    from ckcontrol.vllm import SteeredLLM
+
+    controls = [Control("dial", alpha=a) for a in (0.0, 0.3, 0.6, 0.8, 1.0)] + [Control("dial", adaptive=True)]
+    controls.append(Control("grd"))
+    pairs = list(zip(parity.QUESTIONS, parity.FACTS, strict=False))
+    items = [(question, [fact]) for question, fact in pairs for _ in controls]
+    with SteeredLLM(str(demo_path()), dtype="float32", enforce_eager=True, max_model_len=1024) as llm:
+        made = [llm.generate(items, control=controls * len(pairs), max_new_tokens=24) for _ in range(2)]
+    wanted = generate(*real, *map(list, zip(*items, strict=True)), control=controls * len(pairs), max_new_tokens=24)
+    for got in made:  # the second time from the prefix cache
+        for answer, want in zip(got, wanted, strict=True):
+            assert answer.token_ids == want.token_ids
+            assert [(d.token_ids, d.given) for d in answer.drafts] == [(d.token_ids, d.given) for d in want.drafts]
+
+
+@pytest.mark.real
 def test_ordinary_requests_beside_pairs_of_the_demo_model(real) -> None:
     from ckcontrol.models import demo_path
 
