@@ -112,6 +112,7 @@ async def load(url: str, model: str, minutes: float, concurrency: int, seed: int
             known.append((what, await send(client, model, what)))
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
+    unlike: list[dict[str, Any]] = []
     deadline = time.monotonic() + 60 * minutes
 
     async def worker(number: int) -> None:
@@ -131,11 +132,12 @@ async def load(url: str, model: str, minutes: float, concurrency: int, seed: int
                 errors[f"{type(task.exception()).__name__}: {task.exception()}"[:300]] += 1
             elif expected is not None:
                 counts["compared"] += 1
-                counts["unlike the idle answer"] += task.result() != expected
+                if task.result() != expected:
+                    unlike.append({"request": what, "idle": expected, "now": task.result()})
 
     await asyncio.gather(*(worker(i) for i in range(concurrency)))
     await client.close()
-    return {"counts": dict(counts), "errors": dict(errors)}
+    return {"counts": dict(counts), "errors": dict(errors), "unlike the idle answer": unlike}
 
 
 # --- fuzz -------------------------------------------------------------------------------------------------------------
