@@ -34,7 +34,7 @@ def rows_of(control: Control, options: GenerateOptions, longest: int) -> list[An
     for draft in params.drafts(control):
         pair = params.new_pair()
         for role in params.ROLES:
-            args = params.extra_args(pair, role, control, options, trace=bool(draft), draft=draft)
+            args = params.extra_args(pair, role, control, options, draft=draft)
             asked.append(params.sampling_params(args, max_tokens=longest, **ENDLESS))
     return asked
 

@@ -143,8 +143,7 @@ def _arguments(request: Steered, pair: str, role: str, draft: str) -> dict[str, 
     if given is not None and not isinstance(given, Mapping):
         raise ServingError("vllm_xargs is not an object.", "Leave it out.")
     arguments: dict[str, Any] = dict(given or {})
-    traced = request.trace or bool(draft)
-    arguments |= extra_args(pair, role, request.control, request.options, trace=traced, draft=draft)
+    arguments |= extra_args(pair, role, request.control, request.options, trace=request.trace, draft=draft)
     if request.heads:
         arguments[HEADS] = pack(request.heads)
     return arguments

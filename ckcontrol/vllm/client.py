@@ -209,12 +209,11 @@ class SteeredLLM:
         """Run some pairs; return what was answered alone, by item."""
         prompts, asked = [], []
         stops = tuple(sorted({*self._ends, *chosen.stop_token_ids}))
-        seeded = [params.seeded(chosen) for _ in pairs]
+        seeded = {job.item: params.seeded(chosen) for job in jobs}  # one for all drafts of an item
         for job in jobs:
             i, (extra, salted) = job.item, masks[job.item]
             for role, ids in ((params.CONTEXTUAL, pairs[i].contextual), (params.PARAMETRIC, pairs[i].parametric)):
-                traced = chosen.trace or bool(job.draft)
-                args = params.extra_args(job.name, role, controls[i], seeded[i], trace=traced, draft=job.draft)
+                args = params.extra_args(job.name, role, controls[i], seeded[i], trace=chosen.trace, draft=job.draft)
                 prompts.append({"prompt_token_ids": list(ids)} | salted)
                 asked.append(
                     params.sampling_params(
@@ -235,13 +234,12 @@ class SteeredLLM:
         if not lost:
             return {}
         self.lost |= lost
-        drawn = fallback.drawn(params.seeded(chosen))
         rows = [
             params.sampling_params(
                 params.strip(asked[first[i]].extra_args),
                 max_tokens=chosen.max_new_tokens,
                 stop_token_ids=stops,
-                **{"detokenize": False} | drawn,
+                **{"detokenize": False} | fallback.drawn(chosen),
             )
             for i in lost
         ]

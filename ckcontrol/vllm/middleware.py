@@ -105,7 +105,7 @@ class CKMiddleware:
         if path not in PATHS or scope["method"] != "POST":
             raise Refusal(400, f"ck is not understood at {path[:100]}.", f"Use {' or '.join(PATHS)}.")
         if self.pairs >= self.limits.pairs:
-            raise Refusal(429, f"{self.pairs} steered requests are under way.", "Try again in a moment.")
+            raise Refusal(429, f"{self.pairs} pairs are under way.", "Try again in a moment.")
         held = 1
         self.pairs += held
         try:
@@ -186,7 +186,7 @@ class _Reply:
         self.start: Message | None = None
         self.started = False
         self.first = True
-        self.ids: list[int] = []  # of the answer, where a trace is wanted
+        self.ids: list[int] = []  # of the answer, as far as vLLM was asked for them
 
     async def run(self) -> str:
         """Pass the answer on; a failure becomes an error reply, or an error event where the answer has begun.

@@ -134,8 +134,8 @@ def extra_args(
         role: ``"contextual"`` for the prompt with passages, ``"parametric"`` for the one without.
         control: Policy and dial.
         options: How tokens are drawn; None is greedy.
-        trace: Record a trace in the worker, to be fetched by pair name. The evidence of a draft is its trace.
-        draft: One of `drafts`.
+        trace: Record a trace in the worker, to be fetched by pair name.
+        draft: One of `drafts`. Its trace is recorded in any case: it is what drafts are compared by.
 
     Raises:
         ServingError: A value that `read` would refuse.
@@ -147,7 +147,7 @@ def extra_args(
         "ck_role": role,
         "ck_control": json.dumps(control.to_dict(), allow_nan=False, separators=(",", ":")),
         "ck_sampling": json.dumps(drawn, allow_nan=False, separators=(",", ":")),
-        "ck_trace": int(trace),
+        "ck_trace": int(trace or bool(draft)),
     }
     if draft:
         args["ck_draft"] = draft
