@@ -33,7 +33,7 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.cli.main import main as ckcontrol_main
-from ckcontrol.eval.facts import Fact, load_capitals
+from ckcontrol.eval.items.shipped_facts import Fact, load_capitals
 from ckcontrol.eval.metrics import mentions, wilson
 from ckcontrol.retrieval import Index
 

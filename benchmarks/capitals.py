@@ -24,11 +24,11 @@ import torch
 import transformers
 
 import ckcontrol as ck
-from ckcontrol.checks import eos_ids
-from ckcontrol.eval.facts import Fact, load_capitals
+from ckcontrol.answer import write_jsonl
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import eos_ids
+from ckcontrol.eval.items.shipped_facts import Fact, load_capitals
 from ckcontrol.eval.metrics import Conflict, mentions, wilson
-from ckcontrol.prompts import build_pair
-from ckcontrol.trace import write_jsonl
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GRID: list[tuple[str, ck.Control]] = [

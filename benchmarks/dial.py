@@ -40,10 +40,10 @@ from dial_figures import (
 )
 
 from ckcontrol.errors import CKError
-from ckcontrol.eval.readers import read
+from ckcontrol.eval.items.readers import read
+from ckcontrol.eval.items.states import FIVE
 from ckcontrol.eval.report.grid import Cell, Grid, markdown_grid, plain
-from ckcontrol.eval.states import FIVE
-from ckcontrol.eval.store import write_bytes
+from ckcontrol.eval.run_files import write_bytes
 from ckcontrol.eval.tasks.facts import read_facts, shipped
 
 CARD = ("model", "model_fingerprint", "dtype", "device", "versions", "options", "style", "seed", "started", "tasks")

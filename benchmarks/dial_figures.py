@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.cells import Cell, bounds_of, collect, paired, rounded, shown
-from ckcontrol.eval.curves import violations
-from ckcontrol.eval.measures import METRICS
-from ckcontrol.eval.resampling import Floats, by_group, effective, quantile, resample
-from ckcontrol.eval.states import FIVE
-from ckcontrol.eval.stats import DRAWS, estimate, holm
-from ckcontrol.eval.store import lines, read_json, samples
+from ckcontrol.eval.figures.cells import Cell, bounds_of, collect, paired, rounded, shown
+from ckcontrol.eval.figures.dial_curve import violations
+from ckcontrol.eval.figures.intervals import DRAWS, estimate, holm
+from ckcontrol.eval.figures.resampling import Floats, by_group, effective, quantile, resample
+from ckcontrol.eval.items.states import FIVE
+from ckcontrol.eval.judging.measures import METRICS
+from ckcontrol.eval.run_files import lines, read_json, samples
 
 Line = dict[str, Any]
 LIMITS = {"facts": 200, "counterfact": 100, "nq_swap": 80, "ramdocs": 40}

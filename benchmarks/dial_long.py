@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import ckcontrol as ck
-from ckcontrol.checks import eos_ids
-from ckcontrol.config import GenerateOptions
-from ckcontrol.eval.facts import load_capitals
-from ckcontrol.eval.fan import Made, fan
-from ckcontrol.eval.fluency import repeated_ngrams
-from ckcontrol.prompts import PromptTemplate, build_pair
+from ckcontrol.decoding.options import GenerateOptions
+from ckcontrol.decoding.prompts import PromptTemplate, build_pair
+from ckcontrol.decoding.refusals import eos_ids
+from ckcontrol.eval.items.shipped_facts import load_capitals
+from ckcontrol.eval.judging.fluency import repeated_ngrams
+from ckcontrol.eval.running.fan import Made, fan
 
 GRID = {
     "off": ck.Control("off"),

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import ckcontrol as ck
-from ckcontrol.eval.facts import load_capitals
+from ckcontrol.eval.items.shipped_facts import load_capitals
 
 CONTROLS = {
     "off": ck.Control("off"),

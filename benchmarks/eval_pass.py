@@ -1,7 +1,7 @@
 """What a shared pass saves: every method and alpha in one pass against each of them alone.
 
 alone    `ckcontrol.generate` once a control, on the same batches
-shared   `ckcontrol.eval.fan`: prompts run once, answers share every forward until they part
+shared   `ckcontrol.eval.running.fan`: prompts run once, answers share every forward until they part
 
 Both answer the same records; rounds are interleaved, ratios are of one round. "rows" is how many rows the shared pass
 decoded of those that were asked for.
@@ -22,10 +22,10 @@ from statistics import median
 import torch
 
 import ckcontrol as ck
-from ckcontrol.config import GenerateOptions
-from ckcontrol.eval.arms import arms_for
-from ckcontrol.eval.engine import Local
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.decoding.options import GenerateOptions
+from ckcontrol.eval.running.arms import arms_for
+from ckcontrol.eval.running.engine import Local
+from ckcontrol.eval.tasks.load import load_task
 
 
 def main() -> None:

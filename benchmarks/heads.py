@@ -24,9 +24,9 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.heads.families import HeadLayout, describe
+from ckcontrol.heads.finding.path_patching import capture, sweep
+from ckcontrol.heads.finding.path_patching_naive import naive_patch, record_heads
 from ckcontrol.heads.forward import Batch, run
-from ckcontrol.heads.naive import naive_patch, record_heads
-from ckcontrol.heads.sweep import capture, sweep
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

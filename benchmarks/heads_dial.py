@@ -21,7 +21,7 @@ from typing import Any
 from capitals import ask
 
 import ckcontrol as ck
-from ckcontrol.eval.facts import load_capitals
+from ckcontrol.eval.items.shipped_facts import load_capitals
 from ckcontrol.eval.metrics import mentions, wilson
 from ckcontrol.heads.mask import HeadMask
 

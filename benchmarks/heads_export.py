@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import ckcontrol as ck
-from ckcontrol.eval.facts import load_capitals
+from ckcontrol.eval.items.shipped_facts import load_capitals
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.heads.export import export_checkpoint, export_lora
 

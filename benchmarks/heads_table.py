@@ -26,17 +26,16 @@ from torch import Tensor
 
 import ckcontrol as ck
 from ckcontrol.heads.apply import pruned
+from ckcontrol.heads.choosing.learn import Learned, candidates, learn
+from ckcontrol.heads.choosing.panel import NEUTRAL, Panel, Result, _outcome_of_token, interval
+from ckcontrol.heads.choosing.select import Candidate, consistent, random_controls, select, top_k
 from ckcontrol.heads.families import describe
-from ckcontrol.heads.find import answer_tokens
+from ckcontrol.heads.finding.conflict_prompts import Record, build_records, read_facts
+from ckcontrol.heads.finding.find import answer_tokens
+from ckcontrol.heads.finding.path_patching import capture, sweep
+from ckcontrol.heads.finding.scores import HeadScores
 from ckcontrol.heads.forward import Batch, pad, run
-from ckcontrol.heads.learn import Learned, candidates, learn
 from ckcontrol.heads.mask import HeadMask
-from ckcontrol.heads.neutral import NEUTRAL
-from ckcontrol.heads.panel import Panel, Result, _outcome_of_token, interval
-from ckcontrol.heads.records import Record, build_records, read_facts
-from ckcontrol.heads.scores import HeadScores
-from ckcontrol.heads.select import Candidate, consistent, random_controls, select, top_k
-from ckcontrol.heads.sweep import capture, sweep
 
 
 class Resumed:

@@ -1,4 +1,4 @@
-"""How often do the 95 % intervals of ckcontrol.eval.stats hold the truth, where the truth is known?
+"""How often do the 95 % intervals of ckcontrol.eval.figures hold the truth, where the truth is known?
 
     OMP_NUM_THREADS=1 python benchmarks/intervals.py --runs 1000 --json intervals.json
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ckcontrol.eval.resampling import by_group, resample
-from ckcontrol.eval.stats import difference, estimate
+from ckcontrol.eval.figures.intervals import difference, estimate
+from ckcontrol.eval.figures.resampling import by_group, resample
 
 ROWS = {"1": (1,), "4": (4,), "1-6": (1, 1, 1, 2, 3, 6)}  # rows a question, drawn with equal chance
 GROUPS = (10, 20, 40, 84, 200, 400)

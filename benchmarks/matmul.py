@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from ckcontrol.matmul import turned_linear
+from ckcontrol.decoding.matmul import turned_linear
 
 SHAPES = [((1536, 576), 60), ((576, 1536), 30), ((576, 576), 60), ((192, 576), 60), ((49152, 576), 1)]
 

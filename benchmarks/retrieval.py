@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from ckcontrol.retrieval import Document, Embedder, Index, Passage, vectors
+from ckcontrol.retrieval import Document, Embedder, Index, Passage
+from ckcontrol.retrieval.store import vectors
 
 DIM = 384
 

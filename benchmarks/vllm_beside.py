@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ckcontrol.models import load
+from ckcontrol.models.load import load
 from tests.vllm import parity
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ckcontrol import Control, GenerateOptions, generate
-from ckcontrol.vllm import params
+from ckcontrol.vllm.contract import pair_params as params
 
 ENDLESS = {"ignore_eos": True, "detokenize": False}
 
@@ -146,7 +146,7 @@ class Clock:
 
 def real_prompts(tokenizer: Any, count: int) -> list[Any]:
     """Return questions of the demo with two to four passages of its corpus each, and both prompts."""
-    from ckcontrol.prompts import build_pair
+    from ckcontrol.decoding.prompts import build_pair
 
     folder = Path(__file__).resolve().parents[1] / "ckcontrol" / "demo"
     questions, corpus = (
@@ -171,7 +171,7 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
     """Pairs per second against plain requests and against `ckcontrol.generate`, and what of a step is ours."""
     from vllm import SamplingParams
 
-    from ckcontrol.models import load
+    from ckcontrol.models.load import load
     from ckcontrol.vllm import PairLogitsProcessor, SteeredLLM
 
     steered = SteeredLLM(

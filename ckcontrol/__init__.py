@@ -12,42 +12,44 @@ __version__ = "0.1.0"
 
 # name -> module that defines it; resolved on first use.
 _WHERE = {
-    "Answer": ".trace",
-    "CKLogitsProcessor": ".processor",
-    "Control": ".config",
-    "GenerateOptions": ".config",
+    "Answer": ".answer",
+    "CKLogitsProcessor": ".decoding.logits_processor",
+    "Control": ".control",
+    "GenerateOptions": ".decoding.options",
     "Policy": ".policies",
-    "PromptTemplate": ".prompts",
+    "PromptTemplate": ".decoding.prompts",
     "Rag": ".rag",
     "RagAnswer": ".rag",
-    "Recorder": ".recorder",
-    "Signals": ".gain",
-    "TokenTrace": ".trace",
-    "build_pair": ".prompts",
-    "confidence_gain": ".gain",
-    "decoding_loop": ".generation",
-    "fuse": ".kernel",
-    "generate": ".generation",
-    "head_set": ".dist",
-    "load": ".models",
-    "reference_generate": ".reference",
+    "Recorder": ".decoding.recorder",
+    "Signals": ".fusion.signals",
+    "TokenTrace": ".answer",
+    "build_pair": ".decoding.prompts",
+    "confidence_gain": ".fusion.signals",
+    "decoding_loop": ".decoding.transformers_loop",
+    "fuse": ".fusion.kernel",
+    "generate": ".decoding.generate",
+    "head_set": ".fusion.distributions",
+    "load": ".models.load",
+    "reference_generate": ".decoding.reference",
     "register": ".policies",
 }
 
 if TYPE_CHECKING:
-    from .config import Control, GenerateOptions
-    from .dist import head_set
-    from .gain import Signals, confidence_gain
-    from .generation import decoding_loop, generate
-    from .kernel import fuse
-    from .models import load
+    from .answer import Answer, TokenTrace
+    from .control import Control
+    from .decoding.generate import generate
+    from .decoding.logits_processor import CKLogitsProcessor
+    from .decoding.options import GenerateOptions
+    from .decoding.prompts import PromptTemplate, build_pair
+    from .decoding.recorder import Recorder
+    from .decoding.reference import reference_generate
+    from .decoding.transformers_loop import decoding_loop
+    from .fusion.distributions import head_set
+    from .fusion.kernel import fuse
+    from .fusion.signals import Signals, confidence_gain
+    from .models.load import load
     from .policies import Policy, register
-    from .processor import CKLogitsProcessor
-    from .prompts import PromptTemplate, build_pair
     from .rag import Rag, RagAnswer
-    from .recorder import Recorder
-    from .reference import reference_generate
-    from .trace import Answer, TokenTrace
 
 __all__ = [
     "Answer",

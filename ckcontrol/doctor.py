@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .config import Control
+from .answer import Answer
+from .control import Control
 from .errors import CKError
-from .trace import Answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,8 @@ class Check:
 
 def environment() -> dict[str, str]:
     """Return versions and whether the demo models are cached; absent packages say "not installed"."""
-    from . import models, wheels
+    from .models import wheels
+    from .models.load import DEMO_EMBEDDER, DEMO_MODEL
 
     facts = {
         "ckcontrol": _version("ckcontrol"),
@@ -52,7 +53,7 @@ def environment() -> dict[str, str]:
     facts |= {name: _version(name) for name in PACKAGES}
     home = wheels.cache_home()
     facts["model cache"] = str(home)
-    for wheel in (models.DEMO_MODEL, models.DEMO_EMBEDDER):
+    for wheel in (DEMO_MODEL, DEMO_EMBEDDER):
         there = (home / wheel.name / wheels.MANIFEST).is_file()
         facts[wheel.name] = "in the cache" if there else "not fetched yet (the demo fetches it)"
     return facts
@@ -71,7 +72,7 @@ def check(model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBa
     A check that raises counts as failed, with the error as its detail; the others still run.
     """
     if model is None or tokenizer is None:
-        from .models import load
+        from .models.load import load
 
         model, tokenizer = load("tiny", device="cpu")
     bench = _Bench(model, tokenizer)
@@ -95,7 +96,7 @@ class _Bench:
 
     def answer(self, control: Control, passages: bool = True) -> Answer:
         """Answer the one question, once per control."""
-        from .generation import generate
+        from .decoding.generate import generate
 
         key = (control, passages)
         if key not in self._made:
@@ -109,8 +110,8 @@ class _Bench:
         """Return the ids that transformers' own ``model.generate`` adds to the prompt with the passage."""
         import torch
 
-        from .checks import eos_ids
-        from .prompts import build_pair
+        from .decoding.prompts import build_pair
+        from .decoding.refusals import eos_ids
 
         pair = build_pair(self.tokenizer, QUESTION, [PASSAGE])
         ids = torch.tensor([pair.contextual], device=self.model.device)

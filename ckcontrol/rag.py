@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
-from .checks import check_model, check_tokenizer
-from .config import Control, GenerateOptions, check_integer
+from .answer import Answer
+from .arguments import check_integer
+from .control import Control
+from .decoding.options import GenerateOptions
+from .decoding.refusals import check_model, check_tokenizer
 from .errors import ControlError, PromptError, RetrievalError, did_you_mean
-from .trace import Answer
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
-    from .prompts import PromptTemplate
+    from .decoding.prompts import PromptTemplate
     from .retrieval import Hit
 
 __all__ = ["Rag", "RagAnswer"]
@@ -97,7 +99,7 @@ class RagAnswer:
         """Print the answer token by token, then the passages it was made from."""
         from rich.console import Console
 
-        from .show import print_answer, print_hits
+        from .views.terminal import print_answer, print_hits
 
         console = Console()
         print_answer(self.answer, console)
@@ -106,14 +108,14 @@ class RagAnswer:
 
     def to_page(self) -> str:
         """Return a self-contained HTML page: the answer token by token, its passages, every recorded figure."""
-        from .describe import hit_label
-        from .page import answer_page
+        from .views.describe import hit_label
+        from .views.html import answer_page
 
         return answer_page(self.answer, [hit_label(hit) for hit in self.cited], notice=self.notice)
 
     def _repr_html_(self) -> str:
-        from .describe import hit_label
-        from .page import answer_html, passages_html
+        from .views.describe import hit_label
+        from .views.html import answer_html, passages_html
 
         passages = passages_html(self.answer, [hit_label(hit) for hit in self.cited], notice=self.notice)
         return f'{answer_html(self.answer)}\n<div class="ck ck-alone">{passages}</div>'
@@ -234,7 +236,7 @@ class Rag:
             ControlError, PromptError, RetrievalError: A bad option, question or filter; before anything slow.
             CKError: Whatever `Index.search` and `generate` raise.
         """
-        from .generation import generate
+        from .decoding.generate import generate
 
         GenerateOptions.from_kwargs({**self.options, **options})
         single = isinstance(question, str)
@@ -280,7 +282,7 @@ def _pair(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     if isinstance(model, str):
         if tokenizer is not None:
             raise ControlError(f"model={model!r} is a name, and a tokenizer was given.", "A name brings its own.")
-        from .models import load
+        from .models.load import load
 
         return load(model)
     if isinstance(model, (tuple, list)):

@@ -3,7 +3,7 @@
 if __name__ != "ckcontrol.eval":
     raise ImportError("this directory is installed as ckcontrol.eval; import that name")
 
-from .facts import Fact, load_capitals
+from .items.shipped_facts import Fact, load_capitals
 from .metrics import Conflict, mentions, normalize, wilson
 
 __all__ = ["Conflict", "Fact", "load_capitals", "mentions", "normalize", "wilson"]

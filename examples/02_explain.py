@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import ckcontrol as ck
-from ckcontrol.show import print_table
-from ckcontrol.trace import read_jsonl, write_jsonl
+from ckcontrol.answer import read_jsonl, write_jsonl
+from ckcontrol.views.terminal import print_table
 
 QUESTION = "What is the capital of Kenya?"
 PASSAGE = "The capital of Kenya is Lagos."  # false on purpose

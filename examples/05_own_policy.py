@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 import ckcontrol as ck
-from ckcontrol.config import check_number
+from ckcontrol.arguments import check_number
 from ckcontrol.policies import Decision, Policy, register
 
 

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 import ckcontrol as ck
-from ckcontrol.config import GenerateOptions
-from ckcontrol.eval.arms import arms_for
-from ckcontrol.eval.engine import Local
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.eval.report import write_report
-from ckcontrol.eval.runner import run
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.eval.running.arms import arms_for
+from ckcontrol.eval.running.engine import Local
+from ckcontrol.eval.running.runner import run
+from ckcontrol.eval.tasks.load import load_task
 
 FACTS = [
     ("the Louvre", "Paris"),

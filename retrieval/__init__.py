@@ -16,8 +16,8 @@ from .adapt import Retriever, from_retriever
 from .chunk import Chunker
 from .embed import Embedder, TextEncoder
 from .index import Index
-from .milvus import MilvusIndex
-from .read import read
+from .milvus.index import MilvusIndex
+from .reading.read import read
 from .rerank import Reranker, TextScorer
 from .types import Document, Hit, Passage, Skipped
 

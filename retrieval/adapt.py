@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, Protocol, overload
 
 from ckcontrol.errors import RetrievalError
 
-from .query import check_count, check_queries
-from .types import Hit, Passage
+from .types import Hit, Passage, check_count, check_queries
 
 __all__ = ["AdaptedRetriever", "Retriever", "from_retriever"]
 

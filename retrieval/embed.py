@@ -67,7 +67,7 @@ class Embedder:
             raise MissingExtra("sentence-transformers", "retrieval") from error
         place = name_or_path
         if name_or_path == "demo":
-            from ckcontrol.models import embedder_path
+            from ckcontrol.models.load import embedder_path
 
             place = embedder_path(name_or_path, on_status)
         try:

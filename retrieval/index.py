@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ckcontrol.errors import IndexMismatch, RetrievalError, did_you_mean
 
-from . import generations
-from .manifest import Settings
-from .query import check_count, check_queries
-from .types import Document, Hit, Passage
+from .store import generations
+from .store.manifest import Settings
+from .types import Document, Hit, Passage, check_count, check_queries
 from .where import parse_where
 
 if TYPE_CHECKING:
     from .embed import TextEncoder
-    from .manifest import Manifest
     from .rerank import TextScorer
-    from .verify import Finding
-    from .writer import Change, OnProgress, OnSkip
+    from .store.manifest import Manifest
+    from .store.verify import Finding
+    from .store.writer import Change, OnProgress, OnSkip
 
 __all__ = ["Index"]
 
@@ -45,7 +44,7 @@ class Index:
     """
 
     def __init__(self, path: Path, embedder: TextEncoder | None) -> None:
-        from .snapshot import Snapshot
+        from .store.snapshot import Snapshot
 
         self.path = path
         self.change: Change | None = None
@@ -97,8 +96,8 @@ class Index:
             IndexLocked: Another process is writing there.
             MissingExtra: A package of the `retrieval` extra is missing.
         """
-        from .vectors import DTYPES, METRICS, choose, faiss_module
-        from .writer import Writer
+        from .store.vectors import DTYPES, METRICS, choose, faiss_module
+        from .store.writer import Writer
 
         faiss_module()
         choose(kind, 0)
@@ -148,7 +147,7 @@ class Index:
     @staticmethod
     def verify(path: str | Path) -> list[Finding]:
         """Check an index inside and out; see `verify.verify`."""
-        from .verify import verify
+        from .store.verify import verify
 
         return verify(Path(path))
 
@@ -169,7 +168,7 @@ class Index:
         Raises:
             RetrievalError, IndexLocked: As for `build`.
         """
-        from .writer import Writer
+        from .store.writer import Writer
 
         with generations.write_lock(self.path):
             with closing(generations.open_current(self.path)) as base:
@@ -192,7 +191,7 @@ class Index:
             RetrievalError: A name that is not in the index (nothing is removed then), or nothing was named.
             IndexLocked: Another process is writing.
         """
-        from .writer import Writer
+        from .store.writer import Writer
 
         conditions = parse_where(where)
         if isinstance(documents, str) or isinstance(passages, str):
@@ -221,7 +220,7 @@ class Index:
         return True
 
     def _swap(self) -> None:
-        from .snapshot import Snapshot
+        from .store.snapshot import Snapshot
 
         new = Snapshot(self.path)
         if new.manifest.embedder != self._snapshot.manifest.embedder:
@@ -284,7 +283,7 @@ class Index:
         Raises:
             RetrievalError: A blank question, or an option out of range.
         """
-        from .snapshot import MODES
+        from .store.snapshot import MODES
 
         check_count("k", k)
         if effort is not None:

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from ckcontrol.errors import MissingExtra, RetrievalError
 
 from .embed import no_bar
-from .query import check_count
-from .types import Hit
+from .types import Hit, check_count
 
 __all__ = ["Reranker", "TextScorer", "rerank"]
 

@@ -17,7 +17,7 @@ torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 
 @cache
 def _tiny(family: str):
-    from ckcontrol.tiny import tiny_model
+    from ckcontrol.models.tiny import tiny_model
 
     return tiny_model(family)
 
@@ -36,7 +36,7 @@ def llama(tiny):
 @pytest.fixture
 def byte():
     """The tiny tokenizer, a fresh one: some tests change it."""
-    from ckcontrol.tiny import tiny_tokenizer
+    from ckcontrol.models.tiny import tiny_tokenizer
 
     return tiny_tokenizer()
 
@@ -45,7 +45,7 @@ def byte():
 def real():
     """The demo model, fetched on first use; skips only where it cannot be obtained."""
     from ckcontrol.errors import ModelUnavailable
-    from ckcontrol.models import load
+    from ckcontrol.models.load import load
 
     try:
         return load("demo", device="cpu")

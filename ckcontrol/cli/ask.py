@@ -8,37 +8,37 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import PromptError
-from ..text_safety import clean, escape_json
-from . import inputs
+from ..views.safe_text import clean, escape_json
+from . import files, options
 from .explain import check_writable
 
 __all__ = ["ask"]
 
 
 def ask(
-    index: inputs.Folder,
+    index: options.Folder,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to answer.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many passages.")] = 4,
-    mode: inputs.Search = inputs.Mode.dense,
-    where: inputs.Where = [],  # noqa: B006  typer copies it
-    rerank: inputs.Rerank = None,
-    embedder: inputs.Embedder = None,
-    model: inputs.Model = "demo",
-    method: inputs.Method = "ck-plug",
-    alpha: inputs.Alpha = None,
-    param: inputs.Params = [],  # noqa: B006
-    max_new_tokens: inputs.Tokens = 64,
-    sample: inputs.Sample = False,
-    temperature: inputs.Temperature = 1.0,
-    seed: inputs.Seed = None,
-    device: inputs.Device = None,
-    dtype: inputs.Dtype = None,
-    stream: inputs.Stream = False,
+    mode: options.Search = options.Mode.dense,
+    where: options.Where = [],  # noqa: B006  typer copies it
+    rerank: options.Rerank = None,
+    embedder: options.Embedder = None,
+    model: options.Model = "demo",
+    method: options.Method = "ck-plug",
+    alpha: options.Alpha = None,
+    param: options.Params = [],  # noqa: B006
+    max_new_tokens: options.Tokens = 64,
+    sample: options.Sample = False,
+    temperature: options.Temperature = 1.0,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    stream: options.Stream = False,
     explain: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a page: why each token was chosen.", show_default=False),
     ] = None,
-    json: inputs.AsJson = False,
+    json: options.AsJson = False,
 ) -> None:
     """Retrieve passages and answer from them, from memory, or anywhere between.
 
@@ -46,33 +46,34 @@ def ask(
     """
     from rich.console import Console
 
-    from ..config import Control, GenerateOptions
-    from ..show import print_hits
+    from ..control import Control
+    from ..decoding.options import GenerateOptions
+    from ..views.terminal import print_hits
 
     if stream and json:
         raise typer.BadParameter("--stream and --json exclude each other.")
     if not question.strip():
         raise PromptError("the question is empty.", "Ask something.")
-    control = Control(method, alpha, **inputs.parse_params(param))
+    control = Control(method, alpha, **files.parse_params(param))
     traced = json or explain is not None
-    options: dict[str, Any] = {
+    drawn: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "do_sample": sample,
         "temperature": temperature,
         "seed": seed,
     }
-    GenerateOptions.from_kwargs(options)
-    conditions = inputs.parse_where(where)
+    GenerateOptions.from_kwargs(drawn)
+    conditions = files.parse_where(where)
     if explain is not None:
         check_writable(explain)
-    opened = inputs.open_index(index, embedder)
-    reranker = inputs.load_reranker(rerank)
-    loaded = inputs.load(model, device, dtype)
+    opened = options.open_index(index, embedder)
+    reranker = options.load_reranker(rerank)
+    loaded = options.load(model, device, dtype)
 
     from ..rag import Rag
     from .stream import TextStream
 
-    rag = Rag(loaded, opened, control=control, k=k, mode=mode.value, where=conditions, reranker=reranker, **options)
+    rag = Rag(loaded, opened, control=control, k=k, mode=mode.value, where=conditions, reranker=reranker, **drawn)
     answer = rag.ask(question, streamer=TextStream(loaded[1]) if stream else None, trace=traced)
     if json:
         typer.echo(escape_json(answer.to_json()))

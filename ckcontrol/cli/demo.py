@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import inputs
+from . import options
 from .bars import Bars
 from .explain import check_writable
 
@@ -16,10 +16,10 @@ __all__ = ["demo"]
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page is written.")] = Path("ckcontrol-demo.html"),
-    model: inputs.Model = "demo",
-    max_new_tokens: inputs.Tokens = 24,
-    device: inputs.Device = None,
-    json: inputs.AsJson = False,
+    model: options.Model = "demo",
+    max_new_tokens: options.Tokens = 24,
+    device: options.Device = None,
+    json: options.AsJson = False,
 ) -> None:
     """Ask 12 questions over passages, some false on purpose, at alpha 0, 0.5, 1 and adaptively.
 
@@ -31,7 +31,7 @@ def demo(
 
     from ..demo.run import run_demo
     from ..demo.view import demo_html, print_demo
-    from ..text_safety import escape_json
+    from ..views.safe_text import escape_json
 
     check_writable(out)
     with Bars() as bars:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..text_safety import clean
-from . import inputs
+from ..views.safe_text import clean
+from . import options
 
 if TYPE_CHECKING:
     from ..doctor import Check
@@ -17,10 +17,10 @@ __all__ = ["doctor"]
 
 
 def doctor(
-    model: inputs.Model = "tiny",
-    device: inputs.Device = None,
-    dtype: inputs.Dtype = None,
-    json: inputs.AsJson = False,
+    model: options.Model = "tiny",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.AsJson = False,
 ) -> None:
     """Check this installation; exit 1 if a check fails.
 
@@ -29,7 +29,7 @@ def doctor(
     from .. import doctor as checks
 
     facts = checks.environment()
-    loaded = inputs.load(model, device, dtype)
+    loaded = options.load(model, device, dtype)
     facts["model"] = model
     facts["device"], facts["dtype"] = str(loaded[0].device), str(loaded[0].dtype).removeprefix("torch.")
     results = checks.check(*loaded)

@@ -8,46 +8,47 @@ from typing import Annotated
 import typer
 
 from ..errors import ControlError
-from ..text_safety import escape_json
-from . import inputs
+from ..views.safe_text import escape_json
+from . import files, options
+from .request import Request
 
 __all__ = ["explain"]
 
 
 def explain(
-    question: inputs.Question,
-    passage: inputs.PassageFiles = [],  # noqa: B006  typer copies it
-    passage_text: inputs.PassageTexts = [],  # noqa: B006
-    model: inputs.Model = "demo",
-    method: inputs.Method = "ck-plug",
-    alpha: inputs.Alpha = None,
-    param: inputs.Params = [],  # noqa: B006
-    max_new_tokens: inputs.Tokens = 64,
-    sample: inputs.Sample = False,
-    temperature: inputs.Temperature = 1.0,
-    seed: inputs.Seed = None,
-    truncate: inputs.Truncate = False,
-    device: inputs.Device = None,
-    dtype: inputs.Dtype = None,
+    question: options.Question,
+    passage: options.PassageFiles = [],  # noqa: B006  typer copies it
+    passage_text: options.PassageTexts = [],  # noqa: B006
+    model: options.Model = "demo",
+    method: options.Method = "ck-plug",
+    alpha: options.Alpha = None,
+    param: options.Params = [],  # noqa: B006
+    max_new_tokens: options.Tokens = 64,
+    sample: options.Sample = False,
+    temperature: options.Temperature = 1.0,
+    seed: options.Seed = None,
+    truncate: options.Truncate = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page as well.", show_default=False)
     ] = None,
-    json: inputs.AsJson = False,
+    json: options.AsJson = False,
 ) -> None:
     """Answer as `run` does and show, token by token, what memory and passages said.
 
     Blue: the passages made the model surer. Orange: they confused it. ▸ and underlined: the policy acted.
     """
-    from ..page import answer_page
-    from ..show import print_answer, print_table
+    from ..views.html import answer_page
+    from ..views.terminal import print_answer, print_table
 
-    request = inputs.Request(
+    request = Request(
         question=question,
-        passages=inputs.read_passages(passage, passage_text),
+        passages=files.read_passages(passage, passage_text),
         model=model,
         method=method,
         alpha=alpha,
-        params=inputs.parse_params(param),
+        params=files.parse_params(param),
         options={
             "max_new_tokens": max_new_tokens,
             "do_sample": sample,

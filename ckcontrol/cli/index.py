@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ControlError, RetrievalError
-from ..text_safety import clean, escape_json
-from . import inputs
+from ..views.safe_text import clean, escape_json
+from . import files, options
 from .progress import WriteProgress
 
 if TYPE_CHECKING:
@@ -88,14 +88,14 @@ def build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
     encoding: Encoding = "utf-8",
     text_field: TextField = None,
-    json: inputs.AsJson = False,
+    json: options.AsJson = False,
 ) -> None:
     """Cut, embed and index files. Exit 3: done, but inputs were skipped; each is named on stderr.
 
     Interrupted, the same command goes on from the embeddings that were made.
     """
     from ..retrieval import Index
-    from ..retrieval.generations import CURRENT
+    from ..retrieval.store.generations import CURRENT
 
     if not overwrite and (out / CURRENT).exists():
         raise ControlError(
@@ -104,7 +104,7 @@ def build(
     again = "The same command goes on where this one stopped."
     progress = WriteProgress(out)
     documents = _read(sources, progress, encoding, text_field)
-    loaded = inputs.load_embedder(embedder, normalize=metric is Metric.cosine)
+    loaded = options.load_embedder(embedder, normalize=metric is Metric.cosine)
     with _resumable(again), progress:
         index = Index.build(
             documents,
@@ -124,12 +124,12 @@ def build(
 
 @index_app.command("add")
 def add(
-    index: inputs.Folder,
+    index: options.Folder,
     sources: Sources,
-    embedder: inputs.Embedder = None,
+    embedder: options.Embedder = None,
     encoding: Encoding = "utf-8",
     text_field: TextField = None,
-    json: inputs.AsJson = False,
+    json: options.AsJson = False,
 ) -> None:
     """Add files; a document that changed replaces its old passages, an unchanged one costs nothing.
 
@@ -138,7 +138,7 @@ def add(
     again = "The index is as it was. The same command goes on where this one stopped."
     progress = WriteProgress(index)
     documents = _read(sources, progress, encoding, text_field)
-    opened = inputs.open_index(index, embedder, load=True)
+    opened = options.open_index(index, embedder, load=True)
     with _resumable(again), progress:
         opened.add(documents, on_skip=progress.on_skip, on_progress=progress.on_progress)
     _summarise(opened, progress, json)
@@ -146,17 +146,17 @@ def add(
 
 @index_app.command("remove")
 def remove(
-    index: inputs.Folder,
+    index: options.Folder,
     document: Annotated[list[str], typer.Option("--document", metavar="ID", help="Repeatable.")] = [],  # noqa: B006
     passage: Annotated[list[str], typer.Option("--passage", metavar="ID", help="Repeatable.")] = [],  # noqa: B006
-    where: inputs.Where = [],  # noqa: B006
-    json: inputs.AsJson = False,
+    where: options.Where = [],  # noqa: B006
+    json: options.AsJson = False,
 ) -> None:
     """Remove documents, passages, or whatever metadata says."""
-    conditions = inputs.parse_where(where)
+    conditions = files.parse_where(where)
     if not (document or passage or conditions):
         raise ControlError("nothing to remove was named.", "Give --document, --passage or --where.")
-    opened = inputs.open_index(index)
+    opened = options.open_index(index)
     change = opened.remove(documents=document, passages=passage, where=conditions)
     if json:
         _echo_json({"removed": change.removed, "index": opened.info()})
@@ -166,9 +166,9 @@ def remove(
 
 
 @index_app.command("info")
-def info(index: inputs.Folder, json: inputs.AsJson = False) -> None:
+def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
-    data = inputs.open_index(index).info()
+    data = options.open_index(index).info()
     if json:
         _echo_json(data)
         return
@@ -192,7 +192,7 @@ def info(index: inputs.Folder, json: inputs.AsJson = False) -> None:
 
 
 @index_app.command("verify")
-def verify(index: inputs.Folder, json: inputs.AsJson = False) -> None:
+def verify(index: options.Folder, json: options.AsJson = False) -> None:
     """Check every file, text, word and vector of an index; exit 1 if one is wrong."""
     from rich.console import Console
     from rich.table import Table
@@ -269,7 +269,7 @@ def _passages(data: dict[str, Any]) -> str:
 
 def _why(data: dict[str, Any]) -> str:
     """Say which kind of index is in use, and why."""
-    from ..retrieval.vectors import MEMORY, SCAN
+    from ..retrieval.store.vectors import MEMORY, SCAN
 
     kind, asked = data["kind"], data["settings"]["kind"]
     size = data["rows"] * data["embedder"]["dim"] * (2 if data["settings"]["dtype"] == "float16" else 4)

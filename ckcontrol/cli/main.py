@@ -16,17 +16,17 @@ import typer
 
 from .. import __version__
 from ..errors import CKError, UnsupportedMode
-from ..text_safety import clean
+from ..views.safe_text import clean
 from .ask import ask
 from .demo import demo
 from .doctor import doctor
-from .eval_ import app as eval_app
-from .eval_compare import compare as eval_compare
+from .eval.compare import compare as eval_compare
+from .eval.run import app as eval_app
 from .explain import explain
-from .heads import app as heads
-from .heads_export import export as heads_export
-from .heads_show import show as heads_show
-from .heads_tune import tune as heads_tune
+from .heads.export import export as heads_export
+from .heads.find import app as heads
+from .heads.show import show as heads_show
+from .heads.tune import tune as heads_tune
 from .index import index_app
 from .run_ import run as run_command
 from .search import search

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..text_safety import clean
+from ..views.safe_text import clean
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import typer
 
-from ..text_safety import clean, escape_json
-from . import inputs
+from ..views.safe_text import clean, escape_json
+from . import files, options
+from .request import Request
 
 __all__ = ["run"]
 
 
 def run(
-    question: inputs.Question,
-    passage: inputs.PassageFiles = [],  # noqa: B006  typer copies it
-    passage_text: inputs.PassageTexts = [],  # noqa: B006
-    model: inputs.Model = "demo",
-    method: inputs.Method = "ck-plug",
-    alpha: inputs.Alpha = None,
-    param: inputs.Params = [],  # noqa: B006
-    max_new_tokens: inputs.Tokens = 64,
-    sample: inputs.Sample = False,
-    temperature: inputs.Temperature = 1.0,
-    seed: inputs.Seed = None,
-    truncate: inputs.Truncate = False,
-    heads: inputs.Heads = None,
-    prune: inputs.Prune = None,
-    prune_stream: inputs.PruneStream = "both",
-    device: inputs.Device = None,
-    dtype: inputs.Dtype = None,
-    stream: inputs.Stream = False,
-    json: inputs.AsJson = False,
+    question: options.Question,
+    passage: options.PassageFiles = [],  # noqa: B006  typer copies it
+    passage_text: options.PassageTexts = [],  # noqa: B006
+    model: options.Model = "demo",
+    method: options.Method = "ck-plug",
+    alpha: options.Alpha = None,
+    param: options.Params = [],  # noqa: B006
+    max_new_tokens: options.Tokens = 64,
+    sample: options.Sample = False,
+    temperature: options.Temperature = 1.0,
+    seed: options.Seed = None,
+    truncate: options.Truncate = False,
+    heads: options.Heads = None,
+    prune: options.Prune = None,
+    prune_stream: options.PruneStream = "both",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    stream: options.Stream = False,
+    json: options.AsJson = False,
 ) -> None:
     """Answer a question from passages, from memory, or anywhere between. Prints the answer.
 
@@ -38,13 +39,13 @@ def run(
     """
     if stream and json:
         raise typer.BadParameter("--stream and --json exclude each other.")
-    request = inputs.Request(
+    request = Request(
         question=question,
-        passages=inputs.read_passages(passage, passage_text),
+        passages=files.read_passages(passage, passage_text),
         model=model,
         method=method,
         alpha=alpha,
-        params=inputs.parse_params(param),
+        params=files.parse_params(param),
         options={
             "max_new_tokens": max_new_tokens,
             "do_sample": sample,

@@ -7,30 +7,30 @@ from typing import Annotated
 
 import typer
 
-from ..text_safety import escape_json
-from . import inputs
+from ..views.safe_text import escape_json
+from . import files, options
 
 __all__ = ["search"]
 
 
 def search(
-    index: inputs.Folder,
+    index: options.Folder,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="A question, or some words.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many passages.")] = 5,
-    mode: inputs.Search = inputs.Mode.dense,
-    where: inputs.Where = [],  # noqa: B006  typer copies it
-    rerank: inputs.Rerank = None,
-    embedder: inputs.Embedder = None,
-    json: inputs.AsJson = False,
+    mode: options.Search = options.Mode.dense,
+    where: options.Where = [],  # noqa: B006  typer copies it
+    rerank: options.Rerank = None,
+    embedder: options.Embedder = None,
+    json: options.AsJson = False,
 ) -> None:
     """Find the passages nearest a question. Prints rank, score, source, metadata and the line nearest the words."""
     from rich.console import Console
 
-    from ..show import print_hits
+    from ..views.terminal import print_hits
 
-    conditions = inputs.parse_where(where)
-    opened = inputs.open_index(index, embedder)
-    reranker = inputs.load_reranker(rerank)
+    conditions = files.parse_where(where)
+    opened = options.open_index(index, embedder)
+    reranker = options.load_reranker(rerank)
     with Console(stderr=True).status("Searching ..."):
         hits = opened.search(query, k, where=conditions, mode=mode.value, reranker=reranker)
     if json:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ServingError
-from .inputs import parse_params
+from .files import parse_params
 
 __all__ = ["command", "serve_vllm"]
 
@@ -86,8 +86,8 @@ def command(
         ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
         ControlError: A bound is out of range.
     """
-    from ..vllm import fallback
-    from ..vllm.limits import VARIABLE, Limits, check_names
+    from ..vllm.contract import fallback
+    from ..vllm.http.limits import VARIABLE, Limits, check_names
 
     check_names(limits or {})
     bounds = Limits(**(limits or {})).to_env()
@@ -96,10 +96,10 @@ def command(
         if name in names:
             raise ServingError(f"{name} is what steering rests on, and set by this command.", "Leave it out.")
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    line += ["--scheduler-cls", "ckcontrol.vllm.scheduler.PairAsyncScheduler"]
-    line += ["--logits-processors", "ckcontrol.vllm.processor:PairLogitsProcessor"]
-    line += ["--worker-extension-cls", "ckcontrol.vllm.worker.CKWorker"]
-    line += ["--middleware", "ckcontrol.vllm.middleware.CKMiddleware"]
+    line += ["--scheduler-cls", "ckcontrol.vllm.engine.scheduler.PairAsyncScheduler"]
+    line += ["--logits-processors", "ckcontrol.vllm.engine.processor:PairLogitsProcessor"]
+    line += ["--worker-extension-cls", "ckcontrol.vllm.engine.worker.CKWorker"]
+    line += ["--middleware", "ckcontrol.vllm.http.middleware.CKMiddleware"]
     defaults = {"--host": "127.0.0.1", "--allowed-origins": "[]", "--logprobs-mode": "processed_logprobs"}
     for name, value in defaults.items():
         if name not in names:

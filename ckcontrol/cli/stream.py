@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO
 
-from ..text_safety import clean
+from ..views.safe_text import clean
 
 __all__ = ["TextStream"]
 

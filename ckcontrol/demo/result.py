@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..trace import Answer
+from ..answer import Answer
 
 __all__ = ["VERDICTS", "DemoResult", "Item", "Row", "judge"]
 

@@ -14,8 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..config import Control
-from ..trace import Answer
+from ..answer import Answer
+from ..control import Control
 from .result import DemoResult, Item, Row, judge
 
 __all__ = ["load_items", "run_demo", "settings"]
@@ -62,8 +62,8 @@ def run_demo(
     """Run the demo and return what it found; nothing is printed or written.
 
     Args:
-        model: A name that `ckcontrol.models.load` resolves.
-        embedder: A name that `ckcontrol.models.embedder_path` resolves, or an embedder object.
+        model: A name that `ckcontrol.load` resolves.
+        embedder: A name that `ckcontrol.models.load.embedder_path` resolves, or an embedder object.
         items: Questions to ask instead of the shipped ones.
         max_new_tokens: Longest answer, in tokens.
         device: Where the model runs; None chooses.
@@ -78,11 +78,11 @@ def run_demo(
     with _timed(seconds, "retrieval"):
         hits, corpus_size = _retrieve([item.question for item in items], embedder, report)
     with _timed(seconds, "loading"):
-        from .. import models
+        from ..models.load import load
 
         if model != "demo":  # which reports by itself
             report(f"Loading {model} ...", 0, 0)
-        loaded = models.load(model, device=device, on_status=lambda text: report(text, 0, 0))
+        loaded = load(model, device=device, on_status=lambda text: report(text, 0, 0))
     with _timed(seconds, "answering"):
         columns = settings()
         closed, *answered = _answer(loaded, items, hits, columns, max_new_tokens, report)
@@ -105,19 +105,19 @@ def run_demo(
 
 def _title(model: str) -> str:
     """Return a model's name for people: of a folder its last part, never the machine's path."""
-    from ..models import DEMO_MODEL
+    from ..models.load import DEMO_MODEL
 
     return DEMO_MODEL.name if model == "demo" else Path(model).name if Path(model).is_dir() else model
 
 
 def _retrieve(questions: Sequence[str], embedder: Any, report: Progress) -> tuple[list[Any], int]:
     """Return the best passage per question and the size of the corpus."""
-    from .. import models
+    from ..models.load import embedder_path
     from ..retrieval import Embedder, Index, Passage
 
     report("Embedding the passages", 0, 0)
     if isinstance(embedder, str):
-        embedder = Embedder(models.embedder_path(embedder, on_status=lambda text: report(text, 0, 0)))
+        embedder = Embedder(embedder_path(embedder, on_status=lambda text: report(text, 0, 0)))
     passages = [
         Passage(id=line["id"], text=line["text"], source=line["title"], metadata={"false": line["false"]})
         for line in _read("corpus.jsonl")

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..page import legend_html, page, table, tokens_html
-from ..text_safety import clean, escape
+from ..views.html import legend_html, page, table, tokens_html
+from ..views.safe_text import clean, escape
 from .result import DemoResult, Row
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def print_demo(result: DemoResult, console: Console) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from ..show import answer_text, legend
+    from ..views.terminal import answer_text, legend
 
     console.print(Text("\nWhat each answer relied on", "bold"))
     console.print(Text(KEY, "dim"))

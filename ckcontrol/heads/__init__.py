@@ -13,28 +13,28 @@ _WHERE = {
     "Fingerprint": ".fingerprint",
     "HeadLayout": ".families",
     "HeadMask": ".mask",
-    "HeadScores": ".scores",
-    "Panel": ".panel",
-    "Record": ".records",
-    "build_records": ".records",
+    "HeadScores": ".finding.scores",
+    "Panel": ".choosing.panel",
+    "Record": ".finding.conflict_prompts",
+    "build_records": ".finding.conflict_prompts",
     "describe": ".families",
     "export_checkpoint": ".export",
     "export_lora": ".export",
-    "mask_for": ".select",
+    "mask_for": ".choosing.select",
     "pruned": ".apply",
-    "read_facts": ".records",
+    "read_facts": ".finding.conflict_prompts",
 }
 
 if TYPE_CHECKING:
     from .apply import pruned
+    from .choosing.panel import Panel
+    from .choosing.select import mask_for
     from .export import export_checkpoint, export_lora
     from .families import HeadLayout, describe
+    from .finding.conflict_prompts import Record, build_records, read_facts
+    from .finding.scores import HeadScores
     from .fingerprint import Fingerprint
     from .mask import HeadMask
-    from .panel import Panel
-    from .records import Record, build_records, read_facts
-    from .scores import HeadScores
-    from .select import mask_for
 
 __all__ = [
     "Fingerprint",

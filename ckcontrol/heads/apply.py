@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..decoding.streams import running_streams
 from ..errors import HeadsError
-from ..streams import running_streams
 from .families import HeadLayout, describe
 from .mask import HeadMask
 
@@ -56,7 +56,7 @@ def pruned(
             within a forward, rows and masks do not match.
 
     Example:
-        >>> from ckcontrol.tiny import tiny_model
+        >>> from ckcontrol.models.tiny import tiny_model
         >>> model, tokenizer = tiny_model()
         >>> ids = tokenizer("Who?", return_tensors="pt").input_ids
         >>> with pruned(model, HeadMask.of(model, [(0, 1)])):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadsError
-from ..models import quiet
+from ..models.load import quiet
 from .apply import pruned
 from .families import HeadLayout, describe
 from .mask import HeadMask

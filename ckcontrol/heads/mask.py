@@ -45,7 +45,7 @@ class HeadMask:
         HeadsError: A head the model does not have, or a factor that is not a finite number up to 100.
 
     Example:
-        >>> from ckcontrol.tiny import tiny_model
+        >>> from ckcontrol.models.tiny import tiny_model
         >>> mask = HeadMask.of(tiny_model()[0], [(0, 1), (1, 3)])
         >>> mask.heads, mask.factor(0, 1), mask.factor(0, 0)
         (((0, 1), (1, 3)), 0.0, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .acd import ACD
 from .adacad import AdaCAD
+from .answer_policy import AnswerPolicy, Evidence, draft_policies, token_policy
 from .arr import ARR
 from .base import TAU_MAX, Decision, Policy, build, names, register, tau_from_alpha
 from .cad import CAD
@@ -12,10 +13,9 @@ from .ck_plug_repo import CKPlugRepo
 from .coiecd import COIECD
 from .dial import Dial
 from .grd import GRD
-from .mixed import per_row
 from .nwcad import NWCAD
 from .off import Off
-from .whole import AnswerPolicy, Evidence, draft_policies, token_policy
+from .per_row import per_row
 
 __all__ = [
     "ACD",

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from ..gain import Signals
+from ..fusion.signals import Signals
 from .base import Decision, Policy, register
 
 __all__ = ["ACD"]

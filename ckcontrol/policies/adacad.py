@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config import check_number
-from ..gain import Signals
+from ..arguments import check_number
+from ..fusion.signals import Signals
 from .base import TAU_MAX, Decision, Policy, register
 
 __all__ = ["AdaCAD"]

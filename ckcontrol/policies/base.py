@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ControlError, did_you_mean
-from ..gain import Signals
+from ..fusion.signals import Signals
 
 if TYPE_CHECKING:
-    from ..config import Control
+    from ..control import Control
 
 __all__ = ["TAU_MAX", "Decision", "Policy", "build", "names", "register", "tau_from_alpha"]
 

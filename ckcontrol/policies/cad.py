@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import torch
 
-from ..config import check_number
+from ..arguments import check_number
 from ..errors import ControlError
-from ..gain import Signals
+from ..fusion.signals import Signals
 from .base import TAU_MAX, Decision, Policy, ones, register, tau_from_alpha
 
 __all__ = ["CAD"]

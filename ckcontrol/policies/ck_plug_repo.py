@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..gain import Signals
+from ..fusion.signals import Signals
 from .base import TAU_MAX, Decision, ones, register, tau_from_alpha
 from .ck_plug import CKPlug
 

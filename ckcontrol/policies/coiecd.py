@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import torch
 
-from ..config import check_number
-from ..gain import Signals
+from ..arguments import check_number
+from ..fusion.signals import Signals
 from .base import TAU_MAX, Decision, Policy, register
 
 __all__ = ["COIECD"]

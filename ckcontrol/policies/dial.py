@@ -24,12 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config import check_number
+from ..arguments import check_number
 from ..errors import ControlError
+from .answer_policy import AnswerPolicy, Evidence, Unmodified, surprise
 from .base import Policy, register, tau_from_alpha
 from .cad import CAD
 from .off import Off
-from .whole import AnswerPolicy, Evidence, Unmodified, surprise
 
 __all__ = ["Dial"]
 

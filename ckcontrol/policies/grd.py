@@ -19,10 +19,10 @@ from typing import ClassVar
 
 import torch
 
-from ..config import check_number
-from ..gain import Signals
+from ..arguments import check_number
+from ..fusion.signals import Signals
+from .answer_policy import AnswerPolicy, Evidence, Unmodified
 from .base import Decision, Policy, register
-from .whole import AnswerPolicy, Evidence, Unmodified
 
 __all__ = ["GRD"]
 

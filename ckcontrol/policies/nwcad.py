@@ -18,8 +18,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import check_number
-from ..gain import Signals
+from ..arguments import check_number
+from ..fusion.signals import Signals
 from .base import Decision, Policy, ones, register
 
 __all__ = ["NWCAD"]

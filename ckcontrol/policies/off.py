@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ..gain import Signals
+from ..fusion.signals import Signals
 from .base import Decision, Policy, ones, register
 
 __all__ = ["Off"]

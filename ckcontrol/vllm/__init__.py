@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 # name -> module that defines it
 _WHERE = {
-    "CKMiddleware": ".middleware",
-    "CKWorker": ".worker",
-    "PairAsyncScheduler": ".scheduler",
-    "PairLogitsProcessor": ".processor",
-    "PairParams": ".params",
-    "PairScheduler": ".scheduler",
-    "SteeredLLM": ".client",
-    "TraceWorker": ".traces",
-    "extra_args": ".params",
-    "new_pair": ".params",
+    "CKMiddleware": ".http.middleware",
+    "CKWorker": ".engine.worker",
+    "PairAsyncScheduler": ".engine.scheduler",
+    "PairLogitsProcessor": ".engine.processor",
+    "PairParams": ".contract.pair_params",
+    "PairScheduler": ".engine.scheduler",
+    "SteeredLLM": ".offline.steered_llm",
+    "TraceWorker": ".engine.traces",
+    "extra_args": ".contract.pair_params",
+    "new_pair": ".contract.pair_params",
 }
 
 if TYPE_CHECKING:
-    from .client import SteeredLLM
-    from .middleware import CKMiddleware
-    from .params import PairParams, extra_args, new_pair
-    from .processor import PairLogitsProcessor
-    from .scheduler import PairAsyncScheduler, PairScheduler
-    from .traces import TraceWorker
-    from .worker import CKWorker
+    from .contract.pair_params import PairParams, extra_args, new_pair
+    from .engine.processor import PairLogitsProcessor
+    from .engine.scheduler import PairAsyncScheduler, PairScheduler
+    from .engine.traces import TraceWorker
+    from .engine.worker import CKWorker
+    from .http.middleware import CKMiddleware
+    from .offline.steered_llm import SteeredLLM
 
 __all__ = [
     "CKMiddleware",

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 from ckcontrol.errors import EvalError
 
+from ..judging.verdict import exact_match, verdict
 from ..records import Record
-from ..scoring import exact_match, verdict
 
 if TYPE_CHECKING:
-    from ckcontrol.prompts import PromptTemplate
+    from ckcontrol.decoding.prompts import PromptTemplate
 
 __all__ = ["as_message", "prompt_text", "template_for", "template_json", "unique", "verdicts"]
 
 
 def template_for(record: Record, template: PromptTemplate | None = None) -> PromptTemplate:
     """Return `template` (None: the default wording); a record that is a text to complete has its own form."""
-    from ckcontrol.prompts import PromptTemplate
+    from ckcontrol.decoding.prompts import PromptTemplate
 
-    from ..wording import raw
+    from ..running.prompt_styles import raw
 
     return raw(record) if record.cloze else template or PromptTemplate()
 

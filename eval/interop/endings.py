@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckcontrol.checks import check_tokenizer, eos_ids, position_limit
-from ckcontrol.config import Control
+from ckcontrol.control import Control
+from ckcontrol.decoding.generate import generate
+from ckcontrol.decoding.prompts import build_pair, plain_ids
+from ckcontrol.decoding.refusals import check_tokenizer, eos_ids, position_limit
 from ckcontrol.errors import PromptError
-from ckcontrol.generation import generate
 from ckcontrol.policies import Off
-from ckcontrol.prompts import build_pair, plain_ids
 
-from ..likelihood import likelihoods
+from ..running.likelihood import likelihoods
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ckcontrol.prompts import PromptTemplate
+    from ckcontrol.decoding.prompts import PromptTemplate
 
 __all__ = ["compare", "spoken"]
 

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckcontrol.config import check_integer
+from ckcontrol.arguments import check_integer
 from ckcontrol.errors import EvalError, MissingExtra
 
 from ..records import Record
 from .common import prompt_text, template_for, template_json, unique, verdicts
 
 if TYPE_CHECKING:
-    from ckcontrol.prompts import PromptTemplate
+    from ckcontrol.decoding.prompts import PromptTemplate
 
 __all__ = ["export_harness", "load_rows", "ratio", "score_row"]
 

@@ -17,11 +17,12 @@ from importlib.util import find_spec
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckcontrol.config import Control, GenerateOptions
+from ckcontrol.control import Control
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import EvalError, MissingExtra
 
 if TYPE_CHECKING:
-    from ckcontrol.prompts import PromptTemplate
+    from ckcontrol.decoding.prompts import PromptTemplate
 
 __all__ = ["harness_model", "main"]
 
@@ -101,12 +102,12 @@ class _Steering:
             raise EvalError(f"control and {', '.join(given)} are both given.", "Give one or the other.")
         self.control = control or Control(method or "ck-plug", alpha, **params)
         if isinstance(pretrained, str):
-            from ckcontrol.models import load
+            from ckcontrol.models.load import load
 
             pretrained, tokenizer = load(pretrained, device=device, dtype=dtype)
         elif tokenizer is None:
             raise EvalError("pretrained is a loaded model without its tokenizer.", "Pass tokenizer as well.")
-        from ckcontrol.checks import check_model, check_tokenizer
+        from ckcontrol.decoding.refusals import check_model, check_tokenizer
 
         check_model(pretrained)
         check_tokenizer(pretrained, tokenizer)
@@ -157,7 +158,7 @@ class _Steering:
         text, argument = request.args[:2]
         if not text:  # the unconditional half of acc_mutual_info: no prompt, so nothing to steer
             return None
-        from ckcontrol.prompts import PromptTemplate
+        from ckcontrol.decoding.prompts import PromptTemplate
 
         from .common import as_message
 
@@ -177,7 +178,7 @@ class _Steering:
         return _Work(doc["question"], list(doc["passages"]), template, argument)
 
     def _answer(self, works: list[_Work]) -> list[str]:
-        from ckcontrol.generation import generate
+        from ckcontrol.decoding.generate import generate
 
         tools: Any = self
         batches: dict[Any, list[int]] = {}

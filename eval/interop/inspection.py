@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ckcontrol.config import Control, check_integer
+from ckcontrol.arguments import check_integer
+from ckcontrol.control import Control
 from ckcontrol.errors import EvalError, MissingExtra
 
 from ..records import Record
 from .common import prompt_text, template_for, template_json, unique, verdicts
 
 if TYPE_CHECKING:
-    from ckcontrol.prompts import PromptTemplate
+    from ckcontrol.decoding.prompts import PromptTemplate
 
 __all__ = ["inspect_samples", "inspect_scorer", "inspect_solver", "inspect_task"]
 
@@ -141,7 +142,7 @@ def inspect_solver(
     one_at_a_time = threading.Lock()
 
     def work(sample: Mapping[str, Any]) -> tuple[str, str, int, int, dict[str, Any]]:
-        from ckcontrol.prompts import PromptTemplate
+        from ckcontrol.decoding.prompts import PromptTemplate
 
         asked = (*loaded, sample["question"], list(sample["passages"]))
         options = {
@@ -222,7 +223,7 @@ def inspect_scorer(records: Sequence[Record]) -> Any:
 
 def _generate(asked: Any, options: Mapping[str, Any]) -> tuple[str, str, int, int, dict[str, Any]]:
     """Return text, stop reason, tokens read and written, and what else is worth keeping."""
-    from ckcontrol.generation import generate
+    from ckcontrol.decoding.generate import generate
 
     answer = generate(*asked, **options)
     stop = "stop" if answer.finish_reason == "stop" else "max_tokens"
@@ -241,7 +242,7 @@ def _choose(asked: Any, choices: list[str], options: Mapping[str, Any]) -> tuple
 
 def _loaded(model: Any, tokenizer: Any) -> tuple[str, tuple[Any, Any]]:
     if isinstance(model, str):
-        from ckcontrol.models import load
+        from ckcontrol.models.load import load
 
         return model, load(model)
     if tokenizer is None:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ckcontrol.errors import MissingExtra
 
+from ...views.canvas import Canvas, sheet, svg
+from ...views.canvas_png import has_matplotlib, save_png
 from .assembly import curve_panels, places, report_page
-from .canvas import Canvas, sheet, svg
+from .charts.forest import forest
 from .markdown import report_markdown
-from .png import has_matplotlib, save_png
 from .runs import Run, read_runs
-from .states import forest
 
 __all__ = ["write_report"]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ckcontrol.errors import EvalError
-from ckcontrol.text_safety import clean
+from ckcontrol.views.safe_text import clean
 
+from ..judging.verdict import verdict
 from ..records import Record
-from ..scoring import verdict
-from ..store import sample_files
+from ..run_files import sample_files
 from .runs import STATES
 
 __all__ = ["SYMBOLS", "Choice", "Chosen", "choose", "failure", "item_rows", "judge", "sample_rows"]

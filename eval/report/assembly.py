@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ckcontrol.page import page
-from ckcontrol.text_safety import clean, escape
+from ckcontrol.views.html import page
+from ckcontrol.views.safe_text import clean, escape
 
+from ...views.canvas import Canvas, svg
 from .answers import choose
 from .beside import side_by_side, tested
 from .browser import browser, key_html
-from .canvas import Canvas, svg
 from .card import card, differences
-from .curves import memory_ratio, named
+from .charts.curves import memory_ratio, named
+from .charts.tradeoff import tradeoff
 from .findings import findings
 from .grid import html_grid
+from .number_texts import count
 from .runs import LEVEL, Run
 from .style import CSS
 from .tables import by_state, by_task, glance, other_metrics
-from .tradeoff import tradeoff
-from .words import count
 
 __all__ = ["curve_panels", "part_panels", "places", "report_page", "title"]
 

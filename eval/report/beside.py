@@ -1,6 +1,6 @@
 """Several runs beside each other; two runs on the same items are compared sample by sample.
 
-Knows runs, and for the test their samples; the test itself is `ckcontrol.eval.compare`.
+Knows runs, and for the test their samples; the test itself is `ckcontrol.eval.figures.compare`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 from ckcontrol.errors import EvalError
 
-from ..cells import collect
-from ..compare import compare
+from ..figures.cells import collect
+from ..figures.compare import compare
 from .answers import item_rows, sample_rows
 from .grid import Cell, Grid
+from .number_texts import LABELS, MISSING, interval, n_of, percent, points
 from .runs import LEVEL, Run, headline, number
-from .words import LABELS, MISSING, interval, n_of, percent, points
 
 __all__ = ["side_by_side", "tested"]
 

@@ -10,15 +10,15 @@ import html
 from collections import Counter
 from typing import Any
 
-from ckcontrol import describe, palette
-from ckcontrol.config import Control
-from ckcontrol.text_safety import escape
-from ckcontrol.trace import Answer, TokenTrace
+from ckcontrol.answer import Answer, TokenTrace
+from ckcontrol.control import Control
+from ckcontrol.views import describe, palette
+from ckcontrol.views.safe_text import escape
 
 from ..records import Record
 from .answers import SYMBOLS, Choice, Chosen, failure
+from .number_texts import count
 from .runs import Run, number
-from .words import count
 
 __all__ = ["BYTES", "browser", "key_html"]
 

@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckcontrol.text_safety import clean, escape
+from ckcontrol.views.safe_text import clean, escape
 
+from .number_texts import count
 from .runs import Run
-from .words import count
 
 __all__ = ["card", "differences", "rejected"]
 

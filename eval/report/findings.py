@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .number_texts import count, n_of, percent, points
 from .runs import HARM_STATES, Run, headline
 from .tables import reach, worst
-from .words import count, n_of, percent, points
 
 __all__ = ["SMALL", "Finding", "findings"]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ckcontrol.page import table
-from ckcontrol.text_safety import clean, escape
+from ckcontrol.views.html import table
+from ckcontrol.views.safe_text import clean, escape
 
-from .canvas import Canvas, svg
+from ...views.canvas import Canvas, svg
 
 __all__ = ["Cell", "Grid", "html_grid", "markdown_grid", "plain"]
 

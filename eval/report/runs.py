@@ -15,9 +15,9 @@ from typing import Any
 
 from ckcontrol.errors import EvalError
 
+from ..figures.intervals import holm
 from ..records import STATES
-from ..stats import holm
-from ..store import read_json
+from ..run_files import read_json
 
 __all__ = ["HARM_STATES", "LEVEL", "STATES", "Arm", "Estimate", "Pair", "Run", "headline", "number", "read_runs"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from ..measures import METRICS
-from .axes import Scale, look
-from .canvas import Canvas
+from ...views.canvas import Canvas
+from ..judging.measures import METRICS
+from .charts.axes import Scale, look
 from .grid import Cell, Grid
+from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points
 from .runs import BASELINES, HARM_STATES, Arm, Estimate, Pair, Run, headline
-from .words import LABELS, MISSING, count, interval, n_of, percent, plain, points
 
 __all__ = ["by_state", "by_task", "glance", "other_metrics", "reach", "worst"]
 

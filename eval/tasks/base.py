@@ -11,7 +11,7 @@ from typing import Any
 
 from ckcontrol.errors import EvalError
 
-from ..readers import Data, Row
+from ..items.readers import Data, Row
 from ..records import Record, Rejected, texts
 
 __all__ = ["Adapter", "Made", "converted", "row_id", "text", "with_answer"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ..readers import Row
+from ..items.readers import Row
 from ..records import Record
 from .base import Adapter, Made, converted, row_id, text, with_answer
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..readers import Row
+from ..items.readers import Row
+from ..items.states import rank
 from ..records import Record, texts
-from ..states import rank
 from .base import Adapter, Made, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER"]

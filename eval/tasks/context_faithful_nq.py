@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from ckcontrol.errors import EvalError
 
-from ..readers import Data, Row, read, sha256
+from ..items.readers import Data, Row, read, sha256
 from ..records import Record, Rejected, squad, texts
 from .base import Adapter, Made, converted, text, with_answer
 from .nq_swap import without_tags

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ckcontrol.errors import EvalError, did_you_mean
 
-from ..readers import Row
+from ..items.readers import Row
 from ..records import Record
 from .base import Adapter, Made, converted, row_id, text, with_answer
 

@@ -11,10 +11,10 @@ from importlib.resources import files
 
 from ckcontrol.errors import EvalError
 
-from ..facts import Fact, load_capitals
-from ..readers import Row, parse, sha256
+from ..items.readers import Row, parse, sha256
+from ..items.shipped_facts import Fact, load_capitals
+from ..items.states import StateFact
 from ..records import Rejected
-from ..states import StateFact
 
 __all__ = ["LICENCE", "SOURCE", "read_facts", "shipped"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..readers import Row
+from ..items.readers import Row
 from ..records import Record
 from .base import Adapter, Made, converted, row_id, text, with_answer
 

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from ckcontrol.errors import EvalError
 
-from ..readers import Row
+from ..items.readers import Row
 from ..records import Record
 from .base import Adapter, Made, converted, row_id, text
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckcontrol.errors import EvalError, did_you_mean
 
-from ..readers import Row
+from ..items.readers import Row
 from ..records import Record, texts
 from .base import Adapter, Made, converted, text, with_answer
 

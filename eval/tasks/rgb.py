@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..readers import Row
+from ..items.readers import Row
 from ..records import Record
 from .base import Adapter, Made, converted, text, with_answer
 

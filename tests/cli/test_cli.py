@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from ckcontrol import __version__
-from ckcontrol.cli import inputs
+from ckcontrol.cli import files, options
 from ckcontrol.cli.main import app, main
 from ckcontrol.cli.stream import TextStream
 from ckcontrol.errors import CKError, ControlError, ModelUnavailable, PromptError, UnsupportedMode
@@ -66,7 +66,7 @@ def test_run_prints_the_answer_and_nothing_else(capsys: pytest.CaptureFixture[st
 
 
 def inputs_clean(text: str) -> str:
-    from ckcontrol.text_safety import clean
+    from ckcontrol.views.safe_text import clean
 
     return clean(text, None)
 
@@ -135,12 +135,12 @@ def ids(*values: int) -> object:
 def test_passages_come_from_files_stdin_and_options_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("\ufeffone", encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"two")))
-    assert inputs.read_passages([str(tmp_path / "a.txt"), "-"], ["three"]) == ["one", "two", "three"]
+    assert files.read_passages([str(tmp_path / "a.txt"), "-"], ["three"]) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(
     ("data", "says"),
-    [(b"\xff\xfe\x00", "not UTF-8"), (b" \n", "empty"), (b"x" * (inputs.LIMIT + 1), "larger than 10 MB")],
+    [(b"\xff\xfe\x00", "not UTF-8"), (b" \n", "empty"), (b"x" * (files.LIMIT + 1), "larger than 10 MB")],
 )
 def test_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, says: str) -> None:
     (tmp_path / "bad.txt").write_bytes(data)
@@ -156,7 +156,7 @@ def test_missing_file_and_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_stdin_is_read_once() -> None:
     with pytest.raises(PromptError, match="more than once"):
-        inputs.read_passages(["-", "-"])
+        files.read_passages(["-", "-"])
 
 
 # --- parameters ---
@@ -164,7 +164,7 @@ def test_stdin_is_read_once() -> None:
 
 def test_params_are_typed() -> None:
     pairs = ["a=true", "b=False", "c=3", "d=-2.5", "e=1e3", "f=word", "g-h=1.", "i="]
-    assert inputs.parse_params(pairs) == {
+    assert files.parse_params(pairs) == {
         "a": True,
         "b": False,
         "c": 3,
@@ -174,7 +174,7 @@ def test_params_are_typed() -> None:
         "g_h": 1.0,
         "i": "",
     }
-    assert [type(v) for v in inputs.parse_params(["a=1", "b=1.0", "c=nan", "d=inf"]).values()] == [
+    assert [type(v) for v in files.parse_params(["a=1", "b=1.0", "c=nan", "d=inf"]).values()] == [
         int,
         float,
         str,
@@ -185,7 +185,7 @@ def test_params_are_typed() -> None:
 @pytest.mark.parametrize("pairs", [["gate"], ["=1"], ["a b=1"], ["alpha=1"], ["method=cad"], ["a=1", "a=2"]])
 def test_bad_params_are_refused(pairs: list[str]) -> None:
     with pytest.raises(ControlError):
-        inputs.parse_params(pairs)
+        files.parse_params(pairs)
 
 
 # --- exit codes ---
@@ -248,7 +248,7 @@ def test_codes_by_error(
         raise error
 
     monkeypatch.delenv("CKCONTROL_DEBUG", raising=False)
-    monkeypatch.setattr(inputs, "load", fail)
+    monkeypatch.setattr(options, "load", fail)
     got, err = failure(capsys, "run", *ASK)
     assert got == code
     assert err[:-1].isprintable() and "Traceback" not in err

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ckcontrol.cli import inputs
+from ckcontrol.cli import options
 from ckcontrol.cli.main import main
-from ckcontrol.heads.scores import HeadScores
+from ckcontrol.heads.finding.scores import HeadScores
 
 from ..heads.known import CONTEXT, MEMORY, known_model
 
@@ -19,7 +19,7 @@ from ..heads.known import CONTEXT, MEMORY, known_model
 def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The known model behind any name, and the path of its facts."""
     made = known_model()
-    monkeypatch.setattr(inputs, "load", lambda *arguments: (made.model, made.tokenizer))
+    monkeypatch.setattr(options, "load", lambda *arguments: (made.model, made.tokenizer))
     keys = ("relation", "subject", "answer", "cloze", "context_template")
     lines = [json.dumps({key: getattr(fact, key) for key in keys}) for fact in made.facts]
     (tmp_path / "facts.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -50,7 +50,7 @@ def test_find_as_json(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_interrupted_find_says_how_to_go_on(
     known: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ckcontrol.heads.find as module
+    import ckcontrol.heads.finding.find as module
 
     score, calls = module.score_batch, iter([True, False])
 

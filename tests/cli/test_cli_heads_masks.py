@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from ckcontrol import Control, generate
-from ckcontrol.cli import inputs
+from ckcontrol.cli import options
 from ckcontrol.cli.main import main
 from ckcontrol.heads import HeadMask, pruned
-from ckcontrol.heads.find import find
-from ckcontrol.heads.scores import HeadScores
-from ckcontrol.tiny import tiny_model
+from ckcontrol.heads.finding.find import find
+from ckcontrol.heads.finding.scores import HeadScores
+from ckcontrol.models.tiny import tiny_model
 
 from ..heads.known import CONTEXT, MEMORY, Known, known_model
 
@@ -40,7 +40,7 @@ def scored(known: Known, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def loading(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "load", lambda *arguments: (known.model, known.tokenizer))
+    monkeypatch.setattr(options, "load", lambda *arguments: (known.model, known.tokenizer))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
@@ -128,7 +128,7 @@ def test_tune_refuses(
     assert "no known record is in the split 'dev'" in refused(
         capsys, *arguments[:2], tmp_path / "find.json", *arguments[3:]
     )
-    monkeypatch.setattr(inputs, "load", lambda *arguments: tiny_model("llama"))
+    monkeypatch.setattr(options, "load", lambda *arguments: tiny_model("llama"))
     assert "family is 'gpt2' there and 'llama' here" in refused(capsys, *arguments)
 
 
@@ -165,7 +165,7 @@ def test_export_refuses(scored: Path, known: Known, tmp_path: Path, capsys: pyte
 @pytest.fixture
 def llama(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Any, Path]:
     model, tokenizer = tiny_model("llama")
-    monkeypatch.setattr(inputs, "load", lambda *arguments: (model, tokenizer))
+    monkeypatch.setattr(options, "load", lambda *arguments: (model, tokenizer))
     HeadMask.of(model, [(0, 1), (1, 3)]).save(tmp_path / "mask.json")
     return model, tokenizer, tmp_path / "mask.json"
 
@@ -216,7 +216,7 @@ def test_run_refuses_before_the_model_is_loaded(
     def never(*arguments: Any) -> Any:
         raise RuntimeError("loaded")
 
-    monkeypatch.setattr(inputs, "load", never)
+    monkeypatch.setattr(options, "load", never)
     ask = ["run", "-q", "Who?"]
     assert "--prune without --heads" in refused(capsys, *ask, "--prune", "memory:7")
     assert "is not a choice of heads" in refused(capsys, *ask, "--heads", scored, "--prune", "memory")

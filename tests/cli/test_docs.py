@@ -11,8 +11,8 @@ from typer.main import get_command
 
 import ckcontrol.retrieval
 from ckcontrol.cli.main import app
-from ckcontrol.retrieval.snapshot import MODES
-from ckcontrol.retrieval.vectors import KINDS, MEMORY, SCAN
+from ckcontrol.retrieval.store.snapshot import MODES
+from ckcontrol.retrieval.store.vectors import KINDS, MEMORY, SCAN
 from ckcontrol.retrieval.where import OPERATORS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "retrieval.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_numbers_names_and_formats_are_the_codes() -> None:
     for word in (*KINDS, *MODES):
         assert f"`{word}`" in TEXT
     assert set(re.findall(r"\$\w+", TEXT)) == set(OPERATORS)
-    for suffix in importlib.import_module("ckcontrol.retrieval.read").READERS:
+    for suffix in importlib.import_module("ckcontrol.retrieval.reading.read").READERS:
         assert f"`{suffix}`" in TEXT
     for name in ("Embedder", "Index", "MilvusIndex", "from_retriever", "read", "Reranker"):
         assert name in TEXT and hasattr(ckcontrol.retrieval, name)

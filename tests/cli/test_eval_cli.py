@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ckcontrol.cli.eval_ import split_tasks
+from ckcontrol.cli.eval.run import split_tasks
 from ckcontrol.cli.main import main
 
 RECORDS = [

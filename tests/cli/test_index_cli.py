@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ckcontrol.cli import files
 from ckcontrol.cli import index as index_command
-from ckcontrol.cli import inputs
 from ckcontrol.cli.main import app, main
 from ckcontrol.cli.progress import WriteProgress
 from ckcontrol.errors import ControlError
@@ -304,7 +304,7 @@ def test_another_embedder_is_refused(index: str, tmp_path: Path, embedder: str, 
 
 def test_conditions_are_typed() -> None:
     given = ["year>=2000", "year < 2010", "lang=en", "n!=3", "ok=true", 'zip="007"', "id=12", "a b==x=y", "e="]
-    assert inputs.parse_where(given) == {
+    assert files.parse_where(given) == {
         "year": {"$gte": 2000, "$lt": 2010},
         "lang": {"$eq": "en"},
         "n": {"$ne": 3},
@@ -314,13 +314,13 @@ def test_conditions_are_typed() -> None:
         "a b": {"$eq": "x=y"},
         "e": {"$eq": ""},
     }
-    assert inputs.parse_where([]) is None
+    assert files.parse_where([]) is None
 
 
 @pytest.mark.parametrize("given", [["year"], ["=2000"], [""], [">1"], ["a=1", "a==2"]])
 def test_bad_conditions_are_refused(given: list[str]) -> None:
     with pytest.raises(ControlError, match="--where"):
-        inputs.parse_where(given)
+        files.parse_where(given)
 
 
 # --- progress -------------------------------------------------------------------------------------

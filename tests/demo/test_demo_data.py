@@ -58,7 +58,7 @@ def test_the_mix() -> None:
 @pytest.mark.real
 def test_each_question_retrieves_its_passage_first() -> None:
     from ckcontrol.errors import ModelUnavailable
-    from ckcontrol.models import embedder_path
+    from ckcontrol.models.load import embedder_path
     from ckcontrol.retrieval import Embedder, Index, Passage
 
     try:

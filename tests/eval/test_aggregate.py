@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.aggregate import aggregate, results_bytes
-from ckcontrol.eval.measures import METRICS
+from ckcontrol.eval.figures.aggregate import aggregate, results_bytes
+from ckcontrol.eval.judging.measures import METRICS
 
 from . import small_run
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ckcontrol.errors import ControlError, EvalError
-from ckcontrol.eval.arms import ALPHAS, arms_for, method_names
-from ckcontrol.eval.plan import in_measuring_order, passes, shard_of
 from ckcontrol.eval.records import Record
-from ckcontrol.eval.wording import Wording
+from ckcontrol.eval.running.arms import ALPHAS, arms_for, method_names
+from ckcontrol.eval.running.passes import in_measuring_order, passes, shard_of
+from ckcontrol.eval.running.prompt_styles import Wording
 
 
 def names(methods, alphas=(0, 0.5, 1)):

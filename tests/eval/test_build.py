@@ -12,8 +12,8 @@ import pytest
 
 from ckcontrol.errors import EvalError
 from ckcontrol.eval import load_capitals, mentions
-from ckcontrol.eval.build import build_conflicts, read_known
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.eval.tasks.build_conflicts import build_conflicts, read_known
+from ckcontrol.eval.tasks.load import load_task
 
 from .data import fixture
 

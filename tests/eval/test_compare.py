@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.cells import Cell, Place, collect
-from ckcontrol.eval.compare import compare
+from ckcontrol.eval.figures.cells import Cell, Place, collect
+from ckcontrol.eval.figures.compare import compare
 
 from . import small_run
 

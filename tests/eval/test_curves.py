@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckcontrol.eval.curves import area_gap, harm, spearman, summary, violations
+from ckcontrol.eval.figures.dial_curve import area_gap, harm, spearman, summary, violations
 
 
 def points(values: list[tuple[float, float]]) -> list[dict[str, Any]]:
@@ -115,6 +115,6 @@ def test_what_was_not_measured_is_none() -> None:
 
 
 def test_examples_in_docstrings() -> None:
-    done = doctest.testmod(sys.modules["ckcontrol.eval.curves"])
+    done = doctest.testmod(sys.modules["ckcontrol.eval.figures.dial_curve"])
     assert done.attempted
     assert not done.failed

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckcontrol.cli.eval_ import split_tasks
-from ckcontrol.eval.arms import arms_for, method_names
-from ckcontrol.eval.cells import Cell
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.cli.eval.run import split_tasks
+from ckcontrol.eval.figures.cells import Cell
+from ckcontrol.eval.running.arms import arms_for, method_names
+from ckcontrol.eval.tasks.load import load_task
 
 from .invented_run import arms, write_run
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from ckcontrol.config import GenerateOptions
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.arms import arms_for
-from ckcontrol.eval.backend import Ask, Reply
-from ckcontrol.eval.engine import Local, Served
 from ckcontrol.eval.records import Record
-from ckcontrol.eval.runner import run
-from ckcontrol.eval.speed import measure_speed, one_arm_a_method
-from ckcontrol.eval.store import read_json, samples
-from ckcontrol.eval.tasks import Task
+from ckcontrol.eval.run_files import read_json, samples
+from ckcontrol.eval.running.arms import arms_for
+from ckcontrol.eval.running.backend import Ask, Reply
+from ckcontrol.eval.running.engine import Local, Served
+from ckcontrol.eval.running.runner import run
+from ckcontrol.eval.running.speed import measure_speed, one_arm_a_method
+from ckcontrol.eval.tasks.load import Task
 
 RECORDS = [Record(str(i), f"Who is {i}?", (f"{i} is Ann.",), ("Ann",), ("Bob",)) for i in range(5)]
 TASK = Task("people", tuple(RECORDS), (), "ours", "ours", "0" * 64)

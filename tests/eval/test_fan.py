@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.checks import eos_ids
-from ckcontrol.config import GenerateOptions
-from ckcontrol.eval.fan import Width, fan
-from ckcontrol.prompts import build_pair
-from ckcontrol.streams import Stream, TwoStreams
+from ckcontrol.decoding.options import GenerateOptions
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import eos_ids
+from ckcontrol.decoding.streams import Stream, TwoStreams
+from ckcontrol.eval.running.fan import Width, fan
 
 CONTROLS = [
     ck.Control("off"),

@@ -15,13 +15,13 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import ckcontrol as ck
+from ckcontrol.decoding.prompts import build_pair, plain_ids
 from ckcontrol.errors import ControlError, EvalError, PromptError
 from ckcontrol.eval.interop import export_harness, harness_model
 from ckcontrol.eval.interop.common import as_message, prompt_text, template_for, verdicts
 from ckcontrol.eval.interop.endings import compare, spoken
 from ckcontrol.eval.interop.harness import ratio
 from ckcontrol.eval.records import Record
-from ckcontrol.prompts import build_pair, plain_ids
 
 MEMORY = ck.Control("ck-plug", 0.9, gate=1e6)
 RECORDS = [

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.dist import log_probs
-from ckcontrol.eval.likelihood import likelihoods
-from ckcontrol.gain import Signals
+from ckcontrol.eval.running.likelihood import likelihoods
+from ckcontrol.fusion.distributions import log_probs
+from ckcontrol.fusion.signals import Signals
 
 PROMPTS = [([257, 65, 66, 67, 68], [257, 67, 68]), ([257, 80, 81, 82, 83, 84, 85, 86], [257, 85, 86])]
 ENDINGS = [[70, 71, 72], [70], [90, 91]]

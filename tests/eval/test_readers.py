@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ckcontrol.errors import EvalError, MissingExtra
-from ckcontrol.eval import readers
-from ckcontrol.eval.readers import Row, parse, read
+from ckcontrol.eval.items import readers
+from ckcontrol.eval.items.readers import Row, parse, read
 from ckcontrol.eval.records import Rejected
 
 from .data import fixture

@@ -13,8 +13,8 @@ import pytest
 
 import ckcontrol as ck
 from ckcontrol.errors import ControlError, PromptError
-from ckcontrol.eval.backend import Ask, Backend, Reply
-from ckcontrol.eval.remote import RemoteBackend
+from ckcontrol.eval.running.backend import Ask, Backend, Reply
+from ckcontrol.eval.running.remote import RemoteBackend
 
 Handle = Callable[["_Handler", dict[str, Any]], None]
 

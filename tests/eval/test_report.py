@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from ckcontrol.errors import EvalError, MissingExtra
-from ckcontrol.eval.report import png, write_report
+from ckcontrol.eval.report import write_report
+from ckcontrol.eval.report.number_texts import percent
 from ckcontrol.eval.report.runs import read_runs
-from ckcontrol.eval.report.words import percent
+from ckcontrol.views import canvas_png as png
 
 from .invented_run import STATES, arms, write_json, write_lines, write_run
 

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckcontrol.eval.report.axes import Scale, look, nice_range
-from ckcontrol.eval.report.canvas import Canvas, Line, Mark, Text, sheet, svg, text_width
-from ckcontrol.eval.report.curves import memory_ratio, named
-from ckcontrol.eval.report.labels import dodge, settle
+from ckcontrol.eval.report.charts.axes import Scale, look, nice_range
+from ckcontrol.eval.report.charts.curves import memory_ratio, named
+from ckcontrol.eval.report.charts.forest import forest
+from ckcontrol.eval.report.charts.labels import dodge, settle
+from ckcontrol.eval.report.charts.tradeoff import costs, tradeoff
 from ckcontrol.eval.report.runs import Run, read_runs
-from ckcontrol.eval.report.states import forest
-from ckcontrol.eval.report.style import DARK_INKS, LIGHT_INKS
-from ckcontrol.eval.report.tradeoff import costs, tradeoff
-from ckcontrol.palette import contrast
+from ckcontrol.views.canvas import Canvas, Line, Mark, Text, sheet, svg, text_width
+from ckcontrol.views.inks import DARK_INKS, LIGHT_INKS
+from ckcontrol.views.palette import contrast
 
 from .invented_run import arms, write_run
 

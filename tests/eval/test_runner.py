@@ -12,13 +12,13 @@ import sys
 import pytest
 
 import ckcontrol as ck
-from ckcontrol.config import GenerateOptions
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.arms import arms_for
-from ckcontrol.eval.engine import Local
-from ckcontrol.eval.runner import merge, run
-from ckcontrol.eval.store import lines, read_json, samples
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.eval.run_files import lines, read_json, samples
+from ckcontrol.eval.running.arms import arms_for
+from ckcontrol.eval.running.engine import Local
+from ckcontrol.eval.running.runner import merge, run
+from ckcontrol.eval.tasks.load import load_task
 
 ARMS = arms_for(["off", "closed-book", "prompt", "ck-plug", "adacad"], [0.0, 0.5, 1.0])
 RECORDS = [
@@ -126,12 +126,12 @@ import hashlib, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ckcontrol.config import GenerateOptions
-from ckcontrol.eval.arms import arms_for
-from ckcontrol.eval.engine import Local
-from ckcontrol.eval.runner import run
+from ckcontrol.decoding.options import GenerateOptions
+from ckcontrol.eval.running.arms import arms_for
+from ckcontrol.eval.running.engine import Local
+from ckcontrol.eval.running.runner import run
 from ckcontrol.eval.tasks import load_task
-from ckcontrol.tiny import tiny_model
+from ckcontrol.models.tiny import tiny_model
 
 data, out = sys.argv[1], Path(sys.argv[2])
 tiny = tiny_model("llama")
@@ -238,7 +238,7 @@ def test_another_run_is_refused_by_the_field_that_differs(tiny, data, whole, tmp
 
 
 def test_two_writers_do_not_meet(llama, data, tmp_path):
-    from ckcontrol.eval.store import Samples
+    from ckcontrol.eval.run_files import Samples
 
     with Samples(tmp_path / "samples.jsonl"), pytest.raises(EvalError, match="written by another process"):
         ran(llama, data, tmp_path)
@@ -257,8 +257,8 @@ def test_facts_become_the_states_the_model_is_in(llama, tmp_path):
 
 def test_what_breaks_is_counted_not_averaged(data, tmp_path):
     """A model that breaks on one record: its samples are errors, the others are as they were."""
-    from ckcontrol.prompts import plain_ids
-    from ckcontrol.tiny import tiny_model
+    from ckcontrol.decoding.prompts import plain_ids
+    from ckcontrol.models.tiny import tiny_model
 
     model, tokenizer = tiny_model("llama")
     mark = plain_ids(tokenizer, "7")[0]
@@ -289,7 +289,7 @@ def test_damage_inside_the_samples_is_named(whole, tmp_path):
     raw = (whole / "samples.jsonl").read_bytes().split(b"\n")
     raw[1] = raw[1][:20]
     (tmp_path / "samples.jsonl").write_bytes(b"\n".join(raw))
-    from ckcontrol.eval.store import Samples
+    from ckcontrol.eval.run_files import Samples
 
     with pytest.raises(EvalError, match="line 2 is damaged"), Samples(tmp_path / "samples.jsonl"):
         pass

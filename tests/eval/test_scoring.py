@@ -11,8 +11,8 @@ import pytest
 
 from ckcontrol.errors import EvalError
 from ckcontrol.eval import normalize
-from ckcontrol.eval.scoring import exact_match, set_match, verdict
-from ckcontrol.eval.words import words
+from ckcontrol.eval.judging.verdict import exact_match, set_match, verdict
+from ckcontrol.eval.judging.word_spans import words
 
 P, C, B, N = "parametric", "contextual", "both", "neither"
 

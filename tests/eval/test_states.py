@@ -9,10 +9,10 @@ import pytest
 
 from ckcontrol.errors import EvalError
 from ckcontrol.eval import mentions
-from ckcontrol.eval.readers import read
-from ckcontrol.eval.states import FIVE, StateFact, build_states, completed
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.eval.items.readers import read
+from ckcontrol.eval.items.states import FIVE, StateFact, build_states, completed
 from ckcontrol.eval.tasks.facts import read_facts
+from ckcontrol.eval.tasks.load import load_task
 
 from .data import fixture
 

@@ -16,8 +16,8 @@ import pytest
 
 from ckcontrol.errors import EvalError
 from ckcontrol.eval import wilson
-from ckcontrol.eval.resampling import quantile, resample
-from ckcontrol.eval.stats import Difference, difference, estimate, holm
+from ckcontrol.eval.figures.intervals import Difference, difference, estimate, holm
+from ckcontrol.eval.figures.resampling import quantile, resample
 
 
 def some(seed: int = 0, n: int = 60, groups: int = 20) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -327,6 +327,6 @@ def test_holm(given: list[float], expected: list[float]) -> None:
 
 
 def test_examples_in_docstrings() -> None:
-    done = doctest.testmod(sys.modules["ckcontrol.eval.stats"])
+    done = doctest.testmod(sys.modules["ckcontrol.eval.figures.intervals"])
     assert done.attempted
     assert not done.failed

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.eval.tasks.load import load_task
 from ckcontrol.eval.tasks.memotrap import split_prompt
 
 from .data import fixture

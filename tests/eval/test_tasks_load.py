@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.tasks import ADAPTERS, Task, export_flashrag, load_task, sample, task_names
+from ckcontrol.eval.tasks import ADAPTERS, export_flashrag
+from ckcontrol.eval.tasks.load import Task, load_task, sample, task_names
 
 from .data import FIXTURES, fixture
 

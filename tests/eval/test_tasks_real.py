@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from ckcontrol.eval.records import Record
-from ckcontrol.eval.tasks import load_task
+from ckcontrol.eval.tasks.load import load_task
 
 from .data import shared
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.checks import eos_ids
+from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import NonFiniteLogits
-from ckcontrol.tiny import FAMILIES, tiny_model
+from ckcontrol.models.tiny import FAMILIES, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -77,10 +77,10 @@ def test_nan_is_reported_although_the_flag_is_late(monkeypatch):
 
 @pytest.mark.parametrize("how", [{}, {"do_sample": True, "seed": 2}], ids=["greedy", "sampled"])
 def test_all_controls_of_a_pass_equal_generate(how):
-    from ckcontrol.config import GenerateOptions
-    from ckcontrol.eval.arms import arms_for
-    from ckcontrol.eval.engine import Local
+    from ckcontrol.decoding.options import GenerateOptions
     from ckcontrol.eval.records import Record
+    from ckcontrol.eval.running.arms import arms_for
+    from ckcontrol.eval.running.engine import Local
 
     model, tokenizer = tiny_model()
     model.cuda()

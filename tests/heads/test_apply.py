@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.checks import eos_ids
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.apply import pruned
 from ckcontrol.heads.families import describe
 from ckcontrol.heads.mask import HeadMask
-from ckcontrol.prompts import build_pair
-from ckcontrol.tiny import FAMILIES, tiny_model
+from ckcontrol.models.tiny import FAMILIES, tiny_model
 
 IDS = torch.tensor([[257, 72, 105, 32, 119, 104, 111], [257, 65, 66, 67, 68, 69, 70], [257, 9, 8, 7, 6, 5, 4]])
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
@@ -195,7 +195,7 @@ def ids(answers):
 def test_streams_under_masks_equal_each_stream_alone(family, where, share, monkeypatch):
     model, tokenizer = tiny_model(family)
     if not share:
-        monkeypatch.setattr("ckcontrol.cache.can_share_forward", lambda model: False)
+        monkeypatch.setattr("ckcontrol.decoding.pair_cache.can_share_forward", lambda model: False)
     none, one, two = HeadMask.of(model), HeadMask.of(model, [(0, 1), (1, 3)]), HeadMask.of(model, [(1, 0)], 2.0)
     kwargs, masks = {
         "contextual": ({"contextual": one}, (one, none)),

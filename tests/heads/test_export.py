@@ -15,7 +15,7 @@ from ckcontrol.heads.apply import pruned
 from ckcontrol.heads.export import compare, export_checkpoint, export_lora, lora_applied, probes
 from ckcontrol.heads.families import describe
 from ckcontrol.heads.mask import HeadMask
-from ckcontrol.tiny import FAMILIES, tiny_model
+from ckcontrol.models.tiny import FAMILIES, tiny_model
 
 IDS = torch.tensor([[257, 72, 105, 32, 119, 104, 111, 63]])
 

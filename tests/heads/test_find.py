@@ -12,11 +12,11 @@ import torch
 
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads import HeadMask, pruned
-from ckcontrol.heads import find as find_module
-from ckcontrol.heads.find import find
+from ckcontrol.heads.finding import find as find_module
+from ckcontrol.heads.finding.conflict_prompts import Record, read_facts
+from ckcontrol.heads.finding.find import find
+from ckcontrol.heads.finding.scores import HeadScores
 from ckcontrol.heads.forward import last_logits, pad
-from ckcontrol.heads.records import Record, read_facts
-from ckcontrol.heads.scores import HeadScores
 
 from .known import AGAINST, CONTEXT, FAMOUS, MEMORY, Known, known_model
 

@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import pytest
 
 from ckcontrol.errors import HeadsError, MissingExtra
-from ckcontrol.heads import maps
-from ckcontrol.heads.find import find
-from ckcontrol.heads.maps import figure, html_map, relations_table, save_png, top_table
-from ckcontrol.heads.scores import HeadScores
+from ckcontrol.heads.finding import maps
+from ckcontrol.heads.finding.find import find
+from ckcontrol.heads.finding.maps import figure, html_map, relations_table, save_png, top_table
+from ckcontrol.heads.finding.scores import HeadScores
 
 from .known import AGAINST, CONTEXT, MEMORY, known_model
 

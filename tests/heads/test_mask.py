@@ -10,7 +10,7 @@ import torch
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.fingerprint import Fingerprint
 from ckcontrol.heads.mask import LIMIT, HeadMask
-from ckcontrol.tiny import FAMILIES, tiny_model
+from ckcontrol.models.tiny import FAMILIES, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.apply import pruned
+from ckcontrol.heads.choosing.panel import Panel, Result, _outcome_of_text, _outcome_of_token, _Prompt, interval
+from ckcontrol.heads.finding.conflict_prompts import Record
 from ckcontrol.heads.mask import HeadMask
-from ckcontrol.heads.panel import Panel, Result, _outcome_of_text, _outcome_of_token, _Prompt, interval
-from ckcontrol.heads.records import Record
-from ckcontrol.tiny import tiny_model
+from ckcontrol.models.tiny import tiny_model
 
 QUIET = {"neutral": ("Plain words.", "And some more of them.")}
 

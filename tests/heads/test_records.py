@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from ckcontrol.errors import HeadsError
-from ckcontrol.heads.records import SPLITS, Fact, Record, answer_token, build_records, contains, read_facts
+from ckcontrol.heads.finding.conflict_prompts import (
+    SPLITS,
+    Fact,
+    Record,
+    answer_token,
+    build_records,
+    contains,
+    read_facts,
+)
 
 from .known import ANSWERS, SUBJECTS, Known, known_model
 

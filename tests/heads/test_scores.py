@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ckcontrol.errors import HeadsError
-from ckcontrol.heads.agreement import overlap, spearman, split_half
+from ckcontrol.heads.finding.agreement import overlap, spearman, split_half
+from ckcontrol.heads.finding.conflict_prompts import Record
+from ckcontrol.heads.finding.scores import HeadScores
 from ckcontrol.heads.fingerprint import Fingerprint
-from ckcontrol.heads.records import Record
-from ckcontrol.heads.scores import HeadScores
 
 MODEL = Fingerprint("llama", layers=2, heads=2, head_dim=8, hidden=16, vocabulary=32, weights="0" * 16)
 

@@ -9,23 +9,15 @@ import pytest
 import torch
 
 from ckcontrol.errors import HeadsError
-from ckcontrol.heads import select as module
+from ckcontrol.heads.choosing import select as module
+from ckcontrol.heads.choosing.learn import Learned, candidates, learn
+from ckcontrol.heads.choosing.panel import Panel, Result
+from ckcontrol.heads.choosing.select import Candidate, consistent, greedy, mask_for, random_controls, select, top_k
 from ckcontrol.heads.families import describe
-from ckcontrol.heads.find import find, score_batch
+from ckcontrol.heads.finding.find import find, score_batch
+from ckcontrol.heads.finding.scores import HeadScores
 from ckcontrol.heads.fingerprint import Fingerprint
-from ckcontrol.heads.learn import Learned, candidates, learn
 from ckcontrol.heads.mask import HeadMask
-from ckcontrol.heads.panel import Panel, Result
-from ckcontrol.heads.scores import HeadScores
-from ckcontrol.heads.select import (
-    Candidate,
-    consistent,
-    greedy,
-    mask_for,
-    random_controls,
-    select,
-    top_k,
-)
 
 from .known import AGAINST, CONTEXT, MEMORY, known_model
 from .test_panel import made, record

@@ -11,11 +11,11 @@ import transformers
 
 from ckcontrol.errors import HeadsError, NonFiniteLogits
 from ckcontrol.heads.families import FAMILIES, describe
+from ckcontrol.heads.finding.path_patching import capture, direct, gradient, linear, sweep
+from ckcontrol.heads.finding.path_patching_naive import naive_patch
 from ckcontrol.heads.forward import Batch, pad, run
-from ckcontrol.heads.naive import naive_patch
-from ckcontrol.heads.sweep import capture, direct, gradient, linear, sweep
-from ckcontrol.tiny import FAMILIES as TINY
-from ckcontrol.tiny import tiny_model
+from ckcontrol.models.tiny import FAMILIES as TINY
+from ckcontrol.models.tiny import tiny_model
 
 SMALL = {"vocab_size": 320, "initializer_range": 0.3, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -7,11 +7,11 @@ import torch
 from transformers import GenerationConfig
 
 import ckcontrol as ck
-import ckcontrol.tiny
-from ckcontrol.checks import REFUSED
+import ckcontrol.models.tiny
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import REFUSED
 from ckcontrol.errors import ControlError, UnsupportedMode
-from ckcontrol.prompts import build_pair
-from ckcontrol.tiny import FAMILIES
+from ckcontrol.models.tiny import FAMILIES
 
 from .test_reference import PASSAGES, QUESTIONS
 
@@ -194,7 +194,7 @@ ASKED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused_modes_raise_before_the_first_forward(llama, what, monkeypatch):
     model, _ = llama
-    from ckcontrol.checks import check_mode
+    from ckcontrol.decoding.refusals import check_mode
 
     config = GenerationConfig(**{k: v for k, v in ASKED[what].items() if k != "force_words_ids"})
     for key, value in ASKED[what].items():

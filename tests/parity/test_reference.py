@@ -8,10 +8,10 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process as lp
 
 import ckcontrol as ck
-from ckcontrol.cache import can_share_forward
-from ckcontrol.checks import eos_ids
-from ckcontrol.prompts import build_pair
-from ckcontrol.tiny import FAMILIES
+from ckcontrol.decoding.pair_cache import can_share_forward
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import eos_ids
+from ckcontrol.models.tiny import FAMILIES
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
@@ -77,7 +77,7 @@ def test_two_forwards_equal_one(tiny, family, monkeypatch):
     model, tokenizer = tiny(family)
     control = ck.Control(alpha=0.1, gate=2.0)
     shared = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)
-    monkeypatch.setattr("ckcontrol.cache.can_share_forward", lambda model: False)
+    monkeypatch.setattr("ckcontrol.decoding.pair_cache.can_share_forward", lambda model: False)
     apart = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)
     assert ids(shared) == ids(apart)
     for a, b in zip(shared, apart, strict=True):

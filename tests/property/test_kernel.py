@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckcontrol as ck
-from ckcontrol.dist import entropy, first_max, head_set, jensen_shannon, log_probs
 from ckcontrol.errors import ControlError, NonFiniteLogits
-from ckcontrol.gain import Signals
-from ckcontrol.kernel import fuse
+from ckcontrol.fusion.distributions import entropy, first_max, head_set, jensen_shannon, log_probs
+from ckcontrol.fusion.kernel import fuse
+from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import TAU_MAX, tau_from_alpha
 
 settings.register_profile("ck", deadline=None, max_examples=40, derandomize=True)

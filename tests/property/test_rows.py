@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.decode import _fuse_all, fuse_scores
-from ckcontrol.gain import Signals
+from ckcontrol.decoding.loop import _fuse_all, fuse_scores
+from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import per_row
 
 CONTROLS = [

@@ -120,8 +120,8 @@ def main(command: str, path: str, pause: str = "0", line: str = "") -> None:
     import faiss  # noqa: F401
     import filelock  # noqa: F401
 
-    import ckcontrol.retrieval.snapshot
-    import ckcontrol.retrieval.writer  # noqa: F401  (so that the clock starts with the work)
+    import ckcontrol.retrieval.store.snapshot
+    import ckcontrol.retrieval.store.writer  # noqa: F401  (so that the clock starts with the work)
 
     reached = 0
 

@@ -234,7 +234,7 @@ def test_passages_fit_the_demo_embedder() -> None:
     from transformers import AutoTokenizer
 
     from ckcontrol.errors import ModelUnavailable
-    from ckcontrol.models import embedder_path
+    from ckcontrol.models.load import embedder_path
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(embedder_path("demo"))

@@ -19,8 +19,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ckcontrol.errors import IndexMismatch, RetrievalError
-from ckcontrol.retrieval import Index, Passage, generations
-from ckcontrol.retrieval.manifest import Manifest
+from ckcontrol.retrieval import Index, Passage
+from ckcontrol.retrieval.store import generations
+from ckcontrol.retrieval.store.manifest import Manifest
 from ckcontrol.retrieval.types import Skipped
 
 from .hashes import Hashes, corpus, state

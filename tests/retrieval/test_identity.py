@@ -150,7 +150,7 @@ def test_an_index_without_an_embedder_reads_removes_and_searches_words(tmp_path:
 def test_a_real_model_and_its_path(tmp_path: Path) -> None:
     """The name may change with the machine; the fingerprint stays."""
     from ckcontrol.errors import ModelUnavailable
-    from ckcontrol.models import embedder_path
+    from ckcontrol.models.load import embedder_path
 
     try:
         path = embedder_path()

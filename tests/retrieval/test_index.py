@@ -166,7 +166,7 @@ def test_import_is_light() -> None:
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
     from ckcontrol.errors import ModelUnavailable
-    from ckcontrol.models import embedder_path
+    from ckcontrol.models.load import embedder_path
 
     try:
         return Embedder(embedder_path(), device="cpu")

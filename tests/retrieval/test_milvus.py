@@ -22,7 +22,7 @@ pytest.importorskip("milvus_lite")
 
 from ckcontrol.errors import IndexMismatch, MissingExtra, RetrievalError
 from ckcontrol.retrieval import Hit, Passage
-from ckcontrol.retrieval.milvus import MilvusIndex
+from ckcontrol.retrieval.milvus.index import MilvusIndex
 from ckcontrol.retrieval.types import Document, Skipped
 
 AXES = ["river", "city", "bridge", "salt", "gold", "moon", "ocean", "king"]

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckcontrol.retrieval.milvus_filter import facets, to_filter
+from ckcontrol.retrieval.milvus.filter import facets, to_filter
 from ckcontrol.retrieval.where import COLUMNS, OPERATORS, Condition, parse_where, to_sql
 
 HOSTILE = [
@@ -50,7 +50,7 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     """The rows' facets in a collection; a function from a filter to the rows that pass."""
     pymilvus = pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
-    from ckcontrol.retrieval.milvus_client import Client
+    from ckcontrol.retrieval.milvus.client import Client
 
     schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("number", pymilvus.DataType.INT64, is_primary=True)

@@ -18,7 +18,7 @@ pytest.importorskip("milvus_lite")
 
 from ckcontrol.errors import IndexLocked, RetrievalError
 from ckcontrol.retrieval import Passage
-from ckcontrol.retrieval.milvus import MilvusIndex
+from ckcontrol.retrieval.milvus.index import MilvusIndex
 
 ITEMS = [Passage(f"p{number}", f"{'gold' if number % 3 else 'salt'} {number}") for number in range(1500)]
 

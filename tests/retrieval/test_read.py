@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckcontrol.errors import RetrievalError
-from ckcontrol.retrieval.read import read
+from ckcontrol.retrieval.reading.read import read
 from ckcontrol.retrieval.types import Document, Skipped
 
 
@@ -201,7 +201,8 @@ def test_reading_waits_for_the_reader() -> None:
 
 def test_the_readers_are_loaded_when_needed() -> None:
     code = (
-        "import sys, ckcontrol.retrieval.read, ckcontrol.retrieval.chunk; print([n for n in ('torch', 'bs4', 'pypdf', "
+        "import sys, ckcontrol.retrieval.reading.read, ckcontrol.retrieval.chunk\n"
+        "print([n for n in ('torch', 'bs4', 'pypdf', "
         "'pyarrow', 'semantic_text_splitter') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,8 +15,8 @@ import pytest
 from fpdf import FPDF
 
 from ckcontrol.errors import MissingExtra
-from ckcontrol.retrieval import formats
-from ckcontrol.retrieval.read import read
+from ckcontrol.retrieval.reading import one_text as formats
+from ckcontrol.retrieval.reading.read import read
 from ckcontrol.retrieval.types import Document, Skipped
 
 

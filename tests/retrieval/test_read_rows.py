@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckcontrol.errors import RetrievalError
-from ckcontrol.retrieval import rows
-from ckcontrol.retrieval.read import read
+from ckcontrol.retrieval.reading import many_texts as rows
+from ckcontrol.retrieval.reading.read import read
 from ckcontrol.retrieval.types import Document, Skipped
 
 
@@ -290,7 +290,7 @@ def test_parquet_is_never_whole_in_memory() -> None:
     table = pa.table({"text": pa.array([text]).take(pa.array([0] * 60_000))})
     pq.write_table(table, "a.parquet", compression="none", use_dictionary=False)
     code = (
-        "import pyarrow.parquet; from ckcontrol.retrieval.read import read\n"
+        "import pyarrow.parquet; from ckcontrol.retrieval.reading.read import read\n"
         "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1000\n"
         "before = peak(); assert sum(1 for _ in read('a.parquet')) == 60_000; print(peak() - before)"
     )

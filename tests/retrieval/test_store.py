@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from ckcontrol.errors import RetrievalError
 from ckcontrol.retrieval import Document, Index, Passage, Skipped
-from ckcontrol.retrieval.manifest import digest_of
-from ckcontrol.retrieval.writer import PENDING, Change
+from ckcontrol.retrieval.store.manifest import digest_of
+from ckcontrol.retrieval.store.writer import PENDING, Change
 
 from .hashes import Hashes, corpus, state
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ckcontrol.errors import RetrievalError
 from ckcontrol.retrieval import Index, Passage
-from ckcontrol.retrieval.vectors import (
+from ckcontrol.retrieval.store.vectors import (
     ANN,
     DTYPES,
     EXACT,

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from ckcontrol.retrieval import Index, Passage
-from ckcontrol.retrieval.snapshot import fuse_ranks
+from ckcontrol.retrieval.store.snapshot import fuse_ranks
 
 from .hashes import Hashes
 
@@ -130,7 +130,7 @@ def test_equal_texts_keep_corpus_order_at_every_k() -> None:
 
 def test_a_common_word_does_not_hide_a_rare_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words are taken from the rarest on, until they touch so many passages; one is always taken."""
-    monkeypatch.setattr("ckcontrol.retrieval.texts.BUDGET", 10)
+    monkeypatch.setattr("ckcontrol.retrieval.store.texts.BUDGET", 10)
     with build([*(f"common w{n}" for n in range(50)), "rare common"]) as index:
         assert [hit.passage.id for hit in index.search("common rare", k=60, mode="bm25")] == ["p50"]
         assert len(index.search("common", k=60, mode="bm25")) == 51

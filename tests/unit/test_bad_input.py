@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.checks import check_tokenizer
+from ckcontrol.decoding.refusals import check_tokenizer
 from ckcontrol.errors import ControlError, PromptError, PromptTooLong, TokenizerMismatch, UnsupportedMode
-from ckcontrol.tiny import tiny_model
+from ckcontrol.models.tiny import tiny_model
 
 ASK = ("Who did it?", ["It was the postman."])
 STEER = ck.Control(alpha=0.1, gate=3.0)
@@ -87,8 +87,8 @@ def test_a_model_outside_the_shared_families_falls_back_to_two_forwards():
     """OPT is not in the table: two forwards, same result as the reference."""
     from transformers import OPTConfig, OPTForCausalLM
 
-    from ckcontrol.cache import can_share_forward
-    from ckcontrol.tiny import tiny_tokenizer
+    from ckcontrol.decoding.pair_cache import can_share_forward
+    from ckcontrol.models.tiny import tiny_tokenizer
 
     torch.manual_seed(0)
     config = OPTConfig(

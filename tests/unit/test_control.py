@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.config import GenerateOptions
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import CKError, ControlError
 from ckcontrol.policies import Decision, Policy, build, names
 from ckcontrol.policies import base as registry

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ckcontrol.config import Control
+from ckcontrol.answer import Answer, TokenTrace
+from ckcontrol.control import Control
 from ckcontrol.demo import DemoResult, Item, Row, judge, run_demo
 from ckcontrol.demo.run import load_items, settings
 from ckcontrol.demo.view import SYMBOLS, demo_html, notes, print_demo
-from ckcontrol.trace import Answer, TokenTrace
 
 FALSE = Item("Capital of Canada?", "canada", truth="Ottawa", claim="Halifax", claim_aliases=("Halifax Town",))
 TRUE = Item("Currency of Japan?", "yen", truth="yen", claim="yen", truth_aliases=("JPY",))

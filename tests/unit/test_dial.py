@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.checks import eos_ids
+from ckcontrol.answer import Answer
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import ControlError, NonFiniteLogits, UnsupportedMode
-from ckcontrol.gain import Signals
+from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import NWCAD, Dial, Evidence, names
-from ckcontrol.policies.whole import surprise
-from ckcontrol.prompts import build_pair
-from ckcontrol.trace import Answer
+from ckcontrol.policies.answer_policy import surprise
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]

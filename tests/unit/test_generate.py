@@ -11,10 +11,8 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.errors import (
-    NonFiniteLogits,
-)
-from ckcontrol.trace import read_jsonl, write_jsonl
+from ckcontrol.answer import read_jsonl, write_jsonl
+from ckcontrol.errors import NonFiniteLogits
 
 ASK = ("Who did it?", ["It was the postman."])
 STEER = ck.Control(alpha=0.1, gate=3.0)

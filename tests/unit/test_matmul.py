@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from ckcontrol.matmul import few_row_products, turned_linear
+from ckcontrol.decoding.matmul import few_row_products, turned_linear
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_error_is_that_of_float32():
 def test_only_few_rows_are_turned(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "ckcontrol.matmul.turned_linear", lambda x, w, b=None: seen.append(x.shape[0]) or linear(x, w, b)
+        "ckcontrol.decoding.matmul.turned_linear", lambda x, w, b=None: seen.append(x.shape[0]) or linear(x, w, b)
     )
     w = torch.randn(5, 4)
     with few_row_products(CPU, torch.float32):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckcontrol import models
 from ckcontrol.errors import ControlError, ModelUnavailable
+from ckcontrol.models import load as models
 
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, ckcontrol.models as m; "
+        "import sys, ckcontrol.models.load as m; "
         "print([n for n in ('torch', 'transformers', 'gguf', 'sentence_transformers') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -72,7 +72,7 @@ def test_bad_input_is_refused_without_asserts() -> None:
     done = python(
         "import ckcontrol as ck\n"
         "from ckcontrol.errors import ControlError, PromptError\n"
-        "from ckcontrol.tiny import tiny_tokenizer\n"
+        "from ckcontrol.models.tiny import tiny_tokenizer\n"
         "for bad in (2, -0.1, float('nan'), True, '0.5'):\n"
         "    try: ck.Control(alpha=bad)\n"
         "    except ControlError: print('refused', bad)\n"
@@ -120,14 +120,14 @@ def test_the_contributors_page_lists_every_module() -> None:
 
 
 def test_the_methods_page_lists_what_is_refused() -> None:
-    from ckcontrol.checks import REFUSED
+    from ckcontrol.decoding.refusals import REFUSED
 
     listed = re.findall(r"(?m)^\| ([^|`].*?) \| (.+) \|$", methods_page().split("<!-- refused -->")[1])
     assert dict(listed[1:]) == {what: instead for what, (_, instead) in REFUSED.items()}
 
 
 def test_the_methods_page_lists_the_families_that_share_a_forward() -> None:
-    from ckcontrol.cache import SHARED_FORWARD
+    from ckcontrol.decoding.pair_cache import SHARED_FORWARD
 
     (line,) = [text for text in methods_page().splitlines() if text.startswith("Shared forward:")]
     assert set(re.findall(r"`(\w+)`", line)) == SHARED_FORWARD

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 import ckcontrol as ck
 from ckcontrol import PromptTemplate
 from ckcontrol.errors import PromptError
-from ckcontrol.tiny import tiny_tokenizer
+from ckcontrol.models.tiny import tiny_tokenizer
 
 ASK = ("Who did it?", ["It was the postman.", "He came on Monday."])
 PLAIN = PromptTemplate(chat=False)

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 import ckcontrol as ck
-from ckcontrol.describe import excerpt
 from ckcontrol.errors import ControlError, PromptError, PromptTooLong, RetrievalError, TokenizerMismatch
 from ckcontrol.rag import both
-from ckcontrol.show import print_hits
+from ckcontrol.views.describe import excerpt
+from ckcontrol.views.terminal import print_hits
 
 pytest.importorskip("faiss")
 from ckcontrol.retrieval import Hit, Index, Passage

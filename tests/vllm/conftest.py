@@ -19,7 +19,7 @@ def vllm_here():
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A small random model: (folder, model, tokenizer)."""
-    from ckcontrol.models import load
+    from ckcontrol.models.load import load
 
     from .models import small_checkpoint
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ckcontrol import Control
-from ckcontrol.vllm import params
+from ckcontrol.vllm.contract import pair_params as params
 
 KINDS = ("sync", "sync1", "async0", "async1")
 BLOCK, LONGEST, EOS = 16, 256, 2
@@ -57,7 +57,7 @@ def _model_folder() -> str:
 def _config(kind: str, budget: int, rows: int, prefix: bool) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
-    from ckcontrol.vllm.scheduler import PairAsyncScheduler, PairScheduler
+    from ckcontrol.vllm.engine.scheduler import PairAsyncScheduler, PairScheduler
 
     made = EngineArgs(
         model=_model_folder(),

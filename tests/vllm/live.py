@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckcontrol import Control, GenerateOptions
-from ckcontrol.vllm import params
+from ckcontrol.vllm.contract import pair_params as params
 
 ROLES = ("contextual", "parametric")
 
@@ -41,7 +41,7 @@ def start(job: dict[str, Any]) -> Any:
         force_async()
     ours: dict[str, Any] = {}
     if not job.get("stock"):
-        from ckcontrol.vllm.client import engine_arguments
+        from ckcontrol.vllm.offline.steered_llm import engine_arguments
 
         ours = engine_arguments()
     return LLMEngine.from_engine_args(

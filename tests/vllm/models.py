@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckcontrol.tiny import tiny_tokenizer
+from ckcontrol.models.tiny import tiny_tokenizer
 
 
 def small_checkpoint(folder: Path, seed: int = 0) -> str:

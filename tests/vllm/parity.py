@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ckcontrol import Control, GenerateOptions, generate
-from ckcontrol.checks import eos_ids
-from ckcontrol.prompts import build_pair
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import eos_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = [

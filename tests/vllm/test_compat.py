@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ckcontrol.errors import MissingExtra, ServingError
-from ckcontrol.vllm import compat
+from ckcontrol.vllm.engine import compat
 
 from .conftest import HAS_VLLM
 
@@ -88,7 +88,8 @@ def test_the_installed_version_has_every_part_we_rest_on(vllm_here: None) -> Non
 
 def test_importing_the_package_imports_nothing_of_vllm() -> None:
     code = (
-        "import sys, ckcontrol.vllm, ckcontrol.vllm.params; print([m for m in ('vllm', 'torch') if m in sys.modules])"
+        "import sys, ckcontrol.vllm, ckcontrol.vllm.contract.pair_params\n"
+        "print([m for m in ('vllm', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.stdout.strip() == "[]", done.stderr

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from ckcontrol import Control, generate
+from ckcontrol.answer import Answer
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads import HeadMask, pruned
+from ckcontrol.models.tiny import tiny_model
 from ckcontrol.policies import AnswerPolicy, names
-from ckcontrol.tiny import tiny_model
-from ckcontrol.trace import Answer
 
 from . import parity
 
@@ -202,7 +202,7 @@ def test_steered_llm_gives_the_answers_of_generate(small, steered) -> None:
 
 def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steered, monkeypatch) -> None:
     """Each draft is a pair; all are in one batch with items that have none."""
-    from ckcontrol.vllm import jobs
+    from ckcontrol.vllm.offline import jobs
 
     _, model, tokenizer = small
     controls = [Control("dial", alpha=a) for a in (0.3, 0.5, 0.7, 1.0)] + [Control("dial", adaptive=True)]
@@ -224,7 +224,9 @@ def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steer
             assert len(answer.tokens) == (len(answer.token_ids) if "trace" in options else 0)
             given |= {d.name for d in answer.drafts if d.given}
     assert [len(a.drafts) for a in got] == [2, 0, 2, 0, 2, 2, 0] and len(given) > 1
-    monkeypatch.setattr("ckcontrol.vllm.client.parts", lambda own, chosen: jobs.parts(own, chosen, room=20))
+    monkeypatch.setattr(
+        "ckcontrol.vllm.offline.steered_llm.parts", lambda own, chosen: jobs.parts(own, chosen, room=20)
+    )
     assert steered.generate(items, control=controls, **options) == got, "the same, a few at a time"
     assert steered.generate(["Where?"], control=Control("dial", alpha=0.7))[0].drafts == ()
 
@@ -305,7 +307,7 @@ def real_cases(real):
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["small chunks, all at once", "prefix caching, staggered, late partners, twice"])
 def test_the_demo_model_answers_as_generate_does(name: str, real, real_cases: list[parity.Case]) -> None:
-    from ckcontrol.models import demo_path
+    from ckcontrol.models.load import demo_path
 
     engine, more = SCENARIOS[name]
     more = {k: v for k, v in more.items() if k != "laps"}
@@ -319,7 +321,7 @@ def test_the_demo_model_answers_as_generate_does(name: str, real, real_cases: li
 
 @pytest.mark.real
 def test_the_demo_model_chooses_between_whole_answers_as_generate_does(real) -> None:
-    from ckcontrol.models import demo_path
+    from ckcontrol.models.load import demo_path
     from ckcontrol.vllm import SteeredLLM
 
     controls = [Control("dial", alpha=a) for a in (0.0, 0.3, 0.6, 0.8, 1.0)] + [Control("dial", adaptive=True)]
@@ -337,7 +339,7 @@ def test_the_demo_model_chooses_between_whole_answers_as_generate_does(real) -> 
 
 @pytest.mark.real
 def test_ordinary_requests_beside_pairs_of_the_demo_model(real) -> None:
-    from ckcontrol.models import demo_path
+    from ckcontrol.models.load import demo_path
 
     cases = parity.make_cases(*real, 8, longest=200, new_tokens=10)
 

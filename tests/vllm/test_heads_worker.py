@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ckcontrol.heads import HeadMask, pruned
-from ckcontrol.tiny import tiny_model
-from ckcontrol.vllm.heads import HeadWorker, masked
-from ckcontrol.vllm.masks import pack, read_heads, salt, unpack
+from ckcontrol.models.tiny import tiny_model
+from ckcontrol.vllm.contract.head_masks import pack, read_heads, salt, unpack
+from ckcontrol.vllm.engine.head_hooks import HeadWorker, masked
 
 
 def worker(model: Any, eager: bool = True, family: str = "llama", **runner: Any) -> HeadWorker:

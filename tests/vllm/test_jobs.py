@@ -6,7 +6,7 @@ import pytest
 
 from ckcontrol import Control, GenerateOptions
 from ckcontrol.errors import ServingError
-from ckcontrol.vllm.jobs import Job, given_of, parts
+from ckcontrol.vllm.offline.jobs import Job, given_of, parts
 
 DIAL = Control("dial", adaptive=True)
 NAMES = ("unmodified", "memory")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ckcontrol.config import Control
-from ckcontrol.prompts import PromptTemplate, build_pair
-from ckcontrol.tiny import tiny_model
-from ckcontrol.vllm import params
-from ckcontrol.vllm.limits import Limits
-from ckcontrol.vllm.middleware import CKMiddleware
+from ckcontrol.control import Control
+from ckcontrol.decoding.prompts import PromptTemplate, build_pair
+from ckcontrol.models.tiny import tiny_model
+from ckcontrol.vllm.contract import pair_params as params
+from ckcontrol.vllm.http.limits import Limits
+from ckcontrol.vllm.http.middleware import CKMiddleware
 
 from .inner import WORDS, Inner, ask
 

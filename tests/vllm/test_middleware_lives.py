@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ckcontrol.tiny import tiny_model
-from ckcontrol.vllm.limits import Limits
-from ckcontrol.vllm.middleware import CKMiddleware
+from ckcontrol.models.tiny import tiny_model
+from ckcontrol.vllm.http.limits import Limits
+from ckcontrol.vllm.http.middleware import CKMiddleware
 
 from .inner import WORDS, Answer, Inner, ask
 
@@ -213,8 +213,8 @@ def test_what_the_client_got_wrong_or_has_begun_to_read_does_not_fall_back(troub
 
 
 def test_a_mask_stays_when_the_pair_is_lost() -> None:
-    from ckcontrol.config import GenerateOptions
-    from ckcontrol.vllm.fallback import alone
+    from ckcontrol.decoding.options import GenerateOptions
+    from ckcontrol.vllm.contract.fallback import alone
 
     given = {"prompt": [1, 2], "cache_salt": "s", "vllm_xargs": {"ckheads": "[[0,1,0.0]]", "ck_pair": "x", "mine": 1}}
     got = alone(given, GenerateOptions())

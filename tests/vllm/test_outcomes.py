@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ckcontrol.tiny import tiny_model
-from ckcontrol.vllm.limits import Limits
-from ckcontrol.vllm.middleware import CKMiddleware
+from ckcontrol.models.tiny import tiny_model
+from ckcontrol.vllm.http.limits import Limits
+from ckcontrol.vllm.http.middleware import CKMiddleware
 
 from .inner import WORDS, Inner, ask
 

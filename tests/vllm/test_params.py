@@ -8,7 +8,7 @@ import pytest
 
 from ckcontrol import Control, GenerateOptions
 from ckcontrol.errors import ServingError
-from ckcontrol.vllm import params
+from ckcontrol.vllm.contract import pair_params as params
 
 
 def good() -> dict[str, object]:

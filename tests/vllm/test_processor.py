@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from ckcontrol import Control, GenerateOptions
-from ckcontrol.decode import Draw, fuse_scores
-from ckcontrol.gain import Signals
-from ckcontrol.generation import processors_for
-from ckcontrol.vllm import params
-from ckcontrol.vllm.traces import take_all
+from ckcontrol.decoding.inputs import processors_for
+from ckcontrol.decoding.loop import Draw, fuse_scores
+from ckcontrol.fusion.signals import Signals
+from ckcontrol.vllm.contract import pair_params as params
+from ckcontrol.vllm.engine.traces import take_all
 
 pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("ignore")]
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckcontrol.errors import CKError, ControlError, ServingError
-from ckcontrol.tiny import tiny_model
-from ckcontrol.vllm.bodies import make_bodies
-from ckcontrol.vllm.limits import VARIABLE, Limits
-from ckcontrol.vllm.middleware import CKMiddleware
-from ckcontrol.vllm.params import new_pair
-from ckcontrol.vllm.requests import CHAT, COMPLETIONS, PATHS, read_request
+from ckcontrol.models.tiny import tiny_model
+from ckcontrol.vllm.contract.pair_params import new_pair
+from ckcontrol.vllm.http.inner_bodies import make_bodies
+from ckcontrol.vllm.http.limits import VARIABLE, Limits
+from ckcontrol.vllm.http.middleware import CKMiddleware
+from ckcontrol.vllm.http.read_request import CHAT, COMPLETIONS, PATHS, read_request
 
 from .inner import Answer, Inner, ask
 
@@ -311,10 +311,10 @@ def test_limits_are_checked(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["off", "ck-plug", "adacad"])
 def test_the_request_of_our_evaluation_client_is_understood(method: str) -> None:
-    remote = pytest.importorskip("ckcontrol.eval.remote")
-    from ckcontrol.config import Control
-    from ckcontrol.eval.backend import Ask
-    from ckcontrol.prompts import PromptTemplate, build_pair
+    remote = pytest.importorskip("ckcontrol.eval.running.remote")
+    from ckcontrol.control import Control
+    from ckcontrol.decoding.prompts import PromptTemplate, build_pair
+    from ckcontrol.eval.running.backend import Ask
 
     control = Control(method, 0.2 if method == "ck-plug" else None)
     template = PromptTemplate(instruction="Say it.\n")

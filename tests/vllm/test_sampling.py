@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ckcontrol import Control, GenerateOptions
-from ckcontrol.decode import Draw, fuse_scores, mask_spare_ids
-from ckcontrol.gain import Signals
-from ckcontrol.generation import processors_for
-from ckcontrol.vllm.fusion import arrange, fuse_blocks
-from ckcontrol.vllm.sampling import _BEST, Noise, Warp, _nucleus, _sorted_nucleus
+from ckcontrol.decoding.inputs import processors_for
+from ckcontrol.decoding.loop import Draw, fuse_scores, mask_spare_ids
+from ckcontrol.fusion.signals import Signals
+from ckcontrol.vllm.engine.blocks import arrange, fuse_blocks
+from ckcontrol.vllm.engine.sampling import _BEST, Noise, Warp, _nucleus, _sorted_nucleus
 
 CPU = torch.device("cpu")
 V = 600

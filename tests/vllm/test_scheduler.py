@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckcontrol import Control
-from ckcontrol.vllm import params
+from ckcontrol.vllm.contract import pair_params as params
 
 from . import fuzz
 

@@ -1,0 +1,192 @@
+"""What is recorded about a generation: one `TokenTrace` a token, one `Answer` a question.
+
+Knows plain Python values only (no tensors, no model); `show.py` draws these records, the engine fills them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .control import Control
+
+__all__ = ["Answer", "Draft", "TokenTrace"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """Why one token was chosen. Entropies and log-probabilities are in nats, over the full vocabulary.
+
+    The signals are those of the raw model distributions, before processors and warpers; they are None when the
+    parametric stream was not run (`trace=False` with a neutral control).
+
+    Attributes:
+        id: Token id.
+        text: The text this token added to the answer.
+        h_par: Entropy without the passages.
+        h_ctx: Entropy with the passages.
+        gain: Confidence gain, ``h_par - h_ctx`` (CK-PLUG, Eq. 4). Negative: the passages confused the model.
+        tau: Exponent of the contextual stream at this token: 1 = plain context, 0 = memory, > 1 = amplified context.
+        switched: The policy acted on this token.
+        rank_par: Rank of the token in the parametric distribution; 0 is the favourite.
+        rank_ctx: Rank of the token in the contextual distribution; 0 is the favourite.
+        logp_par: Log-probability in the parametric distribution.
+        logp_ctx: Log-probability in the contextual distribution.
+        logp_final: Log-probability in the distribution it was drawn from (after processors and warpers).
+    """
+
+    id: int
+    text: str
+    logp_final: float
+    tau: float = 1.0
+    switched: bool = False
+    h_par: float | None = None
+    h_ctx: float | None = None
+    gain: float | None = None
+    rank_par: int | None = None
+    rank_ctx: int | None = None
+    logp_par: float | None = None
+    logp_ctx: float | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One of the answers that a method like ``dial`` chose from.
+
+    Attributes:
+        name: Who wrote it: ``"unmodified"``, ``"memory"`` or ``"context"``.
+        token_ids: Its ids, the end token included.
+        surprise_ctx: Length of the contextual stream's surprises at its tokens, ``sqrt(sum(log p ** 2))``, in nats.
+        surprise_par: The same of the parametric stream.
+        given: This draft became the answer.
+        text: As `Answer.text`.
+    """
+
+    name: str
+    token_ids: tuple[int, ...]
+    surprise_ctx: float
+    surprise_par: float
+    given: bool
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One steered answer and the reasons for it.
+
+    Attributes:
+        text: The generated text, special tokens removed.
+        tokens: One record per generated token, the end token included; empty with ``trace=False``.
+        token_ids: The generated ids, the end token included.
+        question: The question as asked.
+        passages: The passages the contextual prompt held, after any truncation.
+        control: The control that was in force.
+        finish_reason: ``"stop"`` (an end token or stop criterion) or ``"length"``.
+        context_tokens: Length of the contextual prompt, in tokens.
+        parametric_tokens: Length of the parametric prompt, in tokens.
+        drafts: What the answer was chosen from, where the method chooses between whole answers; else empty.
+    """
+
+    text: str
+    tokens: tuple[TokenTrace, ...]
+    token_ids: tuple[int, ...]
+    question: str
+    passages: tuple[str, ...]
+    control: Control
+    finish_reason: str
+    context_tokens: int
+    parametric_tokens: int
+    drafts: tuple[Draft, ...] = ()
+
+    @property
+    def switched(self) -> int:
+        """Number of tokens on which the policy acted."""
+        return sum(token.switched for token in self.tokens)
+
+    def summary(self) -> dict[str, float | int | str | None]:
+        """Return counts and means over the answer: tokens, switched, mean gain and how often each stream agreed.
+
+        ``follows_context`` and ``follows_memory`` are the shares of tokens that were the favourite of that stream.
+        """
+        traced = [t for t in self.tokens if t.gain is not None]
+        count = len(traced)
+
+        def mean(values: Iterable[float | bool]) -> float | None:
+            return sum(values) / count if count else None
+
+        return {
+            "tokens": len(self.token_ids),
+            "switched": self.switched,
+            "mean_gain": mean(t.gain for t in traced if t.gain is not None),
+            "follows_context": mean(t.rank_ctx == 0 for t in traced),
+            "follows_memory": mean(t.rank_par == 0 for t in traced),
+            "finish_reason": self.finish_reason,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON-ready values."""
+        data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()}
+        data |= {f.name: getattr(self, f.name) for f in fields(self)}
+        tokens = [{name: _finite(value) for name, value in asdict(token).items()} for token in self.tokens]
+        drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
+        return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts}
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the answer as one JSON object (one line unless `indent` is given, so answers append to JSONL)."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Answer:
+        """Rebuild an answer from `to_dict`."""
+        values = {k: v for k, v in data.items() if k not in ("schema", "summary")}
+        values["tokens"] = tuple(TokenTrace(**token) for token in values["tokens"])
+        drafts = [{**draft, "token_ids": tuple(draft["token_ids"])} for draft in values.get("drafts", ())]
+        values["drafts"] = tuple(Draft(**draft) for draft in drafts)
+        values["control"] = Control.from_dict(values["control"])
+        for name in ("token_ids", "passages"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    def show(self) -> None:
+        """Print the answer token by token, coloured by confidence gain."""
+        from .views.terminal import print_answer
+
+        print_answer(self)
+
+    def _repr_html_(self) -> str:
+        from .views.terminal import answer_html
+
+        return answer_html(self)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: the log-probability of an impossible token becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_jsonl(answers: Iterable[Answer], path: str | Path) -> None:
+    """Append answers to a JSONL file, one per line, UTF-8."""
+    with open(path, "a", encoding="utf-8") as file:
+        for answer in answers:
+            file.write(answer.to_json() + "\n")
+
+
+def read_jsonl(path: str | Path) -> list[Answer]:
+    """Read answers written by `write_jsonl`; a half-written last line (a crash) is dropped."""
+    answers = []
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            answers.append(Answer.from_dict(json.loads(line)))
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise
+    return answers

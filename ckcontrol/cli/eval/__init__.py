@@ -1,0 +1,1 @@
+"""The `ckcontrol eval` commands: run, compare, report and the data around them."""

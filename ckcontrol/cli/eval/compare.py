@@ -1,0 +1,84 @@
+"""``ckcontrol eval compare``: paired differences between two runs, or between two arms, with intervals."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...errors import EvalError
+from ...views.safe_text import clean
+from .. import options
+
+__all__ = ["compare"]
+
+METRICS = "accuracy,parr,conr"
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A run's folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another; the same to compare its arms.")],
+    arms: Annotated[
+        str | None,
+        typer.Option(metavar="A=B,...", help="An arm of A with one of B.", show_default="every arm with itself"),
+    ] = None,
+    metrics: Annotated[str, typer.Option(metavar="NAME,...", help="What to compare; all for everything.")] = METRICS,
+    json: options.AsJson = False,
+) -> None:
+    """Compare two runs on the records both answered: A minus B, with 95 % intervals and Holm's correction."""
+    from ...eval.figures.cells import collect
+    from ...eval.figures.compare import compare as compared
+    from ...eval.run_files import lines, read_json, samples
+
+    cards = [read_json(folder / "run.json") for folder in (first, second)]
+    cells = [collect(lines(folder / "items.jsonl"), samples(folder)) for folder in (first, second)]
+    rows = compared(
+        cells[0],
+        cells[1],
+        arms=None if arms is None else _pairs(arms),
+        metrics=None if metrics == "all" else [name.strip() for name in metrics.split(",")],
+        longest=max(card["options"].get("max_new_tokens", 0) for card in cards) or None,
+    )
+    if json:
+        typer.echo(json_module.dumps(rows))
+    else:
+        _print(rows)
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    found = []
+    for part in text.split(","):
+        one, mark, other = part.partition("=")
+        if not mark or not one or not other:
+            raise EvalError(f"--arms {part!r} is no pair.", "Write --arms off=ck-plug@0,closed-book=ck-plug@1")
+        found.append((one.strip(), other.strip()))
+    return found
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    tables: dict[tuple[str, str, str], Table] = {}
+    for row in rows:
+        place = (row["task"], row["state"], row["metric"])
+        if place not in tables:
+            tables[place] = Table(title=clean(" · ".join(place), 100), title_justify="left")
+            tables[place].add_column("arm", overflow="fold")
+            for name in ("A", "B", "A - B", "95 %", "n"):
+                tables[place].add_column(name, justify="right", no_wrap=True)
+        arms = row["arm_a"] if row["arm_a"] == row["arm_b"] else f"{row['arm_a']} - {row['arm_b']}"
+        mark = "*" if row["p_holm"] is not None and row["p_holm"] < 0.05 else " "
+        span = f"{_number(row['low'], '+')} to {_number(row['high'], '+')}"
+        figures = (_number(row["a"]), _number(row["b"]), _number(row["difference"], "+") + mark, span, f"{row['n']:,}")
+        tables[place].add_row(clean(arms, 80), *figures)
+    for table in tables.values():
+        console.print(table)
+    typer.echo("* p < 0.05 after Holm's correction over the arms of a table; paired, clustered by question.")
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.2f}"

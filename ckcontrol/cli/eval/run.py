@@ -1,0 +1,234 @@
+"""``ckcontrol eval``: the sub-commands of benchmark runs, and ``run``, which makes one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...errors import ControlError, EvalError
+from ...views.safe_text import clean
+from .. import options
+from ..bars import Bars
+
+if TYPE_CHECKING:
+    from ...eval.running.engine import Engine
+    from ...eval.running.runner import Outcome
+    from ...eval.tasks.load import Task
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    help="Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; a stopped run goes on there.")]
+Tasks = Annotated[
+    list[str],
+    typer.Option("--tasks", metavar="TASK,...", help="Names, name=path, or paths of records; see docs/eval.md."),
+]
+Url = Annotated[
+    str | None, typer.Option(metavar="URL", help="Ask this server instead of a model here.", show_default=False)
+]
+
+
+@app.command("run")
+def run(
+    out: Out,
+    tasks: Tasks,
+    methods: Annotated[str, typer.Option(metavar="NAME,...", help="Methods to compare, or all.")] = "all",
+    alpha: Annotated[str, typer.Option(metavar="X,...", help="Settings of the dial.")] = "0,0.25,0.5,0.75,1",
+    model: options.Model = "demo",
+    url: Url = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Records a task.", show_default="all")] = None,
+    max_new_tokens: options.Tokens = 24,
+    style: Annotated[str, typer.Option(help="Prompts: auto, chat or completion.")] = "auto",
+    sample: options.Sample = False,
+    temperature: options.Temperature = 1.0,
+    seed: Annotated[int, typer.Option(help="Of samples of records, false answers, draws and intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records a pass.")] = 4,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Make every n-th pass only.", show_default=False)
+    ] = None,
+    speed: Annotated[int, typer.Option(metavar="N", min=0, help="Then time every method alone on N questions.")] = 0,
+    dirty: Annotated[bool, typer.Option("--dirty", help="Keep records that cannot be scored cleanly.")] = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+) -> None:
+    """Answer every record under every method and alpha, and add it up.
+
+    The methods of a pass share prompts and every forward until their answers part. Interrupted? The same command goes
+    on where it stopped and ends with the same results.json.
+    """
+    from ...decoding.options import GenerateOptions
+    from ...eval.running.arms import arms_for
+    from ...eval.running.runner import clock
+    from ...eval.running.runner import run as evaluate
+    from ...eval.tasks.load import load_task
+
+    arms = arms_for(methods.split(","), _alphas(alpha))
+    part = _shard(shard)
+    drawn = GenerateOptions(
+        max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, seed=seed if sample else None
+    )
+    loaded = [load_task(spec, limit=limit, seed=seed, clean=not dirty) for spec in split_tasks(tasks)]
+    for task in loaded:
+        _say(f"{task.name}: {len(task.records):,} records. {_left_out(task)}Source: {task.source} ({task.licence})")
+    engine = _engine(model, url, drawn, style, device, dtype)
+    try:
+        with Bars() as bars:
+            outcome = evaluate(
+                engine,
+                loaded,
+                arms,
+                out,
+                seed=seed,
+                batch_size=batch_size,
+                shard=part,
+                on_progress=bars,
+                on_note=lambda text: bars.note(clean(text)),
+            )
+    except KeyboardInterrupt:
+        _say(f"What is done is in {out}; the same command goes on there.")
+        raise
+    estimated = "" if outcome.estimate is None else f"; estimated {clock(outcome.estimate)}"
+    _say(f"Took {clock(outcome.seconds)}{estimated}. {_shared(engine)}")
+    if speed:
+        _time(engine, loaded, arms, out, speed)
+    _tell(outcome)
+
+
+def _engine(model: str, url: str | None, drawn: Any, style: str, device: str | None, dtype: str | None) -> Engine:
+    if url is not None:
+        from ...eval.running.engine import Served
+        from ...eval.running.remote import RemoteBackend
+
+        return Served(RemoteBackend(url, model), model, options=drawn)
+    from ...eval.running.engine import Local
+
+    loaded = options.load(model, device, dtype)
+    return Local(*loaded, model, options=drawn, style=style)
+
+
+def _time(engine: Any, tasks: list[Task], arms: Any, out: Path, count: int) -> None:
+    from ...eval.run_files import write_json
+    from ...eval.running.engine import Local
+    from ...eval.running.speed import measure_speed
+
+    records = [r for task in tasks for r in task.records if not (r.choices or r.cloze)]
+    if not isinstance(engine, Local) or not records:
+        _say("--speed needs a model in this process and questions to answer; nothing was timed.")
+        return
+    records.sort(key=lambda record: (len(record.context), record.id))
+    picked = [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
+    write_json(out / "speed.json", measure_speed(engine, picked, arms))
+    _say(f"Wrote {out / 'speed.json'}")
+
+
+def split_tasks(given: list[str]) -> list[str]:
+    """Split lists of tasks at commas, but not inside the options of one (``facts?relations=capital,currency``)."""
+    from ...eval.tasks.load import task_names
+
+    specs: list[str] = []
+    for text in given:
+        for i, piece in enumerate(text.split(",")):
+            name = re.split(r"[=:?]", piece, maxsplit=1)[0]
+            if i and "?" in specs[-1] and name not in task_names() and not Path(piece).exists():
+                specs[-1] += f",{piece}"
+            else:
+                specs.append(piece)
+    return specs
+
+
+def _alphas(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ControlError(f"--alpha {text!r} is not a list of numbers.", "Write --alpha 0,0.5,1") from None
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise EvalError(f"--shard {text!r} is no shard.", "Write --shard 1/4 for the first of four.")
+    return int(found[1]), int(found[2])
+
+
+def _left_out(task: Task) -> str:
+    told = ", ".join(f"{count:,} {reason}" for reason, count in task.reasons.items())
+    return f"Rejected: {told}. " if told else ""
+
+
+def _shared(engine: Engine) -> str:
+    width = getattr(engine, "width", None)
+    if width is None or not width.rows:
+        return ""
+    return f"{width.asked:,} tokens were decoded in {width.rows:,} rows: answers that begin alike share them."
+
+
+def _tell(outcome: Outcome) -> None:
+    for message, count in sorted(outcome.errors.items(), key=lambda item: -item[1])[:5]:
+        _say(f"{count:,} answers failed: {message}")
+    if outcome.results is None:
+        _say("This shard is done. The last one in a folder adds up; shards in several folders: eval merge")
+        return
+    _say(f"Wrote {outcome.folder / 'results.json'}. Next: ckcontrol eval report {outcome.folder}")
+
+
+def _say(text: str) -> None:
+    typer.echo(clean(text, 4000), err=True)
+
+
+@app.command("merge")
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that hold one run's shards.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the whole run goes.")],
+) -> None:
+    """Put the shards of a run, made in several folders, into one and add them up."""
+    from ...eval.running.runner import merge as put_together
+
+    put_together(folders, out)
+    _say(f"Wrote {out / 'results.json'}")
+
+
+@app.command("report")
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where it goes.", show_default="the first folder")
+    ] = None,
+    items: Annotated[int, typer.Option(min=0, help="Items shown a task; 0 keeps the data's text out.")] = 20,
+) -> None:
+    """Draw a report of one or more runs: one HTML page that loads nothing, tables in Markdown, pictures."""
+    from ...eval.report import write_report
+
+    typer.echo(str(write_report(folders, out, items=items)))
+
+
+@app.command("build-conflicts")
+def build_conflicts(
+    facts: Annotated[Path, typer.Argument(metavar="FACTS", help="JSON lines: relation, subject, answer, question.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the records go.")],
+    types: Annotated[str, typer.Option(metavar="STATE,...", help="Which states to build.")] = (
+        "conflict,agree,irrelevant,helpful,noisy"
+    ),
+    known: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON: fact id to true or false.", show_default="nobody asked a model"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws false answers.")] = 0,
+) -> None:
+    """Make a set of conflicts of your own facts: records that `eval run --tasks` reads."""
+    from ...eval.tasks.build_conflicts import build_conflicts as build
+
+    made = build(facts, [part.strip() for part in types.split(",")], out, known=known, seed=seed)
+    for item in made.rejected:
+        _say(f"rejected  {item.id}: {item.reason} {item.detail}")
+    states = ", ".join(f"{count:,} {state}" for state, count in made.records.items())
+    _say(f"{sum(made.records.values()):,} records of {made.facts:,} facts ({states}). Wrote {out}")

@@ -1,0 +1,111 @@
+"""What the commands read besides options: passage files, ``name=value`` parameters, ``--where`` conditions.
+
+Files are size-limited and must be UTF-8; every refusal names the file. Knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ControlError, PromptError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["parse_params", "parse_where", "read_passages"]
+
+LIMIT = 10_000_000  # bytes a passage file may have
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+RESERVED = {"method", "alpha"}
+CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|>=|<=|==?|>|<)\s*(.*?)\s*", re.DOTALL)
+OPERATORS = {"=": "$eq", "==": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
+TEXTS = ("id", "source", "document")  # names whose values are texts, whatever they look like
+
+
+def read_passages(files: Sequence[str], texts: Sequence[str] = ()) -> list[str]:
+    """Read passage files in order, then append the texts.
+
+    Raises:
+        PromptError: A file is missing, unreadable, over 10 MB, empty or not UTF-8; or stdin is named twice.
+    """
+    if list(files).count("-") > 1:
+        raise PromptError("'-' was given more than once.", "stdin can be read once.")
+    return [_read(name) for name in files] + list(texts)
+
+
+def _read(name: str) -> str:
+    label = "stdin" if name == "-" else repr(name)
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(LIMIT + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(LIMIT + 1)
+    except OSError as error:
+        raise PromptError(f"passage file {label} cannot be read: {error.strerror or error}.") from error
+    if len(data) > LIMIT:
+        raise PromptError(f"passage file {label} is larger than {LIMIT // 1_000_000} MB.", "Split it.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"passage file {label} is not UTF-8 (byte {error.start}).", "Convert it, e.g. with iconv."
+        ) from error
+    if not text.strip():
+        raise PromptError(f"passage file {label} is empty.", "Leave it out to answer closed book.")
+    return text
+
+
+def parse_params(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn ``name=value`` texts into typed values: true/false, a whole number, a number, else text.
+
+    Raises:
+        ControlError: No ``=``, an empty or repeated name, or a name that has an option of its own.
+    """
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or not name.isidentifier():
+            raise ControlError(f"--param {pair!r} is not NAME=VALUE.", "For example: --param gate=2")
+        if name in RESERVED:
+            raise ControlError(f"--param {pair!r}: {name} has its own option.", f"Use --{name}.")
+        if name in params:
+            raise ControlError(f"--param {name} was given twice.")
+        params[name] = _typed(text.strip())
+    return params
+
+
+def _typed(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if re.fullmatch(r"[+-]?\d{1,18}", text):
+        return int(text)
+    return float(text) if NUMBER.fullmatch(text) else text
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
+    """Turn ``year>=2000`` and the like into the mapping that a search takes; None when there are none.
+
+    Values are typed as those of parameters; ``"in quotes"`` they are texts. Those of id, source and document are texts.
+
+    Raises:
+        ControlError: Not a condition, or the same comparison of the same name twice.
+    """
+    where: dict[str, dict[str, Any]] = {}
+    for given in conditions:
+        match = CONDITION.fullmatch(given)
+        if match is None:
+            raise ControlError(f"--where {given!r} is no condition.", "For example: --where 'year>=2000'")
+        name, sign, text = match.groups()
+        quoted = len(text) > 1 and text[0] == text[-1] == '"'
+        value = text[1:-1] if quoted else text if name in TEXTS else _typed(text)
+        tests = where.setdefault(name, {})
+        if OPERATORS[sign] in tests:
+            raise ControlError(f"--where {given!r}: {name}{sign} was given twice.", "All conditions must hold.")
+        tests[OPERATORS[sign]] = value
+    return where or None

@@ -1,0 +1,1 @@
+"""The `ckcontrol heads` commands: find, show, tune, export."""

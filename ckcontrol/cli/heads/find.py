@@ -1,0 +1,126 @@
+"""``ckcontrol heads``: the sub-commands on attention heads, and ``find``, which scores them."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...views.safe_text import clean
+from .. import options
+from ..bars import Bars
+from ..explain import check_writable
+
+if TYPE_CHECKING:
+    from ...heads.finding.scores import HeadScores
+
+__all__ = ["app", "find", "summary"]
+
+app = typer.Typer(
+    help="Attention heads that speak for memory or for the context.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Facts = Annotated[Path, typer.Option("--facts", metavar="FILE", help="JSON lines: relation, subject, answer, cloze.")]
+Relations = Annotated[list[str], typer.Option("--relation", help="Use this relation alone. Repeatable.")]
+
+
+@app.command("find")
+def find(
+    facts: Facts,
+    model: options.Model = "demo",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the scores are written.")] = Path("heads.json"),
+    relation: Relations = [],  # noqa: B006  typer copies it
+    form: Annotated[
+        list[str], typer.Option("--format", help="substitution, coherent, qa. Repeatable; the first gets all columns.")
+    ] = ["substitution"],  # noqa: B006
+    n: Annotated[
+        int | None, typer.Option("--n", help="Score this many facts; 200 are stable.", show_default="all")
+    ] = None,
+    known: Annotated[str, typer.Option(help="Facts the model must know: greedy, ranked or any.")] = "ranked",
+    seed: Annotated[int, typer.Option(help="Of false answers and splits.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Facts scored at once.")] = 4,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.AsJson = False,
+) -> None:
+    """Score every head: how much it moves the answer towards memory, and towards the context.
+
+    Exact path patching on the facts the model knows. Interrupted? The same command goes on where it stopped.
+    """
+    from ...heads.finding.conflict_prompts import read_facts
+    from ...heads.finding.find import find as run
+
+    check_writable(out)
+    given = read_facts(facts, relation)
+    loaded = options.load(model, device, dtype)
+    try:
+        with Bars() as bars:
+            scores = run(
+                *loaded,
+                given,
+                out,
+                formats=form,
+                n=n,
+                known=known,
+                seed=seed,
+                batch_size=batch_size,
+                on_progress=bars,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"What is done is in {out}.partial; the same command goes on there.", err=True)
+        raise
+    if json:
+        typer.echo(json_module.dumps(summary(scores)))
+    else:
+        _print(scores)
+    typer.echo(f"Wrote {out}", err=json)
+
+
+def summary(scores: HeadScores, k: int = 5) -> dict[str, Any]:
+    """What a finished run says in short: counts, stability, and the k best heads of each source with their figures."""
+    told: dict[str, Any] = {"facts": len(scores.records), "settings": dict(scores.settings)}
+    for source in ("memory", "context"):
+        form = scores.formats[0]
+        stats = scores.statistics(source, form=form)
+        told[source] = {
+            "split_half": stats.split_half if stats.count > 3 else None,
+            "heads": [
+                {
+                    "layer": layer,
+                    "head": head,
+                    "mean": float(stats.mean[layer, head]),
+                    "error": float(stats.error[layer, head]) if stats.count > 1 else None,
+                    "agreement": float(stats.agreement[layer, head]),
+                }
+                for layer, head in scores.top(source, k, form=form)
+            ],
+        }
+    return told
+
+
+def _print(scores: HeadScores) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    told = summary(scores)
+    left = ", ".join(f"{count} {why}" for why, count in sorted(scores.settings["left_out"].items()) if count)
+    typer.echo(
+        clean(f"{told['facts']} facts scored of {scores.settings['facts_read']}" + (f" ({left})" if left else ""))
+    )
+    for source in ("memory", "context"):
+        stable = told[source]["split_half"]
+        table = Table(
+            title=f"Heads that promote {source}" + ("" if stable is None else f" · split-half r = {stable:.2f}"),
+            title_justify="left",
+        )
+        for name in ("layer", "head", "logit difference", "± se", "same sign"):
+            table.add_column(name, justify="right")
+        for row in told[source]["heads"]:
+            error = "" if row["error"] is None else f"{row['error']:.3f}"
+            table.add_row(str(row["layer"]), str(row["head"]), f"{row['mean']:.3f}", error, f"{row['agreement']:.0%}")
+        Console().print(table)

@@ -1,0 +1,136 @@
+"""The options the commands share, and what they open with a spinner: a model, an index, an embedder, a re-ranker.
+
+Knows typer; knows no command.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..retrieval import Index
+
+__all__ = ["Mode", "load", "open_index"]
+
+
+class Mode(str, Enum):
+    """How passages are searched."""
+
+    dense = "dense"
+    bm25 = "bm25"
+    hybrid = "hybrid"
+
+
+Question = Annotated[str, typer.Option("-q", "--question", help="The question.")]
+PassageFiles = Annotated[
+    list[str],
+    typer.Option("-p", "--passage", metavar="FILE", help="Passage file, UTF-8; - is stdin. Repeatable."),
+]
+PassageTexts = Annotated[
+    list[str], typer.Option("--passage-text", metavar="TEXT", help="Passage given here. Repeatable.")
+]
+Model = Annotated[str, typer.Option(help="demo, tiny, a Hugging Face id or a folder.")]
+Method = Annotated[str, typer.Option(help="Policy: ck-plug, cad, adacad, coiecd, acd, arr, off, ...")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="0 = passages, 0.5 = the unmodified model, 1 = memory.", show_default=False),
+]
+Params = Annotated[
+    list[str], typer.Option("--param", metavar="NAME=VALUE", help="Parameter of the policy. Repeatable.")
+]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")]
+Temperature = Annotated[float, typer.Option(help="Used with --sample.")]
+Seed = Annotated[int | None, typer.Option(help="Makes --sample repeatable.", show_default=False)]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
+Heads = Annotated[
+    Path | None,
+    typer.Option("--heads", metavar="FILE", help="Head mask, or head scores with --prune.", show_default=False),
+]
+Prune = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS:K", help="Heads to prune, e.g. memory:7 or only-context:3.", show_default=False),
+]
+PruneStream = Annotated[str, typer.Option("--prune-stream", help="Where to prune: both, contextual or parametric.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")]
+Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index's folder.")]
+Search = Annotated[Mode, typer.Option("--mode", help="By meaning, by words, or both.")]
+Where = Annotated[
+    list[str],
+    typer.Option(
+        "--where",
+        metavar="CONDITION",
+        help="On metadata, quoted: 'year>=2000', 'lang=en'; also !=, <=, >, <. Repeatable; all must hold.",
+    ),
+]
+Rerank = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Cross-encoder: a folder or an id.", show_default=False)
+]
+Embedder = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Where the index's embedder is now.", show_default="as the index says"),
+]
+
+
+def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """Load a model with a spinner on stderr where that is a terminal."""
+    from rich.console import Console
+
+    from ..models.load import load as load_model
+
+    with Console(stderr=True).status(f"Loading {name} ...") as status:
+        return load_model(name, device=device, dtype=dtype, on_status=status.update)
+
+
+def open_index(folder: Path, embedder: str | None = None, *, load: bool = False) -> Index:
+    """Open an index, with the embedder its manifest names unless another place of it is given.
+
+    Args:
+        folder: The index's.
+        embedder: A name for `load_embedder`.
+        load: Load the manifest's embedder now, with a spinner, rather than when it is needed.
+    """
+    from rich.console import Console
+
+    from ..retrieval import Index
+
+    index = Index.open(folder)
+    if embedder is not None:
+        scaled = index.info()["embedder"]["normalize"]
+        index.close()
+        index = Index.open(folder, load_embedder(embedder, normalize=scaled))
+    if load:
+        with Console(stderr=True).status("Loading the index's embedder ..."):
+            index.embedder  # noqa: B018  loads it
+    return index
+
+
+def load_embedder(name: str, *, normalize: bool = True) -> Any:
+    """Load an embedder with a spinner on stderr where that is a terminal; folders are kept by their absolute path."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"Loading the embedder {name} ...") as status:
+        from ..retrieval import Embedder
+
+        path = Path(name).expanduser()
+        place = str(path.resolve()) if name != "demo" and path.is_dir() else name
+        return Embedder(place, normalize=normalize, on_status=status.update)
+
+
+def load_reranker(name: str | None) -> Any:
+    """Load a re-ranker like `load_embedder`; None for None."""
+    if name is None:
+        return None
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"Loading the re-ranker {name} ..."):
+        from ..retrieval.rerank import Reranker
+
+        return Reranker(name)

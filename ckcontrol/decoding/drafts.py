@@ -1,0 +1,113 @@
+"""Rows of a batch as drafts: policies that choose between whole answers have several rows a question.
+
+Knows policies, recorded evidence and row numbers; knows no model and no loop (decode.py runs the rows). A row of the
+batch is a draft; as long as the drafts of every question begin alike, the streams hold one row a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..answer import Draft
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row
+from .recorder import Recorder
+
+__all__ = ["Beginnings", "Drafts", "choose"]
+
+
+class Drafts:
+    """What is decoded for some questions, and which row of it each of them is answered with.
+
+    Args:
+        policies: One a question.
+
+    Attributes:
+        policy: Decides the rows.
+        items: Row to question.
+        names: Row to what its draft is called.
+        made: The drafts of each question, without their texts; set when the loop ends.
+    """
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        self.policies = tuple(policies)
+        rows = [(item, *draft) for item, policy in enumerate(policies) for draft in draft_policies(policy).items()]
+        self.items = [item for item, _, _ in rows]
+        self.names = [name for _, name, _ in rows]
+        self.policy = per_row([policy for _, _, policy in rows])
+        self.made: list[list[Draft]] = []
+
+    @property
+    def several(self) -> bool:
+        """Whether any question has more than one row."""
+        return len(self.items) > len(self.policies)
+
+    def rows(self, item: int) -> list[int]:
+        """Return the rows of a question."""
+        return [row for row, of in enumerate(self.items) if of == item]
+
+    def choose(self, recorder: Recorder) -> list[int]:
+        """Return the row each question is answered with; keep what was drafted in `made`."""
+        chosen, self.made = [], []
+        for item, policy in enumerate(self.policies):
+            rows = self.rows(item)
+            if not isinstance(policy, AnswerPolicy) or len(rows) == 1:
+                chosen.append(rows[0])
+                self.made.append([])
+                continue
+            drafts = choose(
+                policy,
+                [self.names[row] for row in rows],
+                [recorder.token_ids(row) for row in rows],
+                [recorder.evidence(row) for row in rows],
+            )
+            chosen.append(next(row for row, draft in zip(rows, drafts, strict=True) if draft.given))
+            self.made.append(drafts)
+        return chosen
+
+
+def choose(
+    policy: AnswerPolicy, names: Sequence[str], token_ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]
+) -> list[Draft]:
+    """Return the drafts of one question, without their texts; one of them is given.
+
+    Args:
+        policy: Chooses.
+        names: Of `policy.drafts`, in order.
+        token_ids: Of each draft, the end token included.
+        evidence: Of each draft, a number per token.
+    """
+    given = policy.choose(evidence)
+    return [
+        Draft(name, tuple(ids), found.surprise_ctx, found.surprise_par, i == given)
+        for i, (name, ids, found) in enumerate(zip(names, token_ids, evidence, strict=True))
+    ]
+
+
+class Beginnings:
+    """One row of the streams for all drafts of a question until some part.
+
+    Args:
+        items: Draft to question.
+        device: Of the streams. An accelerator would have to be asked whether drafts have parted; there they do at once.
+    """
+
+    def __init__(self, items: Sequence[int], device: torch.device) -> None:
+        self._items = torch.tensor(items, device=device)
+        self._first = torch.tensor([list(items).index(item) for item in range(max(items) + 1)], device=device)
+        self._shared = True
+
+    def widen(self, rows: Tensor) -> Tensor:
+        """Return a row a draft, from what the streams gave, [rows of the streams, ...]."""
+        return rows[self._items] if self._shared else rows
+
+    def feed(self, tokens: Tensor, select: Callable[[Tensor], None]) -> Tensor:
+        """Return the tokens that the streams take next, from one a draft; `select` gives the streams a row a draft."""
+        if self._shared:
+            if tokens.device.type == "cpu" and torch.equal(tokens, tokens[self._first][self._items]):
+                return tokens[self._first]
+            select(self._items)
+            self._shared = False
+        return tokens

@@ -1,0 +1,228 @@
+"""The front doors: `generate` (questions and passages in, `Answer`s out) and `decoding_loop` (transformers-native).
+
+Both prepare a `Plan` and hand it to the one loop in decode.py. Knows prompts, options and batching; the arithmetic is
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, overload
+
+from ..answer import Answer, Draft
+from ..control import Control, controls_for
+from ..errors import NonFiniteLogits, PromptError
+from ..policies import Off
+from .drafts import Drafts
+from .inputs import _share, processors_for, stream_of
+from .loop import Draw, Plan, decode
+from .options import GenerateOptions
+from .prompts import PromptPair, PromptTemplate, build_pair
+from .recorder import Recorder
+from .refusals import check_model, check_tokenizer, eos_ids, position_limit
+from .token_texts import pieces
+
+if TYPE_CHECKING:
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
+    from transformers.generation.streamers import BaseStreamer
+
+__all__ = ["generate"]
+
+
+@overload
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    passages: Sequence[str] | None = None,
+    *,
+    control: Control | None = None,
+    template: PromptTemplate | None = None,
+    truncate: str | None = None,
+    streamer: BaseStreamer | None = None,
+    **options: Any,
+) -> Answer: ...
+
+
+@overload
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Sequence[str],
+    passages: Sequence[Sequence[str]] | None = None,
+    *,
+    control: Control | Sequence[Control] | None = None,
+    template: PromptTemplate | None = None,
+    truncate: str | None = None,
+    streamer: BaseStreamer | None = None,
+    **options: Any,
+) -> list[Answer]: ...
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str | Sequence[str],
+    passages: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    *,
+    control: Control | Sequence[Control] | None = None,
+    template: PromptTemplate | None = None,
+    truncate: str | None = None,
+    streamer: BaseStreamer | None = None,
+    **options: Any,
+) -> Answer | list[Answer]:
+    """Answer one question or a batch of them, steered between passages and memory.
+
+    Args:
+        model: A decoder-only transformers model. It is used as it is and left as it was.
+        tokenizer: The model's own tokenizer.
+        question: A question, or a list of them (one batch).
+        passages: For one question its passages; for a list one list each. None or empty: closed book.
+        control: Policy and dial; for a list of questions optionally one control each. None is ``Control()``, the
+            unmodified model.
+        template: Wording of the prompts.
+        truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
+        streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once.
+        **options: The fields of `GenerateOptions`: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``,
+            ``top_p``, ``seed``, ``repetition_penalty``, ``penalty_scope``, ``stop_token_ids``, ``trace``.
+
+    Returns:
+        An `Answer`, or a list of them for a list of questions.
+
+    Raises:
+        ControlError: A control or option that cannot be honoured.
+        PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
+        TokenizerMismatch: The tokenizer is not the model's.
+        UnsupportedMode: The model cannot be decoded in two streams.
+        NonFiniteLogits: The model broke down; ``error.partial`` holds what was generated until then.
+    """
+    chosen = GenerateOptions.from_kwargs(options)
+    single = isinstance(question, str)
+    questions, passage_lists = _batch(question, passages)
+    controls = controls_for(control, len(questions))
+    check_model(model)
+    vocab_size = check_tokenizer(model, tokenizer)
+    limit = position_limit(model)
+    pairs = [
+        build_pair(
+            tokenizer,
+            text,
+            given,
+            template=template,
+            limit=None if limit is None else max(0, limit - chosen.max_new_tokens),
+            max_new_tokens=chosen.max_new_tokens,
+            truncate=truncate,
+        )
+        for text, given in zip(questions, passage_lists, strict=True)
+    ]
+
+    from transformers import StoppingCriteriaList
+    from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+
+    ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
+    # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
+    drafts = Drafts([c.policy() if p.passages else Off() for c, p in zip(controls, pairs, strict=True)])
+    policy = drafts.policy
+    contextual = stream_of(model, [p.contextual for p in pairs], pad)
+    parametric = None
+    if chosen.trace or not policy.neutral:
+        parametric = stream_of(model, [p.parametric for p in pairs], pad)
+    longest = contextual.input_ids.shape[1] + chosen.max_new_tokens
+    criteria = StoppingCriteriaList([MaxLengthCriteria(longest)])
+    if ends:
+        criteria.append(EosTokenCriteria(ends))
+    recorder = Recorder() if chosen.trace else None
+    seeds = None if chosen.seed is None else [chosen.seed] * len(drafts.items)
+    plan = Plan(
+        policy=policy,
+        contextual=contextual,
+        parametric=parametric,
+        processors=processors_for(chosen),
+        criteria=criteria,
+        max_new_tokens=chosen.max_new_tokens,
+        draw=Draw(chosen.do_sample, seeds, contextual.input_ids.device),
+        pad_token_id=pad,
+        vocab_size=vocab_size,
+        candidates=controls[0].candidates,
+        candidate_ratio=controls[0].candidate_ratio,
+        share=_share(model),
+        drafts=drafts if drafts.several else None,
+        recorder=recorder,
+        streamer=streamer,
+        penalise=chosen.penalty_scope,
+    )
+
+    def answers(ids: list[list[int]]) -> list[Answer]:
+        told = drafts.made or [[] for _ in pairs]
+        return [
+            _answer(tokenizer, *row, ends, chosen.max_new_tokens, recorder, i)
+            for i, row in enumerate(zip(questions, pairs, controls, ids, told, strict=True))
+        ]
+
+    try:
+        made = decode(plan)
+    except NonFiniteLogits as error:
+        if recorder is not None:
+            recorder.keep([drafts.rows(i)[0] for i in range(len(pairs))])
+            error.partial = answers([recorder.token_ids(i) for i in range(len(pairs))])
+        raise
+    generated = made.sequences[:, contextual.input_ids.shape[1] :].tolist()
+    result = answers([ids[:length] for ids, length in zip(generated, made.lengths, strict=True)])
+    return result[0] if single else result
+
+
+def _batch(
+    question: str | Sequence[str], passages: Sequence[str] | Sequence[Sequence[str]] | None
+) -> tuple[list[str], list[Sequence[str]]]:
+    if isinstance(question, str):
+        if isinstance(passages, str):
+            raise PromptError("passages is one string.", "Pass a list: passages=[text].")
+        return [question], [list(passages or [])]  # type: ignore[arg-type]
+    questions = list(question)
+    if not questions:
+        raise PromptError("the list of questions is empty.", "Pass at least one question.")
+    lists: list[Any] = [[]] * len(questions) if passages is None else list(passages)
+    if len(lists) != len(questions):
+        raise PromptError(
+            f"{len(questions)} questions but {len(lists)} lists of passages.", "Pass one list per question."
+        )
+    for i, given in enumerate(lists):
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise PromptError(f"passages[{i}] is {type(given).__name__}, not a list of strings.", "Wrap it in a list.")
+    return questions, lists
+
+
+def _answer(
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    pair: PromptPair,
+    control: Control,
+    ids: list[int],
+    drafts: Sequence[Draft],
+    ends: list[int],
+    max_new_tokens: int,
+    recorder: Recorder | None,
+    row: int,
+) -> Answer:
+    stopped = bool(ids) and (ids[-1] in ends or len(ids) < max_new_tokens)
+    return Answer(
+        text=_text(tokenizer, ids),
+        tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
+        token_ids=tuple(ids),
+        question=question,
+        passages=pair.passages,
+        control=control,
+        finish_reason="stop" if stopped else "length",
+        context_tokens=len(pair.contextual),
+        parametric_tokens=len(pair.parametric),
+        drafts=tuple(replace(d, text=_text(tokenizer, d.token_ids)) for d in drafts),
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

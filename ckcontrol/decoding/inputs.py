@@ -1,0 +1,52 @@
+"""What both loops are given: padded streams, transformers' processors for our options, one forward for both or two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .options import GenerateOptions
+from .streams import Stream
+
+if TYPE_CHECKING:
+    from transformers import (
+        LogitsProcessorList,
+        PreTrainedModel,
+    )
+
+__all__ = ["processors_for", "stream_of"]
+
+
+def _share(model: PreTrainedModel) -> bool:
+    from .pair_cache import can_share_forward
+
+    return can_share_forward(model)
+
+
+def stream_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Stream:
+    """Return the stream of some prompts, padded on the left with `pad` to the longest."""
+    longest = max(map(len, prompts))
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return Stream(model, ids, mask)
+
+
+def processors_for(options: GenerateOptions) -> LogitsProcessorList:
+    """Return transformers' processors and warpers for these options, in transformers' order."""
+    from transformers import LogitsProcessorList
+    from transformers.generation import logits_process as lp
+
+    processors = LogitsProcessorList()
+    if options.repetition_penalty != 1:
+        processors.append(lp.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.do_sample:
+        if options.temperature != 1:
+            processors.append(lp.TemperatureLogitsWarper(options.temperature))
+        if options.top_k:
+            processors.append(lp.TopKLogitsWarper(options.top_k))
+        if options.top_p < 1:
+            processors.append(lp.TopPLogitsWarper(options.top_p))
+    return processors

@@ -1,0 +1,322 @@
+"""The decoding loop: fuse, process, draw, append to both streams, until every row has ended.
+
+One loop serves every door (generation.py). Order at each step: raw logits of both streams -> fusion ->
+logits processors and warpers, once, on the fused scores -> one draw per pair. Knows streams, policies and
+transformers' processor and stopping interfaces; knows nothing of prompts or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteLogits
+from ..fusion.distributions import nonfinite_rows
+from ..fusion.kernel import choose, fuse
+from ..fusion.signals import Signals
+from ..policies.base import Decision, Policy
+from .drafts import Beginnings, Drafts
+from .recorder import Recorder
+from .streams import Stream, TwoStreams
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+__all__ = ["Draw", "Generated", "Plan", "decode", "fuse_scores", "mask_spare_ids"]
+
+_STREAMS = ("contextual", "parametric", "fused")
+
+
+class Draw:
+    """Picks one token per row.
+
+    Args:
+        sample: Draw from softmax(scores) instead of taking the maximum.
+        seeds: One seed per row: each row then has its own generator. None: torch's global generator, one joint
+            draw for the batch, exactly as transformers does.
+        device: Where the scores live.
+    """
+
+    def __init__(self, sample: bool, seeds: Sequence[int] | None, device: torch.device) -> None:
+        self.sample = sample
+        self.generators = None
+        if sample and seeds is not None:
+            self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, scores: Tensor, broken: Tensor) -> Tensor:
+        """Return token ids, [B, V] -> [B]; rows marked broken draw an arbitrary token instead of crashing."""
+        if not self.sample:
+            return scores.argmax(-1)
+        probs = scores.masked_fill(broken[:, None], 0.0).softmax(-1)
+        if self.generators is None:
+            return torch.multinomial(probs, 1).squeeze(1)
+        rows = [torch.multinomial(probs[i : i + 1], 1, generator=g) for i, g in enumerate(self.generators)]
+        return torch.cat(rows).squeeze(1)
+
+
+class _Poll:
+    """Learns when to stop without stalling an accelerator: the flag is read one step late there, at once on CPU."""
+
+    def __init__(self, device: torch.device, streaming: bool) -> None:
+        self.late = device.type == "cuda" and not streaming  # a streamer waits for every token anyway
+        self.flag: Tensor | None = None
+        self.event: Any = None
+
+    def __call__(self, flag: Tensor) -> bool:
+        if not self.late:
+            return bool(flag)
+        before = False
+        if self.flag is not None:
+            self.event.synchronize()  # the previous step's copy, long finished while this step was queued
+            before = bool(self.flag)
+        else:
+            self.flag, self.event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.Event("cuda")
+        self.flag.copy_(flag, non_blocking=True)
+        self.event.record()
+        return before
+
+
+@dataclass
+class Plan:
+    """Everything one run of the loop needs.
+
+    Attributes:
+        policy: Chooses tau; see `policies.per_row` for a batch of several controls.
+        contextual: Prompts with passages.
+        parametric: Prompts without; required unless the policy is neutral.
+        processors: transformers' logits processors and warpers, applied to the fused scores.
+        criteria: transformers' stopping criteria.
+        max_new_tokens: Longest answer.
+        draw: How a token is picked.
+        pad_token_id: What ended rows are filled with.
+        vocab_size: Number of ids the tokenizer knows; higher ids can never win. None: the model's width.
+        candidates: k of the head set.
+        candidate_ratio: r of the head set.
+        share: Decode both streams in one forward.
+        drafts: Several rows a question, of which one is returned; the prompts are run once for all of them. `policy`
+            is then that of the rows, and `draw` has one seed a row. None: a row a question.
+        recorder: Collects the trace; None records nothing.
+        streamer: transformers streamer; gets every token, and `end()` exactly once.
+        penalise: ``"all"`` shows processors the prompt and the answer, ``"generated"`` only the answer.
+        keep_scores: Keep the processed scores of each step.
+        keep_logits: Keep the raw contextual logits of each step.
+    """
+
+    policy: Policy
+    contextual: Stream
+    parametric: Stream | None
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    max_new_tokens: int
+    draw: Draw
+    pad_token_id: int
+    vocab_size: int | None = None
+    candidates: int = 10
+    candidate_ratio: float = 0.01
+    share: bool = True
+    drafts: Drafts | None = None
+    recorder: Recorder | None = None
+    streamer: Any = None
+    penalise: str = "all"
+    keep_scores: bool = False
+    keep_logits: bool = False
+    scores: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the loop produced.
+
+    Attributes:
+        sequences: The contextual prompts with the answers appended, [B, L + T] int64.
+        lengths: Tokens generated per row, the end token included.
+    """
+
+    sequences: Tensor
+    lengths: list[int]
+
+
+@torch.no_grad()
+def decode(plan: Plan) -> Generated:
+    """Run the loop.
+
+    Rows that ended are filled with `pad_token_id`; both streams of a pair end together. A neutral policy leaves the
+    contextual logits untouched and is transformers' own sampling loop, bit for bit.
+
+    Raises:
+        NonFiniteLogits: A running row met NaN, +inf or an empty distribution.
+    """
+    try:
+        return _decode(plan) if plan.drafts is None else _decode_drafts(plan, plan.drafts)
+    finally:
+        if plan.streamer is not None:
+            plan.streamer.end()
+
+
+def _decode_drafts(plan: Plan, drafts: Drafts) -> Generated:
+    """Run all drafts side by side and keep one a question; a streamer gets it when it is complete."""
+    recorder = plan.recorder or Recorder()
+    try:
+        made = _decode(replace(plan, streamer=None, recorder=recorder))  # its lists of scores and logits are the plan's
+    except NonFiniteLogits as error:
+        raise NonFiniteLogits(drafts.items[error.row], error.step, error.stream) from None
+    chosen = drafts.choose(recorder)
+    recorder.keep(chosen)
+    lengths = [made.lengths[row] for row in chosen]
+    prompt_length = plan.contextual.input_ids.shape[1]
+    sequences = made.sequences[chosen, : prompt_length + max(lengths)]
+    for kept in (plan.scores, plan.logits):
+        kept[:] = [step[chosen] for step in kept[: max(lengths)]]
+    if plan.streamer is not None:
+        plan.streamer.put(sequences[:, :prompt_length].cpu())
+        for step in range(prompt_length, sequences.shape[1]):
+            plan.streamer.put(sequences[:, step].cpu())
+    return Generated(sequences, lengths)
+
+
+def _decode(plan: Plan) -> Generated:
+    ids = plan.contextual.input_ids
+    prompt_length, device = ids.shape[1], ids.device
+    if plan.streamer is not None:
+        plan.streamer.put(ids.cpu())
+    beginnings = None if plan.drafts is None else Beginnings(plan.drafts.items, device)
+    if beginnings is not None:
+        ids = beginnings.widen(ids)
+    rows = ids.shape[0]
+    unfinished = torch.ones(rows, dtype=torch.bool, device=device)
+    lengths = torch.zeros(rows, dtype=torch.long, device=device)
+    broken_at = torch.full((len(_STREAMS), rows), -1, dtype=torch.long, device=device)
+    has_eos = any(hasattr(criterion, "eos_token_id") for criterion in plan.criteria)
+    poll = _Poll(device, plan.streamer is not None)
+    neutral = plan.policy.neutral
+
+    with TwoStreams(
+        plan.contextual, plan.parametric, share=plan.share and not neutral, reserve=plan.max_new_tokens
+    ) as streams:
+        fed = ids[:, -1]
+        for step in range(plan.max_new_tokens):
+            # 1) One more position of both streams.
+            logits_ctx, logits_par = streams.prefill() if step == 0 else streams.step(fed)
+            if beginnings is not None and logits_par is not None:
+                logits_ctx, logits_par = beginnings.widen(logits_ctx), beginnings.widen(logits_par)
+            if plan.keep_logits:
+                plan.logits.append(logits_ctx.clone())
+
+            # 2) Fuse the raw distributions.
+            signals, decision, scores = _fuse_step(plan, logits_ctx, logits_par)
+
+            # 3) Processors and warpers see the fused scores once.
+            seen = ids if plan.penalise == "all" else ids[:, prompt_length:]
+            scores = plan.processors(seen, scores)
+
+            # 4) Watch for numbers that mean nothing; rows that ended no longer count.
+            bad = torch.stack([nonfinite_rows(x) if x is not None else ~unfinished for x in (logits_ctx, logits_par)])
+            bad = torch.cat([bad, (nonfinite_rows(scores) & ~bad.any(0))[None]]) & unfinished
+            broken_at = torch.where((broken_at < 0) & bad, step, broken_at)
+
+            # 5) One draw per pair.
+            tokens = plan.draw(scores, bad.any(0))
+            if has_eos:
+                tokens = torch.where(unfinished, tokens, plan.pad_token_id)
+            if plan.keep_scores:
+                plan.scores.append(scores)
+            if plan.recorder is not None:
+                plan.recorder.add(tokens, scores, signals, decision)
+            if plan.streamer is not None:
+                plan.streamer.put(tokens.cpu())
+
+            # 6) Append to both streams; both rows of a pair end together.
+            ids = torch.cat([ids, tokens[:, None]], dim=1)
+            lengths = lengths + unfinished
+            unfinished = unfinished & ~plan.criteria(ids, None).bool()
+            if poll(~unfinished.any() | (broken_at >= 0).any()):
+                break
+            fed = tokens if beginnings is None else beginnings.feed(tokens, streams.select)
+    if plan.recorder is not None:
+        plan.recorder.lengths = lengths.tolist()
+    _raise_if_broken(broken_at)
+    longest = int(lengths.max())
+    del plan.scores[longest:], plan.logits[longest:]
+    return Generated(ids[:, : prompt_length + longest], lengths.tolist())
+
+
+def _fuse_step(
+    plan: Plan, logits_ctx: Tensor, logits_par: Tensor | None
+) -> tuple[Signals | None, Decision | None, Tensor]:
+    """Return the signals, the decision and the fused scores of one step, in the gauge of the contextual logits."""
+    if logits_par is None:
+        return None, None, logits_ctx
+    neutral = plan.policy.neutral
+    if not neutral:
+        mask_spare_ids(plan.policy, plan.vocab_size, logits_ctx, logits_par)
+    signals = Signals(logits_ctx, logits_par, plan.candidates, plan.candidate_ratio)
+    decision = plan.policy.decide(signals)
+    if neutral:
+        return signals, decision, logits_ctx.clone()  # a processor may write in place; the trace reads the original
+    return signals, decision, fuse_scores(plan.policy, signals, decision)
+
+
+def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, logits_par: Tensor) -> None:
+    """Mask, in place, ids the tokenizer does not know in steered rows; a neutral row is the model as it is."""
+    if vocab_size is not None:
+        rows = policy.steered_rows(logits_ctx)
+        for logits in (logits_ctx, logits_par):
+            logits[rows, vocab_size:] = -torch.inf
+
+
+def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
+    """Apply a decision; return scores in the gauge of the contextual logits, [B, V] float32.
+
+    On a CPU only rows on which the decision acts are computed; an accelerator would have to be asked which those are.
+    """
+    if signals.logits_ctx.device.type == "cpu":
+        acting = decision.acting().nonzero()[:, 0]
+        if 2 * len(acting) <= len(decision.switched):  # picking rows costs about as much as it saves beyond
+            scores = signals.logits_ctx.clone()
+            if len(acting):
+                scores[acting] = _fuse_all(policy, signals.rows(acting), decision.rows(acting))
+            return scores
+    return _fuse_all(policy, signals, decision)
+
+
+def _fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
+    needs_head = policy.amplifies or decision.truncate is not None
+    fused = fuse(
+        signals.logp_ctx,
+        signals.logp_par,
+        decision.tau,
+        head=signals.head if needs_head else None,
+        scale=decision.scale,
+        truncate=decision.truncate,
+        check=False,
+    )
+    return _regauge(fused, signals, decision)
+
+
+def _regauge(fused: Tensor, signals: Signals, decision: Decision) -> Tensor:
+    """Give fused log-probabilities the offset of raw logits, so that penalties act on the scale they are made for.
+
+    Rows at tau = 1 (or 0) that nothing truncates or scales get that stream's logits back, bit for bit.
+    """
+    tau = decision.tau if decision.tau.ndim == 2 else decision.tau[:, None]
+    masked = signals.logits_ctx == -torch.inf
+    plain = decision.plain()
+    scores = fused + signals.norm_ctx
+    for value, logits in ((1, signals.logits_ctx), (0, signals.logits_par)):
+        copied = plain & (tau == value).all(-1)
+        scores = choose(copied[:, None], logits, scores)
+    return scores.masked_fill(masked, -torch.inf)
+
+
+def _raise_if_broken(broken_at: Tensor) -> None:
+    found = broken_at.cpu()
+    if not bool((found >= 0).any()):
+        return
+    first = int(found[found >= 0].min())
+    stream, row = (int(i) for i in (found == first).nonzero()[0])
+    raise NonFiniteLogits(row, first, _STREAMS[stream])

@@ -1,0 +1,80 @@
+"""How tokens are drawn and when to stop: `GenerateOptions`, frozen and checked on construction. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import check_integer, check_number
+from ..errors import ControlError, did_you_mean
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["GenerateOptions"]
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How tokens are drawn and when to stop. Greedy unless asked; nothing is read from generation_config.json.
+
+    Attributes:
+        max_new_tokens: Longest answer, in tokens.
+        do_sample: Draw from the fused distribution instead of taking its maximum.
+        temperature: Divides the fused log-probabilities; used with `do_sample`.
+        top_k: Keep the k best fused tokens; 0 keeps all; used with `do_sample`.
+        top_p: Nucleus mass of the fused distribution; used with `do_sample`.
+        seed: Every row draws from its own generator with this seed, so an answer does not depend on its batch
+            neighbours, and equals ``torch.manual_seed(seed); model.generate(...)`` on that row alone. None: torch's
+            global generator, one joint draw per step, as ``model.generate`` does.
+        repetition_penalty: transformers' penalty, on the fused scores.
+        penalty_scope: ``"all"`` penalises prompt and generated tokens, as transformers does (and so also the
+            passage's words); ``"generated"`` only what was generated.
+        stop_token_ids: Further end tokens, beside those of the generation config and the tokenizer.
+        trace: Record a `TokenTrace` per token.
+    """
+
+    max_new_tokens: int = 64
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    penalty_scope: str = "all"
+    stop_token_ids: tuple[int, ...] = ()
+    trace: bool = True
+
+    def __post_init__(self) -> None:
+        check_integer("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        check_number("temperature", self.temperature, 1e-4, 100.0)
+        check_integer("top_k", self.top_k, 0, 10_000_000)
+        check_number("top_p", self.top_p, 1e-6, 1.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        if self.seed is not None:
+            check_integer("seed", self.seed, 0, 2**63 - 1)
+        if self.penalty_scope not in ("all", "generated"):
+            raise ControlError(
+                f"penalty_scope={self.penalty_scope!r}.",
+                did_you_mean(str(self.penalty_scope), ["all", "generated"]),
+            )
+        for name in ("do_sample", "trace"):
+            if not isinstance(getattr(self, name), bool):
+                raise ControlError(f"{name}={getattr(self, name)!r} is not True or False.")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for token in self.stop_token_ids:
+            check_integer("stop_token_ids", token, 0, 2**31)
+
+    @classmethod
+    def from_kwargs(cls, options: Mapping[str, Any]) -> GenerateOptions:
+        """Build from keyword arguments; an unknown name raises `ControlError` with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ControlError(f"unknown option {name!r}.", did_you_mean(name, known))
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)

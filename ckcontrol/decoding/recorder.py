@@ -1,0 +1,122 @@
+"""Collects, per step, what a trace needs, as tensors on the device; one transfer to the host at the end.
+
+Knows the signals and decisions of the loop; turns them into `TokenTrace` records when asked. Knows no tokenizer: the
+caller passes the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..answer import TokenTrace
+from ..fusion.signals import Signals
+from ..policies import Decision, Evidence
+
+__all__ = ["Recorder", "evidence", "measure", "record"]
+
+_COLUMNS = ("h_par", "h_ctx", "tau", "switched", "rank_par", "rank_ctx", "logp_par", "logp_ctx", "best_par")
+_EVIDENCE = ("logp_ctx", "logp_par", "h_ctx", "h_par", "rank_par", "best_par")
+
+
+class Recorder:
+    """The trace of one run of the loop.
+
+    Attributes:
+        lengths: Tokens generated per row, the end token included; set when the loop ends.
+    """
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self._ids: list[Tensor] = []
+        self._final: list[Tensor] = []
+        self._rows: list[Tensor] = []
+
+    def add(self, tokens: Tensor, scores: Tensor, signals: Signals | None, decision: Decision | None) -> None:
+        """Record one step: chosen ids [B], processed scores [B, V], and the signals and decision behind them."""
+        self._ids.append(tokens)
+        final, rows = measure(tokens, scores, signals, decision)
+        self._final.append(final)
+        if rows is not None:
+            self._rows.append(rows)
+
+    def token_ids(self, row: int) -> list[int]:
+        """Return the ids generated in a row, the end token included."""
+        if not self._ids:
+            return []
+        ids: list[int] = torch.stack(self._ids, dim=1)[row].tolist()
+        return ids[: self.lengths[row]] if self.lengths else ids
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these, which go by their place in `rows` from here on."""
+        self._ids, self._final, self._rows = ([t[rows] for t in ts] for ts in (self._ids, self._final, self._rows))
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def evidence(self, row: int) -> Evidence:
+        """Return what both streams made of a row's tokens; empty for a single stream."""
+        return evidence(torch.stack(self._rows, dim=1)[row, : len(self.token_ids(row))].tolist() if self._rows else [])
+
+    def traces(self, row: int, texts: Sequence[str]) -> tuple[TokenTrace, ...]:
+        """Return the records of a row; `texts[i]` is what token i added to the answer."""
+        ids = self.token_ids(row)
+        final = torch.stack(self._final, dim=1)[row].tolist() if self._final else []
+        values = torch.stack(self._rows, dim=1)[row].tolist() if self._rows else None
+        return tuple(
+            record(token, text, final[i], None if values is None else values[i])
+            for i, (token, text) in enumerate(zip(ids, texts, strict=True))
+        )
+
+
+def measure(
+    tokens: Tensor, scores: Tensor, signals: Signals | None, decision: Decision | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return what a trace holds of one step, on the device.
+
+    Args:
+        tokens: Chosen ids, [B] int64.
+        scores: Processed scores they were drawn from, [B, V].
+        signals: Of the raw distributions; None if there was one stream.
+        decision: Of the policy.
+
+    Returns:
+        Log-probability in the final distribution, [B], and the columns `record` reads, [B, 9] or None.
+    """
+    chosen = tokens[:, None]
+    final = (scores.gather(-1, chosen) - scores.logsumexp(-1, keepdim=True))[:, 0]
+    if signals is None or decision is None:
+        return final, None
+    tau = decision.tau.gather(-1, chosen)[:, 0] if decision.tau.ndim == 2 else decision.tau
+    logp_par, logp_ctx = signals.logp_par.gather(-1, chosen), signals.logp_ctx.gather(-1, chosen)
+    columns = [
+        signals.h_par,
+        signals.h_ctx,
+        tau,
+        decision.switched.float(),
+        (signals.logp_par > logp_par).sum(-1).float(),
+        (signals.logp_ctx > logp_ctx).sum(-1).float(),
+        logp_par[:, 0],
+        logp_ctx[:, 0],
+        signals.logp_par.amax(-1),
+    ]
+    return final, torch.stack(columns, dim=-1)
+
+
+def evidence(values: Sequence[Sequence[float]]) -> Evidence:
+    """Return what both streams made of an answer, from what `measure` collected of its tokens, moved to the host."""
+    columns = dict(zip(_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
+    return Evidence(**{name: columns.get(name, ()) for name in _EVIDENCE})
+
+
+def record(token: int, text: str, final: float, values: Sequence[float] | None) -> TokenTrace:
+    """Return one token's record from what `measure` collected, moved to the host."""
+    if values is None:
+        return TokenTrace(id=token, text=text, logp_final=final)
+    known: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+    del known["best_par"]
+    known["gain"] = known["h_par"] - known["h_ctx"]
+    known["switched"] = bool(known["switched"])
+    known["rank_par"], known["rank_ctx"] = int(known["rank_par"]), int(known["rank_ctx"])
+    return TokenTrace(id=token, text=text, logp_final=final, **known)

@@ -1,0 +1,109 @@
+"""The naive twin: no cache, one question at a time, both prompts re-run whole for every token.
+
+Slow and obvious on purpose. Every fast path of the library is tested equal to this loop. It shares the policies and
+the kernel with the engine, because those are tested by their own algebra, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..control import Control
+from ..fusion.kernel import fuse
+from ..fusion.signals import Signals
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessorList, PreTrainedModel
+
+__all__ = ["reference_generate"]
+
+
+@torch.no_grad()
+def reference_generate(
+    model: PreTrainedModel,
+    contextual: Sequence[int],
+    parametric: Sequence[int],
+    control: Control,
+    *,
+    max_new_tokens: int,
+    eos: Collection[int] = (),
+    processors: LogitsProcessorList | None = None,
+    sample: bool = False,
+    seed: int = 0,
+    vocab_size: int | None = None,
+) -> list[int]:
+    """Return the generated ids, the end token included.
+
+    Args:
+        model: Any decoder-only model.
+        contextual: Prompt ids with the passages.
+        parametric: Prompt ids without.
+        control: Which policy, how far.
+        max_new_tokens: Longest answer.
+        eos: Ids that end the answer.
+        processors: transformers' processors and warpers; they see the contextual ids and the fused scores.
+        sample: Draw with a generator seeded by `seed`, else take the maximum.
+        seed: See `sample`.
+        vocab_size: Ids from here on are never produced unless the control is neutral.
+    """
+    device = next(model.parameters()).device
+    policy = control.policy()
+
+    def draft(by: Policy) -> tuple[list[int], Evidence]:
+        """Decode under a token policy; return the ids and what both streams made of them."""
+        generator = torch.Generator(device).manual_seed(seed)
+        answer: list[int] = []
+        seen: list[tuple[float, float, float, float, int, float]] = []
+        for _ in range(max_new_tokens):
+            context_ids = torch.tensor([[*contextual, *answer]], device=device)
+            memory_ids = torch.tensor([[*parametric, *answer]], device=device)
+            logits_ctx = model(context_ids, use_cache=False).logits[:, -1].float()
+            logits_par = model(memory_ids, use_cache=False).logits[:, -1].float()
+            if vocab_size is not None and not by.neutral:
+                logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
+            signals = Signals(logits_ctx, logits_par, control.candidates, control.candidate_ratio)
+            if by.neutral:
+                scores = logits_ctx
+            else:
+                decision = by.decide(signals)
+                fused = fuse(
+                    signals.logp_ctx,
+                    signals.logp_par,
+                    decision.tau,
+                    head=signals.head,
+                    scale=decision.scale,
+                    truncate=decision.truncate,
+                )
+                untouched = bool((decision.tau == 0).all()) and decision.scale is None
+                scores = fused + (logits_par if untouched else logits_ctx).logsumexp(-1, keepdim=True)
+            if processors is not None:
+                scores = processors(context_ids, scores)
+            if sample:
+                token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+            else:
+                token = int(scores.argmax(-1))
+            answer.append(token)
+            ctx, par = signals.logp_ctx[0], signals.logp_par[0]
+            rank = int((par > par[token]).sum())
+            seen.append(
+                (
+                    float(ctx[token]),
+                    float(par[token]),
+                    float(signals.h_ctx),
+                    float(signals.h_par),
+                    rank,
+                    float(par.max()),
+                )
+            )
+            if token in eos:
+                break
+        return answer, Evidence(*zip(*seen, strict=True))
+
+    drafts = [draft(each) for each in draft_policies(policy).values()]
+    if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
+        return drafts[policy.choose([evidence for _, evidence in drafts])][0]
+    return drafts[0][0]

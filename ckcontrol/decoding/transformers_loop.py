@@ -1,0 +1,155 @@
+"""The door for `model.generate(custom_generate=...)`: transformers prepares, the one loop of loop.py decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..control import Control, controls_for
+from ..errors import ControlError, PromptTooLong, UnsupportedMode
+from .drafts import Drafts
+from .inputs import _share
+from .loop import Draw, Generated, Plan, decode
+from .options import GenerateOptions
+from .recorder import Recorder
+from .refusals import check_mode, check_model, position_limit
+from .streams import Stream
+
+if TYPE_CHECKING:
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        PreTrainedModel,
+        StoppingCriteriaList,
+    )
+    from transformers.generation.streamers import BaseStreamer
+
+__all__ = ["decoding_loop"]
+
+
+def decoding_loop(
+    control: Control | Sequence[Control] | None = None,
+    *,
+    parametric_ids: Tensor,
+    parametric_mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    streamer: BaseStreamer | None = None,
+    recorder: Recorder | None = None,
+    seed: int | None = None,
+    penalty_scope: str = "all",
+) -> Callable[..., Any]:
+    """Return a callable for ``model.generate(**contextual_inputs, custom_generate=...)``.
+
+    transformers prepares everything it usually does (generation config, processors, stopping criteria); this loop
+    replaces its sampling loop. The order is: fuse the raw logits, then transformers' processors and warpers, then one
+    draw per pair.
+
+    Args:
+        control: Policy and dial; a list gives one per row.
+        parametric_ids: The prompts without passages, left-padded, [B, L_par] int64: one row per row of `input_ids`.
+            With ``num_return_sequences=n`` pass B rows; they are repeated.
+        parametric_mask: Their attention mask, [B, L_par]; None means nothing is padded.
+        vocab_size: ``len(tokenizer)``: higher ids can never win. None trusts the model's width.
+        streamer: transformers streamer. It must be given here: transformers drops ``generate(streamer=...)`` for
+            callables, without ending it.
+        recorder: A `Recorder` to be filled with the trace.
+        seed: As in `GenerateOptions`; None uses torch's global generator like ``model.generate``.
+        penalty_scope: As in `GenerateOptions`.
+
+    Returns:
+        The callable. It returns what ``model.generate`` would: ids, or a `GenerateDecoderOnlyOutput` with
+        ``return_dict_in_generate=True`` (scores are the fused, processed scores; logits the raw contextual ones).
+
+    Raises:
+        UnsupportedMode: From within generate, before the first forward: see `checks.REFUSED`.
+        ControlError: Row counts of the two prompts differ, or an option is out of range.
+    """
+    GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
+
+    def loop(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,  # an input named here would be taken from transformers before it prepares the rest
+    ) -> Any:
+        check_model(model)
+        check_mode(generation_config)
+        attention_mask = model_kwargs.pop("attention_mask", None)
+        _check_inputs(model_kwargs)
+        rows = input_ids.shape[0]
+        ids, mask = _repeat(parametric_ids.to(input_ids.device), parametric_mask, rows, generation_config)
+        controls = controls_for(control, rows)
+        drafts = Drafts([c.policy() for c in controls])
+        policy = drafts.policy
+        longest = stopping_criteria.max_length or generation_config.max_length
+        budget = int(longest) - input_ids.shape[1]
+        limit = position_limit(model)
+        widths = (input_ids.shape[1], ids.shape[1])
+        if limit is not None and max(widths) + budget > limit:
+            raise PromptTooLong(*widths, limit - budget, budget)
+        pad = getattr(generation_config, "_pad_token_tensor", None)
+        seeds = None if seed is None else [seed] * len(drafts.items)
+        draw = Draw(bool(generation_config.do_sample), seeds, input_ids.device)
+        plan = Plan(
+            policy=policy,
+            contextual=Stream(model, input_ids, attention_mask),
+            parametric=Stream(model, ids, mask) if recorder is not None or not policy.neutral else None,
+            processors=logits_processor,
+            criteria=stopping_criteria,
+            max_new_tokens=budget,
+            draw=draw,
+            pad_token_id=int(pad) if pad is not None else int(generation_config.pad_token_id or 0),
+            vocab_size=vocab_size,
+            candidates=controls[0].candidates,
+            candidate_ratio=controls[0].candidate_ratio,
+            share=_share(model),
+            drafts=drafts if drafts.several else None,
+            recorder=recorder,
+            streamer=streamer,
+            penalise=penalty_scope,
+            keep_scores=bool(generation_config.output_scores),
+            keep_logits=bool(generation_config.output_logits),
+        )
+        return _native_result(plan, decode(plan), generation_config)
+
+    return loop
+
+
+def _native_result(plan: Plan, made: Generated, config: GenerationConfig) -> Any:
+    if not config.return_dict_in_generate:
+        return made.sequences
+    from transformers.generation import GenerateDecoderOnlyOutput
+
+    return GenerateDecoderOnlyOutput(
+        sequences=made.sequences,
+        scores=tuple(plan.scores) if config.output_scores else None,
+        logits=tuple(plan.logits) if config.output_logits else None,
+    )
+
+
+def _check_inputs(model_kwargs: dict[str, Any]) -> None:
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise UnsupportedMode("past_key_values is already filled.", "Pass the whole prompt instead.")
+    known = {"past_key_values", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
+    if unknown := sorted(k for k, v in model_kwargs.items() if k not in known and v is not None):
+        raise UnsupportedMode(f"model inputs {unknown} have no parametric counterpart.", "Pass token ids only.")
+
+
+def _repeat(ids: Tensor, mask: Tensor | None, rows: int, config: GenerationConfig) -> tuple[Tensor, Tensor | None]:
+    copies = config.num_return_sequences or 1
+    if ids.ndim != 2 or ids.shape[0] * copies != rows:
+        raise ControlError(
+            f"parametric_ids has shape {tuple(ids.shape)} for {rows // copies} contextual prompts.",
+            "Give one parametric row per contextual row.",
+        )
+    if mask is not None and mask.shape != ids.shape:
+        raise ControlError(
+            f"parametric_mask has shape {tuple(mask.shape)}, parametric_ids {tuple(ids.shape)}.",
+            "Make them equal.",
+        )
+    return ids.repeat_interleave(copies, 0), None if mask is None else mask.repeat_interleave(copies, 0)

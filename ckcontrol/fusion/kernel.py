@@ -1,0 +1,100 @@
+"""The one equation of the library: ``log q = s * [tau * log p_ctx + (1 - tau) * log p_par] + const``.
+
+Knows two distributions and an exponent per row; knows nothing of why that exponent was chosen (policies) or where
+the distributions came from (streams). CAD, AdaCAD, COIECD, ACD, ARR and CK-PLUG are all choices of tau.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import ControlError, NonFiniteLogits
+from .distributions import log_probs, nonfinite_rows
+
+__all__ = ["choose", "fuse"]
+
+
+def fuse(
+    logp_ctx: Tensor,
+    logp_par: Tensor,
+    tau: Tensor | float,
+    *,
+    head: Tensor | None = None,
+    scale: Tensor | None = None,
+    truncate: Tensor | None = None,
+    check: bool = True,
+) -> Tensor:
+    """Fuse two distributions into one.
+
+    Order of operations: mix; restore the exact ends (tau = 1 copies `logp_ctx`, tau = 0 copies `logp_par`); apply
+    the head set to rows that amplify (tau > 1) or ask for truncation; mask what the context masked; multiply by
+    `scale`; normalise. Rows that are exact copies and not truncated or scaled are returned bit for bit.
+
+    Args:
+        logp_ctx: Log-probabilities with the passages, [B, V]; upcast to float32, never modified.
+        logp_par: Log-probabilities without them, [B, V].
+        tau: Exponent of the context: a number, [B], or [B, V] for policies that mix within a step. 1 = context,
+            0 = memory, between = interpolation, above = amplified context.
+        head: Tokens that may win where context is amplified, [B, V] bool. Required where tau > 1: an unbounded
+            ratio on a token both streams find absurd would win otherwise.
+        scale: s, the inverse temperature some papers couple to their knob, [B]; None means 1.
+        truncate: Rows to cut to the head although tau <= 1, [B] bool (the released CK-PLUG code does this).
+        check: Verify the inputs. This synchronises with the device; the engine checks by itself and passes False.
+
+    Returns:
+        Normalised log-probabilities, [B, V] float32. A token at -inf in `logp_ctx` stays -inf. A token at -inf only
+        in `logp_par` is -inf for 0 < tau < 1 and keeps its contextual score for tau > 1, where the ratio has no
+        meaning. Never NaN.
+
+    Raises:
+        NonFiniteLogits: A row holds NaN, +inf or nothing finite (`check` only; step is 0).
+        ControlError: tau is negative or NaN, or exceeds 1 without a head set (`check` only).
+    """
+    ctx, par = logp_ctx.float(), logp_par.float()
+    tau = torch.as_tensor(tau, dtype=torch.float32, device=ctx.device)
+    if check:
+        _check(ctx, par, tau, head)
+    if tau.ndim < 2:
+        tau = tau.expand(ctx.shape[0])[:, None]  # [B, 1]
+    banned = ctx == -math.inf
+
+    mixed = tau * ctx + (1 - tau) * par
+    mixed = choose((par == -math.inf) & (tau > 1), ctx, mixed)
+    mixed = choose(tau == 1, ctx, mixed)
+    mixed = choose(tau == 0, par, mixed)
+    copied = ((tau == 1).all(-1) | (tau == 0).all(-1))[:, None]  # [B, 1]
+    if head is not None:
+        cut = (tau > 1).any(-1, keepdim=True)
+        if truncate is not None:
+            cut = cut | truncate[:, None]
+            copied = copied & ~truncate[:, None]
+        banned = banned | (cut & ~head)
+    mixed = mixed.masked_fill(banned, -math.inf)
+    if scale is not None:
+        mixed = mixed * scale[:, None]
+        copied = copied & (scale == 1)[:, None]
+    return choose(copied, mixed, log_probs(mixed))
+
+
+def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return ``torch.where(where, a, b)``; `b` itself if nothing is chosen, on a CPU, which need not wait to know."""
+    if where.device.type == "cpu" and not len(where.any(-1).nonzero()):
+        return b
+    return torch.where(where, a, b)
+
+
+def _check(ctx: Tensor, par: Tensor, tau: Tensor, head: Tensor | None) -> None:
+    for name, stream in (("contextual", ctx), ("parametric", par)):
+        bad = nonfinite_rows(stream)
+        if bad.any():
+            raise NonFiniteLogits(int(bad.nonzero()[0]), 0, name)
+    if not bool((tau >= 0).all()):
+        raise ControlError("tau is negative or NaN.", "Use 0 (memory) to 1 (context), or above to amplify context.")
+    if head is None and bool((tau > 1).any()):
+        raise ControlError(
+            f"tau={float(tau.max()):g} amplifies the context without a head set.",
+            "Pass head=head_set(logp_ctx, 10, 0.01) | head_set(logp_par, 10, 0.01).",
+        )

@@ -1,0 +1,163 @@
+"""The whole choice in one call: every method proposes, development records decide, test records are reported.
+
+Knows the methods of select.py and learn.py and how records are split; prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import HeadsError, did_you_mean
+from ..finding.conflict_prompts import Record
+from ..finding.scores import HeadScores
+from .learn import candidates, learn
+from .panel import NEUTRAL, Panel, Result, check_direction
+from .select import BUDGET, GRID, Candidate, Selection, consistent, greedy, random_controls, select, top_k
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["METHODS", "Tuned", "tune"]
+
+METHODS = ("top-k", "consistent", "greedy", "learned")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What every method chose, and what that does on records nobody chose by.
+
+    Attributes:
+        direction: What was to be strengthened.
+        selections: method -> its selection on the development records.
+        winner: The method whose choice had the best total there; None: no method beats the unpruned model.
+        test: "none" and every method that chose a mask -> its result on the test records.
+        controls: Results there of random heads in the layers of the winner's mask.
+    """
+
+    direction: str
+    selections: Mapping[str, Selection]
+    winner: str | None
+    test: Mapping[str, Result]
+    controls: tuple[Result, ...]
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The winner's candidate."""
+        return None if self.winner is None else self.selections[self.winner].chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, the outcome of every test prompt included."""
+        chosen = self.chosen
+        return {
+            "direction": self.direction,
+            "winner": self.winner,
+            "chosen": None if chosen is None else chosen.name,
+            "mask": None if chosen is None else chosen.mask.to_dict(),
+            "selections": {name: selection.to_dict() for name, selection in self.selections.items()},
+            "test": {name: result.to_dict() for name, result in self.test.items()},
+            "controls": [result.to_dict() for result in self.controls],
+        }
+
+
+def tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scores: HeadScores,
+    direction: str,
+    *,
+    methods: Sequence[str] = ("top-k",),
+    grid: Sequence[int] = GRID,
+    budget: int = BUDGET,
+    draws: int = 10,
+    limit: int | None = None,
+    formats: Sequence[str] | None = None,
+    neutral: Sequence[str] = NEUTRAL,
+    new_tokens: int = 8,
+    steps: int = 200,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> Tuned:
+    """Choose heads to prune so that a model leans more on its context, or more on its memory.
+
+    Scores and learning use the records of the split "find", the choice those of "dev", the report those of "test";
+    always the ones the model knows. A subject is in one split under all its relations.
+
+    Args:
+        model: The scored model.
+        tokenizer: Its tokenizer.
+        scores: From `find`.
+        direction: "context" or "memory".
+        methods: Of `METHODS`; each has the same development records and `budget`.
+        grid: Values of k; 0 is always among the candidates.
+        budget: Masks a method may have measured.
+        draws: Random-head controls of the winner on the test records.
+        limit: Records of each split at most; None takes all.
+        formats: Conflict formats of the panels; None: those that were scored.
+        neutral: Texts for the perplexity.
+        new_tokens: As in `Panel`.
+        steps: Gradient steps of "learned"; "greedy" takes at most max(grid) heads.
+        seed: Of controls and learning.
+        on_progress: Receives (stage, done, total).
+
+    Raises:
+        HeadsError: Unknown direction or method, another model's scores, or a split without known records.
+    """
+    check_direction(direction)
+    for method in methods:
+        if method not in METHODS:
+            raise HeadsError(f"method {method!r} is not known.", did_you_mean(method, METHODS))
+    scores.model.check(model, "the scores")
+    forms = tuple(formats or scores.formats)
+    settings: dict[str, Any] = {"formats": forms, "neutral": neutral, "new_tokens": new_tokens}
+    splits = {name: _known(scores.records, name)[:limit] for name in ("find", "dev", "test")}
+    dev, test = (Panel(model, tokenizer, splits[name], **settings) for name in ("dev", "test"))
+
+    def report(stage: str) -> Callable[[int, int], None]:
+        def told(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(stage, done, total)
+
+        return told
+
+    def proposals(method: str) -> list[Candidate]:
+        if method == "top-k":
+            return top_k(scores, direction, grid=grid, split="find")
+        if method == "consistent":
+            return consistent(scores, direction, grid=grid, split="find")
+        if method == "greedy":
+            return greedy(model, tokenizer, scores, direction, steps=max(grid), on_progress=report("greedy"))
+        found = learn(
+            model, tokenizer, splits["find"], direction, steps=steps, seed=seed, on_progress=report("learning")
+        )
+        return candidates(found, grid)
+
+    selections = {}
+    for method in methods:
+        selections[method] = select(
+            dev, direction, proposals(method), budget=budget, on_progress=report(f"measuring {method}")
+        )
+    best = {
+        method: next(r for c, r in found.trials if c is found.chosen).total(direction)
+        for method, found in selections.items()
+        if found.chosen is not None
+    }
+    winner = max(best, key=lambda method: best[method]) if best else None
+    results = {"none": test.measure(None)}
+    results |= {name: test.measure(found.chosen.mask) for name, found in selections.items() if found.chosen}
+    controls: list[Result] = []
+    chosen = None if winner is None else selections[winner].chosen
+    if chosen is not None:
+        for mask in random_controls(chosen.mask, draws, seed):
+            controls.append(test.measure(mask))
+            report("random controls")(len(controls), draws)
+    return Tuned(direction, selections, winner, results, tuple(controls))
+
+
+def _known(records: Sequence[Record], split: str) -> list[Record]:
+    found = [record for record in records if record.known and record.split == split]
+    if not found:
+        raise HeadsError(f"no known record is in the split {split!r}.", "Score more facts: find --n.")
+    return found

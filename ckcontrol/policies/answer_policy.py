@@ -1,0 +1,136 @@
+"""Policies that choose between whole answers: each draft is decoded by a policy of its own, then one of them is given.
+
+Token by token, a blend compares the streams before both have proposed an answer: one opens with a name, the other
+with "The capital of". A whole answer has no such beginning; what both streams make of it is two numbers. Knows plain
+numbers of finished drafts; knows no tensor, no model and no loop (decode.py runs the drafts side by side).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum, sqrt
+from typing import ClassVar
+
+from ..errors import UnsupportedMode
+from ..fusion.signals import Signals
+from .base import Decision, Policy, ones
+
+__all__ = ["AnswerPolicy", "Evidence", "Unmodified", "draft_policies", "surprise", "token_policy"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What both streams make of one draft: a number per token, the end token included; nats, raw distributions.
+
+    Attributes:
+        logp_ctx: Log-probability of the token with the passages.
+        logp_par: The same without them.
+        h_ctx: Entropy with the passages.
+        h_par: Entropy without them.
+        rank_par: Rank of the token without the passages; 0 is the favourite.
+        best_par: Log-probability of that favourite.
+    """
+
+    logp_ctx: Sequence[float]
+    logp_par: Sequence[float]
+    h_ctx: Sequence[float]
+    h_par: Sequence[float]
+    rank_par: Sequence[int]
+    best_par: Sequence[float]
+
+    @property
+    def surprise_ctx(self) -> float:
+        """`surprise` of the contextual stream at this draft."""
+        return surprise(self.logp_ctx)
+
+    @property
+    def surprise_par(self) -> float:
+        """`surprise` of the parametric stream at this draft."""
+        return surprise(self.logp_par)
+
+
+def surprise(logp: Sequence[float]) -> float:
+    """Return the Euclidean length of an answer's token surprises, ``sqrt(sum(log p ** 2))``, in nats.
+
+    The sum of surprises is -log p(answer), in which many small surprises at how something is said weigh as much as the
+    one at what is said; their maximum forgets all but one token. The length lies between, and measured best.
+
+    Example:
+        >>> surprise([-3.0, 0.0, -4.0])
+        5.0
+    """
+    return sqrt(fsum(value * value for value in logp))
+
+
+@dataclass(frozen=True)
+class Unmodified(Policy):
+    """The contextual stream as it is, but for ids the tokenizer does not know: a draft. Not registered."""
+
+    name: ClassVar[str] = "unmodified"
+
+    @property
+    def amplifies(self) -> bool:
+        """Never."""
+        return False
+
+    def decide(self, signals: Signals) -> Decision:
+        """Leave every row alone."""
+        tau = ones(signals.logits_ctx)
+        return Decision(tau, tau != 1)
+
+
+@dataclass(frozen=True)
+class AnswerPolicy(Policy):
+    """Base of policies that choose between drafts. Both streams read every draft, so its evidence costs no forward."""
+
+    @property
+    @abstractmethod
+    def drafts(self) -> Mapping[str, Policy]:
+        """The token policies that write the drafts, by what the draft is called; one leaves nothing to choose."""
+
+    @abstractmethod
+    def choose(self, drafts: Sequence[Evidence]) -> int:
+        """Return which draft is given, in the order of `drafts`."""
+
+    @abstractmethod
+    def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:
+        """Return the score of a given ending from its tokens' log-probabilities, in nats: higher is preferred."""
+
+    @property
+    def amplifies(self) -> bool:
+        """When a draft does."""
+        return any(draft.amplifies for draft in self.drafts.values())
+
+    def decide(self, signals: Signals) -> Decision:
+        """Refuse: there is no tau before there is an answer.
+
+        Raises:
+            UnsupportedMode: Always.
+        """
+        raise _no_token(self)
+
+
+def draft_policies(policy: Policy) -> Mapping[str, Policy]:
+    """Return the token policies that must be decoded for a policy: its drafts, or itself."""
+    return policy.drafts if isinstance(policy, AnswerPolicy) else {policy.name: policy}
+
+
+def token_policy(policy: Policy) -> Policy:
+    """Return the one token policy that stands for a policy, where tokens are all there is.
+
+    Raises:
+        UnsupportedMode: The policy has several drafts to choose from.
+    """
+    drafts = list(draft_policies(policy).values())
+    if len(drafts) > 1:
+        raise _no_token(policy)
+    return drafts[0]
+
+
+def _no_token(policy: Policy) -> UnsupportedMode:
+    return UnsupportedMode(
+        f"method {policy.name!r} chooses between whole answers; here there is one token at a time.",
+        "Use ckcontrol.generate or decoding_loop; for a logits processor take cad or ck-plug.",
+    )

@@ -1,0 +1,70 @@
+"""Helpers over untrusted JSON values: what to call one in a message, and which engine arguments a client may not send.
+
+Knows JSON values; knows nothing of requests, HTTP or vLLM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import ServingError
+
+__all__ = ["flag", "integer", "kind", "shown", "without_ours"]
+
+HEADS = "ckheads"  # the engine argument of a head mask; beside params.KEYS, as it needs no pair
+_CARRIERS = ("vllm_xargs", "extra_args")
+
+
+def kind(value: Any) -> str:
+    """Return what a JSON value is, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error message: short, whatever it is."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:60] + "…")
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
+        return "a number of many digits"
+    return repr(value) if value is None or isinstance(value, (bool, int, float)) else kind(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a flag; null is false.
+
+    Raises:
+        ServingError: It is neither true nor false.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise ServingError(f"{name}={shown(value)}.", "Give true or false.")
+    return bool(value)
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """Return a whole number in [low, high].
+
+    Raises:
+        ServingError: It is anything else, 5.0 and true included.
+    """
+    if type(value) is not int or not low <= value <= high:
+        raise ServingError(f"{name}={shown(value)} is not valid.", f"Give a whole number from {low} to {high}.")
+    return value
+
+
+def without_ours(value: Any, *, top: bool = True) -> Any:
+    """Return a request body without the engine arguments that are ours: a client can never name a pair.
+
+    Taken out are the keys ``ck_*`` and ``ckheads`` of the body itself and of every ``vllm_xargs`` and ``extra_args``
+    in it, at any depth. What else a client names so, a field of its JSON schema for instance, stays.
+    """
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if not (top and _is_ours(key))}
+        return {key: without_ours(inner, top=key in _CARRIERS) for key, inner in kept.items()}
+    if isinstance(value, list):
+        return [without_ours(inner, top=False) for inner in value]
+    return value
+
+
+def _is_ours(key: str) -> bool:
+    return key.startswith("ck_") or key == HEADS

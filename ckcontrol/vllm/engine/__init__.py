@@ -1,0 +1,1 @@
+"""Inside vLLM's processes: the scheduler that keeps pairs in step, the processor that fuses them, the hooks."""

@@ -1,0 +1,206 @@
+"""Which rows of a batch are pairs, and everything that stays the same until the batch changes.
+
+A `Plan` holds index tensors, policies and sampling columns, so that a step only gathers, computes and scatters. A
+`PairState` outlives plans: it is what a pair must remember from one token to the next, and all of it can be rebuilt,
+so losing one costs time and nothing else. Knows tensors and pair parameters; knows nothing of vLLM's interfaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...decoding.recorder import measure
+from ...fusion.distributions import log_probs, nonfinite_rows
+from ..contract.pair_params import CONTEXTUAL, PairParams
+from .blocks import Block, Fused, arrange, fuse_blocks
+from .sampling import Noise, Warp
+from .traces import TraceStore
+
+__all__ = ["Member", "PairState", "Plan", "Row", "make_plans", "pair_up"]
+
+_TOGETHER = 2**17  # scores of a stream that a CPU works on at once: what it computes from them stays in its cache
+
+
+@dataclass(eq=False)
+class Row:
+    """One row of a pair, as the engine knows it.
+
+    Attributes:
+        ck: What it carries.
+        prompt: Prompt ids, for the penalty; None if the engine keeps them elsewhere.
+        output: Output ids so far, a live list; ids in flight may read -1. None if the engine keeps them elsewhere.
+        slot: Where the engine keeps the row's tokens; -1 where `prompt` and `output` are lists.
+        logprobs: Log-probabilities of the answer's tokens were asked for.
+        end: An end token, to stop a pair whose numbers broke.
+    """
+
+    ck: PairParams
+    prompt: Sequence[int] | None = None
+    output: Sequence[int] | None = None
+    slot: int = -1
+    logprobs: bool = False
+    end: int = 0
+
+
+@dataclass(eq=False)
+class PairState:
+    """What one pair remembers between tokens.
+
+    Attributes:
+        noise: Its random numbers; None if it takes the maximum.
+        base: Prompt tokens that are penalised, [V] bool; None without a penalty.
+        seen: The same and the output up to `seen_to`, [V] bool.
+        seen_to: Number of output tokens in `seen`.
+        drawn: Where each drawn token is on the device: position -> step tensor and row. Kept for a penalty only.
+        broken: Whether its numbers broke, uint8 scalar; see `traces.BROKEN`.
+    """
+
+    noise: Noise | None
+    base: Tensor | None
+    seen: Tensor | None
+    seen_to: int = 0
+    drawn: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    broken: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Member:
+    """A pair in a batch: its contextual row, its parametric row, their places, its state."""
+
+    ctx: Row
+    par: Row
+    at_ctx: int
+    at_par: int
+    state: PairState
+
+
+class Plan:
+    """A fixed set of pairs in fixed places.
+
+    Args:
+        members: The pairs, in any order.
+        device: Where logits live.
+        soft: Hand fused log-probabilities back for greedy pairs that asked for log-probabilities.
+    """
+
+    def __init__(self, members: Sequence[Member], device: torch.device, soft: bool) -> None:
+        order, self.blocks = _arranged(members)
+        self.members = members = [members[i] for i in order]
+        self.places = [m.at_ctx for m in members] + [m.at_par for m in members]
+        self.rows = torch.tensor(self.places, dtype=torch.long, device=device)
+        self.count = len(members)
+        options = [m.ctx.ck.options for m in members]
+        self.warp = Warp(options, [m.state.noise for m in members], device)
+        self.ends = torch.tensor([m.ctx.end for m in members], dtype=torch.long, device=device)
+        self.traced = [i for i, m in enumerate(members) if m.ctx.ck.trace]
+        asked = [i for i, m in enumerate(members) if soft and m.ctx.logprobs and not m.ctx.ck.options.do_sample]
+        self.soft = torch.tensor(asked, dtype=torch.long, device=device) if asked else None
+        zero = torch.zeros((), dtype=torch.uint8, device=device)
+        self.broken = torch.stack([zero if m.state.broken is None else m.state.broken for m in members])
+        self.seen: Tensor | None = None
+        self.behind = [members[i] for i in self.warp.penalised]
+        self._lend()
+
+    def _lend(self) -> None:
+        """Let the states point into this plan's tensors, so that what a step updates in place is theirs too."""
+        if self.behind:
+            self.seen = torch.stack([m.state.seen for m in self.behind if m.state.seen is not None])
+            for member, seen in zip(self.behind, self.seen, strict=True):
+                member.state.seen = seen
+        for member, broken in zip(self.members, self.broken, strict=True):
+            member.state.broken = broken
+
+    def step(self, logits: Tensor, positions: Sequence[int], vocab_size: int | None, store: TraceStore) -> None:
+        """Fuse, draw and write one token per pair into both of its rows, in place; no transfer to the host.
+
+        Args:
+            logits: Of the whole batch, [N, V] float32; rows of other requests are not touched.
+            positions: Output position of each member, counted from 0.
+            vocab_size: Number of ids the tokenizer knows, or None.
+            store: Takes the traces.
+        """
+        both = logits.index_select(0, self.rows)
+        fused = fuse_blocks(both[: self.count], both[self.count :], self.blocks, vocab_size)
+        scores = self.warp(fused.scores, self.seen)
+        broken = torch.where((fused.broken == 0) & nonfinite_rows(scores), 3, fused.broken)
+        bad = broken > 0
+        tokens = self.warp.draw(scores, [positions[i] for i in self.warp.sampled])
+        tokens = torch.where(bad, self.ends, tokens)
+        self.broken.copy_(torch.where(self.broken == 0, broken, self.broken))
+        if self.seen is not None:
+            self._remember(tokens, positions)
+        if self.traced:
+            table = _table(fused, tokens, scores)
+            for i in self.traced:
+                store.add(self.members[i].ctx.ck.pair, positions[i], table, i)
+        if logits.device.type == "cpu":  # whole rows at a time
+            for place in self.places:
+                logits[place] = -torch.inf
+        else:
+            logits.index_fill_(0, self.rows, -torch.inf)
+        logits.index_put_((self.rows, tokens.repeat(2)), logits.new_zeros(()))
+        if self.soft is not None:
+            self._write_soft(logits, scores, tokens)
+
+    def _remember(self, tokens: Tensor, positions: Sequence[int]) -> None:
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[self.warp.penalised_rows][:, None], True)
+        for i, member in zip(self.warp.penalised, self.behind, strict=True):
+            member.state.drawn[positions[i]] = (tokens, i)
+            member.state.seen_to = positions[i] + 1
+
+    def _write_soft(self, logits: Tensor, scores: Tensor, tokens: Tensor) -> None:
+        """Give greedy pairs their fused log-probabilities; the chosen token stays the only maximum."""
+        if self.soft is None:
+            return
+        logp = log_probs(scores[self.soft])
+        top = torch.nextafter(logp.amax(-1, keepdim=True), torch.full_like(logp[:, :1], torch.inf))
+        logp = logp.scatter(1, tokens[self.soft][:, None], top)
+        for places in (self.rows[: self.count], self.rows[self.count :]):
+            logits.index_copy_(0, places[self.soft], logp)
+
+
+def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[Plan]:
+    """Return the plans of all pairs of a batch: one; on a CPU one for every few pairs, of one kind where possible.
+
+    Args:
+        members: The pairs, in any order.
+        logits: Of the batch, [N, V].
+        soft: As in `Plan`.
+    """
+    order, _ = _arranged(members)
+    most = max(1, _TOGETHER // logits.shape[-1]) if logits.device.type == "cpu" else len(members)
+    sorted_ = [members[i] for i in order]
+    return [Plan(sorted_[i : i + most], logits.device, soft) for i in range(0, len(sorted_), most)]
+
+
+def _arranged(members: Sequence[Member]) -> tuple[list[int], tuple[Block, ...]]:
+    return arrange([m.ctx.ck.policy for m in members], [m.ctx.ck.control for m in members])
+
+
+def _table(fused: Fused, tokens: Tensor, scores: Tensor) -> Tensor:
+    """Return the final log-probability and the columns of `recorder.measure`, [P, 10]."""
+    parts = []
+    for block, signals, made in fused.parts:
+        rows = slice(block.first, block.last)
+        decision = block.policy.decide(signals) if made is None else made
+        final, values = measure(tokens[rows], scores[rows], signals, decision)
+        parts.append(final[:, None] if values is None else torch.cat([final[:, None], values], dim=1))
+    return torch.cat(parts)
+
+
+def pair_up(rows: Sequence[tuple[int, Row]]) -> list[tuple[tuple[int, Row], tuple[int, Row]]]:
+    """Return the complete pairs among rows and their places: contextual first; rows without partner are left out."""
+    found: dict[str, dict[str, tuple[int, Row]]] = {}
+    for place, row in rows:
+        found.setdefault(row.ck.pair, {})[row.ck.role] = (place, row)
+    pairs = []
+    for sides in found.values():
+        if len(sides) == 2:
+            ctx = sides.pop(CONTEXTUAL)
+            pairs.append((ctx, sides.popitem()[1]))
+    return pairs

@@ -1,0 +1,143 @@
+"""Head masks per request inside vLLM: a worker extension that scales heads in the rows of masked requests alone.
+
+As in heads/apply.py a factor multiplies the head's slice of the output projection's input, by a hook on the
+projection; here the rows of a flat batch belong to many requests. Hooks run in eager mode only, so a compiled engine is
+refused with a sentence: there, serve an exported checkpoint or adapter. Keys and values computed under a mask differ,
+so every mask has a ``cache_salt`` of its own, which the front end sets (masks.salt). Knows the V1 model runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...heads.families import FAMILIES
+from ..contract.head_masks import Entries, pack, salt, unpack
+from ..contract.json_values import HEADS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...heads.mask import HeadMask
+
+__all__ = ["HINT", "HeadWorker", "masked"]
+
+HINT = "Start the server with --enforce-eager, or serve a model with the heads exported: ckcontrol heads export."
+
+Plan = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> rows from, to, factors [H]
+
+
+def masked(mask: HeadMask, cache_salt: str | None = None) -> tuple[dict[str, str], str]:
+    """Return what an offline request with a mask needs: its `extra_args` and its ``cache_salt``.
+
+    Args:
+        mask: The mask; whether it was made for this model is for the caller to check.
+        cache_salt: The request's own salt, if it has one.
+
+    Example:
+        >>> from ckcontrol.heads import HeadMask
+        >>> from ckcontrol.models.tiny import tiny_model
+        >>> masked(HeadMask.of(tiny_model()[0], [(0, 1)]))[0]
+        {'ckheads': '[[0,1,0.0]]'}
+    """
+    entries = tuple((layer, head, factor) for (layer, head), factor in mask.factors.items())
+    return {HEADS: pack(entries)}, salt(entries, cache_salt)
+
+
+class HeadWorker:
+    """The part of a vLLM worker that applies masks; set by ``--worker-extension-cls``. Methods are called by RPC."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def ck_heads_install(self) -> dict[str, Any]:
+        """Put the hooks in place, once; afterwards a batch without masks passes them unchanged, bit for bit.
+
+        Returns:
+            ``{"layers": L, "heads": H}`` of the model, or ``{"refused": sentence}``.
+        """
+        if getattr(self, "_ck_heads", None) is None:
+            refused = _refusal(self.vllm_config, self.model_runner)
+            if refused:
+                return {"refused": refused}
+            self._ck_heads = _install(self.vllm_config, self.model_runner)
+        return dict(self._ck_heads)
+
+
+def _refusal(config: Any, runner: Any) -> str | None:
+    """Return why masks cannot act in this engine, or None."""
+    text = config.model_config.hf_text_config
+    if not config.model_config.enforce_eager:
+        return "head masks act in eager mode only, and this engine compiles its model."
+    if not all(hasattr(runner, name) for name in ("requests", "input_batch", "query_start_loc")):
+        return "head masks need vLLM's V1 model runner; set VLLM_USE_V2_MODEL_RUNNER=0."
+    if text.model_type not in FAMILIES:
+        return f"the model family {text.model_type!r} is not known; known: {', '.join(sorted(FAMILIES))}."
+    return None
+
+
+def _install(config: Any, runner: Any) -> dict[str, int]:
+    text = config.model_config.hf_text_config
+    heads = int(text.num_attention_heads)
+    model, plan = runner.model, Plan()
+    model.register_forward_pre_hook(lambda *_: _refill(plan, runner, heads))
+    blocks = _at(model, FAMILIES[text.model_type].layers)
+    for layer, block in enumerate(blocks):
+        projection = _at(block, FAMILIES[text.model_type].projection)
+        if projection is not None:  # None: a layer of another pipeline rank
+            projection.register_forward_pre_hook(_hook(layer, plan, heads))
+    return {"layers": len(blocks), "heads": heads}
+
+
+def _refill(plan: Plan, runner: Any, heads: int) -> None:
+    """Lay down, once per forward, which rows of the flat batch each mask scales."""
+    plan.clear()
+    names: Sequence[str] = runner.input_batch.req_ids
+    starts = runner.query_start_loc.np
+    for i, name in enumerate(names):
+        request = runner.requests.get(name)
+        given = getattr(getattr(request, "sampling_params", None), "extra_args", None)
+        if given and HEADS in given:
+            for layer, factors in _rows(unpack(given[HEADS]), heads):
+                plan.setdefault(layer, []).append((int(starts[i]), int(starts[i + 1]), factors))
+
+
+def _rows(entries: Entries, heads: int) -> Iterable[tuple[int, Tensor]]:
+    """Yield the factors of each touched layer, [H] float32."""
+    import torch
+
+    found: dict[int, Tensor] = {}
+    for layer, head, factor in entries:
+        if head < heads:
+            found.setdefault(layer, torch.ones(heads))[head] = factor
+    yield from found.items()
+
+
+def _hook(layer: int, plan: Plan, heads: int) -> Callable[..., Any]:
+    def scale(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if layer not in plan:
+            return None
+        z = args[0].clone()  # [tokens, H_local * d_h]
+        first, here = _slice(module, heads)
+        for start, end, factors in plan[layer]:
+            local = factors[first : first + here].to(dtype=z.dtype, device=z.device)
+            part = z[start:end].view(end - start, here, -1)
+            part *= local[:, None]
+        return (z, *args[1:])
+
+    return scale
+
+
+def _slice(module: Any, heads: int) -> tuple[int, int]:
+    """Return the first head of this tensor-parallel rank, and how many it holds."""
+    ranks = int(getattr(module, "tp_size", 1) or 1)
+    rank = int(getattr(module, "tp_rank", 0) or 0)
+    return rank * (heads // ranks), heads // ranks
+
+
+def _at(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module

@@ -1,0 +1,100 @@
+"""What the workers know of a pair that has ended: whether its numbers broke, and its trace. Asked for many at once.
+
+A call into the workers waits for the engine's current step, so one call fetches all pairs that ended meanwhile. Knows
+what `traces.TraceWorker` returns; knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ...decoding.recorder import record
+from ...decoding.token_texts import pieces
+from ...errors import CKError
+from .replies import Refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Outcomes", "told_trace"]
+
+Ask = Callable[[list[str]], Awaitable[list[Mapping[str, Any]]]]
+log = logging.getLogger("ckcontrol.vllm")
+
+
+class Outcomes:
+    """Collects the questions of one event loop. One per server."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Future[Mapping[str, Any]]] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._silent = False  # the workers have no extension of ours; said once
+
+    async def fetch(self, ask: Ask, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
+        """Return the trace rows of a pair that has ended; empty where none was recorded.
+
+        Args:
+            ask: Puts the question to the workers: one answer per worker.
+            pair: The pair's name.
+            needed: Without an answer the request fails; otherwise it goes on, and the log says so once.
+
+        Raises:
+            Refusal: The pair's numbers broke (503), or the workers cannot be asked and `needed` (400).
+        """
+        if self._silent and not needed:
+            return []
+        future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[pair] = future
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._drain(ask))
+        try:
+            known = await future
+        except CKError as error:
+            if needed:
+                raise
+            if not self._silent:
+                log.warning("answers are not checked for broken numbers: %s", error)
+            self._silent = True
+            return []
+        finally:
+            self._waiting.pop(pair, None)
+        if known.get("broken"):
+            hint = "Load the model in bfloat16 or float32; float16 overflows in many checkpoints."
+            where = f"in the {known['broken']} stream"
+            raise Refusal(503, f"the model produced NaN, +inf or no finite logit {where}.", hint)
+        rows: Sequence[Sequence[float]] = known.get("rows", [])
+        return rows
+
+    async def _drain(self, ask: Ask) -> None:
+        while self._waiting:
+            asked, self._waiting = self._waiting, {}
+            try:
+                said = await ask(list(asked))
+            except Exception as error:
+                for future in asked.values():
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for pair, future in asked.items():
+                if not future.done():
+                    known = [answer[pair] for answer in said if pair in answer]
+                    future.set_result(next((k for k in known if k.get("rows")), known[0] if known else {}))
+
+
+def told_trace(
+    tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], rows: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Return the trace as the reply tells it: `TokenTrace` per token, as plain values.
+
+    Args:
+        tokenizer: For the text each token added; None leaves it empty.
+        ids: The answer's token ids.
+        rows: What the workers recorded, per token.
+    """
+    count = min(len(ids), len(rows))
+    texts = pieces(tokenizer, ids[:count]) if tokenizer is not None else [""] * count
+    return [asdict(record(ids[i], texts[i], rows[i][0], rows[i][1:])) for i in range(count)]

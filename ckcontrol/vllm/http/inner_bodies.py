@@ -1,0 +1,170 @@
+"""Makes the two OpenAI bodies of a steered request: equal but for prompt and role, and greedy as far as vLLM knows.
+
+With passages both prompts are built here, by `prompts.build_pair`, as token ids: they differ by the passage block and
+nothing else, and no passage can yield a special token. Token ids go to the completions endpoint, whichever the client
+asked; replies.py gives the answer the form the client expects. Knows OpenAI's fields; knows nothing of HTTP or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...decoding.prompts import build_pair
+from ...errors import ServingError
+from ..contract.head_masks import pack, salt
+from ..contract.json_values import HEADS, integer
+from ..contract.pair_params import CONTEXTUAL, PARAMETRIC, extra_args
+from .read_request import CHAT, COMPLETIONS, Steered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Bodies", "make_bodies", "redrafted"]
+
+# Penalties and cuts act on both rows in our processor; vLLM must not take others from generation_config.json.
+_GREEDY = {
+    "temperature": 0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+# What only the row that is read by someone needs. Its stop texts end the other row too.
+_READ = (
+    "stream_options",
+    "stream_interval",
+    "stop",
+    "include_stop_str_in_output",
+    "logprobs",
+    "top_logprobs",
+    "logprob_token_ids",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "return_prompt_text",
+    "request_id",
+)
+# Fields of a chat request that mean the same at the completions endpoint.
+_SHARED = (
+    "model",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+    "response_format",
+    "structured_outputs",
+    "stream",
+    "stream_options",
+    "stream_interval",
+    "user",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+    "cache_salt",
+    "request_id",
+    "session_id",
+    "logprob_token_ids",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "repetition_detection",
+    "vllm_xargs",
+)
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """Two requests for vLLM.
+
+    Attributes:
+        path: The endpoint both go to.
+        contextual: Its answer is the reply.
+        parametric: Its answer is thrown away.
+    """
+
+    path: str
+    contextual: dict[str, Any]
+    parametric: dict[str, Any]
+
+
+def make_bodies(
+    request: Steered, pair: str, tokenizer: PreTrainedTokenizerBase | None = None, draft: str = ""
+) -> Bodies:
+    """Build both bodies.
+
+    Args:
+        request: The checked request.
+        pair: The pair's name, from `params.new_pair`.
+        tokenizer: The served model's; needed with passages.
+        draft: One of `params.drafts`.
+
+    Raises:
+        ServingError: No tokenizer, or a field of the wrong type.
+        PromptError: Question, passages or wording cannot become prompts.
+    """
+    body = dict(request.body)
+    path = request.path
+    if request.texts.source == "passages":
+        if path == CHAT:
+            body = _as_completion(body)
+        path = COMPLETIONS
+        body["prompt"], other = _prompts(request, tokenizer)
+    else:
+        other = request.texts.parametric
+    body |= _GREEDY
+    if request.heads:
+        given = body.get("cache_salt")
+        body["cache_salt"] = salt(request.heads, given if isinstance(given, str) else None)
+    field = "messages" if path == CHAT else "prompt"
+    read = {"return_token_ids": True} if request.trace or draft else {}
+    contextual = body | read | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL, draft)}
+    parametric = {key: value for key, value in body.items() if key not in _READ}
+    parametric |= {field: other, "stream": False, "vllm_xargs": _arguments(request, pair, PARAMETRIC, draft)}
+    return Bodies(path, contextual, parametric)
+
+
+def redrafted(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
+    """Return the bodies of another draft of the same request, whose prompts are the same; without its request id."""
+    contextual = {key: value for key, value in bodies.contextual.items() if key != "request_id"}
+    return Bodies(
+        bodies.path,
+        contextual | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL, draft)},
+        bodies.parametric | {"vllm_xargs": _arguments(request, pair, PARAMETRIC, draft)},
+    )
+
+
+def _arguments(request: Steered, pair: str, role: str, draft: str) -> dict[str, Any]:
+    given = request.body.get("vllm_xargs")
+    if given is not None and not isinstance(given, Mapping):
+        raise ServingError("vllm_xargs is not an object.", "Leave it out.")
+    arguments: dict[str, Any] = dict(given or {})
+    arguments |= extra_args(pair, role, request.control, request.options, trace=request.trace, draft=draft)
+    if request.heads:
+        arguments[HEADS] = pack(request.heads)
+    return arguments
+
+
+def _prompts(request: Steered, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[int], list[int]]:
+    if tokenizer is None:
+        raise ServingError("this server cannot build prompts from passages.", "Give both: ck.prompt or ck.messages.")
+    texts, template = request.texts, request.template
+    if template.system is not None and (template.chat is False or not getattr(tokenizer, "chat_template", None)):
+        raise ServingError("there is no chat template for the system message.", "Put its text into the question.")
+    pair = build_pair(tokenizer, texts.question, texts.passages, template=template)
+    return list(pair.contextual), list(pair.parametric)
+
+
+def _as_completion(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a chat body that act at the completions endpoint too, logprobs in that one's form."""
+    body = {key: chat[key] for key in _SHARED if chat.get(key) is not None}
+    most = chat.get("max_completion_tokens")
+    body["max_tokens"] = chat.get("max_tokens") if most is None else most
+    if chat.get("logprobs"):
+        top = chat.get("top_logprobs")
+        body["logprobs"] = 0 if top is None else integer("top_logprobs", top, 0, 10_000)
+    return body

@@ -1,0 +1,184 @@
+"""`CKMiddleware`: the OpenAI endpoints of vLLM understand a ``ck`` object. A pure ASGI class, set by ``--middleware``.
+
+A request with ``ck`` becomes a pair of inner requests, or one a draft; a contextual one's answer is the reply. From
+every other request the engine arguments that are ours are taken out, so that no client can name a pair. Knows ASGI and
+the order of things; what a request may hold is requests.py, how the two run is exchange.py, drafts drafting.py, what is
+replied is replies.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ...errors import CKError
+from ..contract import fallback
+from ..contract.json_values import HEADS, without_ours
+from ..contract.pair_params import drafts, new_pair
+from .asgi import ASGIApp, Gone, Receive, Scope, Send
+from .drafting import Drafting, Shared
+from .exchange import Exchange
+from .guard import FormGuard, is_form, read_body, replay, suspicious
+from .inner_bodies import Bodies, make_bodies
+from .limits import Limits
+from .read_request import PATHS, Steered, read_request
+from .replies import (
+    Refusal,
+)
+from .server import Server
+from .steered_reply import _refuse, _Reply
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["CKMiddleware"]
+
+_LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
+log = logging.getLogger("ckcontrol.vllm")
+
+
+class CKMiddleware:
+    """Steers requests that hold a ``ck`` object at ``/v1/chat/completions`` and ``/v1/completions``.
+
+    Args:
+        app: The app around which it stands.
+        limits: Bounds; None reads them from the environment (`limits.VARIABLE`).
+        tokenizer: Of the served model; None loads what the server's arguments name, at the first request that needs it.
+        on_lost: What becomes of a request whose pair the engine gave up before anything was sent: ``"fail"``, or
+            ``"contextual"``, the prompt with the passages answered alone. None reads the environment
+            (`fallback.VARIABLE`).
+
+    Raises:
+        ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        on_lost: str | None = None,
+    ) -> None:
+        self.app = app
+        self.limits = limits or Limits.from_env()
+        self.server = Server(tokenizer)
+        self.falls_back = (fallback.from_env() if on_lost is None else fallback.choice(on_lost)) == "contextual"
+        self.pairs = 0  # under way
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+            return await self.app(scope, receive, send)
+        try:
+            if is_form(scope):
+                return await FormGuard().run(self.app, scope, receive, send)
+            body = await read_body(scope, receive, self.limits)
+            if not suspicious(body):
+                return await self.app(scope, replay(body, receive), send)
+            data = await _off(len(body), _decode, body, scope)
+            if isinstance(data, dict) and data.get("ck") is not None:
+                return await self._steer(scope, receive, send, data, len(body))
+            if data is not None and (suspicious(body, b"ck_") or suspicious(body, HEADS.encode())):
+                body = await _off(len(body), _clean, data)
+                scope = {**scope, "headers": _sized(scope, len(body))}
+            return await self.app(scope, replay(body, receive), send)
+        except Gone:
+            return None
+        except CKError as error:
+            return await _refuse(send, error)
+
+    async def _steer(self, scope: Scope, receive: Receive, send: Send, data: dict[str, Any], size: int) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path not in PATHS or scope["method"] != "POST":
+            raise Refusal(400, f"ck is not understood at {path[:100]}.", f"Use {' or '.join(PATHS)}.")
+        if self.pairs >= self.limits.pairs:
+            raise Refusal(429, f"{self.pairs} pairs are under way.", "Try again in a moment.")
+        held = 1
+        self.pairs += held
+        try:
+            request = await _off(size, read_request, path, data, self.limits)
+            names = drafts(request.control)
+            if len(names) > self.limits.pairs:
+                what = f"method {request.control.method!r} takes {len(names)} pairs; this server runs"
+                raise Refusal(400, f"{what} {self.limits.pairs} at once.", "Take another, or let `pairs` be raised.")
+            if self.pairs + len(names) - held > self.limits.pairs:
+                raise Refusal(429, f"{self.pairs - held} pairs are under way.", "Try again in a moment.")
+            self.pairs += len(names) - held
+            held = len(names)
+            if request.heads:
+                await self.server.check_heads(scope, request.heads)
+            tokenizer = await self.server.tokenizer(scope) if request.texts.source == "passages" else None
+            if request.texts.source == "prompt":
+                await self.server.check_lengths(scope, request.body)
+                await self.server.check_lengths(scope, {**request.body, "prompt": request.texts.parametric})
+            pairs = [new_pair() for _ in names]
+            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0])
+            unfit = self.server.unfit(scope, bodies)
+            if unfit and not self.falls_back:
+                raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or let the cache be enlarged.")
+            shared = Shared(receive)
+            try:
+                await self._run(scope, shared, send, request, bodies, dict(zip(names, pairs, strict=True)), unfit)
+            finally:
+                await shared.close()
+        finally:
+            self.pairs -= held
+
+    async def _run(
+        self,
+        scope: Scope,
+        shared: Shared,
+        send: Send,
+        request: Steered,
+        bodies: Bodies,
+        pairs: dict[str, str],
+        lost: str,
+    ) -> None:
+        """Run the pair, or one a draft, and reply; `pairs` are their names by draft, `lost` why it cannot run."""
+        ways, left = (self.app, scope, shared, bodies.path), self.limits.seconds
+        pair, translated = next(iter(pairs.values())), bodies.path != request.path
+        if not lost:
+            run: Exchange | Drafting
+            if len(pairs) == 1:
+                run = Exchange(*ways, bodies.contextual, bodies.parametric, left)
+            else:
+                run = Drafting(ways, request, bodies, pairs, left, partial(self.server.trace, scope, needed=True))
+            async with run:
+                lost = await _Reply(self, scope, request, pair, run, send, translated).run()
+            left = run.left
+        if lost:
+            alone = Exchange(*ways, fallback.alone(bodies.contextual, request.options), None, left)
+            async with alone:
+                await _Reply(self, scope, request, pair, alone, send, translated, lost).run()
+
+
+async def _off(size: int, function: Any, *args: Any) -> Any:
+    """Call a function, in a thread where its input is large: the loop serves other clients meanwhile."""
+    try:
+        return await asyncio.to_thread(function, *args) if size > _LARGE else function(*args)
+    except RecursionError:
+        raise Refusal(400, "the body is nested too deeply.", "Send a flat object.") from None
+
+
+def _decode(body: bytes, scope: Scope) -> Any:
+    """Return the JSON value of a body, or None where nobody could read it as JSON."""
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
+        if not kinds or any(b"json" in value.lower() for value in kinds):
+            raise Refusal(400, f"the body is not JSON: {str(error)[:200]}.", "Send one JSON object.") from None
+        return None
+
+
+def _clean(data: Any) -> bytes:
+    return json.dumps(without_ours(data), ensure_ascii=True).encode()
+
+
+def _sized(scope: Scope, size: int) -> list[tuple[bytes, bytes]]:
+    dropped = (b"content-length", b"transfer-encoding")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in dropped]
+    return [*headers, (b"content-length", str(size).encode())]

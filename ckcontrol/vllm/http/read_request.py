@@ -1,0 +1,250 @@
+"""Reads a steered request: an OpenAI body and its ``ck`` object become one frozen `Steered`, or a sentence why not.
+
+Everything is bounded and checked here, before a tokenizer or the engine sees it. A request brings scalars and texts:
+never a file name, a template's name, a dotted path or code. Knows controls, options and limits; texts and wordings
+are wording.py's. Knows nothing of HTTP, tokenizers or vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+from ...control import Control
+from ...decoding.options import GenerateOptions
+from ...decoding.prompts import PromptTemplate
+from ...errors import PromptError, ServingError, did_you_mean
+from ...policies import names as method_names
+from ..contract.head_masks import Entries, read_heads
+from ..contract.json_values import flag, integer, kind, shown, without_ours
+from ..contract.pair_params import drafts, seeded
+from .limits import Limits
+from .read_texts import Texts, read_template, read_texts
+
+__all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "read_request"]
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PATHS = (CHAT, COMPLETIONS)
+SOURCES = ("passages", "messages", "prompt")
+_OWN = (*SOURCES, "template", "trace", "heads", "method", "alpha", "candidates", "candidate_ratio")
+# How a token is drawn is decided once for both rows, by our processor; these fields never reach vLLM.
+DRAWN = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+# Fields of the body that a pair cannot honour, with the values that ask for nothing.
+_NOT_WITH_CK: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "prompt_embeds": (),
+    "truncate_prompt_tokens": (),
+    "thinking_token_budget": (-1,),
+    "kv_transfer_params": (),
+    "ec_transfer_params": (),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "documents": ([],),
+    "chat_template": (),
+}
+# Chat fields that change the prompt; where we build the prompt from passages they would be lost.
+_NOT_WITH_PASSAGES: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "chat_template_kwargs": ({},),
+    "reasoning_effort": (),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    "mm_processor_kwargs": (),
+    "media_io_kwargs": (),
+}
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A checked request for a steered answer.
+
+    Attributes:
+        path: `CHAT` or `COMPLETIONS`, as the client asked.
+        control: Policy and dial; ``off`` where there are no passages.
+        options: How tokens are drawn, with a seed where it samples.
+        texts: What the prompts are made of.
+        template: With passages: their wording.
+        heads: The head mask; empty is none.
+        trace: Send the trace back.
+        stream: The client wants server-sent events.
+        body: The rest of the body, to be sent to vLLM.
+    """
+
+    path: str
+    control: Control
+    options: GenerateOptions
+    texts: Texts
+    template: PromptTemplate
+    heads: Entries
+    trace: bool
+    stream: bool
+    body: Mapping[str, Any]
+
+    def echo(self) -> dict[str, Any]:
+        """Return what is in effect, for the reply."""
+        told: dict[str, Any] = dict(self.control.to_dict())
+        told["source"] = self.texts.source
+        if self.texts.source == "passages":
+            told["passages"] = len(self.texts.passages)
+        if self.options.do_sample:
+            told["seed"] = self.options.seed
+        if self.heads:
+            told["heads"] = len(self.heads)
+        return told
+
+
+def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
+    """Check a body that holds a ``ck`` object.
+
+    Args:
+        path: `CHAT` or `COMPLETIONS`.
+        body: The decoded JSON object.
+        limits: Bounds.
+
+    Raises:
+        CKError: One of its ValueError kinds, whatever the body holds; the message is for the client.
+    """
+    ck = body["ck"]
+    if not isinstance(ck, dict):
+        raise ServingError(f"ck is {kind(ck)}, not an object.", 'Like {"passages": ["..."], "alpha": 0.3}.')
+    _check_text(body)
+    control = _control(ck)
+    given = [name for name in SOURCES if ck.get(name) is not None]
+    wanted = ("passages", "messages") if path == CHAT else ("passages", "prompt")
+    if len(given) != 1 or given[0] not in wanted:
+        raise ServingError(
+            f"ck holds {' and '.join(given) or 'no passages'}.",
+            f"Give exactly one of {', '.join(wanted)} at {path}.",
+        )
+    source = given[0]
+    _refuse(body, _NOT_WITH_CK, "a steered request cannot honour it")
+    if source == "passages":
+        _refuse(body, _NOT_WITH_PASSAGES, "it would be lost, as ckcontrol builds both prompts from the passages")
+    texts = read_texts(source, path == CHAT, body, limits)
+    if source == "passages" and not texts.passages:  # nothing to steer, and rounding must not look like a conflict
+        control = Control(method="off")
+    for name, low, high in (("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31), ("min_tokens", 0, 2**31)):
+        if body.get(name) is not None:
+            integer(name, body[name], low, high)
+    _check_stop(body.get("stop"))
+    trace = flag("ck.trace", ck.get("trace"))
+    if body.get("include_reasoning") is False and (trace or len(drafts(control)) > 1):
+        raise ServingError("include_reasoning=False hides tokens that a trace or a draft needs.", "Leave it out.")
+    return Steered(
+        path=path,
+        control=control,
+        options=_options(body),
+        texts=texts,
+        template=read_template(ck.get("template"), texts, limits),
+        heads=read_heads(ck.get("heads"), limits.heads),
+        trace=trace,
+        stream=flag("stream", body.get("stream")),
+        body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in DRAWN},
+    )
+
+
+def _check_text(body: Mapping[str, Any]) -> None:
+    """Refuse numbers that are none and texts that hold half a character: neither can be written as JSON again."""
+    try:
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise PromptError("a text holds half a character.", "Decode its bytes with errors='replace'.") from error
+    except ValueError as error:
+        raise ServingError("the body holds NaN or an infinite number.", "JSON has none; give a number.") from error
+
+
+def _control(ck: Mapping[str, Any]) -> Control:
+    method = ck.get("method", "ck-plug")
+    known = _methods()
+    if not isinstance(method, str) or method not in known:
+        proposal = did_you_mean(method[:64] if isinstance(method, str) else "", known)
+        raise ServingError(f"ck.method={shown(method)} is unknown.", proposal)
+    allowed = {*_OWN, *_parameters(method)}
+    for name in ck:
+        if name not in allowed:
+            raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], allowed))
+    values = {name: value for name, value in ck.items() if name not in (*SOURCES, "template", "trace", "heads")}
+    for name, value in values.items():
+        plain = value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 64)
+        if not plain or (isinstance(value, int) and abs(value) >= 2**63):
+            raise ServingError(f"ck.{name}={shown(value)} is not valid.", "Give a plain, short value.")
+    return Control(**values)
+
+
+@cache
+def _methods() -> tuple[str, ...]:
+    return tuple(method_names())
+
+
+@cache
+def _parameters(method: str) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(Control(method).policy()))
+
+
+def _options(body: Mapping[str, Any]) -> GenerateOptions:
+    """Read how tokens are drawn; OpenAI's defaults, so a request without a temperature samples at 1."""
+
+    def number(name: str, low: float, high: float, default: float) -> float:
+        value = body.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ServingError(f"{name}={shown(value)} is not valid.", f"Give a number from {low:g} to {high:g}.")
+        return float(value)
+
+    temperature = number("temperature", 0.0, 100.0, 1.0)
+    top_k, seed = body.get("top_k"), body.get("seed")
+    if top_k is not None and integer("top_k", top_k, -1, 10_000_000) < 0:
+        top_k = 0
+    if seed is not None:
+        integer("seed", seed, 0, 2**63 - 1)
+    greedy = temperature < 1e-4
+    options = GenerateOptions(
+        do_sample=not greedy,
+        temperature=1.0 if greedy else temperature,
+        top_k=top_k or 0,
+        top_p=number("top_p", 1e-6, 1.0, 1.0),
+        seed=seed,
+        repetition_penalty=number("repetition_penalty", 0.01, 100.0, 1.0),
+    )
+    return seeded(options)
+
+
+def _refuse(body: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]], why: str) -> None:
+    for name, neutral in table.items():
+        value = body.get(name)
+        if value is None or any(type(value) is type(one) and value == one for one in neutral):
+            continue
+        if isinstance(value, float) and not math.isnan(value) and any(value == one for one in neutral):
+            continue  # 0.0 for 0
+        raise ServingError(f"{name}={shown(value)}: {why}.", f"Leave {name} out.")
+
+
+def _check_stop(stop: Any) -> None:
+    texts = [stop] if isinstance(stop, str) else stop
+    if texts is None:
+        return
+    if not isinstance(texts, list) or len(texts) > 16 or not all(isinstance(t, str) and len(t) <= 1000 for t in texts):
+        raise ServingError(f"stop is {kind(stop)}.", "Give at most 16 texts of at most 1,000 characters.")

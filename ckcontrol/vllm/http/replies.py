@@ -1,0 +1,193 @@
+"""What goes back to the client: vLLM's reply with ``ck`` added, in the form of the endpoint that was asked.
+
+Token-id prompts are answered by the completions endpoint; a client that asked for a chat gets a chat, whole or as
+server-sent events. Errors have OpenAI's form. Knows JSON and events; knows nothing of ASGI or engines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...errors import CKError
+
+__all__ = [
+    "EventReader",
+    "Lost",
+    "Refusal",
+    "check_end",
+    "error_object",
+    "error_text",
+    "event",
+    "finish_reason",
+    "is_stream",
+    "read_part",
+    "refusal",
+    "to_chat",
+    "to_chat_chunk",
+]
+
+_TYPES = {400: "BadRequestError", 408: "RequestTimeout", 413: "RequestTooLarge", 429: "TooManyRequests"}
+_LARGEST_EVENT = 64 * 2**20
+
+
+class Refusal(CKError):
+    """A request that is answered with an HTTP error.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, status: int, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+class Lost(Refusal):
+    """The engine gave a row of the pair up (503); the prompt with the passages alone may still be answered."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(503, message, hint)
+        self.reason = message
+
+
+def error_object(status: int, message: str) -> dict[str, Any]:
+    """Return OpenAI's error object."""
+    kind = _TYPES.get(status, "ServiceUnavailable" if status == 503 else "Error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+def check_end(reason: str | None) -> None:
+    """See to it that an answer did not end because its row was lost.
+
+    Raises:
+        Lost: It did.
+    """
+    if reason in ("abort", "error"):
+        raise Lost("the pair was broken: its other row was lost in the engine.", "Try again.")
+
+
+def refusal(status: int, body: bytes, who: str = "") -> Refusal:
+    """Return what an error reply of vLLM is for the client: 4xx as it is, the rest as 503, a `Lost`.
+
+    vLLM keeps to itself why it gave a row up, so the hint names what usually is the reason.
+    """
+    text = error_text(body)
+    if status < 500:
+        return Refusal(status, who + text)
+    hint = (
+        "A prompt may be too short (two tokens at least), both may not fit the KV cache, or a row was lost: try again."
+    )
+    return Lost(f"{who}the engine gave the request up: {text.rstrip('.')}.", hint)
+
+
+def error_text(body: bytes) -> str:
+    """Return the message of an error reply, or its first characters; one line."""
+    try:
+        found = json.loads(body)["error"]
+        text = str(found["message"] if isinstance(found, dict) else found)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        text = body[:500].decode("utf-8", errors="replace")
+    return " ".join(text.split())[:500]
+
+
+def event(data: Any) -> bytes:
+    """Return one server-sent event; text is sent as it is."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return f"data: {text}\n\n".encode()
+
+
+class EventReader:
+    """Cuts a byte stream into server-sent events, whatever the pieces it comes in."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterable[str]:
+        """Yield the events completed by this piece: the data, or a whole comment with its colon.
+
+        Raises:
+            Refusal: An event never ends.
+        """
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        if len(self._rest) > _LARGEST_EVENT:
+            raise Refusal(503, "the engine sent an event without an end.", "Try again.")
+        for block in events:
+            text = block.decode("utf-8", errors="replace")
+            yield text[5:].lstrip() if text.startswith("data:") else text
+
+
+def is_stream(start: Mapping[str, Any]) -> bool:
+    """Return whether an ASGI ``http.response.start`` begins server-sent events."""
+    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
+    return any(value.startswith(b"text/event-stream") for value in kinds)
+
+
+def read_part(text: str) -> dict[str, Any]:
+    """Return a reply, or one event of it.
+
+    Raises:
+        Refusal: It is not JSON, or an error object in the middle of an answer (503, a `Lost`).
+    """
+    try:
+        part = json.loads(text)
+    except ValueError:
+        raise Refusal(503, "the engine's reply is not JSON.", "Try again.") from None
+    if not isinstance(part, dict) or not isinstance(part.get("choices"), list):
+        raise refusal(503, text.encode())
+    return part
+
+
+def finish_reason(reply: Mapping[str, Any]) -> str | None:
+    """Return why the answer, or this chunk of it, ended; None while it goes on."""
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        return None
+    reason = choices[0].get("finish_reason")
+    return None if reason is None else str(reason)
+
+
+def to_chat(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a completion as a chat completion."""
+    choices = []
+    for choice in reply.get("choices", ()):
+        kept = {key: value for key, value in choice.items() if key not in ("text", "logprobs")}
+        message = {"role": "assistant", "content": choice.get("text", "")}
+        choices.append(kept | {"message": message, "logprobs": _logprobs(choice.get("logprobs"))})
+    return {**reply, "id": _id(reply), "object": "chat.completion", "choices": choices}
+
+
+def to_chat_chunk(chunk: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
+    """Return a chunk of a completion as a chunk of a chat completion; the first one names the role."""
+    choices = []
+    for choice in chunk.get("choices", ()):
+        kept = {key: value for key, value in choice.items() if key not in ("text", "logprobs")}
+        delta = ({"role": "assistant"} if first else {}) | {"content": choice.get("text", "")}
+        part = kept | {"delta": delta, "finish_reason": choice.get("finish_reason")}
+        if choice.get("logprobs") is not None:
+            part["logprobs"] = _logprobs(choice["logprobs"])
+        choices.append(part)
+    return {**chunk, "id": _id(chunk), "object": "chat.completion.chunk", "choices": choices}
+
+
+def _id(reply: Mapping[str, Any]) -> str:
+    return "chatcmpl-" + str(reply.get("id", "")).removeprefix("cmpl-")
+
+
+def _logprobs(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return log-probabilities in the form of the chat endpoint."""
+    if given is None:
+        return None
+    tokens, chosen = given.get("tokens") or [], given.get("token_logprobs") or []
+    tops = given.get("top_logprobs") or [None] * len(tokens)
+    content = []
+    for token, logprob, top in zip(tokens, chosen, tops, strict=False):
+        others = [_entry(name, value) for name, value in (top or {}).items()]
+        content.append(_entry(token, logprob) | {"top_logprobs": others})
+    return {"content": content}
+
+
+def _entry(token: str, logprob: float | None) -> dict[str, Any]:
+    value = -9999.0 if logprob is None else logprob
+    return {"token": token, "logprob": value, "bytes": list(token.encode("utf-8", errors="replace"))}

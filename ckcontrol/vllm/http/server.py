@@ -1,0 +1,173 @@
+"""What the middleware asks of the vLLM server it runs in: its tokenizer, and calls into its workers.
+
+Both are found through the app that serves the request (``app.state.args`` and ``app.state.engine_client``); names and
+paths come from the operator's command line alone. Knows that much of vLLM's API server; knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..contract.head_masks import Entries
+from ..contract.json_values import shown
+from ..contract.kv_blocks import blocks_of_pair
+from .asgi import Scope
+from .ended_pairs import Outcomes
+from .inner_bodies import Bodies
+from .replies import Refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Server"]
+
+_MODES = (None, "auto", "hf", "fast")
+_RPC_SECONDS = 120.0  # a call waits for the step under way
+_SHORT = 256  # characters a single token may have
+
+
+class Server:
+    """The server around the middleware; what is learnt is kept. One per middleware."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._heads: tuple[int, int] | None = None
+        self._lock: asyncio.Lock | None = None
+        self._outcomes = Outcomes()
+
+    async def tokenizer(self, scope: Scope) -> PreTrainedTokenizerBase:
+        """Return the served model's tokenizer, with the server's chat template; loaded at the first call.
+
+        Raises:
+            Refusal: There is none that prompts can be built with (400).
+        """
+        if self._tokenizer is None:
+            async with self._locked():
+                if self._tokenizer is None:
+                    args = getattr(_state(scope), "args", None)
+                    self._tokenizer = await asyncio.to_thread(_load, args)
+        return self._tokenizer
+
+    async def check_lengths(self, scope: Scope, body: Mapping[str, Any]) -> None:
+        """Refuse a prompt of one token, for which the engine has no error of its own; only short texts are looked at.
+
+        Raises:
+            Refusal: It has fewer than two tokens (400).
+        """
+        prompt = body.get("prompt")
+        if not isinstance(prompt, str) or len(prompt) > _SHORT:
+            return
+        try:
+            tokenizer = await self.tokenizer(scope)
+        except Refusal:
+            return
+        special = body.get("add_special_tokens") is not False
+        if len(tokenizer(prompt, add_special_tokens=special)["input_ids"]) < 2:
+            raise Refusal(400, f"the prompt {shown(prompt)} is one token.", "A row of a pair needs two at least.")
+
+    def unfit(self, scope: Scope, bodies: Bodies) -> str:
+        """Return why a pair can never fit the engine's KV cache, as far as that is known here; empty if it may.
+
+        Known are token prompts, the cache's size and its blocks; the scheduler says the last word.
+        """
+        config = getattr(getattr(_state(scope), "engine_client", None), "vllm_config", None)
+        cache, model = getattr(config, "cache_config", None), getattr(config, "model_config", None)
+        blocks, block = getattr(cache, "num_gpu_blocks", None), getattr(cache, "block_size", None)
+        most = getattr(model, "max_model_len", None)
+        lengths = [_tokens(body.get("prompt")) for body in (bodies.contextual, bodies.parametric)]
+        if not (blocks and block and most and all(lengths)):
+            return ""
+        longest = bodies.contextual.get("max_tokens")
+        need = blocks_of_pair(lengths, longest if isinstance(longest, int) else 1, most, block)
+        if max(lengths) >= most or need < blocks:  # too long for the model is the engine's to say; a block is its own
+            return ""
+        return f"the pair needs {need} KV blocks of {block} tokens, and the engine has {blocks - 1}."
+
+    async def check_heads(self, scope: Scope, entries: Entries) -> None:
+        """Make sure that the workers apply head masks, and that the model has these heads.
+
+        Raises:
+            Refusal: Masks cannot act here, or a head does not exist (400).
+        """
+        if self._heads is None:
+            async with self._locked():
+                if self._heads is None:
+                    self._heads = await self._install(scope)
+        layers, heads = self._heads
+        for layer, head, _ in entries:
+            if layer >= layers or head >= heads:
+                hint = f"Layers are 0 to {layers - 1}, query heads 0 to {heads - 1}."
+                raise Refusal(400, f"ck.heads: head {layer}.{head} does not exist.", hint)
+
+    async def trace(self, scope: Scope, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
+        """Return the trace rows of a pair that has ended, and see to it that its numbers did not break.
+
+        Raises:
+            Refusal: They did (503); or a trace is needed and the workers cannot be asked (400).
+        """
+
+        async def ask(pairs: list[str]) -> list[Mapping[str, Any]]:
+            return await self.call(scope, "ck_take_traces", pairs)
+
+        return await self._outcomes.fetch(ask, pair, needed=needed)
+
+    async def call(self, scope: Scope, method: str, *args: Any) -> list[Any]:
+        """Call a method of our worker extension on every worker; return what each said.
+
+        Raises:
+            Refusal: The workers do not have it, or do not answer (400).
+        """
+        client = getattr(_state(scope), "engine_client", None)
+        if client is None:
+            raise Refusal(400, "this server has no engine to ask.", "Start it with: ckcontrol serve-vllm")
+        try:
+            return list(await asyncio.wait_for(client.collective_rpc(method, args=args), _RPC_SECONDS))
+        except Exception as error:  # whatever the engine raises: the workers lack the method, or are busy or gone
+            hint = "Start the server with ckcontrol serve-vllm, which sets the worker extension."
+            raise Refusal(400, f"the workers did not answer {method}: {type(error).__name__}.", hint) from error
+
+    async def _install(self, scope: Scope) -> tuple[int, int]:
+        from ..engine.head_hooks import HINT
+
+        found = await self.call(scope, "ck_heads_install")
+        for said in found:
+            if "refused" in said:
+                raise Refusal(400, f"ck.heads: {said['refused']}", HINT)
+        return min(said["layers"] for said in found), min(said["heads"] for said in found)
+
+    def _locked(self) -> asyncio.Lock:
+        self._lock = self._lock or asyncio.Lock()
+        return self._lock
+
+
+def _tokens(prompt: Any) -> int:
+    """Return the length of a prompt of token ids; 0 for any other."""
+    return len(prompt) if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt) else 0
+
+
+def _state(scope: Scope) -> Any:
+    return getattr(scope.get("app"), "state", None)
+
+
+def _load(args: Any) -> Any:
+    """Load the tokenizer that the server's arguments name."""
+    from transformers import AutoTokenizer
+
+    name = getattr(args, "tokenizer", None) or getattr(args, "model", None)
+    if not name or getattr(args, "tokenizer_mode", None) not in _MODES:
+        raise Refusal(400, "ck.passages: this server's tokenizer is not one of transformers'.", "Give both prompts.")
+    revision = getattr(args, "tokenizer_revision", None) or getattr(args, "revision", None)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        hint = "Give both prompts: ck.messages or ck.prompt."
+        raise Refusal(400, f"ck.passages: the tokenizer cannot be loaded: {type(error).__name__}.", hint) from error
+    template = getattr(args, "chat_template", None)
+    if template is not None:
+        path = Path(str(template))
+        text = str(template)
+        tokenizer.chat_template = path.read_text(encoding="utf-8") if "\n" not in text and path.is_file() else text
+    return tokenizer

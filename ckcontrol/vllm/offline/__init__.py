@@ -1,0 +1,1 @@
+"""Steered answers from a vLLM engine in this process."""

@@ -1,0 +1,351 @@
+"""Steered answers from a vLLM engine in this process: `SteeredLLM`, the same records as `ckcontrol.generate`.
+
+Knows prompts, answers and vLLM's offline `LLM`; the pairs are kept in step by scheduler.py and fused by processor.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from ...answer import Answer, TokenTrace
+from ...control import Control
+from ...decoding.options import GenerateOptions
+from ...decoding.prompts import PromptPair, PromptTemplate, build_pair
+from ...decoding.recorder import record
+from ...decoding.token_texts import pieces
+from ...errors import ControlError, HeadsError, NonFiniteLogits, PromptError, ServingError
+from ..contract import fallback
+from ..contract import pair_params as params
+from ..engine import compat
+from .jobs import Job, given_of, parts
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+    from ...heads.mask import HeadMask
+
+__all__ = ["SteeredLLM", "engine_arguments"]
+
+Item = str | tuple[str, Sequence[str]] | Mapping[str, Any]
+
+
+def engine_arguments(**given: Any) -> dict[str, Any]:
+    """Return the arguments that make a vLLM engine one in which pairs can live.
+
+    Args:
+        **given: Further arguments of vLLM's `LLM` or `EngineArgs`; they are passed on.
+
+    Raises:
+        MissingExtra: vLLM is not installed.
+        ServingError: An unknown version of vLLM, or an argument that is ours to set.
+    """
+    compat.probe()
+    from ..engine.scheduler import PairAsyncScheduler
+
+    ours = {
+        "scheduler_cls": PairAsyncScheduler,
+        "logits_processors": ["ckcontrol.vllm:PairLogitsProcessor"],
+        "worker_extension_cls": "ckcontrol.vllm.CKWorker",
+    }
+    if taken := sorted(ours.keys() & given.keys()):
+        raise ServingError(f"{', '.join(taken)} cannot be given: pairs need their own.", "Drop them.")
+    return ours | given
+
+
+class SteeredLLM:
+    """A model in a vLLM engine whose answers are steered.
+
+    Args:
+        model: A folder or a Hugging Face id, as vLLM takes it.
+        control: Policy and dial where `generate` is given none; None is ``Control()``, the unmodified model.
+        template: Wording of the prompts.
+        heads: Mask where `generate` is given none; runs the model in eager mode unless told otherwise. Masks act on
+            both rows, as in `heads.pruned`.
+        on_lost: What becomes of a question whose pair the engine gave up: ``"fail"``, an error; or ``"contextual"``,
+            the prompt with the passages is answered alone, by vLLM's own sampling, and `lost` says so.
+        **engine: Arguments of vLLM's `LLM`, e.g. ``dtype``, ``max_model_len``, ``gpu_memory_utilization``.
+
+    Attributes:
+        llm: The engine; use it for ordinary requests as ever.
+        lost: Of the last `generate`: item -> why its pair was given up, where it was answered alone. The control of
+            such an `Answer` is ``off`` and it has no trace.
+
+    Raises:
+        MissingExtra: vLLM is not installed.
+        ServingError: An unknown version of vLLM, a setting that pairs cannot live with, or an unknown `on_lost`.
+
+    Example:
+        >>> with SteeredLLM("model", control=Control(alpha=0.2)) as llm:  # doctest: +SKIP
+        ...     llm.generate([("Who wrote it?", ["It was written by Ann."])])[0].text
+    """
+
+    def __init__(
+        self,
+        model: str,
+        control: Control | None = None,
+        *,
+        template: PromptTemplate | None = None,
+        heads: HeadMask | None = None,
+        on_lost: str = "fail",
+        **engine: Any,
+    ) -> None:
+        self.heads, self.on_lost = heads, fallback.choice(on_lost)
+        arguments = engine_arguments(**({"enforce_eager": True} if heads else {}) | engine)
+        from vllm import LLM
+
+        self.control = control or Control()
+        self.template = template
+        self.lost: dict[int, str] = {}
+        self.llm: LLM = LLM(model=model, **arguments)
+        self._closed = False
+        self._ends = self._end_tokens()
+
+    def __enter__(self) -> SteeredLLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine, its processes included, and free its memory; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.llm.llm_engine.engine_core.shutdown()
+
+    def generate(
+        self,
+        items: Sequence[Item],
+        *,
+        control: Control | Sequence[Control] | None = None,
+        heads: HeadMask | Sequence[HeadMask | None] | None = None,
+        truncate: str | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Answer questions, all in one continuous batch.
+
+        Args:
+            items: A question; a question and its passages; or a mapping with ``question`` and ``passages``. Without
+                passages the answer is closed-book and nothing is steered.
+            control: For all items, or one each. None is the control of the constructor.
+            heads: A mask for all items, or one or None each. None is the mask of the constructor.
+            truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
+            **options: The fields of `GenerateOptions`, ``seed`` included: each answer is what `ckcontrol.generate`
+                gives for that item alone. ``trace`` is False here unless asked for.
+
+        Returns:
+            One `Answer` per item, in order.
+
+        Raises:
+            ControlError: A control or option that cannot be honoured.
+            HeadsError: A mask for another model, or an engine in which masks cannot act.
+            PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
+            NonFiniteLogits: The model broke down; ``error.partial`` holds the answers, that one cut short.
+            ServingError: The engine gave a pair up; the message names item and reason. Or it was closed.
+        """
+        if self._closed:
+            raise ServingError("this engine was closed.", "Make another SteeredLLM.")
+        chosen = GenerateOptions.from_kwargs({"trace": False} | options)
+        asked = [_item(i, item) for i, item in enumerate(items)]
+        if not asked:
+            return []
+        controls, masks = self._controls(control, len(asked)), self._masks(heads, len(asked))
+        tokenizer = self.llm.get_tokenizer()
+        limit = int(self.llm.llm_engine.model_config.max_model_len) - chosen.max_new_tokens
+        pairs = [
+            build_pair(
+                tokenizer,
+                question,
+                passages,
+                template=self.template,
+                limit=max(0, limit),
+                max_new_tokens=chosen.max_new_tokens,
+                truncate=truncate,
+            )
+            for question, passages in asked
+        ]
+        # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
+        used = [c if p.passages else Control(method="off") for c, p in zip(controls, pairs, strict=True)]
+        own = [[Job(i, draft) for draft in params.drafts(control)] for i, control in enumerate(used)]
+        self.lost = {}
+        alone: dict[int, list[int]] = {}
+        for part in parts(own, chosen):
+            alone |= self._run(part, pairs, used, masks, chosen)
+            self._fetch(part)
+        answers = []
+        for i, pair in enumerate(pairs):
+            given, drafts = given_of(own[i], used[i], i in self.lost)
+            ids = alone[i] if i in self.lost else given.ids
+            answers.append(
+                Answer(
+                    text=_text(tokenizer, ids),
+                    tokens=_trace(ids, pieces(tokenizer, ids), given.rows)
+                    if chosen.trace and i not in self.lost
+                    else (),
+                    token_ids=tuple(ids),
+                    question=asked[i][0],
+                    passages=pair.passages,
+                    control=Control(method="off") if i in self.lost else controls[i],
+                    finish_reason="stop" if self._stopped(ids, chosen) else "length",
+                    context_tokens=len(pair.contextual),
+                    parametric_tokens=len(pair.parametric),
+                    drafts=tuple(replace(draft, text=_text(tokenizer, draft.token_ids)) for draft in drafts),
+                )
+            )
+        for job in chain.from_iterable(own):
+            if job.item not in self.lost and job.broken:
+                error = NonFiniteLogits(job.item, max(0, len(job.ids) - 1), job.broken)
+                error.partial = answers
+                raise error
+        return answers
+
+    def _run(
+        self,
+        jobs: list[Job],
+        pairs: list[PromptPair],
+        controls: list[Control],
+        masks: list[tuple[dict[str, str], dict[str, str]]],
+        chosen: GenerateOptions,
+    ) -> dict[int, list[int]]:
+        """Run some pairs; return what was answered alone, by item."""
+        prompts, asked = [], []
+        stops = tuple(sorted({*self._ends, *chosen.stop_token_ids}))
+        seeded = {job.item: params.seeded(chosen) for job in jobs}  # one for all drafts of an item
+        for job in jobs:
+            i, (extra, salted) = job.item, masks[job.item]
+            for role, ids in ((params.CONTEXTUAL, pairs[i].contextual), (params.PARAMETRIC, pairs[i].parametric)):
+                args = params.extra_args(job.name, role, controls[i], seeded[i], trace=chosen.trace, draft=job.draft)
+                prompts.append({"prompt_token_ids": list(ids)} | salted)
+                asked.append(
+                    params.sampling_params(
+                        args | extra, max_tokens=chosen.max_new_tokens, stop_token_ids=stops, detokenize=False
+                    )
+                )
+        outputs = [output.outputs[0] for output in self.llm.generate(prompts, asked, use_tqdm=False)]
+        lost: dict[int, str] = {}
+        first: dict[int, int] = {}  # item -> its first row
+        for k, job in enumerate(jobs):
+            job.ids = list(outputs[2 * k].token_ids)
+            first.setdefault(job.item, 2 * k)
+            if why := _given_up(*outputs[2 * k : 2 * k + 2]):
+                lost.setdefault(job.item, why)
+        if lost and (self.on_lost == "fail" or _only_generated(chosen)):
+            i, why = next(iter(lost.items()))
+            raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
+        if not lost:
+            return {}
+        self.lost |= lost
+        rows = [
+            params.sampling_params(
+                params.strip(asked[first[i]].extra_args),
+                max_tokens=chosen.max_new_tokens,
+                stop_token_ids=stops,
+                **{"detokenize": False} | fallback.drawn(chosen),
+            )
+            for i in lost
+        ]
+        alone = self.llm.generate([prompts[first[i]] for i in lost], rows, use_tqdm=False)
+        for i, output in zip(lost, alone, strict=True):
+            if why := _given_up(output.outputs[0]):
+                raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
+        return {i: list(output.outputs[0].token_ids) for i, output in zip(lost, alone, strict=True)}
+
+    def _fetch(self, jobs: list[Job]) -> None:
+        """Bring what the workers know of the pairs into the jobs."""
+        for said in self.llm.collective_rpc("ck_take_traces", args=([job.name for job in jobs],)):
+            for job in jobs:
+                known = said.get(job.name, {"rows": [], "broken": ""})
+                job.rows = max(job.rows, known["rows"], key=len)
+                job.broken = job.broken or known["broken"]
+
+    def _stopped(self, ids: list[int], chosen: GenerateOptions) -> bool:
+        ends = {*self._ends, *chosen.stop_token_ids}
+        return bool(ids) and (ids[-1] in ends or len(ids) < chosen.max_new_tokens)
+
+    def _controls(self, control: Control | Sequence[Control] | None, count: int) -> list[Control]:
+        if control is None or isinstance(control, Control):
+            return [control or self.control] * count
+        if len(control) != count:
+            raise ControlError(f"{len(control)} controls for {count} items.", "Pass one control, or one per item.")
+        return list(control)
+
+    def _masks(
+        self, heads: HeadMask | Sequence[HeadMask | None] | None, count: int
+    ) -> list[tuple[dict[str, str], dict[str, str]]]:
+        """Return what each item's mask adds to a row's arguments and to its prompt."""
+        from ...heads.mask import HeadMask
+        from ..engine.head_hooks import HINT, masked
+
+        given: list[HeadMask | None]
+        if heads is None or isinstance(heads, HeadMask):
+            given = [self.heads if heads is None else heads] * count
+        else:
+            given = list(heads)
+        if len(given) != count:
+            raise HeadsError(f"{len(given)} masks for {count} items.", "Pass one mask, or one or None per item.")
+        if not any(given):
+            return [({}, {})] * count
+        config = self.llm.llm_engine.model_config.hf_text_config
+        for said in self.llm.collective_rpc("ck_heads_install"):
+            if "refused" in said:
+                raise HeadsError(said["refused"], HINT)
+            for mask in filter(None, given):
+                here = (config.model_type, said["layers"], said["heads"])
+                if (made := (mask.model.family, mask.model.layers, mask.model.heads)) != here:
+                    raise HeadsError(f"the mask is for {made}, and the model is {here} (family, layers, heads).")
+        found = [masked(mask) if mask is not None else ({}, "") for mask in given]
+        return [(extra, {"cache_salt": salt} if salt else {}) for extra, salt in found]
+
+    def _end_tokens(self) -> tuple[int, ...]:
+        """Every end token: of the generation config, the model config and the tokenizer, as `ckcontrol.generate`."""
+        config = self.llm.llm_engine.model_config
+        generation = config.try_get_generation_config() or {}
+        values = [
+            generation.get("eos_token_id"),
+            getattr(config.hf_config, "eos_token_id", None),
+            getattr(self.llm.get_tokenizer(), "eos_token_id", None),
+        ]
+        found: set[int] = set()
+        for value in values:
+            found |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {int(value)}
+        return tuple(sorted(found))
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _given_up(*rows: Any) -> str:
+    """Return how the engine gave up one of the rows; empty if it did not."""
+    for row in rows:
+        if row.finish_reason not in ("stop", "length"):
+            return f"({row.finish_reason}): {row.stop_reason or 'no reason given'}"
+    return ""
+
+
+def _only_generated(chosen: GenerateOptions) -> bool:
+    """Whether the penalty spares the prompt, which vLLM's own cannot."""
+    return chosen.repetition_penalty != 1 and chosen.penalty_scope == "generated"
+
+
+def _item(index: int, item: Item) -> tuple[str, list[str]]:
+    if isinstance(item, str):
+        return item, []
+    if isinstance(item, Mapping):
+        question, passages = item.get("question"), item.get("passages") or []
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
+        question, passages = item
+    else:
+        raise PromptError(f"item {index} is {type(item).__name__}.", "Give a question, or (question, passages).")
+    if isinstance(passages, str) or not isinstance(passages, Sequence):
+        raise PromptError(f"the passages of item {index} are {type(passages).__name__}.", "Pass a list of strings.")
+    return question, list(passages)  # type: ignore[return-value]
+
+
+def _trace(ids: list[int], texts: list[str], rows: list[list[float]]) -> tuple[TokenTrace, ...]:
+    """Return the records of one answer; what the worker forgot is left out from there on."""
+    return tuple(
+        record(token, text, row[0], row[1:] or None) for token, text, row in zip(ids, texts, rows, strict=False)
+    )

@@ -1,0 +1,1 @@
+"""Samples to results.json: rates, intervals, paired comparisons and the dial's curve."""

@@ -1,0 +1,221 @@
+"""Which source a prediction followed: its verdict in two modes, exact match, and the set match of several answers.
+
+`strict` is ours: whole words, exclusive, the earliest mention that is not negated wins. `ckplug` is compatible with
+the published CK-PLUG scripts: SQuAD normalisation, substrings, both sides may count. Knows strings only.
+
+**A mention is negated** when, within its clause, one of the `REACH` words before it is a negator ("not", "never",
+"isn't", "rather than", "non-"), or when it is denied right behind ("Paris is not ...", "Paris isn't ...", "Paris is
+wrong"). A clause ends at , ; : . ! ? brackets, a dash, a line break, and at "but", "until", "because" and their like;
+"and" ends it unless the mention follows directly ("not Paris and Rome"). "Not only", "no doubt", "none other than" and
+"no 5" negate nothing, and "non" only the word it is written onto.
+
+Limits: the words of negation are English; irony, hedges ("some say Paris"), double negation and a negator in another
+clause ("It is false, I think, that it is Paris") are not seen; a short answer that is also a function word ("He", "US",
+"Who") is told apart by its case only, so it is found wrongly at the head of a sentence; a minus sign is a hyphen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ckcontrol.errors import EvalError, did_you_mean
+
+from ..records import squad
+from .word_spans import ARTICLES, Word, words
+
+__all__ = ["MODES", "REACH", "Verdict", "exact_match", "set_match", "verdict"]
+
+MODES = ("ckplug", "strict")
+REACH = 5
+
+_NEGATORS = frozenset(
+    """not no never neither nor without cannot non nobody nowhere hardly none aint arent cant couldnt didnt doesnt dont
+    hadnt hasnt havent isnt mustnt neednt shouldnt wasnt werent wont wouldnt unlike incorrectly wrongly""".split()
+)
+_NEGATING_PAIRS = frozenset({("rather", "than"), ("instead", "of"), ("opposed", "to"), ("other", "than")})
+# What a negator may be followed by without negating: "not only", "no doubt", "none other", "no later than".
+_HARMLESS = frozenset(
+    "only just merely simply solely least doubt question surprisingly other less fewer later earlier sooner".split()
+)
+_CLAUSE_WORDS = frozenset("but until till because since while whereas although though however yet so".split())
+_CLAUSE_MARK = re.compile(r"[,;:.!?()\[\]\n—–…。,、;:!?]|\s-\s")
+_DENIALS = frozenset("isnt arent wasnt werent doesnt didnt hasnt hadnt wouldnt cant couldnt cannot".split())
+_AUXILIARIES = frozenset("is are was were does did has had would can could".split())
+_DENIED = frozenset("not never neither incorrect wrong false".split())
+# Words that are answers (chemical symbols, countries, bands) but far more often are not.
+_FUNCTION_WORDS = frozenset(
+    """all am and are as at be but by can co do down for from go had has have he her him his how i if in into is it its
+    may me my no nor not now of off on one or our out she so that them then they this to two up us was we what when
+    where who will with you your""".split()
+)
+_NEXT_QUESTION = re.compile(r"\n\s*(?:Q|Question)\s*\d*\s*:")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which answer a prediction gives.
+
+    Attributes:
+        source: ``"parametric"``, ``"contextual"``, ``"neither"``, or ``"both"``: in strict mode only when the name
+            that was given belongs to both lists (agreement), in ckplug mode whenever both were found.
+        parametric: A parametric answer is named (strict: at least once without negation).
+        contextual: A contextual answer is named (likewise).
+        span: Where the winning mention stands, ``text[start:end]``; None for neither and in ckplug mode.
+    """
+
+    source: str
+    parametric: bool
+    contextual: bool
+    span: tuple[int, int] | None = None
+
+
+class _Mention(NamedTuple):
+    first: int  # index of its first word, articles left out
+    last: int  # index behind its last word
+    start: int  # in characters
+    end: int
+
+
+def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[str], mode: str = "strict") -> Verdict:
+    """Return which source `prediction` followed.
+
+    In strict mode a name that stands inside a longer name of the other side does not count ("York" in "New York"), a
+    name in both lists decides nothing while another mention does, and text from a new "Q:" or "Question:" line on is
+    not the answer any more. An answer of which normalisation leaves nothing ("The", "!!!") is named only by a first
+    line that is that answer; in ckplug mode, as in the published scripts, it is named by every prediction.
+
+    Args:
+        prediction: The generated text, as decoded.
+        ctx_answers: What the passages support, aliases included; may be empty.
+        par_answers: The real-world answer, aliases included; may be empty.
+        mode: "strict" or "ckplug".
+
+    Raises:
+        EvalError: `mode` is unknown.
+
+    Example:
+        >>> verdict("Not Paris but Rome.", ["Paris"], ["Rome"])
+        Verdict(source='parametric', parametric=True, contextual=False, span=(14, 18))
+        >>> verdict("Not Paris but Rome.", ["Paris"], ["Rome"], "ckplug").source
+        'both'
+    """
+    if mode == "ckplug":
+        inside = squad(prediction)
+        par, ctx = (any(squad(a) in inside for a in answers) for answers in (par_answers, ctx_answers))
+        return Verdict(_source(par, ctx), par, ctx)
+    if mode != "strict":
+        raise EvalError(f"mode={mode!r} is no scoring mode.", did_you_mean(str(mode), MODES))
+    found = _positive_mentions(prediction, ctx_answers, par_answers)
+    ordered = sorted({(m.start, -m.end) for side in found for m in side})
+    sides = [{(m.start, -m.end) for m in side} for side in found]  # contextual, parametric
+    par, ctx = bool(sides[1]), bool(sides[0])
+    telling = [at for at in ordered if (at in sides[0]) != (at in sides[1])]
+    if not ordered:
+        return Verdict("neither", False, False)
+    start, end = (telling or ordered)[0]
+    source = _source((start, end) in sides[1], (start, end) in sides[0])
+    return Verdict(source, par, ctx, (start, -end))
+
+
+def exact_match(prediction: str, answers: Iterable[str]) -> bool:
+    r"""Tell whether the first line of `prediction` is one of `answers`, both under SQuAD normalisation.
+
+    Leading empty lines are skipped. An empty first line matches nothing, whatever an answer normalises to.
+
+    Example:
+        >>> exact_match("The Rome.\nQ: next", ["Rome"]), exact_match("It is Rome.", ["Rome"])
+        (True, False)
+    """
+    line = squad(_first_line(prediction))
+    return bool(line) and any(line == squad(answer) for answer in answers)
+
+
+def set_match(prediction: str, golds: Sequence[str], wrong: Sequence[str]) -> bool:
+    """Tell whether `prediction` names every one of `golds` and none of `wrong`, in strict mode (RAMDocs).
+
+    A gold is one answer, not an alias. Without golds there is nothing to match: False.
+    """
+    if not golds:
+        return False
+    return (
+        all(_positive_mentions(prediction, wrong, [gold])[1] for gold in golds)
+        and not (_positive_mentions(prediction, wrong, golds)[0])
+    )
+
+
+def _source(par: bool, ctx: bool) -> str:
+    return {(True, True): "both", (True, False): "parametric", (False, True): "contextual"}.get((par, ctx), "neither")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0].strip()
+
+
+def _positive_mentions(
+    prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[str]
+) -> tuple[list[_Mention], list[_Mention]]:
+    """Return the un-negated mentions of both sides, without those inside a longer mention of the other side."""
+    cut = _NEXT_QUESTION.search(prediction)
+    text = prediction[: cut.start()] if cut else prediction
+    said = [word for word in words(text) if word.forms[0] not in ARTICLES]
+    ctx, par = (
+        [m for answer in dict.fromkeys(answers) for m in _mentions(text, said, answer)]
+        for answers in (ctx_answers, par_answers)
+    )
+    ctx, par = _outside(ctx, par), _outside(par, ctx)
+    return [m for m in ctx if not _negated(text, said, m)], [m for m in par if not _negated(text, said, m)]
+
+
+def _mentions(text: str, said: Sequence[Word], answer: str) -> list[_Mention]:
+    """Return every place where the words of `answer` stand in a row."""
+    wanted = [word for word in words(answer) if word.forms[0] not in ARTICLES]
+    if not wanted:
+        line, name = _first_line(text), answer.strip()
+        start = text.find(line)
+        alone = bool(name) and name in (line, line.rstrip(".").rstrip())
+        return [_Mention(0, len(said), start, start + len(line))] if alone else []
+    as_written = len(wanted) == 1 and wanted[0].forms[0] in _FUNCTION_WORDS
+    found = []
+    for first in range(len(said) - len(wanted) + 1):
+        here = said[first : first + len(wanted)]
+        if all(set(a.forms) & set(b.forms) for a, b in zip(here, wanted, strict=True)):
+            if not as_written or here[0].cased == wanted[0].cased:
+                found.append(_Mention(first, first + len(wanted), here[0].start, here[-1].end))
+    return found
+
+
+def _outside(mentions: Sequence[_Mention], others: Sequence[_Mention]) -> list[_Mention]:
+    """Return `mentions` without those that a longer one of `others` contains."""
+    return [
+        m
+        for m in mentions
+        if not any(o.start <= m.start and m.end <= o.end and o.end - o.start > m.end - m.start for o in others)
+    ]
+
+
+def _negated(text: str, said: Sequence[Word], mention: _Mention) -> bool:
+    """Tell whether a mention is denied by the words before it or right behind it, as the module defines it."""
+
+    def clause_ends(left: int) -> bool:  # between word `left` and the next
+        return bool(_CLAUSE_MARK.search(text[said[left].end : said[left + 1].start]))
+
+    names = [word.forms[0] for word in said]
+    for at in range(mention.first - 1, max(-1, mention.first - 1 - REACH), -1):
+        word, after = names[at], names[at + 1]
+        if clause_ends(at) or word in _CLAUSE_WORDS or (word == "and" and at != mention.first - 1):
+            break
+        if (word, after) in _NEGATING_PAIRS:
+            return not (word == "other" and at > 0 and names[at - 1] in ("none", "no", "nothing"))
+        if word in _NEGATORS and after not in _HARMLESS:
+            beside = at == mention.first - 1
+            if (word != "non" or beside) and not (word == "no" and beside and after[:1].isdigit()):
+                return True
+    behind = names[mention.last : mention.last + 2]
+    if not behind or clause_ends(mention.last - 1) or set(names[mention.last + 1 : mention.last + 3]) & _HARMLESS:
+        return False
+    if behind[0] in _DENIALS:
+        return True
+    return len(behind) == 2 and behind[0] in _AUXILIARIES and behind[1] in _DENIED and not clause_ends(mention.last)

@@ -1,0 +1,302 @@
+"""Many controls on the same questions in one pass: prompts run once, answers share every forward until they part.
+
+Two controls that have chosen the same tokens so far stand in the same state of the model, so a row of the batch is a
+distinct beginning, not a control. Twenty controls on one question begin as one row and end as the few answers they
+really give. Knows streams, signals, policies and the kernel; knows nothing of texts, tasks or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ckcontrol.decoding.inputs import processors_for, stream_of
+from ckcontrol.decoding.loop import fuse_scores
+from ckcontrol.decoding.options import GenerateOptions
+from ckcontrol.decoding.pair_cache import can_share_forward
+from ckcontrol.decoding.prompts import PromptPair
+from ckcontrol.decoding.streams import TwoStreams
+from ckcontrol.errors import NonFiniteLogits
+from ckcontrol.fusion.distributions import nonfinite_rows
+from ckcontrol.fusion.signals import Signals
+from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Made", "Width", "fan"]
+
+
+@dataclass
+class Made:
+    """One answer.
+
+    Attributes:
+        ids: Its tokens, the end token included.
+        gain: Confidence gain at each token, in nats.
+        tau: Exponent of the context at each token.
+        switched: Whether the policy acted.
+        logp_ctx: Log-probability of the token with the passages, in nats.
+        logp_par: The same without them.
+        evidence: Per token h_ctx, h_par, whether it is not memory's favourite, and that favourite's log-probability;
+            kept for drafts only.
+        error: What broke it; the other fields hold what was made until then.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    gain: list[float] = field(default_factory=list)
+    tau: list[float] = field(default_factory=list)
+    switched: list[bool] = field(default_factory=list)
+    logp_ctx: list[float] = field(default_factory=list)
+    logp_par: list[float] = field(default_factory=list)
+    evidence: list[tuple[float, float, int, float]] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class Width:
+    """What a pass cost: rows run against rows asked for.
+
+    Attributes:
+        rows: Rows of all decode forwards together.
+        asked: Rows that decoding every control by itself would have run.
+    """
+
+    rows: int = 0
+    asked: int = 0
+
+
+@torch.no_grad()
+def fan(
+    model: PreTrainedModel,
+    pairs: Sequence[PromptPair],
+    policies: Sequence[Policy],
+    *,
+    options: GenerateOptions,
+    ends: Sequence[int],
+    pad: int,
+    vocab_size: int,
+    candidates: int = 10,
+    candidate_ratio: float = 0.01,
+    width: Width | None = None,
+) -> list[list[Made]]:
+    """Answer every question under every policy.
+
+    Each answer is the one that `ckcontrol.generate` gives with that control alone, up to rounding: a matrix product of
+    another number of rows rounds differently, so an exact tie may fall the other way. A policy that chooses between
+    whole answers adds its drafts, which it may share with other policies.
+
+    Args:
+        model: A decoder-only model.
+        pairs: Prompt pairs of similar length; they are padded to the longest.
+        policies: One a control.
+        options: How tokens are drawn. With a seed every answer draws from its own generator with that seed.
+        ends: Ids that end an answer.
+        pad: Id that fills prompts.
+        vocab_size: Ids the tokenizer knows.
+        candidates: k of the head set.
+        candidate_ratio: r of the head set.
+        width: Counted into, if given.
+
+    Returns:
+        ``[question][policy]``. An answer on broken logits holds an error; its neighbours go on.
+    """
+    drafts = [tuple(draft_policies(policy).values()) for policy in policies]
+    decoded = {draft: i for i, draft in enumerate(dict.fromkeys(draft for each in drafts for draft in each))}
+    told = {decoded[draft] for each in drafts if len(each) > 1 for draft in each}
+    device = model.get_input_embeddings().weight.device
+    contextual = stream_of(model, [p.contextual for p in pairs], pad)
+    parametric = stream_of(model, [p.parametric for p in pairs], pad)
+    made = [[Made() for _ in decoded] for _ in pairs]
+    running = [(item, arm) for item in range(len(pairs)) for arm in range(len(decoded))]
+    row = {answer: answer[0] for answer in running}
+    token_policies = list(decoded)
+    choose = _Choice(token_policies, options, contextual.input_ids)
+    with TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens) as streams:
+        logits = streams.prefill()
+        for step in range(options.max_new_tokens):
+            logits_ctx, logits_par = logits
+            if logits_par is None:  # never: both streams were started
+                break
+            broken = _broken(logits_ctx, logits_par, step)
+            for item, arm in running:
+                made[item][arm].error = broken.get(row[item, arm])
+            running = [answer for answer in running if row[answer] not in broken]
+            raw = logits_ctx.clone() if vocab_size < logits_ctx.shape[1] else logits_ctx
+            logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
+            signals = Signals(logits_ctx, logits_par, candidates, candidate_ratio)
+            decisions = {arm: token_policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
+            rows = [row[answer] for answer in running]
+            tokens = choose(running, rows, raw, signals, decisions)
+            _record(made, running, rows, tokens, signals, decisions, told)
+            running, rows, tokens = _unfinished(running, rows, tokens, ends)
+            if not running or step + 1 == options.max_new_tokens:
+                break
+            # Distinct beginnings only, in order of appearance.
+            places: dict[tuple[int, int], int] = {}
+            for answer, parent, token in zip(running, rows, tokens, strict=True):
+                row[answer] = places.setdefault((parent, token), len(places))
+            parents = [parent for parent, _ in places]
+            if parents != list(range(logits_ctx.shape[0])):
+                streams.select(torch.tensor(parents, device=device))
+            if width is not None:
+                width.rows, width.asked = width.rows + len(places), width.asked + len(running)
+            logits = streams.step(torch.tensor([token for _, token in places], device=device))
+    return [
+        [_given(policy, [answers[decoded[d]] for d in each]) for policy, each in zip(policies, drafts, strict=True)]
+        for answers in made
+    ]
+
+
+def _given(policy: Policy, drafts: Sequence[Made]) -> Made:
+    """The draft that a policy gives; one that broke cannot be judged, so it breaks the answer."""
+    broken = next((draft for draft in drafts if draft.error is not None), None)
+    if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
+        return broken or drafts[0]
+    told = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
+    return drafts[policy.choose(told)]
+
+
+def _broken(logits_ctx: Tensor, logits_par: Tensor, step: int) -> dict[int, str]:
+    """Rows whose logits mean nothing, with the message of `NonFiniteLogits`."""
+    found: dict[int, str] = {}
+    for name, logits in (("parametric", logits_par), ("contextual", logits_ctx)):
+        for row in nonfinite_rows(logits).nonzero()[:, 0].tolist():
+            found[row] = str(NonFiniteLogits(row, step, name))
+    return found
+
+
+def _unfinished(
+    running: list[tuple[int, int]], rows: list[int], tokens: list[int], ends: Sequence[int]
+) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+    kept = [i for i, token in enumerate(tokens) if token not in ends]
+    return [running[i] for i in kept], [rows[i] for i in kept], [tokens[i] for i in kept]
+
+
+def _record(
+    made: Sequence[Sequence[Made]],
+    running: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    tokens: Sequence[int],
+    signals: Signals,
+    decisions: Mapping[int, Decision],
+    told: Collection[int],
+) -> None:
+    if not running:
+        return
+    evidence: list[tuple[float, float, int, float]] = []
+    if told:
+        columns = (signals.h_ctx, signals.h_par, signals.top_par, signals.logp_par.amax(-1))
+        evidence = list(zip(*(column.tolist() for column in columns), strict=True))
+    gains = signals.gain.tolist()
+    places, chosen = torch.tensor(rows), torch.tensor(tokens)
+    logp = [stream[places, chosen].tolist() for stream in (signals.logp_ctx, signals.logp_par)]
+    for i, ((item, arm), row, token) in enumerate(zip(running, rows, tokens, strict=True)):
+        tau = decisions[arm].tau[row]
+        answer = made[item][arm]
+        answer.ids.append(token)
+        answer.gain.append(gains[row])
+        answer.tau.append(float(tau[token] if tau.ndim else tau))
+        answer.switched.append(bool(decisions[arm].switched[row]))
+        answer.logp_ctx.append(logp[0][i])
+        answer.logp_par.append(logp[1][i])
+        if arm in told:
+            h_ctx, h_par, best, logp_best = evidence[row]
+            answer.evidence.append((h_ctx, h_par, int(token != best), logp_best))
+
+
+# What an answer's next token is chosen from: a stream as it is, or a blend. Equal sources are computed once.
+_Source = tuple[str, int] | tuple[str, int, float, float, bool] | tuple[str, int, int]
+
+
+class _Choice:
+    """Picks the next token of every running answer; fuses only what is neither stream's plain distribution."""
+
+    def __init__(self, policies: Sequence[Policy], options: GenerateOptions, prompts: Tensor) -> None:
+        self.policies, self.options, self.prompts = policies, options, prompts
+        self.blend = per_row(policies)  # only asked whether a head set is needed
+        self.processors = processors_for(options)
+        self.generators: dict[tuple[int, int], torch.Generator] = {}
+        self.chosen: dict[tuple[int, int], list[int]] = {}
+
+    def __call__(
+        self,
+        running: Sequence[tuple[int, int]],
+        rows: Sequence[int],
+        raw: Tensor,
+        signals: Signals,
+        decisions: Mapping[int, Decision],
+    ) -> list[int]:
+        """Return one token an answer; `raw` are the contextual logits as the model gave them, [R, V]."""
+        sources = [self._source(arm, row, decisions[arm]) for (_, arm), row in zip(running, rows, strict=True)]
+        places = {source: i for i, source in enumerate(dict.fromkeys(sources))}
+        arms = dict(zip(sources, (arm for _, arm in running), strict=True))
+        scores = torch.empty(len(places), raw.shape[1], device=raw.device)
+        memory = signals.logits_par.masked_fill(signals.logits_ctx == -torch.inf, -torch.inf)
+        for name, logits in (("raw", raw), ("contextual", signals.logits_ctx), ("parametric", memory)):
+            if picked := [source for source in places if source[0] == name]:
+                scores[[places[source] for source in picked]] = logits[[source[1] for source in picked]]
+        if picked := [source for source in places if source[0] == "blend"]:
+            blended = self._fuse([(source[1], decisions[arms[source]]) for source in picked], signals)
+            scores[[places[source] for source in picked]] = blended
+        index = [places[source] for source in sources]
+        if not self.options.do_sample and not self.processors:
+            best = scores.argmax(-1).tolist()
+            return [best[i] for i in index]
+        return self._draw(running, scores[index])
+
+    def _source(self, arm: int, row: int, decision: Decision) -> _Source:
+        if self.policies[arm].neutral:
+            return "raw", row
+        if decision.tau.ndim == 2:
+            return "blend", row, arm
+        tau = float(decision.tau[row])
+        scale = 1.0 if decision.scale is None else float(decision.scale[row])
+        cut = decision.truncate is not None and bool(decision.truncate[row])
+        if tau in (0.0, 1.0) and scale == 1 and not cut:
+            return ("parametric", "contextual")[int(tau)], row
+        return "blend", row, tau, scale, cut
+
+    def _fuse(self, blends: Sequence[tuple[int, Decision]], signals: Signals) -> Tensor:
+        """Fuse row i under decision i, [K, V]."""
+        device, size = signals.logits_ctx.device, signals.logits_ctx.shape[1]
+        if self.blend.amplifies:
+            signals.head  # noqa: B018  computed once for all rows, then picked from
+        picked = signals.rows(torch.tensor([row for row, _ in blends], device=device))
+        taus = [decision.tau[row] for row, decision in blends]
+        if any(tau.ndim for tau in taus):
+            taus = [tau.expand(size) for tau in taus]
+        one = torch.ones((), device=device)
+        scale = torch.stack([one if d.scale is None else d.scale[row] for row, d in blends])
+        cut = torch.stack([one < 0 if d.truncate is None else d.truncate[row] for row, d in blends])
+        return fuse_scores(self.blend, picked, Decision(torch.stack(taus), torch.ones_like(cut), scale, cut))
+
+    def _draw(self, running: Sequence[tuple[int, int]], scores: Tensor) -> list[int]:
+        """Process and draw as `ckcontrol.generate` does, each answer from its own generator."""
+        prompts = self.prompts[[item for item, _ in running]]
+        said = torch.tensor([self.chosen.setdefault(answer, []) for answer in running], dtype=torch.long)
+        said = said.to(prompts.device)
+        seen = said if self.options.penalty_scope == "generated" else torch.cat([prompts, said], dim=1)
+        scores = self.processors(seen, scores)
+        if not self.options.do_sample:
+            tokens = scores.argmax(-1).tolist()
+        else:
+            probs = scores.softmax(-1)
+            tokens = [
+                int(torch.multinomial(probs[i : i + 1], 1, generator=self._generator(answer)))
+                for i, answer in enumerate(running)
+            ]
+        for answer, token in zip(running, tokens, strict=True):
+            self.chosen[answer].append(token)
+        return tokens
+
+    def _generator(self, answer: tuple[int, int]) -> torch.Generator | None:
+        if self.options.seed is None:
+            return None
+        if answer not in self.generators:
+            self.generators[answer] = torch.Generator(self.prompts.device).manual_seed(self.options.seed)
+        return self.generators[answer]

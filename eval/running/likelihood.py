@@ -1,0 +1,101 @@
+"""Log-likelihood of given endings under every control: both streams read the ending, each of its tokens is fused.
+
+Knows models, signals, policies and the kernel; knows nothing of texts, tasks or files. No head set: it would give an
+ending -inf for one unlikely token, and no comparison is left.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ckcontrol.fusion.kernel import fuse
+from ckcontrol.fusion.signals import Signals
+from ckcontrol.policies import AnswerPolicy, Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["likelihoods"]
+
+
+@torch.no_grad()
+def likelihoods(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    endings: Sequence[Sequence[int]],
+    policies: Sequence[Policy],
+    *,
+    vocab_size: int,
+    pad: int,
+) -> list[list[float]]:
+    """Return the log-likelihood of every ending under every policy.
+
+    Order of operations: both prompts followed by the ending are run; at each of its tokens the two distributions are
+    fused under the policy, normalised over the tokenizer's vocabulary, and the token's log-probability is added.
+
+    Args:
+        model: A decoder-only model.
+        prompts: Per ending its contextual and its parametric prompt, token ids.
+        endings: At least one token each.
+        policies: One a control.
+        vocab_size: Ids the tokenizer knows; others have no probability.
+        pad: Id that fills the rows on the left.
+
+    Returns:
+        ``[ending][policy]``, in nats; of a policy that chooses between whole answers, its `weigh`.
+        NaN where the model broke down, -inf where a token is impossible.
+    """
+    ctx, par = (
+        _logits(model, [(*pair[side], *ending) for pair, ending in zip(prompts, endings, strict=True)], endings, pad)
+        for side in (0, 1)
+    )  # [T, V], T tokens of all endings
+    ctx[:, vocab_size:] = par[:, vocab_size:] = -torch.inf
+    tokens = torch.tensor([token for ending in endings for token in ending], device=ctx.device)[:, None]
+    lengths = [len(ending) for ending in endings]
+    signals = Signals(ctx, par, candidate_ratio=0.0)
+    streams = signals.logp_ctx, signals.logp_par
+    made = []
+    for policy in policies:
+        if isinstance(policy, AnswerPolicy) and not policy.neutral:
+            ctx_ends, par_ends = (torch.split(stream.gather(1, tokens)[:, 0].double(), lengths) for stream in streams)
+            made.append([policy.weigh(c.tolist(), p.tolist()) for c, p in zip(ctx_ends, par_ends, strict=True)])
+            continue
+        if policy.neutral:
+            logq = signals.logp_ctx
+        else:
+            decision = policy.decide(signals)
+            everything = torch.ones_like(ctx, dtype=torch.bool)
+            logq = fuse(
+                signals.logp_ctx, signals.logp_par, decision.tau, head=everything, scale=decision.scale, check=False
+            )
+        each = logq.gather(1, tokens)[:, 0].double()
+        made.append([float(part.sum()) for part in torch.split(each, lengths)])
+    return [list(row) for row in zip(*made, strict=True)]
+
+
+def _logits(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], endings: Sequence[Sequence[int]], pad: int
+) -> Tensor:
+    """Logits that predict the endings' tokens, [T, V] float32."""
+    device = model.get_input_embeddings().weight.device
+    longest, last = max(map(len, rows)), max(map(len, endings))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    more: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        more["logits_to_keep"] = last + 1
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        use_cache=False,
+        return_dict=True,
+        **more,
+    ).logits
+    picked = [logits[i, -1 - len(ending) : -1] for i, ending in enumerate(endings)]
+    return torch.cat(picked).float()

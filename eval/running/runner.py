@@ -1,0 +1,275 @@
+"""A run: probe what the model knows, build the records, run every pass that is not done, and add it all up.
+
+Killed at any point and started again with the same arguments, it goes on where it stopped and ends with the same
+results.json. Knows engines, plans and the run's files; knows no figures but times.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ckcontrol.errors import EvalError
+
+from ..figures.aggregate import aggregate, results_bytes
+from ..items.states import FIVE, build_states
+from ..judging.verdict import verdict
+from ..records import Record
+from ..run_files import Samples, check_same, lines, read_json, sample_files, samples, write_bytes
+from ..tasks.load import Task
+from .arms import Arm, arms_for
+from .engine import Engine
+from .passes import Pass, in_measuring_order, passes, shard_of
+
+__all__ = ["Outcome", "merge", "run"]
+
+OnProgress = Callable[[str, int, int], None]
+OnNote = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        folder: Where it is.
+        results: What results.json holds; None while other shards are missing.
+        passes: Passes of this run, or of its shard.
+        resumed: Of those, how many were there already.
+        seconds: Time of the passes made now.
+        estimate: Seconds estimated for them after the measuring passes; None when nothing was left to estimate.
+        errors: Samples that failed, by message.
+    """
+
+    folder: Path
+    results: dict[str, Any] | None
+    passes: int
+    resumed: int
+    seconds: float
+    estimate: float | None
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+def run(
+    engine: Engine,
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    out: Path,
+    *,
+    seed: int = 0,
+    batch_size: int = 4,
+    shard: tuple[int, int] | None = None,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    on_note: OnNote = lambda text: None,
+) -> Outcome:
+    """Run every arm on every record and write the folder described in store.py.
+
+    Args:
+        engine: What answers.
+        tasks: From `load_task`; a task of facts is probed closed-book first and becomes the five states.
+        arms: From `arms_for`.
+        out: The run's folder; made when missing, continued when it holds the same run.
+        seed: Of false answers and intervals.
+        batch_size: Records a pass. Part of the run's identity: batches round differently.
+        shard: (i, n): make every n-th pass, into a file of its own. See `merge`.
+        on_progress: Receives (stage, done, total).
+        on_note: Receives what is worth a line: what was probed, the estimate.
+
+    Raises:
+        EvalError: The folder holds another run, or two tasks have one name.
+    """
+    names = [task.name for task in tasks]
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise EvalError(f"two tasks are called {twice[0]!r}.", "Rename one file, or run into two folders.")
+    if not tasks or not arms:
+        raise EvalError("there is no task or no method to run.", "Name some with --tasks and --methods.")
+    out.mkdir(parents=True, exist_ok=True)
+    part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
+    check_same(out, _card(engine, tasks, arms, seed, batch_size))
+    known = _probe(engine, tasks, out / f"probe{part}.jsonl", batch_size, on_progress, on_note)
+    records = [(task.name, _records(task, known, seed)) for task in tasks]
+    _write_items(out / "items.jsonl", records)
+    whole = passes(records, arms, engine.length, batch_size=batch_size)
+    mine = whole if shard is None else shard_of(whole, shard)
+    with Samples(out / f"samples{part}.jsonl") as store:
+        resumed = sum(each.key in store.done for each in mine)
+        seconds, estimate = _make(engine, mine, store, on_progress, on_note)
+    results = _results(out, {each.key for each in whole})
+    return Outcome(out, results, len(mine), resumed, seconds, estimate, _errors(out))
+
+
+def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Put the shards of one run, made in several folders, into one and add them up.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        EvalError: The folders hold different runs, or passes are missing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in parts:
+        check_same(out, read_json(folder / "run.json"))
+        items = (folder / "items.jsonl").read_bytes()
+        if (out / "items.jsonl").exists() and (out / "items.jsonl").read_bytes() != items:
+            raise EvalError(f"{folder} has other items than the rest.", "Probing gave other facts there: run it again.")
+        write_bytes(out / "items.jsonl", items)
+        for path in sample_files(folder):
+            if folder.resolve() != out.resolve():
+                if (out / path.name).exists():
+                    raise EvalError(f"{path.name} is in two folders.", "Give every shard its own --shard i/n.")
+                shutil.copyfile(path, out / path.name)
+    card = read_json(out / "run.json")
+    records: dict[str, list[Record]] = {}
+    for item in lines(out / "items.jsonl"):
+        records.setdefault(item["task"], []).append(Record.from_dict(item))
+    # Every record under every arm is there, or some shard is missing.
+    wanted = {arm["name"]: arm["prompt"] for arm in card["arms"]}
+    found = {(s["task"], s["id"], s["arm"]) for s in samples(out)}
+    for task, each in records.items():
+        for record in each:
+            for arm, prompt in wanted.items():
+                if prompt != "base" and (record.cloze or record.choices):
+                    continue
+                if (task, record.id, arm) not in found:
+                    raise EvalError(f"{task}/{record.id} was not answered by {arm}.", "A shard is missing.")
+    results: dict[str, Any] = aggregate(card, lines(out / "items.jsonl"), samples(out))
+    write_bytes(out / "results.json", results_bytes(results))
+    return results
+
+
+def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int, batch_size: int) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "started": date.today().isoformat(),
+        **engine.card(),
+        "seed": seed,
+        "batch_size": batch_size,
+        "tasks": {
+            task.name: {
+                "source": task.source,
+                "licence": task.licence,
+                "sha256": task.sha256,
+                "kind": task.kind,
+                "settings": dict(task.settings),
+                "records": len(task.records),
+                "rejected": task.reasons,
+            }
+            for task in tasks
+        },
+        "arms": [arm.to_dict() for arm in arms],
+    }
+
+
+def _probe(
+    engine: Engine, tasks: Sequence[Task], path: Path, batch_size: int, on_progress: OnProgress, on_note: OnNote
+) -> dict[str, bool]:
+    """Ask every fact closed-book: known is what the answer names (strict scoring). Kept, like samples."""
+    facts = {fact.id: fact for task in tasks for fact in task.facts}
+    if not facts:
+        return {}
+    records = [fact.asked(_cloze(task)) for task in tasks for fact in task.facts]
+    work = passes([("probe", records)], arms_for(["off"]), engine.length, batch_size=4 * batch_size)
+    with Samples(path) as store:
+        _make(engine, work, store, lambda _, done, total: on_progress("Probing", done, total), lambda text: None)
+    known: dict[str, bool] = {}
+    for line in lines(path):
+        if "id" in line:
+            said = line.get("text", "")
+            known[line["id"]] = verdict(said, (), facts[line["id"]].answers).parametric
+    on_note(f"{sum(known.values()):,} of {len(known):,} facts are known closed-book.")
+    return known
+
+
+def _records(task: Task, known: Mapping[str, bool], seed: int) -> Sequence[Record]:
+    if not task.facts:
+        return task.records
+    asked = [state for state in str(task.settings.get("states", "")).split(",") if state]
+    return build_states(task.facts, known, asked or FIVE, seed, cloze=_cloze(task))
+
+
+def _cloze(task: Task) -> bool:
+    return task.settings.get("cloze") not in (None, "", "0")
+
+
+def _write_items(path: Path, records: Sequence[tuple[str, Sequence[Record]]]) -> None:
+    rows = [{"task": task, **record.to_dict()} for task, each in records for record in each]
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    raw = data.encode("utf-8", errors="surrogatepass")
+    if path.exists() and path.read_bytes() != raw:
+        raise EvalError(f"{path} holds other records.", "Probing found other facts known: run into another folder.")
+    write_bytes(path, raw)
+
+
+def _make(
+    engine: Engine, work: Sequence[Pass], store: Samples, on_progress: OnProgress, on_note: OnNote
+) -> tuple[float, float | None]:
+    """Run what is not done; return the seconds it took and the estimate that was given."""
+    left = [each for each in work if each.key not in store.done]
+    order, measuring = in_measuring_order(left)
+    done = len(work) - len(left)
+    answers = sum(len(each.records) * len(each.arms) for each in left)
+    spent = 0.0
+    estimate: float | None = None
+    measured: dict[tuple[str, str], tuple[float, float]] = {}
+    for i, each in enumerate(order):
+        started = time.perf_counter()
+        made = engine.run(each.records, each.arms, each.prompt)
+        seconds = time.perf_counter() - started
+        spent += seconds
+        answered = [
+            {"task": each.task, "id": record.id, "arm": arm.name, **sample}
+            for record, row in zip(each.records, made, strict=True)
+            for arm, sample in zip(each.arms, row, strict=True)
+        ]
+        store.append(each.key, answered, seconds=round(seconds, 3), answers=len(answered))
+        if i < measuring:
+            had = measured.get((each.task, each.prompt), (0.0, 0.0))
+            measured[each.task, each.prompt] = (had[0] + seconds, had[1] + each.work)
+            if i == measuring - 1:
+                estimate = spent + sum(_cost(rest, measured) for rest in order[measuring:])
+                on_note(
+                    f"{answers:,} answers in {len(left):,} passes: about {clock(estimate)} "
+                    f"(measured on {measuring} of them)."
+                )
+        on_progress("Answering", done + i + 1, len(work))
+    return spent, estimate
+
+
+def _cost(each: Pass, measured: Mapping[tuple[str, str], tuple[float, float]]) -> float:
+    seconds, work = measured.get((each.task, each.prompt)) or [sum(x) for x in zip(*measured.values(), strict=True)]
+    return seconds / work * each.work
+
+
+def clock(seconds: float) -> str:
+    """Return a time in words: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _results(out: Path, wanted: set[str]) -> dict[str, Any] | None:
+    """Write results.json when every pass is there, whichever shard made it."""
+    closed = {line["pass"] for path in sample_files(out) for line in lines(path) if "pass" in line}
+    if not wanted <= closed:
+        return None
+    results: dict[str, Any] = aggregate(read_json(out / "run.json"), lines(out / "items.jsonl"), samples(out))
+    write_bytes(out / "results.json", results_bytes(results))
+    return results
+
+
+def _errors(out: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for line in samples(out):
+        if "error" in line:
+            found[line["error"]] = found.get(line["error"], 0) + 1
+    return found

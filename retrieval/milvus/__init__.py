@@ -1,0 +1,1 @@
+"""The same search over a Milvus collection that several machines share."""

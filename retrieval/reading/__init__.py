@@ -1,0 +1,1 @@
+"""Files to documents: every format, one text or many, and what was skipped and why."""

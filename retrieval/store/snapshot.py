@@ -1,0 +1,115 @@
+"""One published generation, open for searching by any number of threads. Never changes.
+
+Knows how a question becomes hits: dense, by words, or both fused by reciprocal rank. Knows nothing of embedders:
+queries come with their vectors.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ckcontrol.errors import IndexMismatch, RetrievalError
+
+from ..types import Hit
+from ..where import Condition
+from .generations import Generation, open_current
+from .texts import TextReader
+from .vectors import DECIMALS, Rows, Vectors
+
+__all__ = ["MODES", "Snapshot", "fuse_ranks"]
+
+MODES = ("dense", "bm25", "hybrid")
+CONSTANT = 60  # of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
+DEPTH = 100  # hits that each of the two gives to the fusion, at least
+REMEMBERED = 32  # filters whose rows are kept
+
+Ranked = list[tuple[int, float]]  # (text number, score), best first
+
+
+class Snapshot:
+    """The index as it was at one moment.
+
+    Raises:
+        RetrievalError: There is no index.
+        IndexMismatch: A file is damaged, or does not hold what the manifest says.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._generation: Generation = open_current(root)
+        self.manifest = self._generation.manifest
+        folder = self._generation.folder
+        self.texts = TextReader(folder)
+        try:
+            self.vectors = Vectors(folder, self.manifest.kind, self.manifest.settings.metric)
+        except RuntimeError as error:
+            raise IndexMismatch("vectors", f"FAISS cannot read its file: {error}", "Build the index again.") from error
+        expected = (self.manifest.rows, self.manifest.embedder["dim"])
+        for index in filter(None, (self.vectors.exact, self.vectors.ann)):
+            if (index.ntotal, index.d) != expected:
+                raise IndexMismatch("rows", f"a FAISS file is {index.ntotal} x {index.d}, not {expected}.", "Rebuild.")
+        self._remembered: OrderedDict[str, Rows] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def generation(self) -> Generation:
+        """The files this reads."""
+        return self._generation
+
+    def close(self) -> None:
+        """Let go of the files; searches under way end first."""
+        self.texts.close()
+        self._generation.close()
+
+    def search(
+        self,
+        queries: Sequence[str],
+        vectors: Any,
+        k: int,
+        conditions: tuple[Condition, ...] = (),
+        mode: str = "dense",
+        effort: int | None = None,
+    ) -> list[list[Hit]]:
+        """Return the best `k` passages a query; `vectors` may be None for "bm25"."""
+        depth = min(k if mode != "hybrid" else max(k, DEPTH), max(self.manifest.texts, 1))
+        ranked: list[list[Ranked]] = []
+        if mode != "bm25":
+            if len(vectors) != len(queries):
+                raise RetrievalError(
+                    f"the embedder gave {len(vectors)} vectors for {len(queries)} queries.", "One each."
+                )
+            ranked.append(self.vectors.search(vectors, depth, self._rows(conditions), effort))
+        if mode != "dense":
+            ranked.append([self.texts.bm25(query, depth, conditions) for query in queries])
+        merged = ranked[0] if len(ranked) == 1 else [fuse_ranks(both)[:k] for both in zip(*ranked, strict=True)]
+        wanted = sorted({num for hits in merged for num, _ in hits})
+        passages = self.texts.fetch(wanted, conditions)
+        return [[Hit(passages[num], score, rank) for rank, (num, score) in enumerate(hits, 1)] for hits in merged]
+
+    def _rows(self, conditions: tuple[Condition, ...]) -> Rows:
+        key = repr(conditions)  # not the tuple: True and 1 are equal, but not as filters
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                return self._remembered[key]
+        if not conditions and self.manifest.texts == self.manifest.rows:
+            rows = Rows(self.manifest.rows, None)
+        else:
+            rows = Rows.of(self.texts.nums(conditions), self.manifest.rows)
+        with self._lock:
+            self._remembered[key] = rows
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        return rows
+
+
+def fuse_ranks(rankings: Sequence[Ranked]) -> Ranked:
+    """Merge rankings by reciprocal rank: each gives 1 / (60 + rank) to what it holds. Ties keep corpus order."""
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, (num, _) in enumerate(ranking, 1):
+            scores[num] = scores.get(num, 0.0) + 1 / (CONSTANT + rank)
+    return sorted(((num, round(score, DECIMALS)) for num, score in scores.items()), key=lambda hit: (-hit[1], hit[0]))

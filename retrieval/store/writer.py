@@ -1,0 +1,369 @@
+"""One write: documents in, a new generation out, or nothing.
+
+Knows the order of things: cut, compare with what is stored, embed what is new, number it, index it, publish. Memory
+grows with the vectors alone; texts stream through. The parts know nothing of one another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckcontrol import __version__
+from ckcontrol.errors import IndexMismatch, RetrievalError
+
+from ..identity import check_identity, identify
+from ..types import Document, Passage, Skipped
+from ..where import Condition, is_text
+from . import generations, vectors
+from .manifest import Manifest, Settings, digest_of
+from .text_writer import Entry, TextWriter
+from .texts import NAME as TEXTS
+from .texts import check_metadata
+from .unfinished import EmbeddingCache
+
+__all__ = ["Change", "OnProgress", "OnSkip", "Writer"]
+
+OnSkip = Callable[[Skipped], None]
+OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0: length unknown
+PENDING = 2048  # passages gathered before their texts are sorted by length and embedded
+STEP = 256  # texts embedded and flushed to the cache at once: what an interruption loses at most
+DEAD = 0.25  # share of dead rows above which they are squeezed out
+SMALL = 4096  # rows below which an IVF has too little to learn from
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a write did.
+
+    Attributes:
+        added, replaced, unchanged: Documents (a `Passage` given as such counts as one).
+        removed: Passages taken out by `remove`.
+        folded: Passages whose text was there already; they share its vector.
+        embedded: Texts that were embedded.
+        reused: Texts whose embeddings an interrupted write had left.
+        skipped: Inputs left out, each reported to `on_skip`.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    folded: int = 0
+    embedded: int = 0
+    reused: int = 0
+    skipped: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether the index differs from before."""
+        return bool(self.added or self.replaced or self.removed)
+
+
+class Writer:
+    """Prepares the generation after `base`; `publish` makes it the current one. Use under the write lock.
+
+    Args:
+        root: The index's folder.
+        base: What to start from; None: nothing.
+        settings: What was chosen for the index.
+        embedder: Makes the vectors; None if nothing will be added.
+        on_skip: Told of inputs that are left out; None raises instead.
+        on_progress: Told how far things are.
+        number: Of the generation; None: the one after `base`.
+        restart: Drop what an interrupted write of another embedder has left, instead of refusing.
+
+    Raises:
+        IndexMismatch: `embedder` did not make `base`, or did not make what an interrupted write has left.
+        RetrievalError: The disk is full, or the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        base: generations.Generation | None,
+        settings: Settings,
+        embedder: Any = None,
+        on_skip: OnSkip | None = None,
+        on_progress: OnProgress | None = None,
+        number: int | None = None,
+        restart: bool = False,
+    ) -> None:
+        self._root, self._base, self._settings, self._embedder = root, base, settings, embedder
+        self._on_skip, self._report = on_skip, on_progress or (lambda stage, done, total: None)
+        self._cache: EmbeddingCache | None = None
+        if embedder is not None:
+            if base is not None:
+                check_identity(embedder, base.manifest.embedder, settings.metric)
+            self._identity = identify(embedder) if base is None else base.manifest.embedder
+        elif base is not None:
+            self._identity = base.manifest.embedder
+        self._number = number or (base.manifest.generation + 1 if base is not None else 1)
+        with generations.storing(root):
+            if embedder is not None:
+                path, kept = root / generations.UNFINISHED, (settings.dtype, settings.metric)
+                self._cache = EmbeddingCache(path, embedder, self._identity, *kept, restart)
+            try:
+                self._folder = generations.fresh_folder(root, self._number)
+                self._texts = TextWriter(self._folder, base.folder if base is not None else None)
+            except BaseException:
+                if self._cache is not None:
+                    self._cache.close()
+                raise
+        self._exact: Any = None
+        self._rows = base.manifest.rows if base is not None else 0
+        self._pending: dict[str, Entry] = {}
+        self._owners: dict[str, str] = {}  # pending passage -> its document
+        self._chunker: Any = None
+        self._counts = dict.fromkeys(Change.__dataclass_fields__, 0)
+
+    # --- adding -----------------------------------------------------------------------------------
+
+    def add(self, items: Iterable[Passage | Document]) -> None:
+        """Take documents and passages; one that is stored already, and differs, is replaced.
+
+        Raises:
+            RetrievalError: An item that is left out, when `on_skip` is None.
+        """
+        gathered = 0
+        for item in items:
+            entry = self._entry(item)
+            if entry is None:
+                continue
+            self._pending[entry.document] = entry
+            gathered += max(len(entry.passages), 1)
+            if gathered >= PENDING:
+                self._flush()
+                gathered = 0
+        self._flush()
+
+    def _entry(self, item: Passage | Document) -> Entry | None:
+        if not isinstance(item, (Passage, Document)):
+            raise RetrievalError(f"{item!r:.80} is no Passage and no Document.", "Give one of them per text.")
+        kind = "passage" if isinstance(item, Passage) else "document"
+        for name in ("id", "text", "source"):
+            value = getattr(item, name)
+            if not is_text(value) or (name == "id" and not value):
+                reason = f"the {name} of {kind} {item.id!r} is no text: {value!r:.80}."
+                shown = item.id if is_text(item.id) else ascii(item.id)
+                return self._skip(shown, reason, "Give one that can be written as UTF-8.")
+        if not item.text.strip():
+            return self._skip(item.id, f"{kind} {item.id!r} has no text.", "Leave blank ones out.")
+        found = self._texts.known(item.id)
+        if item.id in self._pending or (found is not None and found[1]):
+            return self._skip(item.id, f"{kind} id {item.id!r} occurs twice.", f"Give every {kind} its own id.")
+        try:
+            content = json.dumps([kind, item.text, item.source, check_metadata(item)]).encode()
+        except RetrievalError as error:
+            return self._skip(item.id, str(error), "")
+        digest = hashlib.sha256(content).digest()
+        if found is not None and found[0] == digest:
+            self._counts["unchanged"] += 1
+            return Entry(item.id, digest, [])
+        if isinstance(item, Passage):
+            passages = [item]
+        else:
+            if self._chunker is None:
+                from ..chunk import Chunker
+
+                self._chunker = Chunker.for_embedder(self._embedder, self._settings.chunk_size, self._settings.overlap)
+            try:
+                passages = self._chunker.split(item)
+            except RetrievalError as error:
+                return self._skip(item.id, str(error), "")
+            if not passages:
+                return self._skip(item.id, f"{kind} {item.id!r} has no text.", "Leave blank ones out.")
+        for passage in passages:
+            owner = self._owners.get(passage.id) or self._texts.owner(passage.id)
+            if owner not in (None, item.id):
+                reason = f"passage id {passage.id!r} occurs twice: document {owner!r} has it."
+                return self._skip(item.id, reason, "Give every passage its own id.")
+        self._owners |= dict.fromkeys((passage.id for passage in passages), item.id)
+        self._counts["added" if found is None else "replaced"] += 1
+        return Entry(item.id, digest, passages)
+
+    def _skip(self, name: str, reason: str, hint: str) -> Entry | None:
+        if self._on_skip is None:
+            raise RetrievalError(reason, hint)
+        self._counts["skipped"] += 1
+        self._on_skip(Skipped(name, reason))
+        return None
+
+    def _flush(self) -> None:
+        """Embed and store what was gathered."""
+        pending, self._pending, self._owners = list(self._pending.values()), {}, {}
+        with generations.storing(self._root):
+            self._texts.touch(entry.document for entry in pending if not entry.passages)
+        changed = [entry for entry in pending if entry.passages]
+        texts = self._texts.unknown_texts(changed)
+        if texts:
+            self._append(self._embed(texts))
+        with generations.storing(self._root):
+            self._counts["folded"] += self._texts.add(changed, texts, self._rows)
+        self._rows += len(texts)
+        counts = self._counts
+        self._report("Embedding", counts["added"] + counts["replaced"] + counts["unchanged"], 0)
+
+    def _embed(self, texts: dict[bytes, str]) -> Any:
+        if self._cache is None:
+            raise RetrievalError("no embedder was given.", "Open the index with one.")
+        known = self._cache.take(texts)
+        self._counts["reused"] += len(known)
+        wanted = sorted((digest for digest in texts if digest not in known), key=lambda digest: len(texts[digest]))
+        for start in range(0, len(wanted), STEP):
+            part = wanted[start : start + STEP]
+            rows = self._embedder.encode([texts[digest] for digest in part])
+            names, shape = [texts[digest][:40] for digest in part], (len(part), self._identity["dim"])
+            rows = vectors.prepare(rows, self._settings.metric, names, shape, self._settings.dtype)
+            with generations.storing(self._root):
+                self._cache.put(part, rows)
+            self._counts["embedded"] += len(part)
+            self._report("Texts", self._counts["embedded"] + self._counts["reused"], 0)
+        known |= self._cache.take(wanted)
+        return np.stack([known[digest] for digest in texts]).astype(np.float32)
+
+    def _append(self, rows: Any) -> None:
+        if self._exact is None:
+            self._load()
+        self._exact.add(rows)
+
+    def _load(self) -> None:
+        if self._base is None:
+            self._exact = vectors.new_exact(self._identity["dim"], self._settings.dtype)
+        else:
+            self._exact = vectors.faiss_module().read_index(str(self._base.folder / vectors.EXACT))
+
+    # --- removing ---------------------------------------------------------------------------------
+
+    def remove(self, documents: Sequence[str], passages: Sequence[str], conditions: tuple[Condition, ...]) -> None:
+        """Remove documents, passages, and what meets the conditions.
+
+        Raises:
+            RetrievalError: A name that is not in the index.
+        """
+        with generations.storing(self._root):
+            self._counts["removed"] += self._texts.remove(documents, passages, conditions)
+
+    # --- publishing -------------------------------------------------------------------------------
+
+    @property
+    def change(self) -> Change:
+        """What was done so far."""
+        return Change(**self._counts)
+
+    def abandon(self, done: bool = False) -> None:
+        """Leave the index as it was, unless it was published. Embeddings stay for the next write; the rest goes.
+
+        Args:
+            done: The write ended, and changed nothing: embeddings that the index has already can go.
+        """
+        spent = done and self._spent()
+        self._texts.close()
+        self._settle(spent)
+        try:
+            found = generations.pointer(self._root)
+        except IndexMismatch:  # it was damaged before
+            found = None
+        if found is None or found[0] != self._number:  # interrupted after the last step, it is published
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spent(self) -> bool:
+        """Whether next to nothing in the cache is of use to a later write: at most a tenth is not in the index yet."""
+        return self._cache is not None and 10 * self._texts.missing(self._cache.digests()) <= len(self._cache)
+
+    def _settle(self, spent: bool) -> None:
+        if self._cache is not None:
+            self._cache.close()
+            if spent or not len(self._cache):
+                self._cache.delete()
+
+    def publish(self) -> None:
+        """Write the vectors, then make the generation the current one.
+
+        Raises:
+            RetrievalError: The disk is full.
+        """
+        with generations.storing(self._root):
+            self._publish()
+
+    def _publish(self) -> None:
+        spent = self._spent()
+        texts, passages, documents = self._texts.counts()
+        squeezed = self._rows > texts and self._rows - texts > DEAD * self._rows
+        if squeezed:
+            if self._exact is None:
+                self._load()
+            self._exact = vectors.squeeze(self._exact, self._texts.alive(), self._settings.dtype)
+            self._texts.renumber()
+            self._rows = texts
+        self._texts.close()
+        kind, trained = self._write_vectors(squeezed)
+        names = [TEXTS, vectors.EXACT, *([vectors.ANN] if kind != "flat" else [])]
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        manifest = Manifest(
+            generation=self._number,
+            settings=self._settings,
+            embedder=self._identity,
+            kind=kind,
+            trained=trained,
+            rows=self._rows,
+            texts=texts,
+            passages=passages,
+            documents=documents,
+            created=self._base.manifest.created if self._base is not None else now,
+            updated=now,
+            files={name: self._entry_of(name) for name in names},
+            writer=__version__,
+        )
+        generations.publish(self._root, self._folder, manifest)
+        self._settle(spent)
+
+    def _entry_of(self, name: str) -> dict[str, Any]:
+        """Return a file's size and digest; those of a file shared with the last generation are known."""
+        path = self._folder / name
+        if self._base is not None and (self._base.folder / name).exists() and path.samefile(self._base.folder / name):
+            return self._base.manifest.files[name]
+        return digest_of(path)
+
+    def _write_vectors(self, squeezed: bool) -> tuple[str, int]:
+        """Write the FAISS files; return the kind and what it was trained on."""
+        faiss = vectors.faiss_module()
+        kind = vectors.choose(self._settings.kind, self._rows, self._identity["dim"], self._settings.dtype)
+        if kind != "hnsw" and self._rows < SMALL:
+            kind = "flat"
+        old = self._base.manifest if self._base is not None else None
+        if self._exact is None and self._base is not None and old is not None and old.kind == kind:
+            for name in (vectors.EXACT, vectors.ANN)[: 1 + (kind != "flat")]:
+                _link(self._base.folder / name, self._folder / name)
+            return kind, old.trained
+        if self._exact is None:
+            self._load()
+        vectors.write(self._exact, self._folder / vectors.EXACT)
+        if kind == "flat":
+            return kind, 0
+        self._report(f"Building {kind}", 0, self._rows)
+        base = None
+        if self._base is not None and old is not None and old.kind == kind and not squeezed:
+            base = faiss.read_index(str(self._base.folder / vectors.ANN))
+        trained = old.trained if old is not None else 0
+        ann, trained = vectors.build_ann(kind, self._exact, self._settings.dtype, base, trained)
+        vectors.write(ann, self._folder / vectors.ANN)
+        self._report(f"Building {kind}", self._rows, self._rows)
+        return kind, trained
+
+
+def _link(source: Path, target: Path) -> None:
+    """Share a file between generations; published files never change."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
