@@ -7,11 +7,10 @@ import torch
 from transformers import GenerationConfig
 
 import ckcontrol as ck
-import ckcontrol.models.tiny
 from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.refusals import REFUSED
 from ckcontrol.errors import ControlError, UnsupportedMode
-from ckcontrol.models.tiny import FAMILIES
+from ckcontrol.models.tiny import FAMILIES, tiny_model
 
 from .test_reference import PASSAGES, QUESTIONS
 
@@ -146,7 +145,7 @@ def test_processor_sees_penalised_scores(llama):
 def test_assisted_decoding_is_refused_by_the_processor(tiny, llama):
     """A draft that is rejected rolls the rows back; the parametric stream cannot follow, so it must say so."""
     model, tokenizer = llama
-    draft = ck.tiny.tiny_model("llama", seed=1)[0]
+    draft = tiny_model("llama", seed=1)[0]
     ids = torch.tensor([build_pair(tokenizer, QUESTIONS[2], PASSAGES[2]).contextual])
     par = torch.tensor([build_pair(tokenizer, QUESTIONS[2], []).parametric])
     processor = ck.CKLogitsProcessor(model, par, control=ck.Control(alpha=0.1, gate=9.0))
