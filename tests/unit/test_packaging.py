@@ -10,7 +10,7 @@ from functools import cache
 
 import ckcontrol as ck
 
-from .test_repository import BESIDE, LEVELS, ROOT, TREES, python
+from .test_repository import ROOT, TREES, python
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -111,12 +111,16 @@ def test_the_methods_page_lists_every_policy_with_its_parameters_and_defaults() 
         assert given == actual, name
 
 
-def test_the_contributors_page_lists_every_module() -> None:
+def test_the_contributors_page_lists_every_room_and_file() -> None:
     page = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"(?m)^    (?:ckcontrol/)?(\w+)(?:\.py|/) {2,}\S", page)) | {"page_css", "__main__"}
-    assert listed >= {name for row in LEVELS for name in row} | BESIDE
-    for name in listed - {"tests", "examples", "__main__"}:
-        assert any((ROOT / stem).exists() for stem in (f"ckcontrol/{name}.py", f"ckcontrol/{name}", name)), name
+    places = re.findall(r"(?m)^ *- `([^`]+)`", page)
+    files = {name for names in re.findall(r"(?m)^ +Files: (.+)\.$", page) for name in names.split(", ")}
+    for folder in TREES.values():
+        for path in folder.rglob("*.py"):
+            room = f"{path.parent.relative_to(ROOT).as_posix()}/"
+            alone = path.relative_to(ROOT).as_posix()
+            assert room in places or alone in places or room == "ckcontrol/", alone
+            assert path.stem in files or alone in places or path.name in ("__init__.py", "__main__.py"), alone
 
 
 def test_the_methods_page_lists_what_is_refused() -> None:

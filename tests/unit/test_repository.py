@@ -7,118 +7,42 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import ckcontrol as ck
 
 ROOT = Path(__file__).resolve().parents[2]
-TREES = {"ckcontrol": ROOT / "ckcontrol", "ckcontrol.retrieval": ROOT / "retrieval", "ckcontrol.eval": ROOT / "eval"}
+_spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
+assert _spec is not None and _spec.loader is not None
+house = importlib.util.module_from_spec(_spec)  # reads the imports; its FLOORS say who may import whom
+sys.modules["architecture"] = house  # NamedTuple looks its own module up
+_spec.loader.exec_module(house)
+FLOORS, TREES, imports, inner, package_files, parsed, room = (
+    house.FLOORS,
+    house.TREES,
+    house.imports,
+    house.inner,
+    house.modules,
+    house.parsed,
+    house.room,
+)
 
-# Who may import whom: a module imports from its own row and from rows above it. A package counts as one module.
-LEVELS = [
-    {"errors"},
-    {"config", "wheels", "rates"},
-    {"dist"},
-    {"gain", "kernel"},
-    {"policies"},
-    {"trace", "recorder", "drafts", "prompts", "text", "checks"},
-    {"cache", "matmul", "streams", "reference", "tiny", "models"},
-    {"decode"},
-    {"generation", "processor"},
-    {"text_safety", "palette", "page_css", "describe", "page", "show"},
-    {"rag", "heads"},
-    {"eval"},
-    {"demo", "doctor", "vllm"},
-    {"cli"},
-    {"__main__"},
-]
-# `retrieval` stands beside the rows: it imports `errors` alone, and only the rows from `rag` down may import it.
-BESIDE = {"retrieval"}
-# Imports against the rows, allowed inside a function only.
-AGAINST = {
-    ("config", "policies"): "Control checks its own names and ranges by building its policy from the registry",
-    (
-        "trace",
-        "show",
-    ): "Answer.show() and the notebook view are methods of the record; drawing is loaded when asked for",
-    ("retrieval", "models"): "Embedder('demo') means the model that 'demo' means everywhere",
-}
-
-
-class Import(NamedTuple):
-    source: str
-    target: str
-    lazy: bool
-    where: str
-
-
-@cache
-def package_files() -> dict[str, Path]:
-    """Dotted name -> file, of everything that is installed."""
-    found = {}
-    for prefix, folder in TREES.items():
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            found[".".join([prefix, *(p for p in parts if p != "__init__")])] = path
-    return found
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def unit(name: str) -> str:
-    """`ckcontrol.policies.base` -> `policies`: the name it goes by in LEVELS; the package itself is ``""``."""
-    return [*name.split("."), ""][1]
-
-
-def statements(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Every import that can run, with whether it waits for a function call; `if TYPE_CHECKING` never runs."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.Import, ast.ImportFrom)):
-            yield child, lazy
-        elif isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            continue
-        else:
-            yield from statements(child, lazy or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
-
-
-def imported(statement: ast.Import | ast.ImportFrom, module: str, is_package: bool) -> list[str]:
-    """The dotted names a statement imports; names that `ckcontrol` resolves late are followed to their module."""
-    if isinstance(statement, ast.Import):
-        return [alias.name for alias in statement.names]
-    base = statement.module or ""
-    if statement.level:
-        parts = module.split(".")
-        kept = parts[: len(parts) - statement.level + is_package]
-        base = ".".join([*kept, *([base] if base else [])])
-    if base != "ckcontrol":
-        return [base]
-    names = [alias.name for alias in statement.names]
-    return [f"ckcontrol{ck._WHERE[n]}" if n in ck._WHERE else f"ckcontrol.{n}" for n in names]
-
-
-@cache
-def imports() -> tuple[Import, ...]:
-    found = []
-    for name, path in package_files().items():
-        for statement, lazy in statements(parsed(path)):
-            for target in imported(statement, name, path.name == "__init__.py"):
-                if target.split(".")[0] == "ckcontrol" and target != "ckcontrol.__version__":
-                    where = f"{path.relative_to(ROOT)}:{statement.lineno}"
-                    found.append(Import(unit(name), unit(target), lazy, where))
-    return tuple(found)
+# `retrieval` knows nothing of language models: it imports these rooms alone, and only from the floors above itself.
+RETRIEVAL_KNOWS = {
+    "errors",
+    "tables",
+    "models",
+}  # models: Embedder("demo") means the model that "demo" means everywhere
+# Inside vllm: the contract stands below the rest, and what runs in the engine knows nothing of HTTP or of clients.
+VLLM_FLOORS = [["contract"], ["engine"], ["http", "offline"]]
 
 
 def tracked() -> list[Path]:
@@ -138,49 +62,112 @@ def python(code: str, *flags: str, cwd: Path = ROOT) -> subprocess.CompletedProc
 # --- imports ----------------------------------------------------------------------------------------------------
 
 
-def test_every_module_has_its_place() -> None:
-    """A new module fails here until someone decides where it stands."""
-    named = [name for row in LEVELS for name in row] + sorted(BESIDE)
+def test_every_room_has_its_floor() -> None:
+    """A new room fails here until someone decides where it stands."""
+    named = [name for floor in FLOORS for name in floor]
     assert len(named) == len(set(named))
-    assert {unit(name) for name in package_files()} - {""} == set(named)
+    assert {room(name) for name in package_files()} - {""} == set(named)
 
 
 def test_imports_go_one_way() -> None:
-    rank = {name: row for row, names in enumerate(LEVELS) for name in names}
-    outer = {name for name, row in rank.items() if row >= rank["eval"]}
+    """Lazy imports and those under TYPE_CHECKING count like any other; there are no exceptions."""
+    rank = {name: number for number, names in enumerate(FLOORS) for name in names}
     wrong = []
-    for source, target, lazy, where in imports():
-        if source == target or not source:
-            continue
-        if source in BESIDE:
-            fine = target == "errors" or (lazy and (source, target) in AGAINST)
-        elif target in BESIDE:
-            fine = source in outer
-        else:
-            fine = rank[target] <= rank[source] or (lazy and (source, target) in AGAINST)
+    for source, target, _, where in imports():
+        a, b = room(source), room(target)
+        fine = a == b or rank[b] < rank[a]
+        if a == "retrieval" != b:
+            fine = fine and b in RETRIEVAL_KNOWS
         if not fine:
             wrong.append(f"{where}: {source} imports {target}")
     assert not wrong, "\n".join(wrong)
-    used = {(i.source, i.target) for i in imports()}
-    assert used >= AGAINST.keys(), "an exception that nothing uses any more"
 
 
-def test_imports_have_no_circle() -> None:
-    edges: dict[str, set[str]] = {}
-    for source, target, _, _ in imports():
-        if source and source != target and (source, target) not in AGAINST:
-            edges.setdefault(source, set()).add(target)
+def test_vllm_has_floors_of_its_own() -> None:
+    rank = {name: number for number, names in enumerate(VLLM_FLOORS) for name in names}
+    wrong = []
+    for source, target, _, where in imports():
+        if room(source) == room(target) == "vllm" and "." in source.removeprefix("ckcontrol.vllm"):
+            a, b = (name.split(".")[2] if name.count(".") > 1 else None for name in (source, target))
+            if a != b and (b is None or rank[b] >= rank[a]):
+                wrong.append(f"{where}: {source} imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def circle(edges: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one circle of the edges, or nothing."""
+    after: dict[str, set[str]] = {}
+    for source, target in edges:
+        if source != target:
+            after.setdefault(source, set()).add(target)
     done: set[str] = set()
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+    def visit(name: str, path: tuple[str, ...]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
         if name not in done:
-            for target in sorted(edges.get(name, ())):
-                visit(target, (*path, name))
+            for target in sorted(after.get(name, ())):
+                if found := visit(target, (*path, name)):
+                    return found
             done.add(name)
+        return []
 
-    for name in sorted(edges):
-        visit(name, ())
+    return next((found for name in sorted(after) if (found := visit(name, ()))), [])
+
+
+def test_files_import_in_no_circle() -> None:
+    assert circle((i.source, i.target) for i in imports()) == []
+
+
+def test_rooms_import_in_no_circle() -> None:
+    """The innermost rooms, so inside vllm, heads, eval and retrieval too."""
+    assert circle((inner(i.source), inner(i.target)) for i in imports()) == []
+
+
+def test_the_guard_sees_circles() -> None:
+    assert circle([("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")]) == ["a", "b", "c", "a"]
+    assert circle([("a", "b"), ("a", "c"), ("b", "c")]) == []
+    lazy = ast.parse("if TYPE_CHECKING:\n    from .x import y\ndef f():\n    import z")
+    assert len(list(house._statements(lazy))) == 2
+
+
+def test_every_module_can_be_imported_first() -> None:
+    """Each in turn in a process that holds nothing of ckcontrol yet; what lives inside vLLM needs vLLM."""
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    for known in [m for m in sys.modules if m.split('.')[0] == 'ckcontrol']:\n"
+        "        del sys.modules[known]\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except Exception as error:\n"
+        "        if getattr(error, 'name', '') != 'vllm':\n"
+        "            print(name, repr(error))\n"
+    )
+    names = [name for name in package_files() if not name.endswith("__main__")]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, encoding="utf-8")
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+
+
+def test_picture_and_layout_table_are_the_codes() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "architecture.py", "--check"], capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_room_opens_with_a_caption() -> None:
+    for name, path in package_files().items():
+        text = house.caption(name)
+        assert len(text) > 15, path.relative_to(ROOT)
+
+
+def test_the_root_holds_no_pictures_and_no_dumps() -> None:
+    """Pictures of the product live under docs/pictures; nothing tracked is large."""
+    text = {".md", ".toml", ".txt", ".cff", ".gitignore", "", ".yml", ".yaml"}
+    stray = [p.name for p in tracked() if p.parent == ROOT and p.suffix not in text]
+    large = [str(p.relative_to(ROOT)) for p in tracked() if p.stat().st_size > 2**20]
+    assert (stray, large) == ([], [])
 
 
 @pytest.mark.parametrize("statement", ["import ckcontrol", "import ckcontrol; ckcontrol.__version__; dir(ckcontrol)"])
@@ -294,8 +281,7 @@ def test_files_stay_readable() -> None:
     sizes = {
         str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in package_files().values()
     }
-    assert {name: size for name, size in sizes.items() if size > 400} == {}
-    assert statistics.median(sizes.values()) <= 150
+    assert {name: size for name, size in sizes.items() if size > 500} == {}
 
 
 def test_every_module_opens_with_a_docstring() -> None:
@@ -351,6 +337,6 @@ def test_all_lists_of_the_modules_are_true() -> None:
                 module = importlib.import_module(name)
                 missing = [public for public in getattr(module, "__all__", ()) if not hasattr(module, public)]
             except ModuleNotFoundError as error:  # what needs the engine it lives in is tested where there is one
-                assert (unit(name), error.name) == ("vllm", "vllm"), name
+                assert (room(name), error.name) == ("vllm", "vllm"), name
                 continue
             assert not missing, f"{name}.__all__ names {missing}"
