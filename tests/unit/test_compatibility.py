@@ -20,7 +20,8 @@ from tests.retrieval.hashes import Hashes, corpus
 OLD = Path(__file__).resolve().parents[1] / "fixtures" / "v0.1.0"
 NAMES = {
     "ckcontrol": "Answer CKLogitsProcessor Control GenerateOptions Policy PromptTemplate Rag RagAnswer Recorder "
-    "Signals TokenTrace build_pair confidence_gain decoding_loop fuse generate head_set heads load reference_generate register",
+    "Signals TokenTrace build_pair confidence_gain decoding_loop fuse generate head_set heads load "
+    "reference_generate register",
     "ckcontrol.eval": "Conflict Fact load_capitals mentions normalize wilson",
     "ckcontrol.eval.interop": "export_harness harness_model inspect_samples inspect_scorer inspect_solver inspect_task",
     "ckcontrol.eval.report": "write_report",
