@@ -96,10 +96,10 @@ def command(
         if name in names:
             raise ServingError(f"{name} is what steering rests on, and set by this command.", "Leave it out.")
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    line += ["--scheduler-cls", "ckcontrol.vllm.engine.scheduler.PairAsyncScheduler"]
-    line += ["--logits-processors", "ckcontrol.vllm.engine.processor:PairLogitsProcessor"]
-    line += ["--worker-extension-cls", "ckcontrol.vllm.engine.worker.CKWorker"]
-    line += ["--middleware", "ckcontrol.vllm.http.middleware.CKMiddleware"]
+    line += ["--scheduler-cls", "ckcontrol.vllm.PairAsyncScheduler"]
+    line += ["--logits-processors", "ckcontrol.vllm:PairLogitsProcessor"]
+    line += ["--worker-extension-cls", "ckcontrol.vllm.CKWorker"]
+    line += ["--middleware", "ckcontrol.vllm.CKMiddleware"]
     defaults = {"--host": "127.0.0.1", "--allowed-origins": "[]", "--logprobs-mode": "processed_logprobs"}
     for name, value in defaults.items():
         if name not in names:

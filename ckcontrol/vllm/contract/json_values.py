@@ -41,7 +41,7 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def integer(name: str, value: Any, low: int, high: int) -> int:
+def integer(name: str, value: Any, low: float, high: float) -> int:
     """Return a whole number in [low, high].
 
     Raises:

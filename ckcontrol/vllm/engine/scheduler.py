@@ -22,8 +22,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from ...errors import ServingError
-from ..contract.kv_blocks import blocks_of_pair
-from ..contract.pair_params import CONTEXTUAL, PairParams, read
+from ..contract.pair_params import CONTEXTUAL, PairParams, blocks_of_pair, read, sampling_of
 from . import compat
 
 if TYPE_CHECKING:
@@ -147,7 +146,8 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
 
     def _ck_unequal(self, ctx: PairRequest, par: PairRequest) -> str | None:
         a, b = ctx.ck, par.ck
-        if (a.control, a.options, a.trace, a.draft) != (b.control, b.options, b.trace, b.draft):
+        same = (a.control, a.trace, a.draft) == (b.control, b.trace, b.draft)
+        if not same or (a.options is not b.options and sampling_of(a.options) != sampling_of(b.options)):
             return "ckcontrol: the rows of the pair differ in control or sampling."
         if ctx.client_index != par.client_index or ctx.request_id == par.request_id:
             return "ckcontrol: the rows of the pair come from different clients."

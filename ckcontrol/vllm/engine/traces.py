@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-__all__ = ["BROKEN", "MAX_TOKENS", "TraceStore", "TraceWorker", "take_all"]
+__all__ = ["BROKEN", "MAX_TOKENS", "TraceStore", "take_all"]
 
 BROKEN = ("", "contextual", "parametric", "fused")  # what the numbers of `TraceStore.mark` mean
 MAX_TOKENS = 1_000_000  # tokens kept in all; the pair least lately written goes first
@@ -84,11 +84,3 @@ def take_all(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     for store in list(_STORES):
         found |= store.take(pairs)
     return found
-
-
-class TraceWorker:
-    """A worker extension: ``LLM(worker_extension_cls="ckcontrol.vllm.TraceWorker")``, or a base of one."""
-
-    def ck_take_traces(self, pairs: list[str]) -> dict[str, dict[str, Any]]:
-        """Return and forget the traces of some pairs; for ``collective_rpc("ck_take_traces", args=(names,))``."""
-        return take_all(pairs)

@@ -15,6 +15,7 @@ from ...errors import CKError
 __all__ = [
     "EventReader",
     "Lost",
+    "Part",
     "Refusal",
     "check_end",
     "error_object",
@@ -28,6 +29,7 @@ __all__ = [
     "to_chat_chunk",
 ]
 
+Part = str | dict[str, Any]  # a whole reply or one event of it; text is a comment, with its colon, or ``[DONE]``
 _TYPES = {400: "BadRequestError", 408: "RequestTimeout", 413: "RequestTooLarge", 429: "TooManyRequests"}
 _LARGEST_EVENT = 64 * 2**20
 

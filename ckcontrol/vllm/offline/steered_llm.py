@@ -43,10 +43,8 @@ def engine_arguments(**given: Any) -> dict[str, Any]:
         ServingError: An unknown version of vLLM, or an argument that is ours to set.
     """
     compat.probe()
-    from ..engine.scheduler import PairAsyncScheduler
-
-    ours = {
-        "scheduler_cls": PairAsyncScheduler,
+    ours: dict[str, Any] = {
+        "scheduler_cls": "ckcontrol.vllm.PairAsyncScheduler",
         "logits_processors": ["ckcontrol.vllm:PairLogitsProcessor"],
         "worker_extension_cls": "ckcontrol.vllm.CKWorker",
     }
@@ -242,7 +240,7 @@ class SteeredLLM:
                 params.strip(asked[first[i]].extra_args),
                 max_tokens=chosen.max_new_tokens,
                 stop_token_ids=stops,
-                **{"detokenize": False} | fallback.drawn(chosen),
+                **{"detokenize": False} | fallback.vllm_sampling(chosen),
             )
             for i in lost
         ]
