@@ -23,7 +23,7 @@ CHOICES = ("fail", "contextual")
 
 
 def choice(value: str) -> str:
-    """Return what to do about a lost pair: ``"fail"`` or ``"contextual"``.
+    """Return what to do when a pair is lost: ``"fail"`` or ``"contextual"``.
 
     Raises:
         ServingError: It is neither.

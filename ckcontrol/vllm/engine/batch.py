@@ -2,7 +2,8 @@
 
 A `BatchPlan` holds index tensors, policies and sampling columns, so that a step only gathers, computes and scatters. A
 `PairState` outlives plans: it is what a pair must remember from one token to the next, and all of it can be rebuilt,
-so losing one costs time and nothing else. Knows tensors and pair parameters; knows nothing of vLLM's interfaces.
+so losing one costs time and nothing else. Knows tensors and pair parameters; knows nothing of vLLM's
+interfaces.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .traces import TraceStore
 
 __all__ = ["BatchPlan", "EngineRow", "Member", "PairState", "make_plans", "pair_up"]
 
-_TOGETHER = 2**17  # scores of a stream that a CPU works on at once: what it computes from them stays in its cache
+_TOGETHER = 2**17  # scores per stream that a CPU works on at once: what it computes from them stays in its cache
 
 
 @dataclass(eq=False)
@@ -35,7 +36,7 @@ class EngineRow:
         output: Output ids so far, a live list; ids in flight may read -1. None if the engine keeps them elsewhere.
         slot: Where the engine keeps the row's tokens; -1 where `prompt` and `output` are lists.
         logprobs: Log-probabilities of the answer's tokens were asked for.
-        end: An end token, to stop a pair whose numbers broke.
+        end: An end token, to stop a pair whose logits became NaN or infinite.
     """
 
     ck: PairParams
@@ -56,7 +57,7 @@ class PairState:
         seen: The same and the output up to `seen_to`, [V] bool.
         seen_to: Number of output tokens in `seen`.
         drawn: Where each drawn token is on the device: position -> step tensor and row. Kept for a penalty only.
-        broken: Whether its numbers broke, uint8 scalar; see `traces.BROKEN`.
+        broken: Which logits became NaN or infinite, an index into `traces.BROKEN`, uint8 scalar.
     """
 
     noise: Noise | None
@@ -165,7 +166,7 @@ class BatchPlan:
 
 
 def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[BatchPlan]:
-    """Return the plans of all pairs of a batch: one; on a CPU one for every few pairs, of one kind where possible.
+    """Return the plans of all pairs of a batch: one; on a CPU one per few pairs, of one kind where possible.
 
     Args:
         members: The pairs, in any order.
@@ -194,7 +195,7 @@ def _table(fused: Fused, tokens: Tensor, scores: Tensor) -> Tensor:
 
 
 def pair_up(rows: Sequence[tuple[int, EngineRow]]) -> list[tuple[tuple[int, EngineRow], tuple[int, EngineRow]]]:
-    """Return the complete pairs among rows and their places: contextual first; rows without partner are left out."""
+    """Return the complete pairs among rows and their places: contextual first; rows without a partner are left out."""
     found: dict[str, dict[str, tuple[int, EngineRow]]] = {}
     for place, row in rows:
         found.setdefault(row.ck.pair, {})[row.ck.role] = (place, row)

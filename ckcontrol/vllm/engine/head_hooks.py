@@ -24,7 +24,7 @@ __all__ = ["HINT", "install", "masked", "refusal"]
 
 HINT = "Start the server with --enforce-eager, or serve a model with the heads exported: ckcontrol heads export."
 
-Scales = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> rows from, to, factors [H]
+Scales = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> first row, last row plus one, factors [H]
 
 
 def masked(mask: HeadMask, cache_salt: str | None = None) -> tuple[dict[str, str], str]:
@@ -71,7 +71,7 @@ def install(config: Any, runner: Any) -> dict[str, int]:
 
 
 def _refill(scales: Scales, runner: Any, heads: int) -> None:
-    """Lay down, once per forward, which rows of the flat batch each mask scales."""
+    """Note, once per forward, which rows of the flat batch each mask scales."""
     scales.clear()
     names: Sequence[str] = runner.input_batch.req_ids
     starts = runner.query_start_loc.np

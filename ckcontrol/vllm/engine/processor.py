@@ -1,9 +1,9 @@
 """The processor that vLLM calls at every step: finds the pairs of the batch and lets a `BatchPlan` fuse and draw.
 
-One class for both of vLLM's interfaces, because since 0.31 the GPU runner ("V2") has another one than the CPU runner
-("V1"); each is built, told of requests and asked for logits in its own way. It never touches rows of ordinary requests
-nor a row whose partner is not in the batch: that one is prefilling, and its sample is thrown away. Knows vLLM's
-interfaces; what is done to the pairs is in plan.py.
+One class for both of vLLM's interfaces, because since 0.31 the GPU runner ("V2") has a different one from the CPU
+runner ("V1"); each is built, told of requests and asked for logits in its own way. It touches neither rows of ordinary
+requests nor a row whose partner is not in the batch: that one is prefilling, and its sample is thrown away. Knows
+vLLM's interfaces; what is done to the pairs is in batch.py.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse a request that calls itself one of ours and is not, in the front end.
+        """Refuse, in the front end, a request that claims to be a row of a pair and is not.
 
         Raises:
             ServingError: A ValueError, which vLLM answers with a 400.
@@ -213,7 +213,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         return ids.to(device).long()
 
     def _recall(self, member: Member, position: int) -> None:
-        """Rebuild the penalised tokens of a pair whose last step was void, or whose state was lost."""
+        """Rebuild the penalised tokens of a pair whose last step was void or whose state was lost."""
         state, row = member.state, member.ctx
         if state.base is None or state.seen is None:
             return

@@ -42,7 +42,7 @@ class CKMiddleware:
     """Steers requests that hold a ``ck`` object at ``/v1/chat/completions`` and ``/v1/completions``.
 
     Args:
-        app: The app around which it stands.
+        app: The app it wraps.
         limits: Bounds; None reads them from the environment (`limits.VARIABLE`).
         tokenizer: Of the served model; None loads what the server's arguments name, at the first request that needs it.
         on_lost: What happens when the engine gives a pair up before anything was sent: ``"fail"``, or ``"contextual"``,
@@ -101,7 +101,7 @@ class CKMiddleware:
             names, server = request.drafts, self._bound(scope)
             if len(names) > self.limits.pairs:
                 what = f"method {request.control.method!r} takes {len(names)} pairs; this server runs"
-                raise Refusal(400, f"{what} {self.limits.pairs} at once.", "Take another, or let `pairs` be raised.")
+                raise Refusal(400, f"{what} {self.limits.pairs} at once.", "Take another, or have `pairs` raised.")
             if self.pairs + len(names) - held > self.limits.pairs:
                 raise Refusal(429, f"{self.pairs - held} pairs are under way.", "Try again in a moment.")
             self.pairs += len(names) - held
@@ -116,7 +116,7 @@ class CKMiddleware:
             bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0])
             unfit = server.unfit(bodies)
             if unfit and not self._falls_back:
-                raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or let the cache be enlarged.")
+                raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or have the cache enlarged.")
             shared = Shared(receive)
             route = Route(self.app, scope, shared, bodies.path)
             try:

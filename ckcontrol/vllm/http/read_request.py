@@ -1,4 +1,4 @@
-"""Reads a steered request: an OpenAI body and its ``ck`` object become one frozen `Steered`, or a sentence why not.
+"""Reads a steered request: an OpenAI body and its ``ck`` object become one frozen `Steered`, or an error says why not.
 
 Everything is bounded and checked here, before a tokenizer or the engine sees it. A request brings scalars and texts:
 never a file name, a template's name, a dotted path or code. Knows controls, options and limits; texts and wordings

@@ -72,7 +72,7 @@ class Server:
             return
         special = body.get("add_special_tokens") is not False
         if len(tokenizer(prompt, add_special_tokens=special)["input_ids"]) < 2:
-            raise Refusal(400, f"the prompt {shown(prompt)} is one token.", "A row of a pair needs two at least.")
+            raise Refusal(400, f"the prompt {shown(prompt)} is one token.", "A row of a pair needs at least two.")
 
     def unfit(self, bodies: Bodies) -> str:
         """Return why a pair can never fit the engine's KV cache, as far as that is known here; empty if it may.
@@ -93,7 +93,7 @@ class Server:
         return f"the pair needs {need} KV blocks of {block} tokens, and the engine has {blocks - 1}."
 
     async def check_heads(self, entries: Entries) -> None:
-        """Make sure that the workers apply head masks, and that the model has these heads.
+        """Make sure that the workers apply head masks and that the model has these heads.
 
         Raises:
             Refusal: Masks cannot act here, or a head does not exist (400).
