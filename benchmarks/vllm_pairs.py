@@ -29,7 +29,7 @@ ENDLESS = {"ignore_eos": True, "detokenize": False}
 
 
 def rows_of(control: Control, options: GenerateOptions, longest: int) -> list[Any]:
-    """Return the SamplingParams of both rows of a new pair; of one a draft, where the method writes several."""
+    """Return the SamplingParams of both rows of a new pair; of one per draft, where the method writes several."""
     asked = []
     for draft in params.drafts(control):
         pair = params.new_pair()

@@ -61,13 +61,14 @@ class Control:
         set_field(self, "candidates", check_integer("candidates", candidates, 1, 1_000_000))
         set_field(self, "candidate_ratio", check_number("candidate_ratio", candidate_ratio, 0.0, 1.0))
         set_field(self, "params", MappingProxyType(dict(params)))
-        self.policy()  # names and ranges are checked here, not at the first token
-
-    def policy(self) -> Policy:
-        """Return a new policy object for this control."""
         from .policies import build
 
-        return build(self)
+        set_field(self, "_policy", build(self))  # names and ranges are checked here, not at the first token
+
+    def policy(self) -> Policy:
+        """Return the policy of this control, always the same object."""
+        policy: Policy = self.__dict__["_policy"]
+        return policy
 
     def to_dict(self) -> dict[str, Any]:
         """Return a flat, JSON-ready form; `from_dict` reads it back."""

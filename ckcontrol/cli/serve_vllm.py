@@ -60,7 +60,7 @@ def serve_vllm(
     typer.echo(shown, err=True)
     host = _value(line, "--host")
     if host not in LOOPBACK and _value(line, "--api-key") is None and not os.environ.get("VLLM_API_KEY"):
-        typer.echo(f"ckcontrol: without --api-key everybody who reaches {host} can use this server.", err=True)
+        typer.echo(f"ckcontrol: without --api-key anybody who reaches {host} can use this server.", err=True)
     sys.stdout.flush()
     os.execve(line[0], line, {**os.environ, **variables})
 
@@ -79,8 +79,8 @@ def command(
         model: For vLLM's ``--model``.
         rest: Options for vLLM.
         heads: Run in eager mode, so that head masks act.
-        limits: Bounds that differ from their defaults, as in `vllm.limits.Limits`.
-        on_lost: What becomes of lost pairs, as in `vllm.fallback`.
+        limits: Bounds that differ from their defaults, as in `vllm.http.limits.Limits`.
+        on_lost: What happens when a pair is lost, as in `vllm.contract.fallback`.
 
     Raises:
         ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
@@ -94,12 +94,12 @@ def command(
     names = [option.split("=")[0].replace("_", "-") for option in rest if option.startswith("--")]
     for name in OURS:
         if name in names:
-            raise ServingError(f"{name} is what steering rests on, and set by this command.", "Leave it out.")
+            raise ServingError(f"steering needs its own {name}, which this command sets.", "Leave it out.")
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    line += ["--scheduler-cls", "ckcontrol.vllm.engine.scheduler.PairAsyncScheduler"]
-    line += ["--logits-processors", "ckcontrol.vllm.engine.processor:PairLogitsProcessor"]
-    line += ["--worker-extension-cls", "ckcontrol.vllm.engine.worker.CKWorker"]
-    line += ["--middleware", "ckcontrol.vllm.http.middleware.CKMiddleware"]
+    line += ["--scheduler-cls", "ckcontrol.vllm.PairAsyncScheduler"]
+    line += ["--logits-processors", "ckcontrol.vllm:PairLogitsProcessor"]
+    line += ["--worker-extension-cls", "ckcontrol.vllm.CKWorker"]
+    line += ["--middleware", "ckcontrol.vllm.CKMiddleware"]
     defaults = {"--host": "127.0.0.1", "--allowed-origins": "[]", "--logprobs-mode": "processed_logprobs"}
     for name, value in defaults.items():
         if name not in names:

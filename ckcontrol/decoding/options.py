@@ -12,7 +12,17 @@ from ..errors import ControlError, did_you_mean
 if TYPE_CHECKING:
     pass
 
-__all__ = ["GenerateOptions"]
+__all__ = ["OPTION_BOUNDS", "GenerateOptions"]
+
+# Least and greatest value of each number; whole numbers where the bounds are.
+OPTION_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "max_new_tokens": (1, 1_000_000),
+    "temperature": (1e-4, 100.0),
+    "top_k": (0, 10_000_000),
+    "top_p": (1e-6, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "seed": (0, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,12 @@ class GenerateOptions:
     trace: bool = True
 
     def __post_init__(self) -> None:
-        check_integer("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
-        check_number("temperature", self.temperature, 1e-4, 100.0)
-        check_integer("top_k", self.top_k, 0, 10_000_000)
-        check_number("top_p", self.top_p, 1e-6, 1.0)
-        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        if self.seed is not None:
-            check_integer("seed", self.seed, 0, 2**63 - 1)
+        for name, (low, high) in OPTION_BOUNDS.items():
+            value = getattr(self, name)
+            if isinstance(low, float):
+                check_number(name, value, low, high)
+            elif value is not None or name != "seed":
+                check_integer(name, value, low, int(high))
         if self.penalty_scope not in ("all", "generated"):
             raise ControlError(
                 f"penalty_scope={self.penalty_scope!r}.",

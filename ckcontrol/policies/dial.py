@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..arguments import check_number
@@ -74,7 +75,7 @@ class Dial(AnswerPolicy):
         """At alpha = 0.5."""
         return self.position == 0.5 and not self.adaptive
 
-    @property
+    @cached_property
     def drafts(self) -> Mapping[str, Policy]:
         """The unmodified model, and whom alpha leans to; memory alone at alpha = 1."""
         if self.neutral:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -62,7 +63,7 @@ class GRD(AnswerPolicy):
         check_number("relax", self.relax, 0.0, 1.0)
         check_number("sure", self.sure, 0.0, 1.0)
 
-    @property
+    @cached_property
     def drafts(self) -> Mapping[str, Policy]:
         """The unmodified model, and memory past the tie."""
         return {"unmodified": Unmodified(), "memory": _Memory(self.relax)}

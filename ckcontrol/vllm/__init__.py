@@ -17,7 +17,7 @@ _WHERE = {
     "PairParams": ".contract.pair_params",
     "PairScheduler": ".engine.scheduler",
     "SteeredLLM": ".offline.steered_llm",
-    "TraceWorker": ".engine.traces",
+    "TraceWorker": ".engine.worker",
     "extra_args": ".contract.pair_params",
     "new_pair": ".contract.pair_params",
 }
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from .contract.pair_params import PairParams, extra_args, new_pair
     from .engine.processor import PairLogitsProcessor
     from .engine.scheduler import PairAsyncScheduler, PairScheduler
-    from .engine.traces import TraceWorker
-    from .engine.worker import CKWorker
+    from .engine.worker import CKWorker, TraceWorker
     from .http.middleware import CKMiddleware
     from .offline.steered_llm import SteeredLLM
 

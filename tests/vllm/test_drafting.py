@@ -1,4 +1,4 @@
-"""Requests whose method chooses between whole answers: a pair a draft, one reply; and every way this can end."""
+"""Requests whose method chooses between whole answers: one pair per draft, one reply; and every way this can end."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import torch
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.vllm.contract.head_masks import pack, read_heads, salt, unpack
-from ckcontrol.vllm.engine.head_hooks import HeadWorker, masked
+from ckcontrol.vllm.engine.head_hooks import masked
+from ckcontrol.vllm.engine.worker import HeadWorker
 
 
 def worker(model: Any, eager: bool = True, family: str = "llama", **runner: Any) -> HeadWorker:

@@ -1,4 +1,4 @@
-"""What the workers are asked when a pair has ended: its trace, whether its numbers broke, and whether masks can act."""
+"""What the workers are asked when a pair has ended: its trace, were its logits finite; and whether masks can act."""
 
 from __future__ import annotations
 

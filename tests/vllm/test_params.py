@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back(method: str) -> None:
     got = params.read(params.extra_args(pair, "parametric", control, options, trace=True))
     assert got is not None
     assert (got.pair, got.role, got.control, got.trace) == (pair, "parametric", control, True)
-    assert all(getattr(got.options, name) == getattr(options, name) for name in params.DRAWN)
+    assert all(getattr(got.options, name) == getattr(options, name) for name in params.SAMPLING)
 
 
 def test_ordinary_requests_are_none() -> None:

@@ -23,10 +23,10 @@ def test_dry_run_prints_the_command_with_every_part_of_ours(capsys: pytest.Captu
     line = printed(capsys, "--port", "8001", "--enable-prefix-caching")
     assert f"{sys.executable} -m vllm.entrypoints.openai.api_server --model M" in line
     for part in (
-        "--scheduler-cls ckcontrol.vllm.engine.scheduler.PairAsyncScheduler",
-        "--logits-processors ckcontrol.vllm.engine.processor:PairLogitsProcessor",
-        "--worker-extension-cls ckcontrol.vllm.engine.worker.CKWorker",
-        "--middleware ckcontrol.vllm.http.middleware.CKMiddleware",
+        "--scheduler-cls ckcontrol.vllm.PairAsyncScheduler",
+        "--logits-processors ckcontrol.vllm:PairLogitsProcessor",
+        "--worker-extension-cls ckcontrol.vllm.CKWorker",
+        "--middleware ckcontrol.vllm.CKMiddleware",
         "--host 127.0.0.1",
         "--allowed-origins '[]'",
         "--port 8001 --enable-prefix-caching",
@@ -94,9 +94,9 @@ def test_vllm_reads_the_command_as_meant() -> None:
     line, _ = serve_vllm.command("M", ["--port", "8001"], heads=True)
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(line[3:])
     assert (args.host, args.port, args.allowed_origins, args.enforce_eager) == ("127.0.0.1", 8001, [], True)
-    assert args.middleware == ["ckcontrol.vllm.http.middleware.CKMiddleware"]
-    assert args.logits_processors == ["ckcontrol.vllm.engine.processor:PairLogitsProcessor"]
-    assert args.worker_extension_cls == "ckcontrol.vllm.engine.worker.CKWorker"
+    assert args.middleware == ["ckcontrol.vllm.CKMiddleware"]
+    assert args.logits_processors == ["ckcontrol.vllm:PairLogitsProcessor"]
+    assert args.worker_extension_cls == "ckcontrol.vllm.CKWorker"
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")

@@ -27,9 +27,9 @@ def choose_draft(
 
     Args:
         control: Whose method chooses.
-        names: From `params.drafts`, in order.
+        names: From `pair_params.drafts`, in order.
         token_ids: Of each draft, the end token included.
-        rows: What the workers recorded of each, per token; what they recorded beyond the answer's end is not read.
+        rows: What the workers recorded of each, per token; what they recorded past the answer's end is not read.
 
     Raises:
         ServingError: A draft without token ids, or one whose record is shorter than the draft: nothing can be compared.

@@ -1,6 +1,6 @@
 """A head mask as a request carries it, and as the engine's arguments do: entries of layer, query head and factor.
 
-Knows JSON values; whether the model has such heads is for heads.py, in the worker, to say.
+Knows JSON values; whether the model has such heads is for head_hooks.py, in the worker, to say.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def read_heads(value: Any, most: int) -> Entries:
     Args:
         value: A list of ``{"layer": l, "head": h, "factor": f}`` (the factor may be left out: 0 prunes), or a whole
             mask document as `HeadMask.save` writes it, of which only the entries are used. None is no mask.
-        most: Entries admitted.
+        most: Most entries that are allowed.
 
     Raises:
         ServingError: Anything else; the message names the entry.
     """
     if isinstance(value, dict):
         if value.get("kind") != KIND or value.get("schema") != 1:
-            raise ServingError("ck.heads is an object, but no head mask of schema 1.", "Give a mask file's content.")
+            raise ServingError("ck.heads is an object, but not a head mask of schema 1.", "Give a mask file's content.")
         value = value.get("heads")
     elif value is None:
         return ()
@@ -43,7 +43,7 @@ def read_heads(value: Any, most: int) -> Entries:
     found: dict[tuple[int, int], float] = {}
     for i, entry in enumerate(value):
         if not isinstance(entry, dict) or not {"layer", "head"} <= set(entry) <= {"layer", "head", "factor"}:
-            raise ServingError(f"ck.heads[{i}] is no head.", "Give layer and head, and perhaps factor.")
+            raise ServingError(f"ck.heads[{i}] is not a head.", "Give layer and head, and optionally factor.")
         layer = integer(f"ck.heads[{i}].layer", entry["layer"], 0, _HIGHEST)
         head = integer(f"ck.heads[{i}].head", entry["head"], 0, _HIGHEST)
         factor = entry.get("factor", 0)
@@ -70,6 +70,6 @@ def salt(entries: Entries, given: str | None = None) -> str:
 
     Args:
         entries: The mask.
-        given: The client's own salt, which stays in effect beside it.
+        given: The client's own salt, which stays in effect as well.
     """
     return hashlib.sha256(f"ckcontrol heads\n{pack(entries)}\n{given or ''}".encode()).hexdigest()

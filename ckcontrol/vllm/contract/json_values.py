@@ -11,7 +11,7 @@ from ...errors import ServingError
 
 __all__ = ["flag", "integer", "kind", "shown", "without_ours"]
 
-HEADS = "ckheads"  # the engine argument of a head mask; beside params.KEYS, as it needs no pair
+HEADS = "ckheads"  # the engine argument of a head mask; beside pair_params.KEYS, as it needs no pair
 _CARRIERS = ("vllm_xargs", "extra_args")
 
 
@@ -41,7 +41,7 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def integer(name: str, value: Any, low: int, high: int) -> int:
+def integer(name: str, value: Any, low: float, high: float) -> int:
     """Return a whole number in [low, high].
 
     Raises:
@@ -56,7 +56,7 @@ def without_ours(value: Any, *, top: bool = True) -> Any:
     """Return a request body without the engine arguments that are ours: a client can never name a pair.
 
     Taken out are the keys ``ck_*`` and ``ckheads`` of the body itself and of every ``vllm_xargs`` and ``extra_args``
-    in it, at any depth. What else a client names so, a field of its JSON schema for instance, stays.
+    in it, at any depth. Whatever else a client calls that, a field of its JSON schema for instance, stays.
     """
     if isinstance(value, dict):
         kept = {key: inner for key, inner in value.items() if not (top and _is_ours(key))}

@@ -7,11 +7,12 @@ integers, so they also pass through the HTTP field ``vllm_xargs``:
     ck_role       "contextual" or "parametric"
     ck_control    JSON of `Control.to_dict`
     ck_draft      which draft of it, where the method chooses between whole answers: each of them is a pair
-    ck_sampling   JSON of how the pair's tokens are drawn (`DRAWN` below)
+    ck_sampling   JSON of how the pair's tokens are drawn (`SAMPLING` below)
     ck_trace      1 records a trace in the worker, until it is fetched
 
-`read` is strict and bounded and is the only reader: the front end, the scheduler and the processor all use it.
-Knows controls and options; imports nothing of vLLM until `sampling_params` is called.
+`read` is strict and bounded and is the only reader: the front end, the scheduler and the processor all use it. Each of
+their processes makes a control and its options once, however many rows carry them: what was made from a text, or
+written as it, is kept. Knows controls and options; imports nothing of vLLM until `sampling_params` is called.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ...control import Control
@@ -34,15 +37,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTEXTUAL",
-    "DRAWN",
     "PARAMETRIC",
     "ROLES",
+    "SAMPLING",
     "PairParams",
+    "blocks_of_pair",
     "drafts",
     "extra_args",
     "new_pair",
-    "other_role",
+    "new_seed",
     "read",
+    "sampling_of",
     "sampling_params",
     "seeded",
     "strip",
@@ -53,7 +58,7 @@ ROLES = (CONTEXTUAL, PARAMETRIC)
 PREFIX = "ck_"
 KEYS = ("ck_pair", "ck_role", "ck_control", "ck_draft", "ck_sampling", "ck_trace")
 # The fields of GenerateOptions that decide how a pair's token is drawn; the others are vLLM's own business.
-DRAWN = (
+SAMPLING = (
     "do_sample",
     "temperature",
     "top_k",
@@ -67,19 +72,26 @@ _MAX_JSON = 4096
 _MAX_STOPS = 128
 _MAX_INT = 2**63 - 1
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_WRITER = "Use ckcontrol.vllm.extra_args."
+_MOST_KEPT = 1024
+_KEPT: dict[tuple[str, str], Any] = {}  # (key, text) -> the control or the options it stands for; the oldest go first
+_KEEPING = Lock()
 
 
 @dataclass(frozen=True)
 class PairParams:
-    """What one row of a pair was asked for.
+    """What one row of a pair was asked for; checked on construction.
 
     Attributes:
         pair: The name both rows share.
         role: ``"contextual"`` or ``"parametric"``.
-        control: Policy and dial of the pair.
-        options: How its tokens are drawn; only the fields named in `DRAWN` are meant, `seed` is set when sampling.
+        control: Policy and position of the pair.
+        options: How its tokens are drawn; only the fields named in `SAMPLING` are meant, `seed` is set when sampling.
         trace: Record a trace.
-        draft: Which draft of the control the pair writes; empty if it has one only.
+        draft: Which draft of the control the pair writes; empty if it has only one.
+
+    Raises:
+        ServingError: A value that no row can carry; the message names it.
     """
 
     pair: str
@@ -89,7 +101,23 @@ class PairParams:
     trace: bool = False
     draft: str = ""
 
-    @property
+    def __post_init__(self) -> None:
+        if not isinstance(self.pair, str) or not _NAME.match(self.pair):
+            raise ServingError("ck_pair is not a pair's name.", "Take it from ckcontrol.vllm.new_pair().")
+        if not isinstance(self.role, str) or self.role not in ROLES:
+            raise ServingError(f"ck_role={str(self.role)[:64]!r}.", f"Known: {', '.join(ROLES)}.")
+        known, method = drafts(self.control), self.control.method
+        if not isinstance(self.draft, str) or self.draft not in known:
+            hint = f"One of: {', '.join(known)}." if known != ("",) else "Leave it out."
+            raise ServingError(f"ck_draft={str(self.draft)[:64]!r} is no draft of method {method!r}.", hint)
+        if len(self.options.stop_token_ids) > _MAX_STOPS:
+            raise ServingError("stop_token_ids is not a short list.", f"Give at most {_MAX_STOPS} token ids.")
+        if self.options.do_sample and self.options.seed is None:
+            raise ServingError(
+                "ck_sampling samples without a seed.", "Pass one; ckcontrol.vllm.contract.pair_params.seeded draws it."
+            )
+
+    @cached_property
     def policy(self) -> Policy:
         """What decides the pair's tokens."""
         from ...policies import draft_policies, token_policy
@@ -103,9 +131,16 @@ def new_pair() -> str:
     return secrets.token_hex(16)
 
 
-def other_role(role: str) -> str:
-    """Return the partner's role."""
-    return PARAMETRIC if role == CONTEXTUAL else CONTEXTUAL
+def new_seed() -> int:
+    """Return a fresh seed: 62 random bits."""
+    return secrets.randbits(62)
+
+
+def seeded(options: GenerateOptions) -> GenerateOptions:
+    """Return the options with a seed: a fresh one where sampling was asked for without."""
+    if not options.do_sample or options.seed is not None:
+        return options
+    return replace(options, seed=new_seed())
 
 
 def drafts(control: Control) -> tuple[str, ...]:
@@ -114,6 +149,11 @@ def drafts(control: Control) -> tuple[str, ...]:
 
     names = tuple(draft_policies(control.policy()))
     return names if len(names) > 1 else ("",)
+
+
+def sampling_of(options: GenerateOptions) -> dict[str, Any]:
+    """Return the fields named in `SAMPLING`; rows of a pair agree in these."""
+    return {name: getattr(options, name) for name in SAMPLING}
 
 
 def extra_args(
@@ -127,13 +167,13 @@ def extra_args(
 ) -> dict[str, str | int]:
     """Return the `extra_args` (or ``vllm_xargs``) of one row.
 
-    Both rows of a pair must get the same control and options. A pair that samples without a seed would draw
-    differently on every tensor-parallel rank: call `seeded` first, or pass a seed.
+    Both rows of a pair must get the same control and options; their arguments differ in ``ck_role`` alone. A pair that
+    samples without a seed would draw differently on every tensor-parallel rank: call `seeded` first, or pass a seed.
 
     Args:
         pair: From `new_pair`.
         role: ``"contextual"`` for the prompt with passages, ``"parametric"`` for the one without.
-        control: Policy and dial.
+        control: Policy and position.
         options: How tokens are drawn; None is greedy.
         trace: Record a trace in the worker, to be fetched by pair name.
         draft: One of `drafts`. Its trace is recorded in any case: it is what drafts are compared by.
@@ -141,28 +181,15 @@ def extra_args(
     Raises:
         ServingError: A value that `read` would refuse.
     """
-    options = options or GenerateOptions()
-    drawn = {name: getattr(options, name) for name in DRAWN}
+    row = PairParams(pair, role, control, options or GenerateOptions(), trace or bool(draft), draft)
     args: dict[str, str | int] = {
         "ck_pair": pair,
         "ck_role": role,
-        "ck_control": json.dumps(control.to_dict(), allow_nan=False, separators=(",", ":")),
-        "ck_sampling": json.dumps(drawn, allow_nan=False, separators=(",", ":")),
-        "ck_trace": int(trace or bool(draft)),
+        "ck_control": _written("ck_control", control, control.to_dict()),
+        "ck_sampling": _written("ck_sampling", row.options, sampling_of(row.options)),
+        "ck_trace": int(row.trace),
     }
-    if draft:
-        args["ck_draft"] = draft
-    read(args)
-    return args
-
-
-def seeded(options: GenerateOptions) -> GenerateOptions:
-    """Return the options with a seed: a random one where sampling was asked for without."""
-    if not options.do_sample or options.seed is not None:
-        return options
-    from dataclasses import replace
-
-    return replace(options, seed=secrets.randbits(62))
+    return args | {"ck_draft": draft} if draft else args
 
 
 def read(args: Mapping[str, Any] | None) -> PairParams | None:
@@ -180,40 +207,14 @@ def read(args: Mapping[str, Any] | None) -> PairParams | None:
     for key in args:
         if isinstance(key, str) and key.startswith(PREFIX) and key not in KEYS:
             raise ServingError(f"unknown argument {key[:64]!r}.", did_you_mean(key[:64], KEYS))
-    pair, role, trace = args.get("ck_pair"), args.get("ck_role"), args.get("ck_trace", 0)
-    if not isinstance(pair, str) or not _NAME.match(pair):
-        raise ServingError("ck_pair is not a pair's name.", "Take it from ckcontrol.vllm.new_pair().")
-    if not isinstance(role, str) or role not in ROLES:
-        raise ServingError(f"ck_role={str(role)[:64]!r}.", f"Known: {', '.join(ROLES)}.")
+    trace = args.get("ck_trace", 0)
     if not isinstance(trace, (bool, int, float)) or trace not in (0, 1):
         raise ServingError(f"ck_trace={str(trace)[:64]!r}.", "Use 1 to record a trace, 0 not to.")
-    draft = args.get("ck_draft", "")
-    control = _object("ck_control", args.get("ck_control"))
-    drawn = _object("ck_sampling", args.get("ck_sampling", "{}"))
-    for name in drawn:
-        if name not in DRAWN:
-            raise ServingError(f"ck_sampling holds {name[:64]!r}.", did_you_mean(name[:64], DRAWN))
-    stops = drawn.get("stop_token_ids", [])
-    if not isinstance(stops, list) or len(stops) > _MAX_STOPS:
-        raise ServingError("stop_token_ids is not a short list.", f"Give at most {_MAX_STOPS} token ids.")
-    if not isinstance(control.get("method", ""), str):
-        raise ServingError("ck_control: method is not text.", "Give a method's name, e.g. ck-plug.")
-    try:
-        options = GenerateOptions(**drawn)
-        chosen = Control.from_dict(control)
-        known = drafts(chosen)
-    except ServingError:
-        raise
-    except (CKError, TypeError, ValueError, OverflowError) as error:
-        raise ServingError(f"ck_control or ck_sampling: {error}") from error
-    if not isinstance(draft, str) or draft not in known:
-        hint = f"One of: {', '.join(known)}." if known != ("",) else "Leave it out."
-        raise ServingError(f"ck_draft={str(draft)[:64]!r} is no draft of method {chosen.method!r}.", hint)
-    if options.do_sample and options.seed is None:
-        raise ServingError(
-            "ck_sampling samples without a seed.", "Pass one; ckcontrol.vllm.contract.pair_params.seeded draws it."
-        )
-    return PairParams(pair, role, chosen, options, bool(trace), draft)
+    control = _made("ck_control", args.get("ck_control"))
+    options = _made("ck_sampling", args.get("ck_sampling", "{}"))
+    return PairParams(
+        args.get("ck_pair", ""), args.get("ck_role", ""), control, options, bool(trace), args.get("ck_draft", "")
+    )
 
 
 def strip(args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -243,23 +244,79 @@ def sampling_params(
     )
 
 
-def _object(name: str, text: Any) -> dict[str, Any]:
-    """Return a flat JSON object; values are scalars or short lists of scalars."""
-    if not isinstance(text, str) or len(text) > _MAX_JSON:
-        raise ServingError(f"{name} is not a JSON text of at most {_MAX_JSON} characters.", "Use params.extra_args.")
+def blocks_of_pair(prompts: Sequence[int], longest: int, most: int, block: int) -> int:
+    """Return the KV-cache blocks that a pair may come to hold, for one group of layers.
+
+    Args:
+        prompts: Tokens of either prompt.
+        longest: Tokens of the answer.
+        most: The model's longest sequence.
+        block: Tokens per block.
+    """
+    return sum(-(-min(prompt + longest, most) // block) for prompt in prompts)
+
+
+def _written(key: str, value: Control | GenerateOptions, data: Mapping[str, Any]) -> str:
+    """Return the text of a control or of options; whoever reads it in this process gets the same object."""
+    _check_plain(key, data)
+    text = _short(key, json.dumps(data, allow_nan=False, separators=(",", ":")))
+    _keep(key, text, value)
+    return text
+
+
+def _made(key: str, text: Any) -> Any:
+    """Return the control or the options that a text stands for."""
+    text = _short(key, text)
+    found = _KEPT.get((key, text))
+    return _keep(key, text, _parsed(key, text)) if found is None else found
+
+
+def _keep(key: str, text: str, value: Any) -> Any:
+    with _KEEPING:
+        _KEPT[key, text] = value
+        while len(_KEPT) > _MOST_KEPT:
+            del _KEPT[next(iter(_KEPT))]
+    return value
+
+
+def _parsed(key: str, text: str) -> Control | GenerateOptions:
     try:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ServingError(f"{name} is not JSON: {str(error)[:120]}.", "Use params.extra_args.") from error
+        raise ServingError(f"{key} is not JSON: {str(error)[:120]}.", _WRITER) from error
     if not isinstance(data, dict):
-        raise ServingError(f"{name} is not a JSON object.", "Use params.extra_args.")
-    for key, value in data.items():
-        for item in value if isinstance(value, list) else [value]:
+        raise ServingError(f"{key} is not a JSON object.", _WRITER)
+    _check_plain(key, data)
+    if key == "ck_sampling":
+        for name in data:
+            if name not in SAMPLING:
+                raise ServingError(f"ck_sampling holds {name[:64]!r}.", did_you_mean(name[:64], SAMPLING))
+    elif not isinstance(data.get("method", ""), str):
+        raise ServingError("ck_control: method is not text.", "Give a method's name, e.g. ck-plug.")
+    try:
+        if key == "ck_sampling":
+            return GenerateOptions(**data)
+        control = Control.from_dict(data)
+        drafts(control)  # an installed policy's own error would end the engine later
+        return control
+    except (CKError, TypeError, ValueError, OverflowError) as error:
+        raise ServingError(f"{key}: {error}") from error
+
+
+def _short(key: str, text: Any) -> str:
+    if not isinstance(text, str) or len(text) > _MAX_JSON:
+        raise ServingError(f"{key} is not a JSON text of at most {_MAX_JSON} characters.", _WRITER)
+    return text
+
+
+def _check_plain(key: str, data: Mapping[str, Any]) -> None:
+    """Refuse an object that is not flat; values are scalars or short lists of scalars."""
+    for name, value in data.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
             if item is not None and not isinstance(item, (str, int, float)):
-                raise ServingError(f"{name}: {key[:64]!r} is not a plain value.", "Give text, numbers, true or false.")
+                raise ServingError(f"{key}: {name[:64]!r} is not a plain value.", "Give text, numbers, true or false.")
             if isinstance(item, int) and abs(item) > _MAX_INT:
-                raise ServingError(f"{name}: {key[:64]!r} is too large.", "Give a number below 2**63.")
-    return data
+                raise ServingError(f"{key}: {name[:64]!r} is too large.", "Give a number below 2**63.")
 
 
 def _no_constant(name: str) -> float:

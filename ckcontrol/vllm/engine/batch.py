@@ -1,8 +1,9 @@
 """Which rows of a batch are pairs, and everything that stays the same until the batch changes.
 
-A `Plan` holds index tensors, policies and sampling columns, so that a step only gathers, computes and scatters. A
+A `BatchPlan` holds index tensors, policies and sampling columns, so that a step only gathers, computes and scatters. A
 `PairState` outlives plans: it is what a pair must remember from one token to the next, and all of it can be rebuilt,
-so losing one costs time and nothing else. Knows tensors and pair parameters; knows nothing of vLLM's interfaces.
+so losing one costs time and nothing else. Knows tensors and pair parameters; knows nothing of vLLM's
+interfaces.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from .blocks import Block, Fused, arrange, fuse_blocks
 from .sampling import Noise, Warp
 from .traces import TraceStore
 
-__all__ = ["Member", "PairState", "Plan", "Row", "make_plans", "pair_up"]
+__all__ = ["BatchPlan", "EngineRow", "Member", "PairState", "make_plans", "pair_up"]
 
-_TOGETHER = 2**17  # scores of a stream that a CPU works on at once: what it computes from them stays in its cache
+_TOGETHER = 2**17  # scores per stream that a CPU works on at once: what it computes from them stays in its cache
 
 
 @dataclass(eq=False)
-class Row:
+class EngineRow:
     """One row of a pair, as the engine knows it.
 
     Attributes:
@@ -35,7 +36,7 @@ class Row:
         output: Output ids so far, a live list; ids in flight may read -1. None if the engine keeps them elsewhere.
         slot: Where the engine keeps the row's tokens; -1 where `prompt` and `output` are lists.
         logprobs: Log-probabilities of the answer's tokens were asked for.
-        end: An end token, to stop a pair whose numbers broke.
+        end: An end token, to stop a pair whose logits became NaN or infinite.
     """
 
     ck: PairParams
@@ -56,7 +57,7 @@ class PairState:
         seen: The same and the output up to `seen_to`, [V] bool.
         seen_to: Number of output tokens in `seen`.
         drawn: Where each drawn token is on the device: position -> step tensor and row. Kept for a penalty only.
-        broken: Whether its numbers broke, uint8 scalar; see `traces.BROKEN`.
+        broken: Which logits became NaN or infinite, an index into `traces.BROKEN`, uint8 scalar.
     """
 
     noise: Noise | None
@@ -71,14 +72,14 @@ class PairState:
 class Member:
     """A pair in a batch: its contextual row, its parametric row, their places, its state."""
 
-    ctx: Row
-    par: Row
+    ctx: EngineRow
+    par: EngineRow
     at_ctx: int
     at_par: int
     state: PairState
 
 
-class Plan:
+class BatchPlan:
     """A fixed set of pairs in fixed places.
 
     Args:
@@ -164,18 +165,18 @@ class Plan:
             logits.index_copy_(0, places[self.soft], logp)
 
 
-def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[Plan]:
-    """Return the plans of all pairs of a batch: one; on a CPU one for every few pairs, of one kind where possible.
+def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[BatchPlan]:
+    """Return the plans of all pairs of a batch: one; on a CPU one per few pairs, of one kind where possible.
 
     Args:
         members: The pairs, in any order.
         logits: Of the batch, [N, V].
-        soft: As in `Plan`.
+        soft: As in `BatchPlan`.
     """
     order, _ = _arranged(members)
     most = max(1, _TOGETHER // logits.shape[-1]) if logits.device.type == "cpu" else len(members)
     sorted_ = [members[i] for i in order]
-    return [Plan(sorted_[i : i + most], logits.device, soft) for i in range(0, len(sorted_), most)]
+    return [BatchPlan(sorted_[i : i + most], logits.device, soft) for i in range(0, len(sorted_), most)]
 
 
 def _arranged(members: Sequence[Member]) -> tuple[list[int], tuple[Block, ...]]:
@@ -193,9 +194,9 @@ def _table(fused: Fused, tokens: Tensor, scores: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def pair_up(rows: Sequence[tuple[int, Row]]) -> list[tuple[tuple[int, Row], tuple[int, Row]]]:
-    """Return the complete pairs among rows and their places: contextual first; rows without partner are left out."""
-    found: dict[str, dict[str, tuple[int, Row]]] = {}
+def pair_up(rows: Sequence[tuple[int, EngineRow]]) -> list[tuple[tuple[int, EngineRow], tuple[int, EngineRow]]]:
+    """Return the complete pairs among rows and their places: contextual first; rows without a partner are left out."""
+    found: dict[str, dict[str, tuple[int, EngineRow]]] = {}
     for place, row in rows:
         found.setdefault(row.ck.pair, {})[row.ck.role] = (place, row)
     pairs = []

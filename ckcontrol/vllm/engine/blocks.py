@@ -1,8 +1,8 @@
 """The pairs of one step, all at once: which rows, which policies, and their fused scores.
 
-Steered pairs that share a head set are one `Block`; inside it those of one policy lie side by side, so that a policy
-sees a slice and nothing is copied. The arithmetic is the engine's own (gain.py, policies, kernel.py, decode.py). Knows
-tensors and policies; knows nothing of vLLM.
+Steered pairs that share a shortlist are one `Block`; inside it those of one policy lie side by side, so that a policy
+sees a slice and nothing is copied. The arithmetic is that of `ckcontrol.generate`: signals, policies, kernel and
+`decoding.loop.fuse_scores`. Knows tensors and policies; knows nothing of vLLM.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Sliced(Policy):
 
 @dataclass(frozen=True)
 class Block:
-    """Pairs with one head set, all steered or all the model as it is.
+    """Pairs with one shortlist; either all are steered or none is.
 
     Attributes:
         first: First pair.
@@ -87,8 +87,9 @@ class Fused:
 
     Attributes:
         scores: In the gauge of the contextual logits, [P, V] float32.
-        broken: 0, or 1 where the contextual logits are not numbers, 2 where the parametric ones are not, [P] uint8.
-        parts: Block, signals and decision of each block, for the trace; no decision where all are neutral.
+        broken: 0; 1 where the contextual logits hold NaN, +inf or nothing finite, 2 where the parametric ones do, [P]
+            uint8.
+        parts: Block, signals and decision of each block, for the trace; the decision is None where all are neutral.
     """
 
     scores: Tensor

@@ -1,8 +1,8 @@
 """Is this vLLM one we know, and is its engine set up so that pairs can live in it? Answered at start, in sentences.
 
-The scheduler and the processor rest on parts of vLLM that are not public. `probe` looks whether those parts are there
-in the version at hand; `check_engine` refuses engine settings under which two rows cannot be kept in step; `check_row`
-refuses request parameters that would be ignored without a word. Knows vLLM's configuration; changes nothing in it.
+The scheduler and the processor rely on parts of vLLM that are not public. `probe` checks that those parts exist in the
+installed version; `check_engine` refuses engine settings under which two rows cannot be kept in step; `check_row`
+refuses request parameters that would be silently ignored. Knows vLLM's configuration; changes nothing in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..contract.pair_params import PairParams
 
 __all__ = ["REFUSED", "VARIABLE", "WINDOW", "Probe", "check_engine", "check_row", "probe"]
 
-WINDOW = ((0, 31), (0, 33))  # first and last known minor version; run on 0.32, 0.31 and 0.33 read
+WINDOW = ((0, 31), (0, 33))  # first and last known minor version; run on 0.32; 0.31 and 0.33 were read
 VARIABLE = "CKCONTROL_VLLM_ANY_VERSION"  # set to 1: try a version outside the window
 
 
@@ -40,7 +40,7 @@ def probe() -> Probe:
 
     Raises:
         MissingExtra: vLLM is not installed.
-        ServingError: Its version is outside `WINDOW` (and `VARIABLE` is not set), or a part we rest on is missing.
+        ServingError: Its version is outside `WINDOW` (and `VARIABLE` is not set), or a part we rely on is missing.
     """
     try:
         import vllm
@@ -151,7 +151,7 @@ def check_engine(config: Any) -> None:
         raise ServingError(" ".join(found))
 
 
-# field of SamplingParams -> (the values that mean nothing, why and what to do instead)
+# field of SamplingParams -> (the values that ask for nothing, why and what to do instead)
 _IDLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "n": ((1, None), "Send one pair per answer."),
     "temperature": ((0, 0.0), "Pairs draw by themselves: put temperature into ck_sampling and leave this at 0."),
@@ -167,7 +167,7 @@ def check_row(params: Any, row: PairParams) -> None:
 
     Args:
         params: vLLM's `SamplingParams`.
-        row: What `params.read` found in its `extra_args`.
+        row: What `pair_params.read` found in its `extra_args`.
 
     Raises:
         ServingError: Naming the parameter and the remedy.

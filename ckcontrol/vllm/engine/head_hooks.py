@@ -1,9 +1,9 @@
-"""Head masks per request inside vLLM: a worker extension that scales heads in the rows of masked requests alone.
+"""Head masks per request inside vLLM: hooks that scale heads in the rows of masked requests alone.
 
 As in heads/apply.py a factor multiplies the head's slice of the output projection's input, by a hook on the
 projection; here the rows of a flat batch belong to many requests. Hooks run in eager mode only, so a compiled engine is
 refused with a sentence: there, serve an exported checkpoint or adapter. Keys and values computed under a mask differ,
-so every mask has a ``cache_salt`` of its own, which the front end sets (masks.salt). Knows the V1 model runner.
+so every mask has a ``cache_salt`` of its own, which the front end sets (`head_masks.salt`). Knows the V1 model runner.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from ...heads.mask import HeadMask
 
-__all__ = ["HINT", "HeadWorker", "masked"]
+__all__ = ["HINT", "install", "masked", "refusal"]
 
 HINT = "Start the server with --enforce-eager, or serve a model with the heads exported: ckcontrol heads export."
 
-Plan = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> rows from, to, factors [H]
+Scales = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> first row, last row plus one, factors [H]
 
 
 def masked(mask: HeadMask, cache_salt: str | None = None) -> tuple[dict[str, str], str]:
@@ -44,27 +44,7 @@ def masked(mask: HeadMask, cache_salt: str | None = None) -> tuple[dict[str, str
     return {HEADS: pack(entries)}, salt(entries, cache_salt)
 
 
-class HeadWorker:
-    """The part of a vLLM worker that applies masks; set by ``--worker-extension-cls``. Methods are called by RPC."""
-
-    model_runner: Any
-    vllm_config: Any
-
-    def ck_heads_install(self) -> dict[str, Any]:
-        """Put the hooks in place, once; afterwards a batch without masks passes them unchanged, bit for bit.
-
-        Returns:
-            ``{"layers": L, "heads": H}`` of the model, or ``{"refused": sentence}``.
-        """
-        if getattr(self, "_ck_heads", None) is None:
-            refused = _refusal(self.vllm_config, self.model_runner)
-            if refused:
-                return {"refused": refused}
-            self._ck_heads = _install(self.vllm_config, self.model_runner)
-        return dict(self._ck_heads)
-
-
-def _refusal(config: Any, runner: Any) -> str | None:
+def refusal(config: Any, runner: Any) -> str | None:
     """Return why masks cannot act in this engine, or None."""
     text = config.model_config.hf_text_config
     if not config.model_config.enforce_eager:
@@ -76,22 +56,23 @@ def _refusal(config: Any, runner: Any) -> str | None:
     return None
 
 
-def _install(config: Any, runner: Any) -> dict[str, int]:
+def install(config: Any, runner: Any) -> dict[str, int]:
+    """Put the hooks in place; return the model's ``layers`` and ``heads``."""
     text = config.model_config.hf_text_config
     heads = int(text.num_attention_heads)
-    model, plan = runner.model, Plan()
-    model.register_forward_pre_hook(lambda *_: _refill(plan, runner, heads))
+    model, scales = runner.model, Scales()
+    model.register_forward_pre_hook(lambda *_: _refill(scales, runner, heads))
     blocks = _at(model, FAMILIES[text.model_type].layers)
     for layer, block in enumerate(blocks):
         projection = _at(block, FAMILIES[text.model_type].projection)
         if projection is not None:  # None: a layer of another pipeline rank
-            projection.register_forward_pre_hook(_hook(layer, plan, heads))
+            projection.register_forward_pre_hook(_hook(layer, scales, heads))
     return {"layers": len(blocks), "heads": heads}
 
 
-def _refill(plan: Plan, runner: Any, heads: int) -> None:
-    """Lay down, once per forward, which rows of the flat batch each mask scales."""
-    plan.clear()
+def _refill(scales: Scales, runner: Any, heads: int) -> None:
+    """Note, once per forward, which rows of the flat batch each mask scales."""
+    scales.clear()
     names: Sequence[str] = runner.input_batch.req_ids
     starts = runner.query_start_loc.np
     for i, name in enumerate(names):
@@ -99,7 +80,7 @@ def _refill(plan: Plan, runner: Any, heads: int) -> None:
         given = getattr(getattr(request, "sampling_params", None), "extra_args", None)
         if given and HEADS in given:
             for layer, factors in _rows(unpack(given[HEADS]), heads):
-                plan.setdefault(layer, []).append((int(starts[i]), int(starts[i + 1]), factors))
+                scales.setdefault(layer, []).append((int(starts[i]), int(starts[i + 1]), factors))
 
 
 def _rows(entries: Entries, heads: int) -> Iterable[tuple[int, Tensor]]:
@@ -113,13 +94,13 @@ def _rows(entries: Entries, heads: int) -> Iterable[tuple[int, Tensor]]:
     yield from found.items()
 
 
-def _hook(layer: int, plan: Plan, heads: int) -> Callable[..., Any]:
+def _hook(layer: int, scales: Scales, heads: int) -> Callable[..., Any]:
     def scale(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if layer not in plan:
+        if layer not in scales:
             return None
         z = args[0].clone()  # [tokens, H_local * d_h]
         first, here = _slice(module, heads)
-        for start, end, factors in plan[layer]:
+        for start, end, factors in scales[layer]:
             local = factors[first : first + here].to(dtype=z.dtype, device=z.device)
             part = z[start:end].view(end - start, here, -1)
             part *= local[:, None]

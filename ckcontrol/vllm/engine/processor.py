@@ -1,9 +1,9 @@
-"""The processor that vLLM calls at every step: finds the pairs of the batch and lets a `Plan` fuse and draw.
+"""The processor that vLLM calls at every step: finds the pairs of the batch and lets a `BatchPlan` fuse and draw.
 
-One class for both of vLLM's interfaces, because since 0.31 the GPU runner ("V2") has another one than the CPU runner
-("V1"); each is built, told of requests and asked for logits in its own way. It never touches rows of ordinary requests
-nor a row whose partner is not in the batch: that one is prefilling, and its sample is thrown away. Knows vLLM's
-interfaces; what is done to the pairs is in plan.py.
+One class for both of vLLM's interfaces, because since 0.31 the GPU runner ("V2") has a different one from the CPU
+runner ("V1"); each is built, told of requests and asked for logits in its own way. It touches neither rows of ordinary
+requests nor a row whose partner is not in the batch: that one is prefilling, and its sample is thrown away. Knows
+vLLM's interfaces; what is done to the pairs is in batch.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
 from ..contract.pair_params import read
 from . import compat
-from .batch import Member, PairState, Plan, Row, make_plans, pair_up
+from .batch import BatchPlan, EngineRow, Member, PairState, make_plans, pair_up
 from .sampling import Noise
 from .traces import TraceStore
 
@@ -51,8 +51,8 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         self.v2 = len(rest) == 1
         self.store = TraceStore()
         self._requests: Any = rest[0] if self.v2 else None
-        self._rows: dict[int, Row] = {}  # by batch index (V1) or by slot (V2)
-        self._plans: list[Plan] | None = None
+        self._rows: dict[int, EngineRow] = {}  # by batch index (V1) or by slot (V2)
+        self._plans: list[BatchPlan] | None = None
         self._layout: bytes | None = None
         self._states: OrderedDict[str, PairState] = OrderedDict()
         self._limit = 512
@@ -66,7 +66,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse a request that calls itself one of ours and is not, in the front end.
+        """Refuse, in the front end, a request that claims to be a row of a pair and is not.
 
         Raises:
             ServingError: A ValueError, which vLLM answers with a 400.
@@ -159,7 +159,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             plan.step(logits, positions, self._vocab_size, self.store)
         return logits
 
-    def _row(self, params: Any) -> Row | None:
+    def _row(self, params: Any) -> EngineRow | None:
         try:
             found = read(getattr(params, "extra_args", None))
         except ValueError:  # the scheduler has refused it already; never end the engine for it
@@ -169,9 +169,9 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             return None
         ends = (*found.options.stop_token_ids, *sorted(getattr(params, "all_stop_token_ids", None) or ()))
         asked = getattr(params, "logprobs", None) is not None
-        return Row(found, logprobs=asked, end=ends[0] if ends else 0)
+        return EngineRow(found, logprobs=asked, end=ends[0] if ends else 0)
 
-    def _make(self, rows: Sequence[tuple[int, Row]], logits: Tensor) -> list[Plan]:
+    def _make(self, rows: Sequence[tuple[int, EngineRow]], logits: Tensor) -> list[BatchPlan]:
         members = [
             Member(ctx, par, at_ctx, at_par, self._state(ctx, logits)) for (at_ctx, ctx), (at_par, par) in pair_up(rows)
         ]
@@ -181,13 +181,13 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
                 self.store.mark(member.ctx.ck.pair, member.state.broken)
         return plans
 
-    def _position(self, row: Row, place: int, lengths: Any) -> int:
+    def _position(self, row: EngineRow, place: int, lengths: Any) -> int:
         """Return how many tokens the row has put out."""
         if lengths is None:
             return len(row.output or ())
         return int(lengths[place]) - int(self._requests.prompt_len.np[row.slot])
 
-    def _state(self, row: Row, logits: Tensor) -> PairState:
+    def _state(self, row: EngineRow, logits: Tensor) -> PairState:
         """Return what is remembered of a pair, or a new state."""
         pair, options = row.ck.pair, row.ck.options
         state = self._states.get(pair)
@@ -205,7 +205,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             self._states.popitem(last=False)
         return state
 
-    def _prompt(self, row: Row, device: torch.device) -> Tensor:
+    def _prompt(self, row: EngineRow, device: torch.device) -> Tensor:
         if row.slot < 0:
             return torch.tensor(list(row.prompt or ()), dtype=torch.long, device=device)
         length = int(self._requests.prompt_len.np[row.slot])
@@ -213,7 +213,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         return ids.to(device).long()
 
     def _recall(self, member: Member, position: int) -> None:
-        """Rebuild the penalised tokens of a pair whose last step was void, or whose state was lost."""
+        """Rebuild the penalised tokens of a pair whose last step was void or whose state was lost."""
         state, row = member.state, member.ctx
         if state.base is None or state.seen is None:
             return

@@ -1,7 +1,7 @@
-"""From fused scores to one token a pair: penalty, temperature, top-k, top-p and the draw, as transformers does them.
+"""From fused scores to one token per pair: penalty, temperature, top-k, top-p and the draw, as transformers does them.
 
 Every option is a column over the pairs, so one step costs the same number of operations for one pair and for a hundred
-(but for the noise of sampled pairs, which each draw from a generator of their own). Bit for bit what
+(except for the noise of sampled pairs, each of which has a generator of its own). Bit for bit what
 `ckcontrol.generate` does with the same seed. Knows tensors; knows nothing of vLLM.
 """
 
@@ -119,7 +119,7 @@ class Warp:
         return _put(scores, self._sampled, part)
 
     def draw(self, scores: Tensor, positions: Sequence[int]) -> Tensor:
-        """Return one token per pair, [P] int64; a row of broken numbers gives an arbitrary one.
+        """Return one token per pair, [P] int64; a row of NaN gives an arbitrary one.
 
         Args:
             scores: Processed scores, [P, V].
@@ -142,7 +142,7 @@ def _nucleus(rows: Tensor, tail: Tensor) -> Tensor:
 
     That one adds up sorted float32 probabilities from the least. On a CPU, where sorting a vocabulary takes longer than
     all the rest, only the best tokens are sorted: what is left below each is known to within the rounding of that sum,
-    and a row whose bound comes closer to `tail` than that, or falls between equals, is sorted after all.
+    and a row whose bound comes closer to `tail` than that, or falls between equal scores, is sorted after all.
     """
     if rows.device.type != "cpu":
         return _sorted_nucleus(rows, tail)
@@ -150,7 +150,7 @@ def _nucleus(rows: Tensor, tail: Tensor) -> Tensor:
     probs = rows.softmax(-1)
     best, at = rows.topk(min(_BEST, size), dim=-1)
     above = probs.gather(-1, at).cumsum(-1, dtype=torch.float64) / probs.sum(-1, dtype=torch.float64, keepdim=True)
-    over = (1 - above) - tail  # [R, K]: by what the tokens after this one exceed what may go
+    over = (1 - above) - tail  # [R, K]: by how much the tokens after this one exceed what may be cut
     slack = tail * (size + 64) * 2.0**-26  # a float32 sum of V terms in 8 lanes, twice, and the terms' own rounding
     kept = (over > 0).sum(-1, keepdim=True) + 1
     last = kept.clamp_max(best.shape[-1] - 1)

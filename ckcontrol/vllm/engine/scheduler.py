@@ -3,10 +3,10 @@
 While vLLM's own `schedule` runs, a row that must wait claims to have one token fewer than it has (`PairRequest.hold`).
 The stock code then prefills it, in chunks and with prefix caching, up to its last token but one, and afterwards finds
 nothing to do for it. A pair is released in a step in which both rows need exactly one token: so both are sampled in
-the same step, at the same output position, for their whole life. What that rests on is probed in compat.py.
+the same step, at the same output position, for their whole life. What that relies on is probed in compat.py.
 
-Knows vLLM's scheduler; knows nothing of logits. Nothing that goes wrong with a pair may leave as an exception,
-because that would end the engine for everybody: the pair's requests fail, with a sentence in `stop_reason`.
+Knows vLLM's scheduler; knows nothing of logits. Nothing that goes wrong with a pair may surface as an exception,
+which would end the engine for everybody: the pair's requests fail, with a sentence in `stop_reason`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from ...errors import ServingError
-from ..contract.kv_blocks import blocks_of_pair
-from ..contract.pair_params import CONTEXTUAL, PairParams, read
+from ..contract.pair_params import CONTEXTUAL, PairParams, blocks_of_pair, read, sampling_of
 from . import compat
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class PairRequest(Request):  # type: ignore[misc]
         ck: What the row carries.
         mate: The partner; None while it has not arrived.
         hold: 1 while the row must not be sampled.
-        deadline: When a row without partner is given up, on the monotonic clock.
+        deadline: When a row without a partner is given up, on the monotonic clock.
     """
 
     ck: PairParams
@@ -64,7 +63,7 @@ class PairRequest(Request):  # type: ignore[misc]
 
     @property
     def remaining(self) -> int:
-        """Tokens that were not computed or scheduled yet."""
+        """Tokens that have not been computed or scheduled yet."""
         done: int = self.num_computed_tokens
         return len(self._all_token_ids) + int(self.num_output_placeholders) - done
 
@@ -73,7 +72,7 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
     """Pairs on top of a vLLM scheduler; put it in front of one in the list of bases.
 
     Attributes:
-        ck_counts: How often what happened, for tests and curiosity.
+        ck_counts: How often each kind of event happened, for tests and curiosity.
     """
 
     running: list[Any]
@@ -87,8 +86,8 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
         self._ck_park_seconds = float(seconds)
         self._ck_parked: dict[str, PairRequest] = {}
         self._ck_pairs: dict[str, tuple[PairRequest, PairRequest]] = {}  # contextual, parametric
-        self._ck_gone: list[PairRequest] = []  # rows vLLM freed, whose partner must go too
-        self._ck_owed: list[tuple[Request, FinishReason, str | None]] = []  # clients that were not told yet
+        self._ck_gone: list[PairRequest] = []  # rows vLLM freed, whose partners must go too
+        self._ck_owed: list[tuple[Request, FinishReason, str | None]] = []  # ends that no client was told of yet
         self._ck_void: dict[int, tuple[Any, set[str]]] = {}  # a step's output -> rows whose sample means nothing
         self._ck_held: list[PairRequest] = []
         self._ck_running: list[PairRequest] = []
@@ -147,7 +146,8 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
 
     def _ck_unequal(self, ctx: PairRequest, par: PairRequest) -> str | None:
         a, b = ctx.ck, par.ck
-        if (a.control, a.options, a.trace, a.draft) != (b.control, b.options, b.trace, b.draft):
+        same = (a.control, a.trace, a.draft) == (b.control, b.trace, b.draft)
+        if not same or (a.options is not b.options and sampling_of(a.options) != sampling_of(b.options)):
             return "ckcontrol: the rows of the pair differ in control or sampling."
         if ctx.client_index != par.client_index or ctx.request_id == par.request_id:
             return "ckcontrol: the rows of the pair come from different clients."
@@ -167,13 +167,13 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
         self.ck_counts["refused"] += 1
 
     def has_requests(self) -> bool:
-        """Keep stepping while somebody waits for a partner or for word of an end."""
+        """Keep stepping while a row waits for its partner or a client for word of an end."""
         return bool(self._ck_owed or self._ck_parked) or bool(super().has_requests())
 
     # --- one step -----------------------------------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """Hold, let vLLM schedule, release, and put right what vLLM did to one row of a pair only."""
+        """Hold, let vLLM schedule, release, and repair what vLLM did to only one row of a pair."""
         self._ck_guard(self._ck_before)
         try:
             output = super().schedule(*args, **kwargs)
@@ -325,7 +325,7 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
             self._ck_refuse(f"ckcontrol: the pair's other row did not arrive in {self._ck_park_seconds:g} s.", row)
 
     def _ck_guard(self, action: Callable[[], None]) -> None:
-        """Run a part of ours; if it breaks, every pair fails and the engine lives."""
+        """Run a part of ours; if it fails, every pair fails and the engine lives."""
         try:
             action()
         except Exception:
@@ -342,8 +342,8 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
 
 
 class PairAsyncScheduler(PairSchedulerMixin, AsyncScheduler):  # type: ignore[misc]
-    """The default: works with asynchronous scheduling and without."""
+    """The default: works with and without asynchronous scheduling."""
 
 
 class PairScheduler(PairSchedulerMixin, Scheduler):  # type: ignore[misc]
-    """For synchronous engines only; no advantage over `PairAsyncScheduler` but fewer moving parts."""
+    """For synchronous engines only; its one advantage over `PairAsyncScheduler` is fewer moving parts."""

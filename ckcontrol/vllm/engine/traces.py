@@ -15,10 +15,10 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-__all__ = ["BROKEN", "MAX_TOKENS", "TraceStore", "TraceWorker", "take_all"]
+__all__ = ["BROKEN", "MAX_TOKENS", "TraceStore", "take_all"]
 
-BROKEN = ("", "contextual", "parametric", "fused")  # what the numbers of `TraceStore.mark` mean
-MAX_TOKENS = 1_000_000  # tokens kept in all; the pair least lately written goes first
+BROKEN = ("", "contextual", "parametric", "fused")  # what the codes of `TraceStore.mark` mean
+MAX_TOKENS = 1_000_000  # tokens kept in all; the least recently written pair goes first
 _MAX_PAIRS = 65_536
 _STORES: WeakSet[TraceStore] = WeakSet()
 
@@ -43,7 +43,7 @@ class TraceStore:
             self._tokens -= len(gone)
 
     def mark(self, pair: str, broken: Tensor) -> None:
-        """Remember whether a pair's numbers broke: an element of `BROKEN`, as a uint8 scalar on the device."""
+        """Remember which logits of a pair became NaN or infinite: an index into `BROKEN`, uint8, on the device."""
         self._broken[pair] = broken
         self._broken.move_to_end(pair)
         if len(self._broken) > _MAX_PAIRS:
@@ -54,7 +54,7 @@ class TraceStore:
 
         Returns:
             By name: ``rows``, a list of the columns of `recorder.measure` (final log-probability first) per token, in
-            order, up to the first gap; ``broken``, a word of `BROKEN`. Unknown pairs are left out.
+            order, up to the first gap; ``broken``, an element of `BROKEN`. Unknown pairs are left out.
         """
         rows: list[Tensor] = []
         counts: dict[str, int] = {}
@@ -84,11 +84,3 @@ def take_all(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     for store in list(_STORES):
         found |= store.take(pairs)
     return found
-
-
-class TraceWorker:
-    """A worker extension: ``LLM(worker_extension_cls="ckcontrol.vllm.TraceWorker")``, or a base of one."""
-
-    def ck_take_traces(self, pairs: list[str]) -> dict[str, dict[str, Any]]:
-        """Return and forget the traces of some pairs; for ``collective_rpc("ck_take_traces", args=(names,))``."""
-        return take_all(pairs)

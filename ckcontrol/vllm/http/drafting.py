@@ -1,70 +1,46 @@
-"""Runs the drafts of one steered request, a pair each, and passes on what the given one's contextual row answered.
+"""Runs the drafts of one steered request, one pair each, and passes on what the given one's contextual row answered.
 
-Nothing is passed on before all of them have ended: only then is known which is given. One that fails fails them all.
-Knows exchanges, traces and the form of vLLM's replies; knows nothing of engines.
+Nothing is passed on before all of them have ended: only then is it known which one is given. One that fails fails them
+all. Knows exchanges, traces and the form of vLLM's replies; knows nothing of engines.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from ...answer import Draft
 from ...errors import ServingError
 from ..contract.choose_draft import choose_draft
-from .asgi import ASGIApp, Message, Receive, Scope, Send
+from .asgi import Message, Route, Send
 from .exchange import Exchange
 from .inner_bodies import Bodies, redrafted
 from .read_request import Steered
-from .replies import EventReader, Refusal, check_end, finish_reason, is_stream, read_part, refusal
+from .replies import Part, Refusal, check_end, finish_reason
 
-__all__ = ["Drafting", "Shared"]
+__all__ = ["Drafting"]
 
 Rows = Sequence[Sequence[float]]
 
 
-class Shared:
-    """A client's channel for several exchanges: it is read once, and all are told when the client is gone."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._gone: asyncio.Task[None] | None = None
-
-    async def __call__(self) -> Message:
-        """Wait until the client is gone."""
-        self._gone = self._gone or asyncio.create_task(self._wait())
-        await asyncio.shield(self._gone)
-        return {"type": "http.disconnect"}
-
-    async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-    async def close(self) -> None:
-        """Stop listening."""
-        if self._gone is not None:
-            self._gone.cancel()
-            await asyncio.gather(self._gone, return_exceptions=True)
-
-
 @dataclass(frozen=True)
 class _Written:
-    """What a draft's contextual row answered; `messages` come after `start`."""
+    """What a draft's contextual row answered."""
 
-    start: Message
-    messages: list[Message]
+    parts: list[Part]
     id: str
     ids: list[int]
     text: str
 
 
 class Drafting:
-    """Drafts under way; iterate over it, once, for the ASGI messages of the given one, as over an `Exchange`.
+    """Drafts under way; `parts` is what the contextual row of the given one answered, as from an `Exchange`.
 
     Args:
-        ways: The first four arguments of every `Exchange`; the channel among them is a `Shared` one.
+        route: Where all requests go.
         request: What was asked for; its method chooses.
         bodies: Of the first draft.
         pairs: The pair's name of each draft of `params.drafts`, in order.
@@ -74,16 +50,11 @@ class Drafting:
     Attributes:
         rows: What was recorded of the given draft; empty before it is known.
         id: Of the reply, whichever draft is given: the one that the client named, if it did.
-
-    Raises:
-        Refusal: While iterating: as from an `Exchange`; or a draft failed (4xx as it is, else 503, a `Lost`), or what
-            the workers recorded of it was forgotten (503).
-        Gone: While iterating: the client went away.
     """
 
     def __init__(
         self,
-        ways: tuple[ASGIApp, Scope, Shared, str],
+        route: Route,
         request: Steered,
         bodies: Bodies,
         pairs: Mapping[str, str],
@@ -94,7 +65,7 @@ class Drafting:
         _, *others = pairs.items()
         each = [bodies, *(redrafted(bodies, request, pair, draft) for draft, pair in others)]
         self._exchanges = [
-            Exchange(*ways, both.contextual, both.parametric, seconds, named=both is bodies) for both in each
+            Exchange(route, both.contextual, both.parametric, seconds, named=both is bodies) for both in each
         ]
         self._drafts: list[tuple[Draft, str]] = []
         self.rows: Rows = ()
@@ -108,7 +79,14 @@ class Drafting:
     async def __aexit__(self, *error: object) -> None:
         await asyncio.gather(*(exchange.__aexit__(*error) for exchange in self._exchanges))
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
+    async def parts(self) -> AsyncGenerator[Part, None]:
+        """Yield the given draft's answer, once, when all have ended; as `Exchange.parts`.
+
+        Raises:
+            Refusal: As from an `Exchange`; a draft failed (4xx as it is, else 503, a `Lost`); or what the workers
+                recorded of one was forgotten (503).
+            Gone: The client went away.
+        """
         reading = [asyncio.create_task(_read(exchange)) for exchange in self._exchanges]
         try:
             written = await asyncio.gather(*reading)
@@ -118,9 +96,8 @@ class Drafting:
             await asyncio.gather(*reading, return_exceptions=True)
         given = await self._choose(written)
         self.id = written[0].id
-        yield written[0].start
-        for message in given.messages:
-            yield message
+        for part in given.parts:
+            yield part
 
     async def _choose(self, written: Sequence[_Written]) -> _Written:
         rows = await asyncio.gather(*map(self._fetch, self._pairs.values()))
@@ -132,6 +109,16 @@ class Drafting:
         given = next(i for i, draft in enumerate(drafts) if draft.given)
         self.rows = rows[given]
         return written[given]
+
+    @property
+    def start(self) -> Message | None:
+        """The message that begins the answer; None before."""
+        return self._exchanges[0].start
+
+    @property
+    def streams(self) -> bool:
+        """As `Exchange.streams`."""
+        return self._exchanges[0].streams
 
     @property
     def left(self) -> float:
@@ -152,27 +139,23 @@ async def _read(exchange: Exchange) -> _Written:
     """Read an answer to its end.
 
     Raises:
-        Refusal: The exchange's own; or the answer is an error, is not JSON (503), or was given up (`Lost`).
+        Refusal: The exchange's own; or the answer was given up (`Lost`).
     """
-    start, *messages = [message async for message in exchange] or [{"status": 503}]
-    body = b"".join(message.get("body", b"") for message in messages)
-    if start["status"] >= 400:
-        raise refusal(start["status"], body)
+    parts: list[Part] = []
     ids: list[int] = []
     text, name, reason = "", "", None
-    for part in _parts(body) if is_stream(start) else [body.decode("utf-8", errors="replace")]:
-        told = read_part(part)
-        reason = finish_reason(told) or reason
-        name = name or str(told.get("id", ""))
-        for choice in told["choices"][:1]:
-            ids += choice.get("token_ids") or ()
-            text += _text(choice)
+    async with aclosing(exchange.parts()) as answer:
+        async for part in answer:
+            parts.append(part)
+            if isinstance(part, str):
+                continue
+            reason = finish_reason(part) or reason
+            name = name or str(part.get("id", ""))
+            for choice in part["choices"][:1]:
+                ids += choice.get("token_ids") or ()
+                text += _text(choice)
     check_end(reason or "abort")
-    return _Written(start, messages, name, ids, text.strip())
-
-
-def _parts(body: bytes) -> list[str]:
-    return [text for text in EventReader().feed(body) if text != "[DONE]" and not text.startswith(":")]
+    return _Written(parts, name, ids, text.strip())
 
 
 def _text(choice: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""What the workers know of a pair that has ended: whether its numbers broke, and its trace. Asked for many at once.
+"""What the workers know of an ended pair: whether its logits were finite, and its trace. Asked for many at once.
 
 A call into the workers waits for the engine's current step, so one call fetches all pairs that ended meanwhile. Knows
-what `traces.TraceWorker` returns; knows nothing of HTTP.
+what `TraceWorker` returns; knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -20,44 +20,48 @@ from .replies import Refusal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Outcomes", "told_trace"]
+__all__ = ["EndedPairs", "told_trace"]
 
 Ask = Callable[[list[str]], Awaitable[list[Mapping[str, Any]]]]
 log = logging.getLogger("ckcontrol.vllm")
 
 
-class Outcomes:
-    """Collects the questions of one event loop. One per server."""
+class EndedPairs:
+    """Collects the questions of one event loop. One per server.
 
-    def __init__(self) -> None:
+    Args:
+        ask: Puts a question about some pairs to the workers: one answer per worker.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
         self._waiting: dict[str, asyncio.Future[Mapping[str, Any]]] = {}
         self._asking: asyncio.Task[None] | None = None
         self._silent = False  # the workers have no extension of ours; said once
 
-    async def fetch(self, ask: Ask, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
+    async def fetch(self, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
         """Return the trace rows of a pair that has ended; empty where none was recorded.
 
         Args:
-            ask: Puts the question to the workers: one answer per worker.
             pair: The pair's name.
             needed: Without an answer the request fails; otherwise it goes on, and the log says so once.
 
         Raises:
-            Refusal: The pair's numbers broke (503), or the workers cannot be asked and `needed` (400).
+            Refusal: The pair's logits were not finite (503), or the workers cannot be asked and `needed` (400).
         """
         if self._silent and not needed:
             return []
         future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[pair] = future
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._drain(ask))
+            self._asking = asyncio.create_task(self._drain())
         try:
             known = await future
         except CKError as error:
             if needed:
                 raise
             if not self._silent:
-                log.warning("answers are not checked for broken numbers: %s", error)
+                log.warning("answers are not checked for NaN and infinities: %s", error)
             self._silent = True
             return []
         finally:
@@ -69,11 +73,11 @@ class Outcomes:
         rows: Sequence[Sequence[float]] = known.get("rows", [])
         return rows
 
-    async def _drain(self, ask: Ask) -> None:
+    async def _drain(self) -> None:
         while self._waiting:
             asked, self._waiting = self._waiting, {}
             try:
-                said = await ask(list(asked))
+                said = await self._ask(list(asked))
             except Exception as error:
                 for future in asked.values():
                     if not future.done():
@@ -88,7 +92,7 @@ class Outcomes:
 def told_trace(
     tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], rows: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Return the trace as the reply tells it: `TokenTrace` per token, as plain values.
+    """Return the trace as the reply tells it: one `TokenTrace` per token, as plain values.
 
     Args:
         tokenizer: For the text each token added; None leaves it empty.

@@ -1,7 +1,8 @@
 """Runs the two requests of a pair through the inner ASGI app, and passes on what the contextual one answers.
 
-Whatever ends one ends the other: a refusal, a lost client, the deadline. Leaving the block, by any way, tells both that
-their client is gone, on which vLLM aborts them. Knows ASGI; knows nothing of what is in the bodies.
+Whatever ends one ends the other: a refusal, a lost client, the deadline. Leaving the block, in whatever way, tells both
+that their client is gone, whereupon vLLM aborts them. Knows ASGI and the form of vLLM's replies; knows nothing of what
+the requests hold.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any
 
-from .asgi import ASGIApp, Gone, Message, Receive, Scope, Send
-from .replies import Refusal, refusal
+from .asgi import Gone, Message, Route, Send
+from .replies import EventReader, Part, Refusal, is_stream, read_part, refusal
 
 __all__ = ["Exchange"]
-
 
 _GRACE = 2.0  # seconds the parametric row may take to end by itself after the contextual one has
 _PATIENCE = 5.0  # seconds both may take to notice that their client is gone, before they are cancelled
@@ -26,37 +26,30 @@ log = logging.getLogger("ckcontrol.vllm")
 
 
 class Exchange:
-    """Both requests under way. Iterate over it for the ASGI messages of the contextual one.
+    """Both requests under way; `parts` is what the contextual one answers.
 
     Args:
-        app: The inner app, vLLM's.
-        scope: The client's request.
-        receive: The client's channel; its body has been read.
-        path: Where both requests go, without the root path.
+        route: Where both requests go.
         contextual: Body whose answer is the reply.
         parametric: Body whose answer is drained; None: there is no such request.
         seconds: Longest time for everything.
-        named: The contextual request keeps the client's request id; of several exchanges for one client one may.
+        named: The contextual request keeps the client's request id; of several exchanges for one client only one may.
 
-    Raises:
-        Refusal: While iterating: the other request was refused or failed (4xx as it is, else 503), or the time is up.
-        Gone: While iterating: the client went away.
+    Attributes:
+        start: The message that began the answer; None before.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
-        scope: Scope,
-        receive: Receive,
-        path: str,
+        route: Route,
         contextual: Mapping[str, Any],
         parametric: Mapping[str, Any] | None,
         seconds: float,
         *,
         named: bool = True,
     ) -> None:
-        self._named = named
-        self._app, self._scope, self._receive, self._path = app, scope, receive, path
+        self.start: Message | None = None
+        self._route, self._named = route, named
         self._body, self._other = contextual, parametric
         self._seconds = seconds
         self._over = asyncio.Event()
@@ -85,23 +78,46 @@ class Exchange:
             task.cancel()
         await asyncio.gather(self._watcher, *self._tasks, return_exceptions=True)
 
-    def __aiter__(self) -> Exchange:
-        return self
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as events."""
+        return self.start is not None and self.start["status"] < 400 and is_stream(self.start)
 
-    async def __anext__(self) -> Message:
-        while True:
-            try:
-                what, value = await self._within(self._queue.get())
-            except asyncio.TimeoutError:
-                raise Refusal(503, f"no answer within {self._seconds:g} s.", "Ask for fewer tokens.") from None
-            if what == "message":
-                return value  # type: ignore[no-any-return]
-            if what == "gone":
-                raise Gone
-            if what == "refused":
-                raise value
-            self._ended = True
-            raise StopAsyncIteration
+    async def parts(self) -> AsyncGenerator[Part, None]:
+        """Yield the answer, once: a whole reply, or one event after the other; `start` is set before the first.
+
+        Raises:
+            Refusal: The answer is an error or not JSON; the other request was refused or failed (4xx as it is, else
+                503); or the time is up.
+            Gone: The client went away.
+        """
+        reader, whole = EventReader(), b""
+        while (message := await self._next()) is not None:
+            if message["type"] == "http.response.start":
+                self.start = message
+            elif self.streams:
+                for text in reader.feed(message.get("body", b"")):
+                    yield text if text == "[DONE]" or text.startswith(":") else read_part(text)
+            else:
+                whole += message.get("body", b"")
+        if not self.streams:
+            status = self.start["status"] if self.start else 503
+            if status >= 400:
+                raise refusal(status, whole)
+            yield read_part(whole.decode("utf-8", errors="replace"))
+
+    async def _next(self) -> Message | None:
+        """Return the next message of the answer; None at its end."""
+        try:
+            what, value = await self._within(self._queue.get())
+        except asyncio.TimeoutError:
+            raise Refusal(503, f"no answer within {self._seconds:g} s.", "Ask for fewer tokens.") from None
+        if what == "gone":
+            raise Gone
+        if what == "refused":
+            raise value
+        self._ended = what == "end"
+        return None if self._ended else value
 
     async def _within(self, awaitable: Awaitable[Any]) -> Any:
         return await asyncio.wait_for(awaitable, self.left)
@@ -123,7 +139,7 @@ class Exchange:
             raise Gone from None
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._route.receive())["type"] != "http.disconnect":
             pass
         await self._put("gone", None)
 
@@ -176,14 +192,15 @@ class Exchange:
         """Make one request of the inner app, in a scope of its own."""
         data = json.dumps(body, ensure_ascii=False).encode()
         dropped = _DROPPED if keep_id else {*_DROPPED, b"x-request-id"}
-        headers = [(name, value) for name, value in self._scope["headers"] if name.lower() not in dropped]
+        app, given, _, path = self._route
+        headers = [(name, value) for name, value in given["headers"] if name.lower() not in dropped]
         headers += [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-        path = self._scope.get("root_path", "") + self._path
-        scope = {**self._scope, "headers": headers, "path": path, "raw_path": path.encode()}
+        path = given.get("root_path", "") + path
+        scope = {**given, "headers": headers, "path": path, "raw_path": path.encode()}
         # 2.3: a streaming response listens for the disconnect, where later ones only see it when they next send
-        scope["asgi"] = {**self._scope.get("asgi", {}), "spec_version": "2.3"}
-        if isinstance(self._scope.get("state"), dict):
-            scope["state"] = dict(self._scope["state"])
+        scope["asgi"] = {**given.get("asgi", {}), "spec_version": "2.3"}
+        if isinstance(given.get("state"), dict):
+            scope["state"] = dict(given["state"])
         sent = False
 
         async def receive() -> Message:
@@ -194,4 +211,4 @@ class Exchange:
             await self._over.wait()
             return {"type": "http.disconnect"}
 
-        await self._app(scope, receive, send)
+        await app(scope, receive, send)

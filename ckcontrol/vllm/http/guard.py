@@ -1,4 +1,4 @@
-"""What a client's raw bytes are held against before anything reads them: size, time, and names that are ours.
+"""What a client's raw bytes are checked for before anything reads them: size, time, and names that are ours.
 
 Knows ASGI messages and bytes; knows nothing of JSON values or vLLM.
 """
@@ -22,7 +22,7 @@ async def read_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     """Return the whole body.
 
     Raises:
-        Refusal: It is larger (413) or takes longer (408) than the limits admit.
+        Refusal: It is larger (413) or takes longer (408) than the limits allow.
         Gone: The client went away.
     """
     most = limits.body_bytes

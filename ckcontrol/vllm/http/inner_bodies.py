@@ -2,7 +2,8 @@
 
 With passages both prompts are built here, by `prompts.build_pair`, as token ids: they differ by the passage block and
 nothing else, and no passage can yield a special token. Token ids go to the completions endpoint, whichever the client
-asked; replies.py gives the answer the form the client expects. Knows OpenAI's fields; knows nothing of HTTP or engines.
+asked; replies.py gives the answer the form that the client expects. Knows OpenAI's fields; knows nothing of HTTP or
+engines.
 """
 
 from __future__ import annotations
@@ -122,31 +123,30 @@ def make_bodies(
         body["cache_salt"] = salt(request.heads, given if isinstance(given, str) else None)
     field = "messages" if path == CHAT else "prompt"
     read = {"return_token_ids": True} if request.trace or draft else {}
-    contextual = body | read | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL, draft)}
-    parametric = {key: value for key, value in body.items() if key not in _READ}
-    parametric |= {field: other, "stream": False, "vllm_xargs": _arguments(request, pair, PARAMETRIC, draft)}
-    return Bodies(path, contextual, parametric)
+    parametric = {key: value for key, value in body.items() if key not in _READ} | {field: other, "stream": False}
+    return _named(Bodies(path, body | read, parametric), request, pair, draft)
 
 
 def redrafted(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
     """Return the bodies of another draft of the same request, whose prompts are the same; without its request id."""
     contextual = {key: value for key, value in bodies.contextual.items() if key != "request_id"}
-    return Bodies(
-        bodies.path,
-        contextual | {"vllm_xargs": _arguments(request, pair, CONTEXTUAL, draft)},
-        bodies.parametric | {"vllm_xargs": _arguments(request, pair, PARAMETRIC, draft)},
-    )
+    return _named(Bodies(bodies.path, contextual, bodies.parametric), request, pair, draft)
 
 
-def _arguments(request: Steered, pair: str, role: str, draft: str) -> dict[str, Any]:
+def _named(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
+    """Return the bodies with the arguments that make them the rows of a pair; those differ in the role alone."""
     given = request.body.get("vllm_xargs")
     if given is not None and not isinstance(given, Mapping):
         raise ServingError("vllm_xargs is not an object.", "Leave it out.")
     arguments: dict[str, Any] = dict(given or {})
-    arguments |= extra_args(pair, role, request.control, request.options, trace=request.trace, draft=draft)
+    arguments |= extra_args(pair, CONTEXTUAL, request.control, request.options, trace=request.trace, draft=draft)
     if request.heads:
         arguments[HEADS] = pack(request.heads)
-    return arguments
+    return Bodies(
+        bodies.path,
+        bodies.contextual | {"vllm_xargs": arguments},
+        bodies.parametric | {"vllm_xargs": arguments | {"ck_role": PARAMETRIC}},
+    )
 
 
 def _prompts(request: Steered, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[int], list[int]]:

@@ -21,7 +21,7 @@ VARIABLE = "CKCONTROL_VLLM_LIMITS"
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one request, and of all at once. What exceeds one is refused, never cut.
+    """Bounds of one request, and of all at once. What exceeds a bound is refused, never cut.
 
     Attributes:
         body_bytes: Largest JSON body, of any endpoint that reads JSON; more is 413.
@@ -29,7 +29,7 @@ class Limits:
         characters: Characters of passages, question and hand-made parametric prompt together.
         template_characters: Characters of each wording of ``ck.template``.
         heads: Entries of ``ck.heads``.
-        pairs: Pairs at once, a steered request being one, or one a draft; the next one gets 429.
+        pairs: Pairs at once, a steered request being one, or one per draft; the next one gets 429.
         seconds: Longest life of a steered request, its reply included; then 503.
         read_seconds: Longest time a client may take to send a body; then 408.
 
@@ -59,7 +59,7 @@ class Limits:
         """Read the bounds from `VARIABLE`; what it does not name keeps its default.
 
         Raises:
-            ServingError: It is no JSON object, or names an unknown bound.
+            ServingError: It is not a JSON object, or names an unknown bound.
             ControlError: A bound is out of range.
         """
         text = (os.environ if environ is None else environ).get(VARIABLE, "").strip()

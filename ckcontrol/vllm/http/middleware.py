@@ -1,9 +1,9 @@
 """`CKMiddleware`: the OpenAI endpoints of vLLM understand a ``ck`` object. A pure ASGI class, set by ``--middleware``.
 
-A request with ``ck`` becomes a pair of inner requests, or one a draft; a contextual one's answer is the reply. From
-every other request the engine arguments that are ours are taken out, so that no client can name a pair. Knows ASGI and
-the order of things; what a request may hold is requests.py, how the two run is exchange.py, drafts drafting.py, what is
-replied is replies.py.
+A request with ``ck`` becomes a pair of inner requests, or one pair per draft; a contextual one's answer is the reply.
+From every other request the engine arguments that are ours are taken out, so that no client can name a pair. Knows ASGI
+and the order of things; what a request may hold is in read_request.py, how a pair runs in exchange.py and drafting.py,
+what is replied in steered_reply.py.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from typing import TYPE_CHECKING, Any
 from ...errors import CKError
 from ..contract import fallback
 from ..contract.json_values import HEADS, without_ours
-from ..contract.pair_params import drafts, new_pair
-from .asgi import ASGIApp, Gone, Receive, Scope, Send
-from .drafting import Drafting, Shared
+from ..contract.pair_params import new_pair
+from .asgi import ASGIApp, Gone, Receive, Route, Scope, Send, Shared
+from .drafting import Drafting
 from .exchange import Exchange
 from .guard import FormGuard, is_form, read_body, replay, suspicious
 from .inner_bodies import Bodies, make_bodies
 from .limits import Limits
 from .read_request import PATHS, Steered, read_request
-from .replies import (
-    Refusal,
-)
+from .replies import Refusal
 from .server import Server
-from .steered_reply import _refuse, _Reply
+from .steered_reply import SteeredReply, refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,12 +42,11 @@ class CKMiddleware:
     """Steers requests that hold a ``ck`` object at ``/v1/chat/completions`` and ``/v1/completions``.
 
     Args:
-        app: The app around which it stands.
+        app: The app it wraps.
         limits: Bounds; None reads them from the environment (`limits.VARIABLE`).
         tokenizer: Of the served model; None loads what the server's arguments name, at the first request that needs it.
-        on_lost: What becomes of a request whose pair the engine gave up before anything was sent: ``"fail"``, or
-            ``"contextual"``, the prompt with the passages answered alone. None reads the environment
-            (`fallback.VARIABLE`).
+        on_lost: What happens when the engine gives a pair up before anything was sent: ``"fail"``, or ``"contextual"``,
+            the prompt with the passages is answered alone. None reads the environment (`fallback.VARIABLE`).
 
     Raises:
         ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
@@ -64,8 +61,9 @@ class CKMiddleware:
     ) -> None:
         self.app = app
         self.limits = limits or Limits.from_env()
-        self.server = Server(tokenizer)
-        self.falls_back = (fallback.from_env() if on_lost is None else fallback.choice(on_lost)) == "contextual"
+        self._tokenizer = tokenizer
+        self._server: Server | None = None
+        self._falls_back = (fallback.from_env() if on_lost is None else fallback.choice(on_lost)) == "contextual"
         self.pairs = 0  # under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,7 +86,7 @@ class CKMiddleware:
         except Gone:
             return None
         except CKError as error:
-            return await _refuse(send, error)
+            return await refuse(send, error)
 
     async def _steer(self, scope: Scope, receive: Receive, send: Send, data: dict[str, Any], size: int) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -100,59 +98,67 @@ class CKMiddleware:
         self.pairs += held
         try:
             request = await _off(size, read_request, path, data, self.limits)
-            names = drafts(request.control)
+            names, server = request.drafts, self._bound(scope)
             if len(names) > self.limits.pairs:
                 what = f"method {request.control.method!r} takes {len(names)} pairs; this server runs"
-                raise Refusal(400, f"{what} {self.limits.pairs} at once.", "Take another, or let `pairs` be raised.")
+                raise Refusal(400, f"{what} {self.limits.pairs} at once.", "Take another, or have `pairs` raised.")
             if self.pairs + len(names) - held > self.limits.pairs:
                 raise Refusal(429, f"{self.pairs - held} pairs are under way.", "Try again in a moment.")
             self.pairs += len(names) - held
             held = len(names)
             if request.heads:
-                await self.server.check_heads(scope, request.heads)
-            tokenizer = await self.server.tokenizer(scope) if request.texts.source == "passages" else None
+                await server.check_heads(request.heads)
+            tokenizer = await server.tokenizer() if request.texts.source == "passages" else None
             if request.texts.source == "prompt":
-                await self.server.check_lengths(scope, request.body)
-                await self.server.check_lengths(scope, {**request.body, "prompt": request.texts.parametric})
+                await server.check_lengths(request.body)
+                await server.check_lengths({**request.body, "prompt": request.texts.parametric})
             pairs = [new_pair() for _ in names]
             bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0])
-            unfit = self.server.unfit(scope, bodies)
-            if unfit and not self.falls_back:
-                raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or let the cache be enlarged.")
+            unfit = server.unfit(bodies)
+            if unfit and not self._falls_back:
+                raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or have the cache enlarged.")
             shared = Shared(receive)
+            route = Route(self.app, scope, shared, bodies.path)
             try:
-                await self._run(scope, shared, send, request, bodies, dict(zip(names, pairs, strict=True)), unfit)
+                await self._run(route, send, server, request, bodies, dict(zip(names, pairs, strict=True)), unfit)
             finally:
                 await shared.close()
         finally:
             self.pairs -= held
 
+    def _bound(self, scope: Scope) -> Server:
+        """Return the server around us, bound at the first steered request: only a request knows the app."""
+        self._server = self._server or Server(getattr(scope.get("app"), "state", None), self._tokenizer)
+        return self._server
+
     async def _run(
         self,
-        scope: Scope,
-        shared: Shared,
+        route: Route,
         send: Send,
+        server: Server,
         request: Steered,
         bodies: Bodies,
         pairs: dict[str, str],
         lost: str,
     ) -> None:
-        """Run the pair, or one a draft, and reply; `pairs` are their names by draft, `lost` why it cannot run."""
-        ways, left = (self.app, scope, shared, bodies.path), self.limits.seconds
-        pair, translated = next(iter(pairs.values())), bodies.path != request.path
+        """Run the pair, or one per draft, and reply; `pairs` are their names by draft, `lost` why it cannot run."""
+        left = self.limits.seconds
+        reply = partial(
+            SteeredReply, server, request, next(iter(pairs.values())), send=send, translated=route.path != request.path
+        )
         if not lost:
             run: Exchange | Drafting
             if len(pairs) == 1:
-                run = Exchange(*ways, bodies.contextual, bodies.parametric, left)
+                run = Exchange(route, bodies.contextual, bodies.parametric, left)
             else:
-                run = Drafting(ways, request, bodies, pairs, left, partial(self.server.trace, scope, needed=True))
+                run = Drafting(route, request, bodies, pairs, left, partial(server.trace, needed=True))
             async with run:
-                lost = await _Reply(self, scope, request, pair, run, send, translated).run()
+                lost = await reply(run, falls_back=self._falls_back).run()
             left = run.left
         if lost:
-            alone = Exchange(*ways, fallback.alone(bodies.contextual, request.options), None, left)
+            alone = Exchange(route, fallback.alone(bodies.contextual, request.options), None, left)
             async with alone:
-                await _Reply(self, scope, request, pair, alone, send, translated, lost).run()
+                await reply(alone, lost=lost).run()
 
 
 async def _off(size: int, function: Any, *args: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Reads a steered request: an OpenAI body and its ``ck`` object become one frozen `Steered`, or a sentence why not.
+"""Reads a steered request: an OpenAI body and its ``ck`` object become one frozen `Steered`, or an error says why not.
 
 Everything is bounded and checked here, before a tokenizer or the engine sees it. A request brings scalars and texts:
 never a file name, a template's name, a dotted path or code. Knows controls, options and limits; texts and wordings
-are wording.py's. Knows nothing of HTTP, tokenizers or vLLM.
+are for read_texts.py. Knows nothing of HTTP, tokenizers or vLLM.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from functools import cache
 from typing import Any
 
 from ...control import Control
-from ...decoding.options import GenerateOptions
+from ...decoding.options import OPTION_BOUNDS, GenerateOptions
 from ...decoding.prompts import PromptTemplate
 from ...errors import PromptError, ServingError, did_you_mean
 from ...policies import names as method_names
 from ..contract.head_masks import Entries, read_heads
 from ..contract.json_values import flag, integer, kind, shown, without_ours
-from ..contract.pair_params import drafts, seeded
+from ..contract.pair_params import drafts as drafts_of
+from ..contract.pair_params import new_seed
 from .limits import Limits
 from .read_texts import Texts, read_template, read_texts
 
@@ -32,7 +33,7 @@ PATHS = (CHAT, COMPLETIONS)
 SOURCES = ("passages", "messages", "prompt")
 _OWN = (*SOURCES, "template", "trace", "heads", "method", "alpha", "candidates", "candidate_ratio")
 # How a token is drawn is decided once for both rows, by our processor; these fields never reach vLLM.
-DRAWN = (
+_DRAWN_HERE = (
     "temperature",
     "top_p",
     "top_k",
@@ -82,7 +83,8 @@ class Steered:
 
     Attributes:
         path: `CHAT` or `COMPLETIONS`, as the client asked.
-        control: Policy and dial; ``off`` where there are no passages.
+        control: Policy and position; ``off`` where there are no passages.
+        drafts: From `params.drafts`: each of them is a pair.
         options: How tokens are drawn, with a seed where it samples.
         texts: What the prompts are made of.
         template: With passages: their wording.
@@ -94,6 +96,7 @@ class Steered:
 
     path: str
     control: Control
+    drafts: tuple[str, ...]
     options: GenerateOptions
     texts: Texts
     template: PromptTemplate
@@ -150,23 +153,25 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
             integer(name, body[name], low, high)
     _check_stop(body.get("stop"))
     trace = flag("ck.trace", ck.get("trace"))
-    if body.get("include_reasoning") is False and (trace or len(drafts(control)) > 1):
+    drafts = drafts_of(control)
+    if body.get("include_reasoning") is False and (trace or len(drafts) > 1):
         raise ServingError("include_reasoning=False hides tokens that a trace or a draft needs.", "Leave it out.")
     return Steered(
         path=path,
         control=control,
+        drafts=drafts,
         options=_options(body),
         texts=texts,
         template=read_template(ck.get("template"), texts, limits),
         heads=read_heads(ck.get("heads"), limits.heads),
         trace=trace,
         stream=flag("stream", body.get("stream")),
-        body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in DRAWN},
+        body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in _DRAWN_HERE},
     )
 
 
 def _check_text(body: Mapping[str, Any]) -> None:
-    """Refuse numbers that are none and texts that hold half a character: neither can be written as JSON again."""
+    """Refuse NaN, infinities and texts that hold half a character: none can be written as JSON again."""
     try:
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
@@ -206,30 +211,31 @@ def _parameters(method: str) -> tuple[str, ...]:
 def _options(body: Mapping[str, Any]) -> GenerateOptions:
     """Read how tokens are drawn; OpenAI's defaults, so a request without a temperature samples at 1."""
 
-    def number(name: str, low: float, high: float, default: float) -> float:
+    def number(name: str, low: float | None = None) -> float:
         value = body.get(name)
         if value is None:
-            return default
+            return 1.0
+        least, high = OPTION_BOUNDS[name]
+        low = least if low is None else low
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ServingError(f"{name}={shown(value)} is not valid.", f"Give a number from {low:g} to {high:g}.")
         return float(value)
 
-    temperature = number("temperature", 0.0, 100.0, 1.0)
+    temperature = number("temperature", 0.0)
     top_k, seed = body.get("top_k"), body.get("seed")
-    if top_k is not None and integer("top_k", top_k, -1, 10_000_000) < 0:
+    if top_k is not None and integer("top_k", top_k, -1, OPTION_BOUNDS["top_k"][1]) < 0:
         top_k = 0
     if seed is not None:
-        integer("seed", seed, 0, 2**63 - 1)
-    greedy = temperature < 1e-4
-    options = GenerateOptions(
+        integer("seed", seed, *OPTION_BOUNDS["seed"])
+    greedy = temperature < OPTION_BOUNDS["temperature"][0]
+    return GenerateOptions(
         do_sample=not greedy,
         temperature=1.0 if greedy else temperature,
         top_k=top_k or 0,
-        top_p=number("top_p", 1e-6, 1.0, 1.0),
-        seed=seed,
-        repetition_penalty=number("repetition_penalty", 0.01, 100.0, 1.0),
+        top_p=number("top_p"),
+        seed=new_seed() if seed is None and not greedy else seed,
+        repetition_penalty=number("repetition_penalty"),
     )
-    return seeded(options)
 
 
 def _refuse(body: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]], why: str) -> None:

@@ -1,8 +1,8 @@
 """Reads the texts of a steered request: question and passages, or a hand-made parametric prompt; and the wording.
 
-The wordings of ``ck.template`` are texts with the places ``{text}``, ``{number}`` and ``{question}``; other format
-fields are refused, since Python's would reach attributes or ask for a gigabyte of spaces. Knows JSON values and limits;
-knows nothing of HTTP, tokenizers or vLLM.
+The wordings of ``ck.template`` are texts with the placeholders ``{text}``, ``{number}`` and ``{question}``; other
+format fields are refused, since Python's would reach attributes or ask for a gigabyte of spaces. Knows JSON values and
+limits; knows nothing of HTTP, tokenizers or vLLM.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Texts:
     Attributes:
         source: ``passages``, ``messages`` or ``prompt``.
         question: With ``passages``: the question.
-        passages: With ``passages``: them; may be empty, closed book.
+        passages: With ``passages``: the passages; none is closed book.
         system: With ``passages``: the system message beside the question, if there was one.
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
     """
@@ -45,7 +45,7 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
     """Return the texts of a body whose ``ck`` holds `source`.
 
     Raises:
-        ServingError: Wrong types, a part that is no text, or more than the limits admit.
+        ServingError: Wrong types, a part that is not text, or more than the limits allow.
     """
     given = body["ck"][source]
     if source == "messages":
@@ -73,8 +73,8 @@ def read_template(value: Any, texts: Texts, limits: Limits) -> PromptTemplate:
     """Return the wording: of ``ck.template``, with the system message of the request where there is one.
 
     Raises:
-        ServingError: A name that is unknown, a value of the wrong type or length, a place that is none.
-        PromptError: A place is missing.
+        ServingError: A name that is unknown, a value of the wrong type or length, an unknown placeholder.
+        PromptError: A placeholder is missing.
     """
     if value is not None and texts.source != "passages":
         raise ServingError(
@@ -111,7 +111,7 @@ def _question(messages: Any) -> tuple[str | None, str]:
     roles = [message.get("role") if isinstance(message, dict) else None for message in _as_list(messages)]
     if roles not in (["user"], ["system", "user"], ["developer", "user"]):
         raise ServingError(
-            "ck.passages needs messages to hold one user message, the question, and perhaps a system message before.",
+            "ck.passages needs messages to hold one user message, the question, and perhaps a system message first.",
             "For a conversation give both prompts: messages with the passages, ck.messages without.",
         )
     texts = [_content(f"messages[{i}]", message) for i, message in enumerate(messages)]
@@ -123,9 +123,9 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _content(name: str, message: Any) -> str:
-    """Return the text of a message; a part that is no text (an image, a file) is refused."""
+    """Return the text of a message; a part that is not text (an image, a file) is refused."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ServingError(f"{name} is no message.", 'Like {"role": "user", "content": "..."}.')
+        raise ServingError(f"{name} is not a message.", 'Like {"role": "user", "content": "..."}.')
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
@@ -133,14 +133,14 @@ def _content(name: str, message: Any) -> str:
         raise ServingError(f"{name}.content is {kind(content)}.", "Give text.")
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ServingError(f"{name} holds a part that is no text.", "Steered requests take texts alone.")
+            raise ServingError(f"{name} holds a part that is not text.", "Steered requests take texts alone.")
     return "".join(part["text"] for part in content)
 
 
 def _prompt(name: str, prompt: Any, limits: Limits) -> None:
     if isinstance(prompt, list) and prompt and all(type(token) is int and 0 <= token < 2**31 for token in prompt):
         if len(prompt) < 2:
-            raise ServingError(f"{name} is one token.", "A row of a pair needs two at least; begin with BOS.")
+            raise ServingError(f"{name} is one token.", "A row of a pair needs at least two; begin with BOS.")
         return _bound(len(prompt), limits)
     if not isinstance(prompt, str) or not prompt:
         raise ServingError(f"{name} is {kind(prompt)}.", "Give one text, or one list of token ids.")
@@ -158,8 +158,10 @@ def _check_places(name: str, form: str) -> None:
     try:
         parts = list(Formatter().parse(form))
     except ValueError as error:
-        raise ServingError(f"ck.template.{name}={shown(form)}: {error}.", "Double braces that are text.") from error
+        raise ServingError(f"ck.template.{name}={shown(form)}: {error}.", "Double the braces that are text.") from error
     for _, place, spec, conversion in parts:
         if place is not None and (place not in _PLACES[name] or spec or conversion):
             allowed = " and ".join("{" + one + "}" for one in sorted(_PLACES[name]))
-            raise ServingError(f"ck.template.{name}={shown(form)} holds another place.", f"It may hold {allowed}.")
+            raise ServingError(
+                f"ck.template.{name}={shown(form)} holds another placeholder.", f"It may hold {allowed}."
+            )

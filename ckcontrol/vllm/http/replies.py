@@ -15,6 +15,7 @@ from ...errors import CKError
 __all__ = [
     "EventReader",
     "Lost",
+    "Part",
     "Refusal",
     "check_end",
     "error_object",
@@ -28,6 +29,7 @@ __all__ = [
     "to_chat_chunk",
 ]
 
+Part = str | dict[str, Any]  # a whole reply or one event of it; text is a comment, with its colon, or ``[DONE]``
 _TYPES = {400: "BadRequestError", 408: "RequestTimeout", 413: "RequestTooLarge", 429: "TooManyRequests"}
 _LARGEST_EVENT = 64 * 2**20
 
@@ -59,7 +61,7 @@ def error_object(status: int, message: str) -> dict[str, Any]:
 
 
 def check_end(reason: str | None) -> None:
-    """See to it that an answer did not end because its row was lost.
+    """Make sure that an answer did not end because its row was lost.
 
     Raises:
         Lost: It did.
@@ -69,15 +71,15 @@ def check_end(reason: str | None) -> None:
 
 
 def refusal(status: int, body: bytes, who: str = "") -> Refusal:
-    """Return what an error reply of vLLM is for the client: 4xx as it is, the rest as 503, a `Lost`.
+    """Return what an error reply of vLLM becomes for the client: 4xx as it is, the rest as 503, a `Lost`.
 
-    vLLM keeps to itself why it gave a row up, so the hint names what usually is the reason.
+    vLLM keeps to itself why it gave a row up, so the hint names the usual reasons.
     """
     text = error_text(body)
     if status < 500:
         return Refusal(status, who + text)
     hint = (
-        "A prompt may be too short (two tokens at least), both may not fit the KV cache, or a row was lost: try again."
+        "A prompt may be too short (at least two tokens), both may not fit the KV cache, or a row was lost: try again."
     )
     return Lost(f"{who}the engine gave the request up: {text.rstrip('.')}.", hint)
 
@@ -99,7 +101,7 @@ def event(data: Any) -> bytes:
 
 
 class EventReader:
-    """Cuts a byte stream into server-sent events, whatever the pieces it comes in."""
+    """Cuts a byte stream into server-sent events, however it is cut into pieces."""
 
     def __init__(self) -> None:
         self._rest = b""

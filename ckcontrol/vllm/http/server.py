@@ -1,21 +1,21 @@
 """What the middleware asks of the vLLM server it runs in: its tokenizer, and calls into its workers.
 
-Both are found through the app that serves the request (``app.state.args`` and ``app.state.engine_client``); names and
-paths come from the operator's command line alone. Knows that much of vLLM's API server; knows nothing of requests.
+Both are found through the state of the app (``app.state.args`` and ``app.state.engine_client``); names and paths come
+from the operator's command line alone. Knows that much of vLLM's API server; knows nothing of requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract.head_masks import Entries
 from ..contract.json_values import shown
-from ..contract.kv_blocks import blocks_of_pair
-from .asgi import Scope
-from .ended_pairs import Outcomes
+from ..contract.pair_params import blocks_of_pair
+from .ended_pairs import EndedPairs
 from .inner_bodies import Bodies
 from .replies import Refusal
 
@@ -30,28 +30,34 @@ _SHORT = 256  # characters a single token may have
 
 
 class Server:
-    """The server around the middleware; what is learnt is kept. One per middleware."""
+    """The server around the middleware; what is learnt is kept. One per middleware.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    Args:
+        state: What vLLM keeps at ``app.state``; None, or without some attribute, where vLLM is not around.
+        tokenizer: Of the served model; None loads the one that the server's arguments name.
+    """
+
+    def __init__(self, state: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self._args = getattr(state, "args", None)
+        self._client = getattr(state, "engine_client", None)
         self._tokenizer = tokenizer
         self._heads: tuple[int, int] | None = None
-        self._lock: asyncio.Lock | None = None
-        self._outcomes = Outcomes()
+        self._lock = asyncio.Lock()
+        self._ended = EndedPairs(partial(self.call, "ck_take_traces"))
 
-    async def tokenizer(self, scope: Scope) -> PreTrainedTokenizerBase:
+    async def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the served model's tokenizer, with the server's chat template; loaded at the first call.
 
         Raises:
             Refusal: There is none that prompts can be built with (400).
         """
         if self._tokenizer is None:
-            async with self._locked():
+            async with self._lock:
                 if self._tokenizer is None:
-                    args = getattr(_state(scope), "args", None)
-                    self._tokenizer = await asyncio.to_thread(_load, args)
+                    self._tokenizer = await asyncio.to_thread(_load, self._args)
         return self._tokenizer
 
-    async def check_lengths(self, scope: Scope, body: Mapping[str, Any]) -> None:
+    async def check_lengths(self, body: Mapping[str, Any]) -> None:
         """Refuse a prompt of one token, for which the engine has no error of its own; only short texts are looked at.
 
         Raises:
@@ -61,19 +67,19 @@ class Server:
         if not isinstance(prompt, str) or len(prompt) > _SHORT:
             return
         try:
-            tokenizer = await self.tokenizer(scope)
+            tokenizer = await self.tokenizer()
         except Refusal:
             return
         special = body.get("add_special_tokens") is not False
         if len(tokenizer(prompt, add_special_tokens=special)["input_ids"]) < 2:
-            raise Refusal(400, f"the prompt {shown(prompt)} is one token.", "A row of a pair needs two at least.")
+            raise Refusal(400, f"the prompt {shown(prompt)} is one token.", "A row of a pair needs at least two.")
 
-    def unfit(self, scope: Scope, bodies: Bodies) -> str:
+    def unfit(self, bodies: Bodies) -> str:
         """Return why a pair can never fit the engine's KV cache, as far as that is known here; empty if it may.
 
-        Known are token prompts, the cache's size and its blocks; the scheduler says the last word.
+        Known are token prompts, the cache's size and its blocks; the scheduler has the last word.
         """
-        config = getattr(getattr(_state(scope), "engine_client", None), "vllm_config", None)
+        config = getattr(self._client, "vllm_config", None)
         cache, model = getattr(config, "cache_config", None), getattr(config, "model_config", None)
         blocks, block = getattr(cache, "num_gpu_blocks", None), getattr(cache, "block_size", None)
         most = getattr(model, "max_model_len", None)
@@ -86,70 +92,57 @@ class Server:
             return ""
         return f"the pair needs {need} KV blocks of {block} tokens, and the engine has {blocks - 1}."
 
-    async def check_heads(self, scope: Scope, entries: Entries) -> None:
-        """Make sure that the workers apply head masks, and that the model has these heads.
+    async def check_heads(self, entries: Entries) -> None:
+        """Make sure that the workers apply head masks and that the model has these heads.
 
         Raises:
             Refusal: Masks cannot act here, or a head does not exist (400).
         """
         if self._heads is None:
-            async with self._locked():
+            async with self._lock:
                 if self._heads is None:
-                    self._heads = await self._install(scope)
+                    self._heads = await self._install()
         layers, heads = self._heads
         for layer, head, _ in entries:
             if layer >= layers or head >= heads:
                 hint = f"Layers are 0 to {layers - 1}, query heads 0 to {heads - 1}."
                 raise Refusal(400, f"ck.heads: head {layer}.{head} does not exist.", hint)
 
-    async def trace(self, scope: Scope, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
-        """Return the trace rows of a pair that has ended, and see to it that its numbers did not break.
+    async def trace(self, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
+        """Return the trace rows of a pair that has ended, and make sure that its logits were finite.
 
         Raises:
-            Refusal: They did (503); or a trace is needed and the workers cannot be asked (400).
+            Refusal: They were not (503); or a trace is needed and the workers cannot be asked (400).
         """
+        return await self._ended.fetch(pair, needed=needed)
 
-        async def ask(pairs: list[str]) -> list[Mapping[str, Any]]:
-            return await self.call(scope, "ck_take_traces", pairs)
-
-        return await self._outcomes.fetch(ask, pair, needed=needed)
-
-    async def call(self, scope: Scope, method: str, *args: Any) -> list[Any]:
+    async def call(self, method: str, *args: Any) -> list[Any]:
         """Call a method of our worker extension on every worker; return what each said.
 
         Raises:
             Refusal: The workers do not have it, or do not answer (400).
         """
-        client = getattr(_state(scope), "engine_client", None)
-        if client is None:
+        if self._client is None:
             raise Refusal(400, "this server has no engine to ask.", "Start it with: ckcontrol serve-vllm")
         try:
-            return list(await asyncio.wait_for(client.collective_rpc(method, args=args), _RPC_SECONDS))
+            return list(await asyncio.wait_for(self._client.collective_rpc(method, args=args), _RPC_SECONDS))
         except Exception as error:  # whatever the engine raises: the workers lack the method, or are busy or gone
             hint = "Start the server with ckcontrol serve-vllm, which sets the worker extension."
             raise Refusal(400, f"the workers did not answer {method}: {type(error).__name__}.", hint) from error
 
-    async def _install(self, scope: Scope) -> tuple[int, int]:
+    async def _install(self) -> tuple[int, int]:
         from ..engine.head_hooks import HINT
 
-        found = await self.call(scope, "ck_heads_install")
+        found = await self.call("ck_heads_install")
         for said in found:
             if "refused" in said:
                 raise Refusal(400, f"ck.heads: {said['refused']}", HINT)
         return min(said["layers"] for said in found), min(said["heads"] for said in found)
 
-    def _locked(self) -> asyncio.Lock:
-        self._lock = self._lock or asyncio.Lock()
-        return self._lock
-
 
 def _tokens(prompt: Any) -> int:
     """Return the length of a prompt of token ids; 0 for any other."""
     return len(prompt) if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt) else 0
-
-
-def _state(scope: Scope) -> Any:
-    return getattr(scope.get("app"), "state", None)
 
 
 def _load(args: Any) -> Any:

@@ -1,61 +1,72 @@
-"""One steered answer on its way from the inner app to the client."""
+"""One steered answer on its way from the inner app to the client: translated where needed, with ``ck`` added.
+
+Knows the parts of an answer, what is told beside it and ASGI's messages; knows nothing of how pairs are run.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from typing import Any
 
 from ...errors import CKError
-from .asgi import Message, Scope, Send
+from .asgi import Send
 from .drafting import Drafting
 from .ended_pairs import told_trace
 from .exchange import Exchange
 from .read_request import CHAT, Steered
 from .replies import (
-    EventReader,
     Lost,
     Refusal,
     check_end,
     error_object,
     event,
     finish_reason,
-    is_stream,
-    read_part,
-    refusal,
     to_chat,
     to_chat_chunk,
 )
+from .server import Server
 
-if TYPE_CHECKING:
-    from .middleware import CKMiddleware
+__all__ = ["SteeredReply", "refuse"]
 
 log = logging.getLogger("ckcontrol.vllm")
 
 
-class _Reply:
-    """One steered answer on its way from the inner app to the client."""
+class SteeredReply:
+    """One answer.
+
+    Args:
+        server: Asked for traces, and for the tokenizer to tell them with.
+        request: What the client asked for.
+        pair: Name of the pair; of the first one, if there are several drafts.
+        exchange: What gives the answer.
+        send: The client's channel.
+        translated: The inner endpoint is another than the client asked.
+        falls_back: A pair lost before anything was sent is reported by `run`, not to the client.
+        lost: Why the pair was lost; then this answer is the contextual row's alone.
+    """
 
     def __init__(
         self,
-        owner: CKMiddleware,
-        scope: Scope,
+        server: Server,
         request: Steered,
         pair: str,
         exchange: Exchange | Drafting,
         send: Send,
+        *,
         translated: bool,
+        falls_back: bool = False,
         lost: str = "",
     ) -> None:
-        self.owner, self.scope, self.request, self.pair = owner, scope, request, pair
-        self.exchange, self._send = exchange, send
-        self.lost = lost  # why the pair was; then this is the contextual row alone
-        self.translated = translated and request.path == CHAT
-        self.start: Message | None = None
-        self.started = False
-        self.first = True
-        self.ids: list[int] = []  # of the answer, as far as vLLM was asked for them
+        self._server, self._request, self._pair = server, request, pair
+        self._exchange, self._send = exchange, send
+        self._falls_back, self._lost = falls_back and not lost, lost
+        self._translated = translated and request.path == CHAT
+        self._started = False
+        self._first = True
+        self._ids: list[int] = []  # of the answer, as far as vLLM was asked for them
 
     async def run(self) -> str:
         """Pass the answer on; a failure becomes an error reply, or an error event where the answer has begun.
@@ -64,113 +75,83 @@ class _Reply:
             Empty; or why the pair was lost, where nothing was sent and the contextual row may be answered alone.
         """
         try:
-            whole = b""
-            reader = EventReader()
-            async for message in self.exchange:
-                if message["type"] == "http.response.start":
-                    self.start = message
-                elif message["type"] == "http.response.body":
-                    if self._streams():
-                        for text in reader.feed(message.get("body", b"")):
-                            await self._event(text)
-                    else:
-                        whole += message.get("body", b"")
-            if self.started:
-                await self._body(b"", more=False)
-            elif not self._streams():
-                await self._whole(whole)
-            else:
+            async with aclosing(self._exchange.parts()) as parts:
+                async for part in parts:
+                    if isinstance(part, dict):
+                        await self._part(part)
+                    else:  # [DONE], or a comment that keeps the connection alive
+                        await self._body(f"{part}\n\n".encode() if part.startswith(":") else event(part))
+            if not self._started:
                 raise Refusal(503, "the engine ended the answer before its first token.", "Try again.")
+            if self._exchange.streams:
+                await self._body(b"", more=False)
         except CKError as error:
-            if isinstance(error, Lost) and self.owner.falls_back and not self.started and not self.lost:
+            if isinstance(error, Lost) and self._falls_back and not self._started:
                 log.warning("a pair was lost, its contextual prompt is answered alone: %s", error.reason)
                 return error.reason
-            if not self.started:
-                await _refuse(self._send, error)
+            if not self._started:
+                await refuse(self._send, error)
                 return ""
-            await self._body(
-                event(error_object(getattr(error, "status", 503), str(error))) + event("[DONE]"), more=False
-            )
+            told = error_object(getattr(error, "status", 503), str(error))
+            await self._body(event(told) + event("[DONE]"), more=False)
         return ""
 
-    def _streams(self) -> bool:
-        if self.start is None or self.start["status"] >= 400:
-            return False
-        return is_stream(self.start)
-
-    async def _event(self, text: str) -> None:
-        if text.startswith(":"):  # a comment that keeps the connection alive
-            return await self._body(f"{text}\n\n".encode())
-        if text == "[DONE]":
-            return await self._body(event(text))
-        chunk = read_part(text)
-        reason = finish_reason(chunk)
+    async def _part(self, part: dict[str, Any]) -> None:
+        """Pass on a whole reply, or one event of it."""
+        reason = finish_reason(part)
         check_end(reason)
-        self._take_ids(chunk)
-        self._name(chunk)
-        if self.translated:
-            chunk = to_chat_chunk(chunk, first=self.first)
-            self.first = False
-        if reason is not None:
-            chunk["ck"] = await self._echo()
-        await self._body(event(chunk))
-
-    async def _whole(self, body: bytes) -> None:
-        status = self.start["status"] if self.start else 503
-        if status >= 400:
-            raise refusal(status, body)
-        reply = read_part(body.decode("utf-8", errors="replace"))
-        check_end(finish_reason(reply))
-        self._take_ids(reply)
-        self._name(reply)
-        if self.translated:
-            reply = to_chat(reply)
-        reply["ck"] = await self._echo()
-        await self._body(json.dumps(reply, ensure_ascii=False).encode(), more=False)
+        self._take_ids(part)
+        if isinstance(self._exchange, Drafting):  # whichever draft is given
+            part["id"] = self._exchange.id
+        whole = not self._exchange.streams
+        if self._translated:
+            part = to_chat(part) if whole else to_chat_chunk(part, first=self._first)
+            self._first = False
+        if whole or reason is not None:
+            part["ck"] = await self._echo()
+        data = json.dumps(part, ensure_ascii=False).encode() if whole else event(part)
+        await self._body(data, more=not whole)
 
     def _take_ids(self, reply: dict[str, Any]) -> None:
         """Keep the token ids, for the trace; take out those the client did not ask for."""
         for choice in reply.get("choices", ()):
-            self.ids += choice.get("token_ids") or []
-        if not self.request.body.get("return_token_ids"):
+            self._ids += choice.get("token_ids") or []
+        if not self._request.body.get("return_token_ids"):
             for part in (reply, *reply.get("choices", ())):
                 part.pop("token_ids", None)
                 part.pop("prompt_token_ids", None)
 
-    def _name(self, reply: dict[str, Any]) -> None:
-        """Give the reply its id, where it depends on who is given."""
-        if isinstance(self.exchange, Drafting):
-            reply["id"] = self.exchange.id
-
     async def _echo(self) -> dict[str, Any]:
         """Return ``ck`` of the reply; the pair has ended."""
-        told, server, traced = self.request.echo(), self.owner.server, self.request.trace
-        if self.lost:
+        told, traced = self._request.echo(), self._request.trace
+        if self._lost:
             told.pop("seed", None)  # not in effect
-            return told | {"fallback": "contextual", "fallback_reason": self.lost}
-        if isinstance(self.exchange, Drafting):
-            rows = self.exchange.rows
-            told["drafts"] = self.exchange.told()
+            return told | {"fallback": "contextual", "fallback_reason": self._lost}
+        if isinstance(self._exchange, Drafting):
+            rows = self._exchange.rows
+            told["drafts"] = self._exchange.told()
         else:
-            rows = await server.trace(self.scope, self.pair, needed=traced)
+            rows = await self._server.trace(self._pair, needed=traced)
         if traced:
             try:
-                tokenizer = await server.tokenizer(self.scope)
+                tokenizer = await self._server.tokenizer()
             except Refusal:
                 tokenizer = None  # the trace then lacks the texts
-            told["trace"] = await asyncio.to_thread(told_trace, tokenizer, self.ids, rows)
+            told["trace"] = await asyncio.to_thread(told_trace, tokenizer, self._ids, rows)
         return told
 
     async def _body(self, data: bytes, *, more: bool = True) -> None:
-        if not self.started and self.start is not None:
-            self.started = True
-            headers = [(name, value) for name, value in self.start["headers"] if name.lower() != b"content-length"]
+        start = self._exchange.start
+        if not self._started and start is not None:
+            self._started = True
+            headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
             headers += [] if more else [(b"content-length", str(len(data)).encode())]
-            await self.exchange.send(self._send, {**self.start, "headers": headers})
-        await self.exchange.send(self._send, {"type": "http.response.body", "body": data, "more_body": more})
+            await self._exchange.send(self._send, {**start, "headers": headers})
+        await self._exchange.send(self._send, {"type": "http.response.body", "body": data, "more_body": more})
 
 
-async def _refuse(send: Send, error: CKError) -> None:
+async def refuse(send: Send, error: CKError) -> None:
+    """Answer a client with an error; nothing was sent before."""
     status = getattr(error, "status", 400)
     data = json.dumps(error_object(status, str(error)), ensure_ascii=True).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]

@@ -1,4 +1,4 @@
-"""The pairs of one offline call: a question is one, or one a draft. How many run at once, and which is the answer.
+"""The pairs of one offline call, one per question or one per draft: how many run at once, and which is the answer.
 
 Knows controls and what the workers have room for; knows nothing of engines.
 """
@@ -25,11 +25,11 @@ class Job:
 
     Attributes:
         item: Its question.
-        draft: Its draft; empty if it is the answer.
+        draft: Its draft; empty if it has only one.
         name: The pair's.
         ids: Its tokens, once it has run.
         rows: What the workers recorded of them.
-        broken: The stream whose numbers broke.
+        broken: The stream whose logits became NaN or infinite; empty if none did.
     """
 
     item: int

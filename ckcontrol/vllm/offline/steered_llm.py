@@ -1,6 +1,6 @@
 """Steered answers from a vLLM engine in this process: `SteeredLLM`, the same records as `ckcontrol.generate`.
 
-Knows prompts, answers and vLLM's offline `LLM`; the pairs are kept in step by scheduler.py and fused by processor.py.
+Knows prompts, answers and vLLM's offline `LLM`; the pairs are kept in step and fused by ckcontrol.vllm.engine.
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ def engine_arguments(**given: Any) -> dict[str, Any]:
         ServingError: An unknown version of vLLM, or an argument that is ours to set.
     """
     compat.probe()
-    from ..engine.scheduler import PairAsyncScheduler
-
-    ours = {
-        "scheduler_cls": PairAsyncScheduler,
+    ours: dict[str, Any] = {
+        "scheduler_cls": "ckcontrol.vllm.PairAsyncScheduler",
         "logits_processors": ["ckcontrol.vllm:PairLogitsProcessor"],
         "worker_extension_cls": "ckcontrol.vllm.CKWorker",
     }
@@ -60,16 +58,16 @@ class SteeredLLM:
 
     Args:
         model: A folder or a Hugging Face id, as vLLM takes it.
-        control: Policy and dial where `generate` is given none; None is ``Control()``, the unmodified model.
+        control: Policy and position where `generate` is given none; None is ``Control()``, the unmodified model.
         template: Wording of the prompts.
         heads: Mask where `generate` is given none; runs the model in eager mode unless told otherwise. Masks act on
             both rows, as in `heads.pruned`.
-        on_lost: What becomes of a question whose pair the engine gave up: ``"fail"``, an error; or ``"contextual"``,
-            the prompt with the passages is answered alone, by vLLM's own sampling, and `lost` says so.
+        on_lost: What happens when the engine gives a pair up: ``"fail"``, an error; or ``"contextual"``, the
+            prompt with the passages is answered alone, by vLLM's own sampling, and `lost` says so.
         **engine: Arguments of vLLM's `LLM`, e.g. ``dtype``, ``max_model_len``, ``gpu_memory_utilization``.
 
     Attributes:
-        llm: The engine; use it for ordinary requests as ever.
+        llm: The engine; use it for ordinary requests as usual.
         lost: Of the last `generate`: item -> why its pair was given up, where it was answered alone. The control of
             such an `Answer` is ``off`` and it has no trace.
 
@@ -129,8 +127,8 @@ class SteeredLLM:
         Args:
             items: A question; a question and its passages; or a mapping with ``question`` and ``passages``. Without
                 passages the answer is closed-book and nothing is steered.
-            control: For all items, or one each. None is the control of the constructor.
-            heads: A mask for all items, or one or None each. None is the mask of the constructor.
+            control: For all items, or one per item. None is the control of the constructor.
+            heads: A mask for all items, or one or None per item. None is the mask of the constructor.
             truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
             **options: The fields of `GenerateOptions`, ``seed`` included: each answer is what `ckcontrol.generate`
                 gives for that item alone. ``trace`` is False here unless asked for.
@@ -142,8 +140,8 @@ class SteeredLLM:
             ControlError: A control or option that cannot be honoured.
             HeadsError: A mask for another model, or an engine in which masks cannot act.
             PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
-            NonFiniteLogits: The model broke down; ``error.partial`` holds the answers, that one cut short.
-            ServingError: The engine gave a pair up; the message names item and reason. Or it was closed.
+            NonFiniteLogits: The logits became NaN or infinite; ``error.partial`` holds the answers, that one cut.
+            ServingError: The engine gave a pair up; the message names item and reason. Or the engine was closed.
         """
         if self._closed:
             raise ServingError("this engine was closed.", "Make another SteeredLLM.")
@@ -215,12 +213,15 @@ class SteeredLLM:
         seeded = {job.item: params.seeded(chosen) for job in jobs}  # one for all drafts of an item
         for job in jobs:
             i, (extra, salted) = job.item, masks[job.item]
+            args = params.extra_args(
+                job.name, params.CONTEXTUAL, controls[i], seeded[i], trace=chosen.trace, draft=job.draft
+            )
             for role, ids in ((params.CONTEXTUAL, pairs[i].contextual), (params.PARAMETRIC, pairs[i].parametric)):
-                args = params.extra_args(job.name, role, controls[i], seeded[i], trace=chosen.trace, draft=job.draft)
                 prompts.append({"prompt_token_ids": list(ids)} | salted)
+                row = args | {"ck_role": role} | extra
                 asked.append(
                     params.sampling_params(
-                        args | extra, max_tokens=chosen.max_new_tokens, stop_token_ids=stops, detokenize=False
+                        row, max_tokens=chosen.max_new_tokens, stop_token_ids=stops, detokenize=False
                     )
                 )
         outputs = [output.outputs[0] for output in self.llm.generate(prompts, asked, use_tqdm=False)]
@@ -242,7 +243,7 @@ class SteeredLLM:
                 params.strip(asked[first[i]].extra_args),
                 max_tokens=chosen.max_new_tokens,
                 stop_token_ids=stops,
-                **{"detokenize": False} | fallback.drawn(chosen),
+                **{"detokenize": False} | fallback.vllm_sampling(chosen),
             )
             for i in lost
         ]
