@@ -65,7 +65,7 @@ def reference_generate(
             logits_par = model(memory_ids, use_cache=False).logits[:, -1].float()
             if vocab_size is not None and not by.neutral:
                 logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-            signals = Signals(logits_ctx, logits_par, control.candidates, control.candidate_ratio)
+            signals = Signals(logits_ctx, logits_par, shortlist=control.shortlist)
             if by.neutral:
                 scores = logits_ctx
             else:
@@ -74,7 +74,7 @@ def reference_generate(
                     signals.logp_ctx,
                     signals.logp_par,
                     decision.tau,
-                    head=signals.head,
+                    shortlisted=signals.shortlisted,
                     scale=decision.scale,
                     truncate=decision.truncate,
                 )

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from ..arguments import check_number
-from ..errors import ControlError
-from .answer_policy import AnswerPolicy, Evidence, Unmodified, surprise
-from .base import Policy, register, tau_from_alpha
+from .answer_policy import AnswerPolicy, Evidence, surprise
+from .base import OnDial, Policy, register, tau_from_alpha
 from .cad import CAD
-from .off import Off
+from .off import OFF, UNMODIFIED
 
 __all__ = ["Dial"]
 
@@ -38,7 +38,7 @@ _MEMORY = CAD(cad_alpha=-1.0)
 
 @register
 @dataclass(frozen=True)
-class Dial(AnswerPolicy):
+class Dial(OnDial, AnswerPolicy):
     """The equation on whole answers.
 
     Attributes:
@@ -48,21 +48,12 @@ class Dial(AnswerPolicy):
     """
 
     name: ClassVar[str] = "dial"
-    alpha: float | None = None
     amplify: float = 0.5
     adaptive: bool = False
 
     def __post_init__(self) -> None:
         check_number("amplify", self.amplify, 0.01, 100.0)
-        if not isinstance(self.adaptive, bool):
-            raise ControlError(f"adaptive={self.adaptive!r} is not True or False.")
-        if self.adaptive and self.alpha is not None:
-            raise ControlError(f"adaptive has no alpha; alpha={self.alpha!r} would be ignored.", "Drop one.")
-
-    @property
-    def position(self) -> float:
-        """alpha, 0.5 unless given."""
-        return 0.5 if self.alpha is None else self.alpha
+        self._check_adaptive(self.adaptive)
 
     @property
     def tau(self) -> float:
@@ -74,19 +65,19 @@ class Dial(AnswerPolicy):
         """At alpha = 0.5."""
         return self.position == 0.5 and not self.adaptive
 
-    @property
+    @cached_property
     def drafts(self) -> Mapping[str, Policy]:
-        """The unmodified model, and whom alpha leans to; memory alone at alpha = 1."""
+        """The unmodified model, and the side that alpha leans to; memory alone at alpha = 1."""
         if self.neutral:
-            return {"unmodified": Off()}
+            return {"unmodified": OFF}
         if self.position == 1:
             return {"memory": _MEMORY}
         if self.adaptive or self.position > 0.5:
-            return {"unmodified": Unmodified(), "memory": _MEMORY}
-        return {"unmodified": Unmodified(), "context": CAD(cad_alpha=self.amplify)}
+            return {"unmodified": UNMODIFIED, "memory": _MEMORY}
+        return {"unmodified": UNMODIFIED, "context": CAD(cad_alpha=self.amplify)}
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
-        """Return the draft of the highest score."""
+        """Return the draft with the highest score."""
         if len(drafts) == 1:
             return 0
         first, other = drafts

@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 
 from ..arguments import check_number
 from ..fusion.signals import Signals
-from .answer_policy import AnswerPolicy, Evidence, Unmodified
+from .answer_policy import AnswerPolicy, Evidence
 from .base import Decision, Policy, register
+from .off import UNMODIFIED
 
 __all__ = ["GRD"]
 
@@ -33,11 +35,7 @@ class _Memory(Policy):
 
     name: ClassVar[str] = "grd-memory"
     relax: float = 0.75
-
-    @property
-    def amplifies(self) -> bool:
-        """Never."""
-        return False
+    amplifies = False
 
     def decide(self, signals: Signals) -> Decision:
         tie = signals.margin_par / (signals.margin_ctx + signals.margin_par).clamp_min(1e-12)
@@ -47,7 +45,7 @@ class _Memory(Policy):
 @register
 @dataclass(frozen=True)
 class GRD(AnswerPolicy):
-    """The gate at the first conflict.
+    """A gate at the first conflict.
 
     Attributes:
         relax: The paper's lambda: how far past the tie memory is taken.
@@ -62,10 +60,10 @@ class GRD(AnswerPolicy):
         check_number("relax", self.relax, 0.0, 1.0)
         check_number("sure", self.sure, 0.0, 1.0)
 
-    @property
+    @cached_property
     def drafts(self) -> Mapping[str, Policy]:
         """The unmodified model, and memory past the tie."""
-        return {"unmodified": Unmodified(), "memory": _Memory(self.relax)}
+        return {"unmodified": UNMODIFIED, "memory": _Memory(self.relax)}
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Gate on the first token of the unmodified answer that is not memory's favourite."""
