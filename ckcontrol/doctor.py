@@ -88,7 +88,7 @@ def _run(name: str, test: Callable[[_Bench], tuple[bool, str]], bench: _Bench) -
 
 
 class _Bench:
-    """A model and the answers already made with it."""
+    """A model and the answers made with it so far."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model

@@ -56,7 +56,7 @@ class RagAnswer:
 
     @property
     def notice(self) -> str | None:
-        """One sentence when the prompt did not hold all that was asked for; None when it did."""
+        """One sentence when the prompt did not hold everything that was found; None when it did."""
         if not self.hits:
             return "Nothing was found: answered closed book, from memory alone."
         if self.closed_book:
@@ -133,7 +133,7 @@ class Rag:
         k: Passages per question.
         mode: How to search, e.g. "hybrid"; None leaves it to the index ("dense" for an `Index`).
         where: A filter that every search keeps to; the one `ask` gets can only narrow it.
-        reranker: Orders what was found anew; see `Index.search`.
+        reranker: Puts what was found in a new order; see `Index.search`.
         truncate: "passages": a passage that does not fit the model's window is cut, or left out with those after it,
             and `RagAnswer.notice` says so. None: such a question raises `PromptTooLong`.
         options: How tokens are drawn and when to stop, as one value.
@@ -288,7 +288,7 @@ def _pair(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         return load(model)
     if isinstance(model, (tuple, list)):
         if len(model) != 2 or tokenizer is not None:
-            raise ControlError("model is no pair of a model and its tokenizer.", "Pass what ckcontrol.load returns.")
+            raise ControlError("model is not a pair of a model and its tokenizer.", "Pass what ckcontrol.load returns.")
         return model[0], model[1]
     if tokenizer is None:
         raise ControlError(f"a {type(model).__name__} came without its tokenizer.", "Pass tokenizer=.")

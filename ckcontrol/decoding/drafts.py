@@ -19,7 +19,7 @@ __all__ = ["Beginnings", "Drafts", "choose"]
 
 
 class Drafts:
-    """What is decoded for some questions, and which row of it each of them is answered with.
+    """What is decoded for a batch of questions, and the row that each of them is answered with.
 
     Args:
         policies: One per question.
@@ -77,7 +77,7 @@ def choose(
         policy: Chooses.
         names: Of `policy.drafts`, in order.
         token_ids: Of each draft, the end token included.
-        evidence: Of each draft, a number per token.
+        evidence: Of each draft, one number per token.
     """
     given = policy.choose(evidence)
     return [

@@ -21,7 +21,7 @@ __all__ = ["AnswerPolicy", "Evidence", "draft_policies", "surprise", "token_poli
 
 @dataclass(frozen=True)
 class Evidence:
-    """What both streams make of one draft: a number per token, the end token included; nats, raw distributions.
+    """What both streams make of one draft: one number per token, the end token included, in nats; raw distributions.
 
     Attributes:
         logp_ctx: Log-probability of the token with the passages.
@@ -82,7 +82,7 @@ class AnswerPolicy(Policy):
 
     @property
     def amplifies(self) -> bool:
-        """When a draft does."""
+        """True when any draft does."""
         return any(draft.amplifies for draft in self.drafts.values())
 
     def decide(self, signals: Signals) -> Decision:

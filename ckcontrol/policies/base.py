@@ -72,7 +72,7 @@ class Policy(ABC):
     """Base of all policies. Fields are the method's parameters, under the paper's names, validated on construction.
 
     A policy is stateless: the same signals always give the same decision, so rows may be batched, reordered or
-    replayed. A field called ``alpha`` makes the method accept the dial.
+    replayed. A field called ``alpha`` makes the method accept one; see `OnDial`.
     """
 
     name: ClassVar[str]

@@ -1,6 +1,6 @@
 """CAD, context-aware decoding (Shi et al., arXiv 2305.14739): log q = (1 + cad_alpha) log p_ctx - cad_alpha log p_par.
 
-That is tau = 1 + cad_alpha at every step, no gate. The dial maps by ``cad_alpha = 1/alpha - 2`` (alpha 1/3 = CAD 1,
+That is tau = 1 + cad_alpha at every step, with no gate. alpha maps by ``cad_alpha = 1/alpha - 2`` (alpha 1/3 = CAD 1,
 0.4 = CAD 0.5, 0.5 = off), and beyond 0.5 continues as the interpolation tau = (1 - alpha)/alpha down to memory.
 Published CAD has no shortlist: ``candidate_ratio=0`` reproduces it, and equals transformers' ``guidance_scale = tau``.
 """
@@ -26,7 +26,7 @@ class CAD(OnDial):
     """A constant tau.
 
     Attributes:
-        alpha: The dial; 0 is the pure contrast, which CAD reaches only in the limit (tau capped at 1e4).
+        alpha: 0 is the pure contrast, which CAD reaches only in the limit (tau capped at 1e4), 1 is memory.
         cad_alpha: The paper's own parameter, tau = 1 + cad_alpha; -1 is memory, 0 is off. Give this or alpha.
     """
 

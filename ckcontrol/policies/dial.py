@@ -1,4 +1,4 @@
-"""dial: the one equation on whole answers. The streams write drafts; the draft that surprises both least is given.
+"""dial: the one equation on whole answers. The streams write drafts; the one that surprises both least is given.
 
 Drafts:    y_ctx, the unmodified model's answer; beside it
            alpha > 0.5: y_par, the answer without the passages;
@@ -12,10 +12,10 @@ Adaptive:  tau = 1/2 between y_ctx and y_par: both streams count alike.
 
 With -log p(y), the sum of surprises, in the place of their length this is the kernel's equation, unnormalised, on
 whole answers. What follows from it: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit,
-with one draft each. Score differences are linear in tau, so an answer changes at most once on either side of 0.5, and
-S_ctx - S_par of the answer given never falls as alpha rises: the dial is monotone, question by question. Every answer
-was written by one distribution from first to last token, so nothing breaks in the middle of a name. The price: two
-answers are decoded, side by side, and nothing can be streamed before they are complete.
+with a single draft each. Score differences are linear in tau, so an answer changes at most once on either side of
+0.5, and S_ctx - S_par of the answer given never falls as alpha rises: the dial is monotone, question by question.
+Every answer was written by one distribution from its first token to its last, so nothing breaks in the middle of a
+name. The price: two answers are decoded, side by side, and nothing can be streamed before they are complete.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class NWCAD(Policy):
     Attributes:
         js: Largest divergence, in nats, at which memory may be copied.
         k_par: Least margin of memory's favourite, as a probability.
-        k_ctx: The same of the context's favourite.
+        k_ctx: The same for the context's favourite.
         fallback: tau where neither is sure.
     """
 

@@ -35,12 +35,12 @@ class PerRow(Policy):
 
     @property
     def neutral(self) -> bool:
-        """When every row is."""
+        """True when every row is."""
         return all(policy.neutral for policy, _, _ in self.parts)
 
     @property
     def amplifies(self) -> bool:
-        """When any row may."""
+        """True when any row may."""
         return any(policy.amplifies for policy, _, _ in self.parts)
 
     def steered_rows(self, like: Tensor) -> Tensor | slice:
