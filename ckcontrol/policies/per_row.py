@@ -1,7 +1,7 @@
 """Several policies in one batch: each row is decided by its own.
 
-Knows how to split the signals by rows and join the decisions again. Rows of one policy lie side by side while it
-decides, so that it sees a slice and nothing is copied; where the batch lies otherwise, it is reordered once.
+Knows how to split the signals by rows and join the decisions again. Where the rows of each policy lie side by side, a
+policy sees a slice and nothing is copied.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ class PerRow(Policy):
     def decide(self, signals: Signals) -> Decision:
         """Let each policy decide its run and join the results."""
         order = None if self.order is None else torch.tensor(self.order, device=signals.logits_ctx.device)
-        laid = signals if order is None else signals.rows(order)
-        made = [(policy.decide(laid.rows(slice(a, b))), b - a) for policy, a, b in self.parts]
+        made: list[tuple[Decision, int]] = []
+        for policy, a, b in self.parts:
+            rows = slice(a, b) if order is None else order[a:b]
+            made.append((policy.decide(signals.rows(rows)), b - a))
         if len(made) == 1:
             return made[0][0]
         wide = any(d.tau.ndim == 2 for d, _ in made)
