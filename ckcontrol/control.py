@@ -1,7 +1,7 @@
 """What a caller asks for: `Control`, which policy and how far. Frozen and checked on construction.
 
-So a bad value never reaches a model. Importing this module loads no tensor library; making a `Control` does, because
-its policy is built there, once. Knows nothing of models or transformers.
+So a bad value never reaches a model. The policy is built there, once, and kept; that loads torch, which importing this
+module does not. Knows nothing of models or transformers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Control:
         method: Registered policy name: ``off``, ``ck-plug``, ``ck-plug-repo``, ``cad``, ``adacad``, ``coiecd``,
             ``acd``, ``arr``, ``grd``, ``nwcad``, ``dial``, or one that an installed package registers.
         alpha: The position between passages and memory, the same way round in every method: 0 = context, 0.5 = the
-            unmodified model, 1 = memory. None means 0.5 for methods that take it, and is required for those that
-            choose by themselves.
+            unmodified model, 1 = memory. None means 0.5 for methods that take an alpha, and is the only value for
+            those that choose by themselves.
         candidates: k of the shortlist: where context is amplified (tau > 1) a token must be among the k best of
             either stream, or reach `candidate_ratio` of that stream's best probability.
         candidate_ratio: r of the shortlist; 0 admits the whole vocabulary (as published CAD does).
