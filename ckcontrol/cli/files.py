@@ -1,6 +1,7 @@
-"""What the commands read besides options: passage files, ``name=value`` parameters, ``--where`` conditions.
+"""What commands read besides options: passage files, ``name=value`` parameters, ``--where`` conditions; and where
+they may write.
 
-Files are size-limited and must be UTF-8; every refusal names the file. Knows no model.
+Files are limited in size and must be UTF-8; every refusal names the file. Knows no model.
 """
 
 from __future__ import annotations
@@ -9,14 +10,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ControlError, PromptError
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["parse_params", "parse_where", "read_passages"]
+__all__ = ["check_writable", "parse_params", "parse_where", "read_passages"]
 
 LIMIT = 10_000_000  # bytes a passage file may have
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -91,7 +89,8 @@ def _typed(text: str) -> bool | int | float | str:
 def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
     """Turn ``year>=2000`` and the like into the mapping that a search takes; None when there are none.
 
-    Values are typed as those of parameters; ``"in quotes"`` they are texts. Those of id, source and document are texts.
+    Values are typed like those of parameters; ``"in quotes"`` they are texts, and so are those of id, source and
+    document.
 
     Raises:
         ControlError: Not a condition, or the same comparison of the same name twice.
@@ -109,3 +108,15 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
             raise ControlError(f"--where {given!r}: {name}{sign} was given twice.", "All conditions must hold.")
         tests[OPERATORS[sign]] = value
     return where or None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output file that cannot be made, before anything slow.
+
+    Raises:
+        ControlError: It is a folder, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise ControlError(f"{str(path)!r} is a folder.", "Name a file.")
+    if not path.absolute().parent.is_dir():
+        raise ControlError(f"{str(path.parent)!r} is not a folder.", "Create it, or name another file.")

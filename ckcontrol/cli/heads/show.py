@@ -11,7 +11,7 @@ import typer
 from ...errors import HeadsError, did_you_mean
 from ...views.safe_text import clean
 from .. import options
-from ..explain import check_writable
+from ..files import check_writable
 
 if TYPE_CHECKING:
     from ...heads.finding.scores import HeadScores

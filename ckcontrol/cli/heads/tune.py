@@ -10,7 +10,7 @@ import typer
 
 from .. import options
 from ..bars import Bars
-from ..explain import check_writable
+from ..files import check_writable
 from .show import Scores
 
 if TYPE_CHECKING:
