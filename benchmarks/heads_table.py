@@ -27,10 +27,11 @@ from torch import Tensor
 import ckcontrol as ck
 from ckcontrol.heads.apply import pruned
 from ckcontrol.heads.choosing.learn import Learned, candidates, learn
-from ckcontrol.heads.choosing.panel import NEUTRAL, Panel, Result, _outcome_of_token, interval
+from ckcontrol.heads.choosing.panel import NEUTRAL, Panel, Result, interval, outcome_of_token
 from ckcontrol.heads.choosing.select import Candidate, consistent, random_controls, select, top_k
 from ckcontrol.heads.families import describe
-from ckcontrol.heads.finding.conflict_prompts import Record, build_records, read_facts
+from ckcontrol.heads.finding.conflict_prompts import ConflictRecord, build_records
+from ckcontrol.heads.finding.facts import read_facts
 from ckcontrol.heads.finding.find import answer_tokens
 from ckcontrol.heads.finding.path_patching import capture, sweep
 from ckcontrol.heads.finding.scores import HeadScores
@@ -103,7 +104,7 @@ class ResumedPanel(Panel):
         self,
         resumed: Resumed,
         tokenizer: Any,
-        records: Sequence[Record],
+        records: Sequence[ConflictRecord],
         formats: Sequence[str],
         off_target: int,
         texts: int,
@@ -125,7 +126,7 @@ class ResumedPanel(Panel):
             part = order[start : start + self.batch_size]
             tokens = self.resumed.logits([self.prompts[i].ids for i in part], self.at).argmax(-1).tolist()
             for i, token in zip(part, tokens, strict=True):
-                outcomes[i] = _outcome_of_token(token, self.prompts[i])
+                outcomes[i] = outcome_of_token(token, self.prompts[i])
         found: dict[str, list[str]] = {}
         for prompt, outcome in zip(self.prompts, outcomes, strict=True):
             found.setdefault(prompt.condition, []).append(outcome)
@@ -145,7 +146,7 @@ def greedy(
     tokenizer: Any,
     scores: HeadScores,
     direction: str,
-    records: Sequence[Record],
+    records: Sequence[ConflictRecord],
     steps: int,
     base: int,
 ) -> list[Candidate]:

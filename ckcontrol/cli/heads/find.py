@@ -52,7 +52,7 @@ def find(
 
     Exact path patching on the facts the model knows. Interrupted? The same command goes on where it stopped.
     """
-    from ...heads.finding.conflict_prompts import read_facts
+    from ...heads.finding.facts import read_facts
     from ...heads.finding.find import find as run
 
     check_writable(out)
