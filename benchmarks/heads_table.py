@@ -1,4 +1,4 @@
-"""Does pruning heads move a model between memory and context? One table a direction, on facts no choice has seen.
+"""Does pruning heads move a model between memory and context? One table per direction, on facts no choice has seen.
 
 Heads are ranked on the split "find" of a scores file, each method's mask is chosen on "dev", and rows are measured on
 "test" and on a relation that was in neither. Every row stands beside random heads of the same layers and beside what
@@ -8,7 +8,7 @@ the mask costs off target. Outcomes are first tokens (greedy); shares come with 
     python benchmarks/heads_table.py heads.json --facts facts.jsonl --held-out continent --out table.json
 
 To be affordable on a CPU, prompts are run once, the residual stream that enters each upper layer is kept, and a mask is
-run from its lowest layer on: the same numbers, for models whose layers take `inputs_embeds` as they come (Llama, Qwen).
+run from its lowest layer on: the same figures, for models whose layers take `inputs_embeds` as they are (Llama, Qwen).
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def greedy(
 
 
 def _captured(resumed: Resumed, layout: Any, prompts: Sequence[tuple[int, ...]], base: int) -> Any:
-    """`sweep.capture` on resumed prompts."""
+    """`capture` on resumed prompts."""
     batch = pad(prompts, resumed.model.device)
     rows = torch.zeros(*batch.ids.shape, layout.hidden)
     for row, prompt in enumerate(prompts):
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--greedy-records", type=int, default=24)
     parser.add_argument("--steps", type=int, default=60, help="gradient steps of the method learned")
-    parser.add_argument("--learned", nargs="+", metavar="FILE", help="masks learned before, one a direction")
+    parser.add_argument("--learned", nargs="+", metavar="FILE", help="masks learned before, one per direction")
     parser.add_argument("--out", default="heads_table.json")
     options = parser.parse_args()
 

@@ -1,7 +1,7 @@
-"""What commands read besides options: passage files, ``name=value`` parameters, ``--where`` conditions; and where
-they may write.
+"""What commands read besides options: passage files, ``name=value`` parameters and ``--where`` conditions.
 
-Files are limited in size and must be UTF-8; every refusal names the file. Knows no model.
+Files are limited in size and must be UTF-8; every refusal names the file, as it does where a command cannot write.
+Knows no model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import ControlError, PromptError
 
 __all__ = ["check_writable", "parse_params", "parse_where", "read_passages"]
 
-LIMIT = 10_000_000  # bytes a passage file may have
+LIMIT = 10_000_000  # bytes, of a passage file
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 RESERVED = {"method", "alpha"}
 CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|>=|<=|==?|>|<)\s*(.*?)\s*", re.DOTALL)
@@ -99,7 +99,7 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
     for given in conditions:
         match = CONDITION.fullmatch(given)
         if match is None:
-            raise ControlError(f"--where {given!r} is no condition.", "For example: --where 'year>=2000'")
+            raise ControlError(f"--where {given!r} is not a condition.", "For example: --where 'year>=2000'")
         name, sign, text = match.groups()
         quoted = len(text) > 1 and text[0] == text[-1] == '"'
         value = text[1:-1] if quoted else text if name in TEXTS else _typed(text)

@@ -1,4 +1,4 @@
-"""The ``ckcontrol`` command: its sub-commands, and every failure turned into one line and an exit code.
+"""The ``ckcontrol`` command: its sub-commands, and how every failure becomes one line and an exit code.
 
     0 done · 1 it failed · 2 the input was bad · 3 done, but inputs were skipped (named on stderr) · 130 interrupted
 

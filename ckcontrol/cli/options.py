@@ -66,7 +66,7 @@ Prune = Annotated[
 ]
 PruneStream = Annotated[str, typer.Option("--prune-stream", help="Where to prune: both, contextual or parametric.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Stream = Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print the answer while it is generated.")]
 Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index's folder.")]
 Search = Annotated[Mode, typer.Option("--mode", help="By meaning, by words, or both.")]
 Where = Annotated[
@@ -195,10 +195,10 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> tupl
 
 
 def open_index(folder: Path, embedder: str | None = None, *, load: bool = False) -> Index:
-    """Open an index, with the embedder its manifest names unless another place of it is given.
+    """Open an index, with the embedder that its manifest names unless another place for it is given.
 
     Args:
-        folder: The index's.
+        folder: The index's folder.
         embedder: A name for `load_embedder`.
         load: Load the manifest's embedder now, with a spinner, rather than when it is needed.
     """
@@ -218,7 +218,7 @@ def open_index(folder: Path, embedder: str | None = None, *, load: bool = False)
 
 
 def load_embedder(name: str, *, normalize: bool = True) -> Any:
-    """Load an embedder with a spinner on stderr where that is a terminal; folders are kept by their absolute path."""
+    """Load an embedder with a spinner on stderr where that is a terminal; a folder is recorded by its absolute path."""
     from rich.console import Console
 
     with Console(stderr=True).status(f"Loading the embedder {name} ...") as status:
@@ -230,7 +230,7 @@ def load_embedder(name: str, *, normalize: bool = True) -> Any:
 
 
 def load_reranker(name: str | None) -> Any:
-    """Load a re-ranker like `load_embedder`; None for None."""
+    """Load a re-ranker as `load_embedder` loads an embedder; None gives None."""
     if name is None:
         return None
     from rich.console import Console

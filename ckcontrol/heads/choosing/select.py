@@ -178,7 +178,7 @@ def read_mask(path: str | Path, choice: str | None = None) -> HeadMask:
     if is_mask:
         if choice is not None:
             raise HeadsError(
-                f"{str(path)!r} already is a mask, so there is nothing to choose by {choice!r}.",
+                f"{str(path)!r} is a mask already, given with the choice {choice!r}.",
                 "Leave the choice out.",
             )
         return HeadMask.load(path)
