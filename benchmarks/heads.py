@@ -1,10 +1,10 @@
 """Head scoring: the exact sweep against whole forwards with frozen heads, in wall clock and in agreement.
 
-naive   2 + L*H forwards a prompt; timed on a sample of heads and scaled to all of them (the forwards are equal work)
-sweep   2 forwards and one stack of MLP products a prompt
+naive   2 + L*H forwards per prompt; timed on a sample of heads and scaled to all of them (the forwards are equal work)
+sweep   2 forwards and one stack of MLP products per prompt
 
 Both score the same prompts of random tokens with the same corrupted prompts and read two logits. Figures are medians of
-interleaved repeats; "agree" is the largest difference between both methods over the sampled heads.
+interleaved repeats; "agree" is the largest difference between the two methods over the sampled heads.
 
     python benchmarks/heads.py                          # demo model, prompts of 30, 200 and 1000 tokens
     python benchmarks/heads.py --tokens 200 --sample 40 --repeats 5
@@ -40,7 +40,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def flops_ratio(layout: HeadLayout, model: Any, tokens: int) -> float:
-    """Naive over sweep in floating-point operations: what a perfect implementation could reach."""
+    """Naive over sweep in floating-point operations: the ratio a perfect implementation could reach."""
     block = layout.blocks[0]
     weights = sum(p.numel() for p in block.module.parameters() if p.ndim == 2)
     mlp = sum(p.numel() for part in block.feed_forward for p in part.parameters() if p.ndim == 2)

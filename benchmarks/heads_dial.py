@@ -1,9 +1,9 @@
 """Pruned heads and the dial together: does pruning add to decoding, or decoding to pruning?
 
-Known country capitals with a false passage, as in capitals.py, without the subjects that the heads were ranked on. Each
+Known country capitals with a false passage, as in capitals.py, without the subjects by which heads were ranked. Each
 setting of ck-plug runs on the whole model and with the k best memory or context heads pruned in both streams, or with
 mask files. Printed: ParR and ConR with 95 % Wilson intervals, the change against the same setting unpruned, in answers
-won and lost, and what is left of the answers with a true passage.
+won and lost, and the share of answers that stay right with a true passage.
 
     python benchmarks/heads_dial.py heads.json --k 5 --json out.json
     python benchmarks/heads_dial.py heads.json --mask context.json memory.json

@@ -1,4 +1,4 @@
-"""Does pruning heads move a model between memory and context? One table a direction, on facts no choice has seen.
+"""Does pruning heads move a model between memory and context? One table per direction, on facts no choice has seen.
 
 Heads are ranked on the split "find" of a scores file, each method's mask is chosen on "dev", and rows are measured on
 "test" and on a relation that was in neither. Every row stands beside random heads of the same layers and beside what
@@ -8,7 +8,7 @@ the mask costs off target. Outcomes are first tokens (greedy); shares come with 
     python benchmarks/heads_table.py heads.json --facts facts.jsonl --held-out continent --out table.json
 
 To be affordable on a CPU, prompts are run once, the residual stream that enters each upper layer is kept, and a mask is
-run from its lowest layer on: the same numbers, for models whose layers take `inputs_embeds` as they come (Llama, Qwen).
+run from its lowest layer on: the same figures, for models whose layers take `inputs_embeds` as they are (Llama, Qwen).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from torch import Tensor
 import ckcontrol as ck
 from ckcontrol.heads.apply import pruned
 from ckcontrol.heads.choosing.learn import Learned, candidates, learn
-from ckcontrol.heads.choosing.panel import NEUTRAL, Panel, Result, _outcome_of_token, interval
+from ckcontrol.heads.choosing.panel import NEUTRAL, Panel, Result, interval, outcome_of_token
 from ckcontrol.heads.choosing.select import Candidate, consistent, random_controls, select, top_k
 from ckcontrol.heads.families import describe
-from ckcontrol.heads.finding.conflict_prompts import Record, build_records, read_facts
+from ckcontrol.heads.finding.conflict_prompts import ConflictRecord, build_records
+from ckcontrol.heads.finding.facts import read_facts
 from ckcontrol.heads.finding.find import answer_tokens
 from ckcontrol.heads.finding.path_patching import capture, sweep
 from ckcontrol.heads.finding.scores import HeadScores
@@ -103,7 +104,7 @@ class ResumedPanel(Panel):
         self,
         resumed: Resumed,
         tokenizer: Any,
-        records: Sequence[Record],
+        records: Sequence[ConflictRecord],
         formats: Sequence[str],
         off_target: int,
         texts: int,
@@ -125,7 +126,7 @@ class ResumedPanel(Panel):
             part = order[start : start + self.batch_size]
             tokens = self.resumed.logits([self.prompts[i].ids for i in part], self.at).argmax(-1).tolist()
             for i, token in zip(part, tokens, strict=True):
-                outcomes[i] = _outcome_of_token(token, self.prompts[i])
+                outcomes[i] = outcome_of_token(token, self.prompts[i])
         found: dict[str, list[str]] = {}
         for prompt, outcome in zip(self.prompts, outcomes, strict=True):
             found.setdefault(prompt.condition, []).append(outcome)
@@ -145,7 +146,7 @@ def greedy(
     tokenizer: Any,
     scores: HeadScores,
     direction: str,
-    records: Sequence[Record],
+    records: Sequence[ConflictRecord],
     steps: int,
     base: int,
 ) -> list[Candidate]:
@@ -177,7 +178,7 @@ def greedy(
 
 
 def _captured(resumed: Resumed, layout: Any, prompts: Sequence[tuple[int, ...]], base: int) -> Any:
-    """`sweep.capture` on resumed prompts."""
+    """`capture` on resumed prompts."""
     batch = pad(prompts, resumed.model.device)
     rows = torch.zeros(*batch.ids.shape, layout.hidden)
     for row, prompt in enumerate(prompts):
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--greedy-records", type=int, default=24)
     parser.add_argument("--steps", type=int, default=60, help="gradient steps of the method learned")
-    parser.add_argument("--learned", nargs="+", metavar="FILE", help="masks learned before, one a direction")
+    parser.add_argument("--learned", nargs="+", metavar="FILE", help="masks learned before, one per direction")
     parser.add_argument("--out", default="heads_table.json")
     options = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Exports of pruned models in vLLM: the tokens of the hooked transformers model, from checkpoint and LoRA adapter.
 
-Runs in an environment with vLLM; heads_export.py, run in one with ckcontrol, leaves its folder. The adapter needs
+Runs in an environment with vLLM; heads_export.py, run in one with ckcontrol, writes its folder. The adapter needs
 the unpruned checkpoint as well (`model.save_pretrained`).
 
     python benchmarks/heads_export.py --out exports/
@@ -21,7 +21,7 @@ from vllm.lora.request import LoRARequest
 
 
 def same(made: Sequence[Any], wanted: Sequence[list[int]]) -> str:
-    """Count the answers that are the wanted ones as far as both go."""
+    """Count the answers that equal the wanted ones, as far as both go."""
     count = 0
     for output, ids in zip(made, wanted, strict=True):
         ours = list(output.outputs[0].token_ids)

@@ -1,1 +1,1 @@
-"""The command line. One file a command; each only parses and prints, the work is in importable functions."""
+"""The command line. One file per command; each only parses and prints, and importable functions do the work."""

@@ -10,11 +10,11 @@ import typer
 from ..errors import PromptError
 from ..views.safe_text import clean, escape_json
 from . import files, options
-from .explain import check_writable
 
 __all__ = ["ask"]
 
 
+@options.spread
 def ask(
     index: options.Folder,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to answer.")],
@@ -23,22 +23,12 @@ def ask(
     where: options.Where = [],  # noqa: B006  typer copies it
     rerank: options.Rerank = None,
     embedder: options.Embedder = None,
-    model: options.Model = "demo",
-    method: options.Method = "ck-plug",
-    alpha: options.Alpha = None,
-    param: options.Params = [],  # noqa: B006
-    max_new_tokens: options.Tokens = 64,
-    sample: options.Sample = False,
-    temperature: options.Temperature = 1.0,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    stream: options.Stream = False,
+    *,
+    given: options.Answering,
     explain: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a page: why each token was chosen.", show_default=False),
     ] = None,
-    json: options.AsJson = False,
 ) -> None:
     """Retrieve passages and answer from them, from memory, or anywhere between.
 
@@ -46,41 +36,30 @@ def ask(
     """
     from rich.console import Console
 
-    from ..control import Control
-    from ..decoding.options import GenerateOptions
     from ..views.terminal import print_hits
 
-    if stream and json:
-        raise typer.BadParameter("--stream and --json exclude each other.")
     if not question.strip():
         raise PromptError("the question is empty.", "Ask something.")
-    control = Control(method, alpha, **files.parse_params(param))
-    drawn = GenerateOptions(
-        max_new_tokens=max_new_tokens,
-        do_sample=sample,
-        temperature=temperature,
-        seed=seed,
-        trace=json or explain is not None,
-    )
+    control, drawn = given.control(), given.drawn(trace=given.json or explain is not None)
     conditions = files.parse_where(where)
     if explain is not None:
-        check_writable(explain)
+        files.check_writable(explain)
     opened = options.open_index(index, embedder)
     reranker = options.load_reranker(rerank)
-    loaded = options.load(model, device, dtype)
+    loaded = given.load()
 
     from ..rag import Rag
     from .stream import TextStream
 
     rag = Rag(loaded, opened, control=control, k=k, mode=mode.value, where=conditions, reranker=reranker, options=drawn)
-    answer = rag.ask(question, streamer=TextStream(loaded[1]) if stream else None)
-    if json:
+    answer = rag.ask(question, streamer=TextStream(loaded[1]) if given.stream else None)
+    if given.json:
         typer.echo(escape_json(answer.to_json()))
     else:
-        if not stream:
+        if not given.stream:
             typer.echo(clean(answer.text, None))
         typer.echo()
         print_hits(answer.cited, question, Console(), notice=answer.notice)
     if explain is not None:
         explain.write_text(answer.to_page(), encoding="utf-8")
-        typer.echo(f"Wrote {explain}", err=json)
+        typer.echo(f"Wrote {explain}", err=given.json)

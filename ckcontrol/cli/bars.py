@@ -11,7 +11,7 @@ __all__ = ["Bars"]
 
 
 class Bars:
-    """Draws progress reports on stderr: one bar a stage, a pulse while the length is unknown."""
+    """Draws progress reports on stderr: one bar per stage, which pulses while the length is unknown."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, TaskID] = {}
@@ -32,7 +32,7 @@ class Bars:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Move the stage's bar; a new stage finishes the one before, a total of 0 pulses."""
+        """Move the bar of a stage. A new stage finishes the one before; a total of 0 makes its bar pulse."""
         if stage != self._current and self._current:
             self._finish(self._current)
         self._current = stage

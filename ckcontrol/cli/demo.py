@@ -9,7 +9,7 @@ import typer
 
 from . import options
 from .bars import Bars
-from .explain import check_writable
+from .files import check_writable
 
 __all__ = ["demo"]
 

@@ -1,6 +1,7 @@
-"""What the commands read besides options: passage files, ``name=value`` parameters, ``--where`` conditions.
+"""What commands read besides options: passage files, ``name=value`` parameters and ``--where`` conditions.
 
-Files are size-limited and must be UTF-8; every refusal names the file. Knows no model.
+Files are limited in size and must be UTF-8; every refusal names the file, as it does where a command cannot write.
+Knows no model.
 """
 
 from __future__ import annotations
@@ -9,16 +10,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ControlError, PromptError
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["check_writable", "parse_params", "parse_where", "read_passages"]
 
-__all__ = ["parse_params", "parse_where", "read_passages"]
-
-LIMIT = 10_000_000  # bytes a passage file may have
+LIMIT = 10_000_000  # bytes, of a passage file
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 RESERVED = {"method", "alpha"}
 CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|>=|<=|==?|>|<)\s*(.*?)\s*", re.DOTALL)
@@ -91,7 +89,8 @@ def _typed(text: str) -> bool | int | float | str:
 def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
     """Turn ``year>=2000`` and the like into the mapping that a search takes; None when there are none.
 
-    Values are typed as those of parameters; ``"in quotes"`` they are texts. Those of id, source and document are texts.
+    Values are typed like those of parameters; ``"in quotes"`` they are texts, and so are those of id, source and
+    document.
 
     Raises:
         ControlError: Not a condition, or the same comparison of the same name twice.
@@ -100,7 +99,7 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
     for given in conditions:
         match = CONDITION.fullmatch(given)
         if match is None:
-            raise ControlError(f"--where {given!r} is no condition.", "For example: --where 'year>=2000'")
+            raise ControlError(f"--where {given!r} is not a condition.", "For example: --where 'year>=2000'")
         name, sign, text = match.groups()
         quoted = len(text) > 1 and text[0] == text[-1] == '"'
         value = text[1:-1] if quoted else text if name in TEXTS else _typed(text)
@@ -109,3 +108,15 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
             raise ControlError(f"--where {given!r}: {name}{sign} was given twice.", "All conditions must hold.")
         tests[OPERATORS[sign]] = value
     return where or None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output file that cannot be made, before anything slow.
+
+    Raises:
+        ControlError: It is a folder, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise ControlError(f"{str(path)!r} is a folder.", "Name a file.")
+    if not path.absolute().parent.is_dir():
+        raise ControlError(f"{str(path.parent)!r} is not a folder.", "Create it, or name another file.")

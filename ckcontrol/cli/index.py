@@ -1,6 +1,6 @@
 """``ckcontrol index``: build, add to, remove from, describe and verify an index.
 
-Knows files and the `Index`; says what was done, what was left out and why, and how to go on after an interruption.
+Knows files and `Index`; says what was done, what was left out and why, and how to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Kind(str, Enum):
     ivfpq = "ivfpq"
 
 
-class Metric(str, Enum):
-    """What scores are."""
+class VectorMetric(str, Enum):
+    """What a score is."""
 
     cosine = "cosine"
     ip = "ip"
 
 
-class Floats(str, Enum):
+class VectorType(str, Enum):
     """Types of the stored vectors."""
 
     float32 = "float32"
@@ -79,12 +79,14 @@ def build(
     out: Annotated[Path, typer.Option(metavar="INDEX", help="The index's folder.")],
     embedder: Annotated[str, typer.Option(metavar="MODEL", help="demo, a folder or a Hugging Face id.")] = "demo",
     kind: Annotated[Kind, typer.Option(help="auto chooses by size and says so.")] = Kind.auto,
-    metric: Annotated[Metric, typer.Option(help="Of vectors: cosine, or inner product as they come.")] = Metric.cosine,
-    dtype: Annotated[Floats, typer.Option(help="Of the stored vectors.")] = Floats.float32,
+    metric: Annotated[
+        VectorMetric, typer.Option(help="Cosine, or the inner product of the vectors as they are.")
+    ] = VectorMetric.cosine,
+    dtype: Annotated[VectorType, typer.Option(help="Of the stored vectors.")] = VectorType.float32,
     chunk_size: Annotated[
-        int | None, typer.Option(min=8, help="Most tokens of a passage.", show_default="256, or what it reads")
+        int | None, typer.Option(min=8, help="Most tokens per passage.", show_default="256, or what it reads")
     ] = None,
-    overlap: Annotated[int, typer.Option(min=0, help="Tokens that neighbouring passages share at most.")] = 32,
+    overlap: Annotated[int, typer.Option(min=0, help="Most tokens that neighbouring passages share.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
     encoding: Encoding = "utf-8",
     text_field: TextField = None,
@@ -92,7 +94,7 @@ def build(
 ) -> None:
     """Cut, embed and index files. Exit 3: done, but inputs were skipped; each is named on stderr.
 
-    Interrupted, the same command goes on from the embeddings that were made.
+    After an interruption the same command goes on from the embeddings that were made.
     """
     from ..retrieval import Index
     from ..retrieval.store.generations import CURRENT
@@ -104,7 +106,7 @@ def build(
     again = "The same command goes on where this one stopped."
     progress = WriteProgress(out)
     documents = _read(sources, progress, encoding, text_field)
-    loaded = options.load_embedder(embedder, normalize=metric is Metric.cosine)
+    loaded = options.load_embedder(embedder, normalize=metric is VectorMetric.cosine)
     with _resumable(again), progress:
         index = Index.build(
             documents,
@@ -131,9 +133,9 @@ def add(
     text_field: TextField = None,
     json: options.AsJson = False,
 ) -> None:
-    """Add files; a document that changed replaces its old passages, an unchanged one costs nothing.
+    """Add files; a changed document replaces its old passages, an unchanged one costs nothing.
 
-    Until it is done, searches see the index as it was. Exit 3: done, but inputs were skipped.
+    Until the command is done, searches see the index as it was. Exit 3: done, but inputs were skipped.
     """
     again = "The index is as it was. The same command goes on where this one stopped."
     progress = WriteProgress(index)
@@ -152,7 +154,7 @@ def remove(
     where: options.Where = [],  # noqa: B006
     json: options.AsJson = False,
 ) -> None:
-    """Remove documents, passages, or whatever metadata says."""
+    """Remove documents, passages, or everything whose metadata fits."""
     conditions = files.parse_where(where)
     if not (document or passage or conditions):
         raise ControlError("nothing to remove was named.", "Give --document, --passage or --where.")
@@ -225,7 +227,7 @@ def _read(sources: list[str], progress: WriteProgress, encoding: str, text_field
         return read(
             sources, on_skip=progress.on_skip, on_file=progress.on_file, encoding=encoding, text_field=text_field
         )
-    except RetrievalError as error:  # an unknown encoding, a path that is none: bad input, nothing failed
+    except RetrievalError as error:  # an unknown encoding, a path that does not exist: bad input, nothing failed
         raise ControlError(str(error)) from error
 
 
@@ -242,7 +244,7 @@ def _summarise(index: Index, progress: WriteProgress, json: bool) -> None:
     """Print what was done; exit 3 when inputs were skipped."""
     data, change = index.info(), index.change
     counts = {} if change is None else asdict(change)
-    counts["skipped"] = len(progress.skipped)  # those of the index's own folder are not the user's
+    counts["skipped"] = len(progress.skipped)  # without those of the index's own folder
     if json:
         skipped = [asdict(item) for item in progress.skipped]
         _echo_json({"files": progress.files, "change": counts, "skipped": skipped, "index": data})

@@ -1,4 +1,4 @@
-"""The ``ckcontrol`` command: its sub-commands, and every failure turned into one line and an exit code.
+"""The ``ckcontrol`` command: its sub-commands, and how every failure becomes one line and an exit code.
 
     0 done · 1 it failed · 2 the input was bad · 3 done, but inputs were skipped (named on stderr) · 130 interrupted
 
@@ -22,13 +22,13 @@ from .demo import demo
 from .doctor import doctor
 from .eval.compare import compare as eval_compare
 from .eval.run import app as eval_app
-from .explain import explain
 from .heads.export import export as heads_export
 from .heads.find import app as heads
 from .heads.show import show as heads_show
 from .heads.tune import tune as heads_tune
 from .index import index_app
-from .run_ import run as run_command
+from .run import explain
+from .run import run as run_command
 from .search import search
 from .serve_vllm import serve_vllm
 

@@ -1,20 +1,28 @@
-"""The options the commands share, and what they open with a spinner: a model, an index, an embedder, a re-ranker.
+"""The options that commands share, and what they load with a spinner: a model, an index, an embedder, a re-ranker.
 
-Knows typer; knows no command.
+`Answering` holds the options of every command that answers; `spread` gives them to a command, `preset` makes a second
+command of one by fixing some of its options. Knows typer; knows no command.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from .files import parse_params
+
 if TYPE_CHECKING:
+    from ..control import Control
+    from ..decoding.options import GenerateOptions
     from ..retrieval import Index
 
-__all__ = ["Mode", "load", "open_index"]
+__all__ = ["Answering", "Mode", "load", "load_embedder", "load_reranker", "open_index", "preset", "spread"]
 
 
 class Mode(str, Enum):
@@ -59,7 +67,7 @@ Prune = Annotated[
 ]
 PruneStream = Annotated[str, typer.Option("--prune-stream", help="Where to prune: both, contextual or parametric.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Stream = Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Print the answer while it is generated.")]
 Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index's folder.")]
 Search = Annotated[Mode, typer.Option("--mode", help="By meaning, by words, or both.")]
 Where = Annotated[
@@ -79,6 +87,103 @@ Embedder = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Answering:
+    """What every command that answers is told: the model, the control, how tokens are drawn and what is printed.
+
+    Raises:
+        typer.BadParameter: The answer is asked for as a stream and as JSON.
+    """
+
+    model: Model = "demo"
+    method: Method = "ck-plug"
+    alpha: Alpha = None
+    param: Params = field(default_factory=list)
+    max_new_tokens: Tokens = 64
+    sample: Sample = False
+    temperature: Temperature = 1.0
+    seed: Seed = None
+    device: Device = None
+    dtype: Dtype = None
+    stream: Stream = False
+    json: AsJson = False
+
+    def __post_init__(self) -> None:
+        if self.stream and self.json:
+            raise typer.BadParameter("--stream and --json exclude each other.")
+
+    def control(self) -> Control:
+        """Return the control; a bad one raises `ControlError` before anything is loaded."""
+        from ..control import Control
+
+        return Control(self.method, self.alpha, **parse_params(self.param))
+
+    def drawn(self, *, trace: bool) -> GenerateOptions:
+        """Return how tokens are drawn, checked like the control."""
+        from ..decoding.options import GenerateOptions
+
+        return GenerateOptions(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=self.sample,
+            temperature=self.temperature,
+            seed=self.seed,
+            trace=trace,
+        )
+
+    def load(self) -> tuple[Any, Any]:
+        """Load the model and its tokenizer, with a spinner."""
+        return load(self.model, self.device, self.dtype)
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per field of `Answering`, in place of its parameter ``given: Answering``.
+
+    typer reads a command's signature, so the result has one: the command's own parameters with those fields among them.
+    """
+    hints = get_type_hints(Answering, include_extras=True)
+    shared = []
+    for part in fields(Answering):
+        default = part.default if part.default_factory is MISSING else part.default_factory()
+        shared.append(inspect.Parameter(part.name, inspect.Parameter.KEYWORD_ONLY, default=default))
+    shared = [parameter.replace(annotation=hints[parameter.name]) for parameter in shared]
+
+    def call(**values: Any) -> None:
+        given = {name: values.pop(name) for name in hints if name in values}
+        command(given=Answering(**given), **values)
+
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [new for old in own for new in (shared if old.name == "given" else [old])]
+    return _described(call, command.__name__, command.__doc__, parameters)
+
+
+def preset(command: Callable[..., None], name: str, text: str, **fixed: Any) -> Callable[..., None]:
+    """Return a command under another name that calls this one with some of its options fixed.
+
+    Args:
+        command: A command.
+        name: The new one's name.
+        text: Its help text.
+        **fixed: Values of options that the new command does not have.
+    """
+
+    def call(**values: Any) -> None:
+        command(**values, **fixed)
+
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    return _described(call, name, text, [old for old in own if old.name not in fixed])
+
+
+def _described(
+    call: Callable[..., None], name: str, text: str | None, parameters: Iterable[inspect.Parameter]
+) -> Callable[..., None]:
+    """Write on a function what typer reads: its name, its help text and its parameters."""
+    kept = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    call.__name__, call.__doc__ = name, text
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
+    call.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    return call
+
+
 def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
     """Load a model with a spinner on stderr where that is a terminal."""
     from rich.console import Console
@@ -90,10 +195,10 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> tupl
 
 
 def open_index(folder: Path, embedder: str | None = None, *, load: bool = False) -> Index:
-    """Open an index, with the embedder its manifest names unless another place of it is given.
+    """Open an index, with the embedder that its manifest names unless another place for it is given.
 
     Args:
-        folder: The index's.
+        folder: The index's folder.
         embedder: A name for `load_embedder`.
         load: Load the manifest's embedder now, with a spinner, rather than when it is needed.
     """
@@ -113,7 +218,7 @@ def open_index(folder: Path, embedder: str | None = None, *, load: bool = False)
 
 
 def load_embedder(name: str, *, normalize: bool = True) -> Any:
-    """Load an embedder with a spinner on stderr where that is a terminal; folders are kept by their absolute path."""
+    """Load an embedder with a spinner on stderr where that is a terminal; a folder is recorded by its absolute path."""
     from rich.console import Console
 
     with Console(stderr=True).status(f"Loading the embedder {name} ...") as status:
@@ -125,7 +230,7 @@ def load_embedder(name: str, *, normalize: bool = True) -> Any:
 
 
 def load_reranker(name: str | None) -> Any:
-    """Load a re-ranker like `load_embedder`; None for None."""
+    """Load a re-ranker as `load_embedder` loads an embedder; None gives None."""
     if name is None:
         return None
     from rich.console import Console

@@ -1,6 +1,6 @@
-"""What ``index build`` and ``index add`` say while they work: a live line on a terminal, now and then a line elsewhere.
+"""What ``index build`` and ``index add`` say while they work: a live line on a terminal, elsewhere a line now and then.
 
-Everything goes to stderr. Knows the callbacks of a reader and of an index; knows nothing of what either does.
+Everything goes to stderr. Knows the callbacks of a reader and of an index, and nothing of what either does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WriteProgress:
     """Collects the reports of one write and shows them. Use as a context manager.
 
     Args:
-        index: The index's folder; its own files are not reported where it lies among the sources.
+        index: The index's folder; its own files are not reported if it lies among the sources.
 
     Attributes:
         files: Files that were read.
@@ -64,13 +64,13 @@ class WriteProgress:
             self._bars.stop()
 
     def on_file(self, name: str, done: int, total: int) -> None:
-        """Take a report of the reader: a file's name, the bytes read so far, and those of all files."""
+        """Take a report of the reader: a file's name, the bytes read so far, and the bytes of all files."""
         self.files += name != self._name and not self._mine(name)
         self._name, self._bytes = name, (done, total)
         self._show()
 
     def on_skip(self, skipped: Skipped) -> None:
-        """Print an input that is left out, at once and whatever else is shown."""
+        """Print an input that is left out, at once, whatever else is being shown."""
         if self._mine(skipped.name):
             return
         self.skipped.append(skipped)
@@ -92,7 +92,7 @@ class WriteProgress:
         return Path(name).resolve().is_relative_to(self._index)
 
     def line(self) -> str:
-        """Return where things stand."""
+        """Return the line that says how far the work has come."""
         if self._building:
             return f"{self._stage} of {self._building:,} vectors"
         done, total = self._bytes
@@ -105,7 +105,7 @@ class WriteProgress:
 
     def _show(self) -> None:
         if self._bars is not None:
-            done, total = self._bytes  # all read is not all done: the bar is never full, or its clock would stop
+            done, total = self._bytes  # all read is not all done: a full bar would stop its clock
             known = total > 1 and not self._building
             amount = (min(done, total - 1), total) if known else (0, None)
             self._bars.update(self._bars.task_ids[0], description=self.line(), completed=amount[0], total=amount[1])

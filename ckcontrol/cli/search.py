@@ -23,7 +23,7 @@ def search(
     embedder: options.Embedder = None,
     json: options.AsJson = False,
 ) -> None:
-    """Find the passages nearest a question. Prints rank, score, source, metadata and the line nearest the words."""
+    """Find the passages nearest a question. Prints rank, score, source, metadata and the line closest to the words."""
     from rich.console import Console
 
     from ..views.terminal import print_hits

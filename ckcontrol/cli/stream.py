@@ -1,4 +1,4 @@
-"""A streamer that writes text to the terminal as tokens arrive, with everything unsafe taken out.
+"""A streamer that writes text to the terminal as tokens arrive, with everything unsafe removed.
 
 Knows the streamer protocol (`put`, `end`) and a tokenizer; knows nothing of models or controls.
 """
@@ -14,7 +14,7 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """Prints the answer of one question piece by piece; the prompt, which comes first, is skipped."""
+    """Prints the answer of one question piece by piece; skips the prompt, which comes first."""
 
     def __init__(self, tokenizer: Any, file: TextIO | None = None) -> None:
         self._tokenizer = tokenizer

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from .result import DemoResult, Item, Row, judge
+from .result import DemoResult, Item, judge
+from .result import DemoRow as Row
 from .run import run_demo
 
 __all__ = ["DemoResult", "Item", "Row", "judge", "run_demo"]

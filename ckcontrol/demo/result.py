@@ -1,4 +1,4 @@
-"""The demo's records: a question, what was found out about it, the whole result; the verdict on an answer.
+"""The demo's records: a question, what was found out about it, the whole result; and the verdict on an answer.
 
 Knows answers and text matching; runs no model and draws nothing.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..answer import Answer
 
-__all__ = ["VERDICTS", "DemoResult", "Item", "Row", "judge"]
+__all__ = ["VERDICTS", "DemoResult", "DemoRow", "Item", "judge"]
 
 VERDICTS = ("passage", "memory", "both", "neither")
 
@@ -42,7 +42,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Row:
+class DemoRow:
     """One question with everything that was found out about it.
 
     Attributes:
@@ -70,34 +70,34 @@ class DemoResult:
 
     Attributes:
         rows: One per question.
-        columns: Names of the settings, in the order of `Row.answers`.
+        columns: Names of the settings, in the order of `DemoRow.answers`.
         model: Name of the model.
         corpus_size: Passages in the index.
         seconds: Wall time per stage.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[DemoRow, ...]
     columns: tuple[str, ...]
     model: str
     corpus_size: int
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def totals(self, rows: Sequence[Row]) -> list[Counter[str]]:
+    def totals(self, rows: Sequence[DemoRow]) -> list[Counter[str]]:
         """Count the verdicts of some rows, per column."""
         return [Counter(row.verdicts[i] for row in rows) for i in range(len(self.columns))]
 
-    def false_rows(self, *, known: bool | None = None) -> list[Row]:
-        """Return the rows whose passage is false; with `known`, only those the model knows or does not."""
+    def false_rows(self, *, known: bool | None = None) -> list[DemoRow]:
+        """Return the rows whose passage is false; with `known`, only those that the model knows, or does not know."""
         return [row for row in self.rows if row.item.false and known in (None, row.knows)]
 
-    def true_rows(self) -> list[Row]:
+    def true_rows(self) -> list[DemoRow]:
         """Return the rows whose passage is true."""
         return [row for row in self.rows if not row.item.false]
 
-    def telling(self, count: int = 2) -> list[Row]:
-        """Return the rows that show the dial best: the passage wins at one end, memory at the other."""
+    def telling(self, count: int = 2) -> list[DemoRow]:
+        """Return the rows that show the dial best, where the passage wins at one end and memory at the other."""
 
-        def score(row: Row) -> tuple[bool, bool, bool, int]:
+        def score(row: DemoRow) -> tuple[bool, bool, bool, int]:
             moved = "memory" in row.verdicts and "passage" in row.verdicts
             return (row.item.false and moved, row.verdicts[0] == "passage", row.knows, _switched(row))
 
@@ -129,7 +129,7 @@ class DemoResult:
         }
 
 
-def _switched(row: Row) -> int:
+def _switched(row: DemoRow) -> int:
     return sum(answer.switched for answer in row.answers)
 
 

@@ -1,7 +1,7 @@
-"""The demo's logic: retrieve a passage per question, probe the model closed book, answer at each setting.
+"""The demo's logic: retrieve a passage per question, ask the model closed book, answer at each setting.
 
-Knows models, retrieval and the metrics by their public names; draws nothing (`view.py` does), prints nothing:
-slow steps are reported through a callback. Everything heavy is imported inside the functions.
+Knows models, retrieval and metrics by their public names; draws nothing (`view.py` does) and prints nothing:
+a callback reports slow steps. Everything heavy is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 from ..answer import Answer
 from ..control import Control
 from ..decoding.options import GenerateOptions
-from .result import DemoResult, Item, Row, judge
+from .result import DemoResult, DemoRow, Item, judge
 
 __all__ = ["load_items", "run_demo", "settings"]
 
-# stage, done, total; total 0: length unknown
+# stage, done, total; a total of 0: length unknown
 Progress = Callable[[str, int, int], None]
 
 
@@ -69,7 +69,7 @@ def run_demo(
         items: Questions to ask instead of the shipped ones.
         max_new_tokens: Longest answer, in tokens.
         device: Where the model runs; None chooses.
-        on_progress: Called with (stage, done, total) as work proceeds; total 0 means of unknown length.
+        on_progress: Called with (stage, done, total) as work proceeds; a total of 0 means that the length is unknown.
 
     Raises:
         CKError: A model could not be obtained, or an extra is missing.
@@ -82,7 +82,7 @@ def run_demo(
     with _timed(seconds, "loading"):
         from ..models.load import load
 
-        if model != "demo":  # which reports by itself
+        if model != "demo":  # which reports its loading itself
             report(f"Loading {model} ...", 0, 0)
         loaded = load(model, device=device, on_status=lambda text: report(text, 0, 0))
     with _timed(seconds, "answering"):
@@ -92,7 +92,7 @@ def run_demo(
     for number, item in enumerate(items):
         answers = tuple(column[number] for column in answered)
         rows.append(
-            Row(
+            DemoRow(
                 item=item,
                 passage=hits[number].text,
                 expected=hits[number].id == item.passage_id,
@@ -106,7 +106,7 @@ def run_demo(
 
 
 def _title(model: str) -> str:
-    """Return a model's name for people: of a folder its last part, never the machine's path."""
+    """Return a model's name for people: of a folder the last part, never the machine's path."""
     from ..models.load import DEMO_MODEL
 
     return DEMO_MODEL.name if model == "demo" else Path(model).name if Path(model).is_dir() else model
@@ -139,7 +139,7 @@ def _answer(
     max_new_tokens: int,
     report: Progress,
 ) -> list[list[Answer]]:
-    """Answer closed book, then once per column; a list per column, closed book first."""
+    """Answer closed book, then once per column; return one list per column, closed book first."""
     from .. import generate
 
     drawn = GenerateOptions(max_new_tokens=max_new_tokens)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ..views.html import legend_html, page, table, tokens_html
 from ..views.safe_text import clean, escape
-from .result import DemoResult, Row
+from .result import DemoResult
+from .result import DemoRow as Row
 
 if TYPE_CHECKING:
     from rich.console import Console

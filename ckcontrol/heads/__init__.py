@@ -1,4 +1,4 @@
-"""Attention heads that speak for memory or for the context: find, prune, select and export them (PH3 on any decoder).
+"""Attention heads that speak for memory or for the context: find, prune, choose and export them (PH3 on any decoder).
 
 Names are resolved on first use, so importing this package loads neither torch nor transformers.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# name -> module that defines it
+# name -> module that defines it, and its name there where that is another
 _WHERE = {
     "Fingerprint": ".fingerprint",
     "HeadLayout": ".families",
     "HeadMask": ".mask",
     "HeadScores": ".finding.scores",
     "Panel": ".choosing.panel",
-    "Record": ".finding.conflict_prompts",
+    "Record": ".finding.conflict_prompts:ConflictRecord",
     "build_records": ".finding.conflict_prompts",
     "describe": ".families",
     "export_checkpoint": ".export",
     "export_lora": ".export",
     "mask_for": ".choosing.select",
     "pruned": ".apply",
-    "read_facts": ".finding.conflict_prompts",
+    "read_facts": ".finding.facts",
 }
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from .choosing.select import mask_for
     from .export import export_checkpoint, export_lora
     from .families import HeadLayout, describe
-    from .finding.conflict_prompts import Record, build_records, read_facts
+    from .finding.conflict_prompts import ConflictRecord as Record
+    from .finding.conflict_prompts import build_records
+    from .finding.facts import read_facts
     from .finding.scores import HeadScores
     from .fingerprint import Fingerprint
     from .mask import HeadMask
@@ -56,7 +58,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'ckcontrol.heads' has no attribute {name!r}")
-    value = getattr(import_module(_WHERE[name], __name__), name)
+    module, _, inside = _WHERE[name].partition(":")
+    value = getattr(import_module(module, __name__), inside or name)
     globals()[name] = value
     return value
 

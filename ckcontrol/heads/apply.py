@@ -1,7 +1,7 @@
 """Run a model with heads pruned or scaled: `pruned`, a context manager over hooks on the output projections.
 
-A mask multiplies the projection's *input*, where heads still are columns of their own; behind the projection they are
-summed and cannot be told apart. Works with every attention kernel, with padding and with caches. Knows masks, hooks
+A mask multiplies the projection's *input*, where every head still has its own columns; after the projection the heads
+are summed and cannot be told apart. Works with every attention kernel, with padding and with caches. Knows masks, hooks
 and which stream is running; knows nothing of scores or prompts.
 """
 
@@ -38,22 +38,22 @@ def pruned(
 ) -> Iterator[None]:
     """**This changes what the model computes** while the block runs, for every caller in every thread.
 
-    Factors act at every position, in prefill and in decode. On exit, also by exception, the hooks are gone and the
-    model is bit for bit what it was; a mask of ones changes no bit inside either. Blocks nest: factors multiply.
-    Never carry a key-value cache across the border of a block.
+    Factors act at every position, in prefill and in decode. On exit, even after an exception, the hooks are gone and
+    the model is bit for bit what it was; a mask of ones changes no bit inside the block either. Blocks nest: factors
+    multiply. Never carry a key-value cache into or out of a block.
 
     Args:
         model: A model of a known family (`families.FAMILIES`).
         mask: For every forward, both streams of `ckcontrol.generate` included. A sequence has one entry (a mask or
             None) per row of the batch; beams and ``num_return_sequences`` are rows of their own.
-        contextual: Instead of `mask`: for the stream with the passages alone. Needs two-stream decoding:
+        contextual: Instead of `mask`: only for the stream with the passages. Needs two-stream decoding:
             `ckcontrol.generate` or `decoding_loop`; any other forward inside the block is refused.
-        parametric: The same for the stream without the passages. May be given beside `contextual`.
-        strict: Compare the mask's digest of the weights with the model; False compares counts alone.
+        parametric: The same for the stream without the passages. May be given together with `contextual`.
+        strict: Compare the mask's digest of the weights with the model's; False compares only the counts.
 
     Raises:
-        HeadsError: The mask is for another model (names the field); `mask` is given beside a stream's own; or, from
-            within a forward, rows and masks do not match.
+        HeadsError: The mask is for another model (the message names the field); `mask` is given together with a
+            stream's own; or, raised from within a forward, rows and masks do not match.
 
     Example:
         >>> from ckcontrol.models.tiny import tiny_model
@@ -63,13 +63,13 @@ def pruned(
         ...     answer = model.generate(ids, max_new_tokens=4, do_sample=False)
     """
     if mask is not None and (contextual is not None or parametric is not None):
-        raise HeadsError("mask stands beside contextual or parametric.", "Give one mask, or one per stream.")
+        raise HeadsError("mask was given together with contextual or parametric.", "Give one mask, or one per stream.")
     layout = describe(model)
     given = (mask, mask) if mask is not None else (contextual, parametric)
     lists = [_as_list(masks) for masks in given]
     for one in {m for masks in lists for m in masks if m is not None}:
         one.check(model, strict=strict)
-    touched = {layer for masks in lists for m in masks if m is not None for layer, _ in m.heads}
+    touched = {layer for masks in lists for m in masks if m is not None for layer in m.layers}
     source = _Factors(layout, lists[0], lists[1], both=mask is not None)
     with gated(layout, source, sorted(touched)):
         yield
@@ -77,13 +77,13 @@ def pruned(
 
 @contextmanager
 def gated(layout: HeadLayout, factors: Callable[[int, Tensor], Tensor], layers: Sequence[int]) -> Iterator[None]:
-    """Multiply the heads of some layers while the block runs; what `pruned` and the learned mask are made of.
+    """Multiply the heads of some layers while the block runs; `pruned` and the learned mask are made of this.
 
     Args:
         layout: What `describe` returned.
-        factors: Called with the layer and the projection's input z, [B, T, H*d_h]; returns what z is multiplied by,
-            of a shape that broadcasts, in z's dtype and on its device. Gradients flow through it.
-        layers: The layers to touch.
+        factors: Called with the layer and the projection's input z, [B, T, H*d_h]; returns what z is multiplied by:
+            broadcastable to z, in its dtype and on its device. Gradients flow through it.
+        layers: The layers whose heads are multiplied.
     """
     handles = [layout.projections[layer].register_forward_pre_hook(_hook(layer, factors)) for layer in layers]
     try:
@@ -97,7 +97,7 @@ def _hook(layer: int, factors: Callable[[int, Tensor], Tensor]) -> Callable[...,
     def multiply(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not args:
             raise HeadsError(
-                f"layer {layer} hands its heads over by keyword.", "This transformers version is not known."
+                f"layer {layer} passes its heads by keyword.", "This version of transformers is not supported."
             )
         return (args[0] * factors(layer, args[0]), *args[1:])
 
@@ -105,7 +105,7 @@ def _hook(layer: int, factors: Callable[[int, Tensor], Tensor]) -> Callable[...,
 
 
 class _Factors:
-    """The multiplier of each layer for the rows at hand, built once per batch shape and kept."""
+    """What each layer is multiplied by for the rows at hand, built once per batch shape and kept."""
 
     def __init__(
         self, layout: HeadLayout, contextual: list[HeadMask | None], parametric: list[HeadMask | None], *, both: bool
@@ -120,10 +120,10 @@ class _Factors:
         if streams is None:
             if not self.both:
                 raise HeadsError(
-                    "a forward outside two-stream decoding met masks for single streams.",
+                    "a forward outside two-stream decoding met masks that are each for one stream.",
                     "Use ckcontrol.generate or decoding_loop inside the block, or pruned(model, mask).",
                 )
-            streams = ("contextual",)  # both lists are one
+            streams = ("contextual",)  # both lists are the same
         rows, rest = divmod(z.shape[0], len(streams))
         key = (layer, streams, rows, z.dtype, z.device)
         if key not in self.kept:
@@ -139,7 +139,7 @@ class _Factors:
         return self.kept[key]
 
     def _part(self, layer: int, masks: list[HeadMask | None], rows: int) -> Tensor:
-        """Factors of one stream, [1, H] where all rows share them, else [rows, H]."""
+        """Factors of one stream: [1, H] where all rows share them, else [rows, H]."""
         if len(masks) not in (1, rows):
             raise HeadsError(
                 f"{len(masks)} masks meet a batch of {rows} rows.",

@@ -1,8 +1,8 @@
 """A mask as weights: an ordinary checkpoint with scaled projection blocks, or a LoRA adapter that subtracts them.
 
-Multiplying the input of a projection by a diagonal is multiplying the columns of its weight, so the exported model is
-the hooked one, with the same architecture, for any server. Nothing appears at the target path before the reloaded copy
-was compared with the hooks. Knows masks and transformers' and PEFT's file formats; knows nothing of scores.
+Multiplying the input of a projection by a diagonal multiplies the columns of its weight, so the exported model is the
+hooked one, with the same architecture, for any server. Nothing appears at the target path until the reloaded copy has
+been compared with the hooks. Knows masks and the file formats of transformers and PEFT; knows nothing of scores.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Agreement:
         prompts: Number of prompts.
         difference: Largest absolute difference of a logit, over all positions.
         scale: Largest absolute logit.
-        same: Prompts with the same greedy continuation.
+        same: Number of prompts with the same greedy continuation.
         new_tokens: Length of the continuations.
     """
 
@@ -83,25 +83,25 @@ def export_checkpoint(
 ) -> Agreement:
     """Write the model with the mask in its weights: safetensors, same architecture, same dtype.
 
-    The model in memory is not changed. The projections' biases stay, as they do under the hook. The mask is written
-    beside the weights as ``head_mask.json``.
+    The model in memory is not changed. The biases of the projections stay, as they do under the hooks. The mask is
+    written beside the weights as ``head_mask.json``.
 
     Args:
         model: The unpruned model, not quantised.
         mask: Its mask.
         path: A folder that does not exist yet.
         tokenizer: Saved beside the weights if given.
-        prompts: Token ids to compare on; None: eight built-in texts (random ids without a tokenizer).
-        new_tokens: Length of the greedy continuations to compare.
+        prompts: Token ids to compare on; None takes eight built-in texts (random ids without a tokenizer).
+        new_tokens: Length of the greedy continuations that are compared.
         strict: As in `pruned`.
 
     Returns:
-        How the reloaded checkpoint compares with `model` under `pruned`. Where every factor is 0 the two are the same
-        sums: expect 0.0 on one machine.
+        How the reloaded checkpoint compares with `model` under `pruned`. Where every factor is 0 both compute the
+        same sums: expect 0.0 on one machine.
 
     Raises:
         HeadsError: The path exists, the mask is for another model, or the reloaded checkpoint disagrees by more than
-            rounding; nothing is left behind then.
+            rounding. Nothing is left behind then.
     """
     from transformers import AutoModelForCausalLM
 
@@ -136,22 +136,22 @@ def export_lora(
     strict: bool = True,
     base: str | None = None,
 ) -> Agreement:
-    """Write the mask as a LoRA adapter in PEFT's format, for servers that switch adapters per request.
+    """Write the mask as a LoRA adapter in PEFT's format, for servers that choose an adapter per request.
 
-    In each touched layer A selects the heads' columns and B holds (factor - 1) times their weights, so B A is the
-    change, at scaling 1. The rank is that of the layer with most heads, heads * head_dim; other layers are filled up
+    In each layer of the mask, A selects the columns of its heads and B holds (factor - 1) times their weights, so B A
+    is the change, at scaling 1. The rank is heads * head_dim of the layer with the most heads; other layers are padded
     with zeros, because servers want one rank. In half precision the subtraction leaves about 2^-8 of a pruned head.
 
     Args:
         model: The unpruned model.
-        mask: Its mask; not the identity.
+        mask: Its mask, other than the identity.
         path: A folder that does not exist yet.
-        tokenizer: Makes the built-in prompts; not saved.
+        tokenizer: Makes the built-in prompts; it is not saved.
         prompts: As in `export_checkpoint`.
         new_tokens: As in `export_checkpoint`.
         strict: As in `pruned`.
-        base: Name of the base model for ``adapter_config.json``; None: the one the model was loaded from, unless that
-            is a folder.
+        base: Name of the base model for ``adapter_config.json``; None takes the name the model was loaded by, unless
+            that is a folder.
 
     Returns:
         How `model` with the adapter, read back from its files, compares with `model` under `pruned`.
@@ -163,14 +163,13 @@ def export_lora(
 
     mask.check(model, strict=strict)
     layout = describe(model)
-    layers = sorted({layer for layer, _ in mask.heads})
-    if not layers:
+    if not mask.heads:
         raise HeadsError("the mask is the identity: an adapter of rank 0 cannot be written.", "Prune a head.")
-    heads = {layer: [h for at, h in mask.heads if at == layer] for layer in layers}
+    heads = {layer: [h for at, h in mask.heads if at == layer] for layer in mask.layers}
     rank = max(map(len, heads.values())) * layout.head_dim
     names = _projection_names(model, layout)
     tensors = {}
-    for layer in layers:
+    for layer in mask.layers:
         down, up = _factorised(layout, mask, layer, heads[layer], rank)
         tensors[f"base_model.model.{names[layer]}.lora_A.weight"] = down
         tensors[f"base_model.model.{names[layer]}.lora_B.weight"] = up
@@ -191,7 +190,7 @@ def export_lora(
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
-        "target_modules": [names[layer] for layer in layers],
+        "target_modules": [names[layer] for layer in mask.layers],
     }
     with _arriving(path) as folder:
         save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
@@ -208,10 +207,10 @@ def export_lora(
 
 @contextmanager
 def lora_applied(model: PreTrainedModel, path: str | Path) -> Iterator[None]:
-    """Add an adapter written by `export_lora` to a model's output projections while the block runs.
+    """Add an adapter that `export_lora` wrote to a model's output projections while the block runs.
 
-    This is PEFT's arithmetic, ``W x + b + (lora_alpha / r) * B (A x)``, without PEFT. For checks; servers load the
-    folder themselves.
+    This is PEFT's arithmetic, ``W x + b + (lora_alpha / r) * B (A x)``, without PEFT. It is there for checks;
+    servers load the folder themselves.
 
     Raises:
         HeadsError: The adapter names a module the model does not have.
@@ -247,7 +246,7 @@ def _low_rank(down: Tensor, up: Tensor, scaling: float) -> Any:
 
 
 def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
-    """Return prompts to compare models on: eight short texts, or without a tokenizer eight rows of arbitrary ids."""
+    """Return prompts to compare models on: eight short texts, or eight rows of random ids without a tokenizer."""
     if tokenizer is not None:
         return [list(tokenizer(text).input_ids) for text in _PROBES]
     generator = torch.Generator().manual_seed(0)
@@ -265,7 +264,7 @@ def compare(
         one: A model, perhaps inside `pruned`.
         other: Another with the same vocabulary.
         prompts: Token ids.
-        new_tokens: Length of the continuations; end tokens do not end them.
+        new_tokens: Length of the continuations, which end tokens do not cut short.
     """
     return _agreement(_observe(one, prompts, new_tokens), _observe(other, prompts, new_tokens), new_tokens)
 
@@ -275,7 +274,7 @@ Observed = list[tuple[Tensor, list[int]]]
 
 @torch.no_grad()
 def _observe(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Observed:
-    """Logits of every prompt position, [T, V] float32 on the CPU, and the greedy continuation."""
+    """The logits at every position of each prompt, [T, V] float32 on the CPU, and its greedy continuation."""
     found = []
     for prompt in prompts:
         output = model(torch.tensor([list(prompt)], device=model.device), use_cache=True)
@@ -300,7 +299,7 @@ def _agreement(one: Observed, other: Observed, new_tokens: int) -> Agreement:
 
 
 def _demand(found: Agreement, tolerance: float, dtype: torch.dtype, *, exact: bool) -> None:
-    """Refuse more than rounding: `tolerance` in full precision, of the largest logit where factors are not 0."""
+    """Refuse more than rounding: in full precision `tolerance`, times the largest logit unless `exact`."""
     if dtype not in (torch.float32, torch.float64):
         allowed = 8 * torch.finfo(dtype).eps * max(1.0, found.scale)
     else:
@@ -316,17 +315,17 @@ def _demand(found: Agreement, tolerance: float, dtype: torch.dtype, *, exact: bo
 
 
 def _changed(model: PreTrainedModel, mask: HeadMask) -> PreTrainedModel:
-    """A model of the same weights, shared in memory, but for the projections the mask changes.
+    """A model that shares all weights in memory but those of the projections that the mask changes.
 
-    It is built anew because transformers refuses to save a model that was loaded from GGUF, whose weights are plain
-    by now.
+    It is built anew because transformers refuses to save a model that was loaded from GGUF, although its weights are
+    ordinary ones by then.
     """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     layout, names = describe(model), _projection_names(model, describe(model))
     state = model.state_dict()
-    for layer in sorted({layer for layer, _ in mask.heads}):
+    for layer in mask.layers:
         name = f"{names[layer]}.weight"
         factors = torch.tensor(mask.row(layer)).repeat_interleave(layout.head_dim)
         factors = factors.to(device=state[name].device, dtype=torch.float32)
@@ -341,7 +340,7 @@ def _changed(model: PreTrainedModel, mask: HeadMask) -> PreTrainedModel:
 
 
 def _factorised(layout: HeadLayout, mask: HeadMask, layer: int, heads: list[int], rank: int) -> tuple[Tensor, Tensor]:
-    """A [rank, H*d_h] and B [d, rank] of one layer, float32 on the CPU; rows beyond its own heads are zero."""
+    """A [rank, H*d_h] and B [d, rank] of one layer, on the CPU; rows beyond its own heads are zero."""
     weight = layout.weight(layer).detach().float().cpu()
     width = layout.head_dim
     down, up = torch.zeros(rank, weight.shape[1]), torch.zeros(weight.shape[0], rank)
@@ -360,7 +359,7 @@ def _projection_names(model: PreTrainedModel, layout: HeadLayout) -> list[str]:
 
 @contextmanager
 def _arriving(path: str | Path) -> Iterator[Path]:
-    """Give a folder beside `path` that becomes `path` when the block succeeds and vanishes when it does not."""
+    """Yield a folder beside `path` that becomes `path` if the block succeeds and vanishes if it does not."""
     target = Path(path)
     if target.exists() or target.is_symlink():
         raise HeadsError(f"{str(target)!r} exists.", "Give a new folder: exports overwrite nothing.")

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "Block", "Family", "HeadLayout", "describe"]
+__all__ = ["FAMILIES", "Family", "HeadLayout", "LayerParts", "describe"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module names of one architecture. A chain is applied in its order; a name may hold None (left out then).
+    """Module names of one architecture. A chain is applied in order; names that hold None are left out.
 
     Attributes:
-        layers: The list of blocks, seen from the model.
-        projection: The attention's output projection, seen from the block.
-        final: What follows the last block, up to and without the output embedding, seen from the model.
+        layers: The list of layers, seen from the model.
+        projection: The attention's output projection, seen from the layer.
+        final: What follows the last layer, up to but without the output embedding, seen from the model.
         attention_out: What the attention's output passes before it joins the residual stream (post-norms).
-        feed_forward: What leads from the residual stream to the update it gets from the MLP, norms included.
-        parallel: The feed-forward reads the block's input. A name is a flag of the config.
-        unless: Flags of the config with the value this table is written for.
+        feed_forward: What turns the residual stream into the update that the MLP adds to it, norms included.
+        parallel: The feed-forward reads the layer's input; a text is the config flag that says so.
+        unless: Config flags, each with the only value that this row describes.
     """
 
     layers: str
@@ -96,14 +96,14 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True)
-class Block:
-    """One layer of a model, as the sweep walks it.
+class LayerParts:
+    """One layer of a model, as path patching walks it.
 
     Attributes:
         module: The layer itself; the last row of its input is the residual stream that enters it.
         projection: The attention's output projection.
         attention_out: Post-norms of the attention's output; empty in most families.
-        feed_forward: Norm, MLP and post-norm in order: residual stream in, update out.
+        feed_forward: Norm, MLP and post-norm, in order: residual stream in, update out.
     """
 
     module: nn.Module
@@ -119,15 +119,15 @@ class HeadLayout:
     Attributes:
         family: `config.model_type`.
         layers: Number of layers, L.
-        heads: Query heads a layer, H.
+        heads: Query heads per layer, H.
         head_dim: Width of a head, d_h.
         hidden: Width of the residual stream, d.
         transposed: The projections store [H*d_h, d] (GPT-2's Conv1D) instead of [d, H*d_h].
-        parallel: Attention and MLP both read the block's input.
+        parallel: Attention and MLP both read the layer's input.
         blocks: The layers, first to last.
-        final: Final norm and what else precedes the output embedding.
+        final: The final norm and whatever else precedes the output embedding.
         unembed: The output embedding; [V, d] weight, perhaps a bias.
-        softcap: Logits pass softcap * tanh(logits / softcap); None where they do not.
+        softcap: Logits become softcap * tanh(logits / softcap); None where they do not.
     """
 
     family: str
@@ -137,7 +137,7 @@ class HeadLayout:
     hidden: int
     transposed: bool
     parallel: bool
-    blocks: tuple[Block, ...]
+    blocks: tuple[LayerParts, ...]
     final: tuple[nn.Module, ...]
     unembed: nn.Module
     softcap: float | None
@@ -148,11 +148,11 @@ class HeadLayout:
         return tuple(block.projection for block in self.blocks)
 
     def columns(self, head: int) -> slice:
-        """Where head `head` of any layer sits in the last axis of the projection's input."""
+        """Where a head of any layer lies in the last axis of the projection's input."""
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
 
     def weight(self, layer: int) -> Tensor:
-        """A view on layer `layer`'s projection as [d, H*d_h], whichever way it is stored; writes go through."""
+        """A view of the projection of `layer` as [d, H*d_h], whichever way it is stored; writes go through."""
         stored: Tensor = self.blocks[layer].projection.weight  # type: ignore[assignment]
         return stored.t() if self.transposed else stored
 
@@ -192,7 +192,7 @@ def describe(model: PreTrainedModel) -> HeadLayout:
     if model.training:
         raise HeadsError("the model is in training mode: dropout would enter the scores.", "Call model.eval().")
     blocks = tuple(
-        Block(
+        LayerParts(
             module=layer,
             projection=_at(layer, family.projection),
             attention_out=_chain(layer, family.attention_out),

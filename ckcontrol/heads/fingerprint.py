@@ -1,8 +1,8 @@
 """Which model a score or a mask belongs to: its shape in numbers, and a digest of a sample of its weights.
 
-The digest reads embeddings and output projections rounded to bfloat16, so a checkpoint has one fingerprint whether it
-is loaded in bfloat16 or float32, on any device. Knows models through `families.describe` only; knows nothing of
-prompts or heads' roles.
+The digest reads the embedding and the output projections rounded to bfloat16, so a checkpoint has the same fingerprint
+whether it is loaded in bfloat16 or float32, and on any device. Knows models only through `families.describe`; knows
+nothing of prompts or of what heads do.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Fingerprint:
     Attributes:
         family: `config.model_type`.
         layers: Number of layers.
-        heads: Query heads a layer (not key-value heads).
+        heads: Query heads per layer (not key-value heads).
         head_dim: Width of a head.
         hidden: Width of the residual stream.
         vocabulary: Rows of the input embedding.
-        weights: 16 hex digits over a sample of the weights.
+        weights: 16 hexadecimal digits of a hash over a sample of the weights.
     """
 
     family: str
@@ -48,11 +48,11 @@ class Fingerprint:
 
     @classmethod
     def of(cls, model: PreTrainedModel, layout: HeadLayout | None = None) -> Fingerprint:
-        """Read the fingerprint of a model; about a millisecond a layer.
+        """Read the fingerprint of a model; about a millisecond per layer.
 
         Args:
             model: A model of a known family.
-            layout: What `describe` returned for it, if at hand.
+            layout: What `describe` returned for it, where that is at hand.
 
         Raises:
             HeadsError: The family is unknown.
@@ -77,7 +77,7 @@ class Fingerprint:
 
         Args:
             other: What to compare with.
-            weights: Compare the digest too; False compares counts and widths alone.
+            weights: Compare the digest too; False compares only counts and widths.
         """
         for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
@@ -103,7 +103,7 @@ class Fingerprint:
         if name == "weights":
             hint = "Load the checkpoint it was made with. For a fine-tuned sibling on purpose: strict=False."
         else:
-            hint = "Heads of different models have nothing to do with each other: score this model anew."
+            hint = "Heads of different models are unrelated: score this model anew."
         raise HeadsError(f"{what} is for another model: {name} is {mine!r} there and {theirs!r} here.", hint)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Fingerprint:
 
 
 def _sample(matrix: Tensor) -> bytes:
-    """Bytes of up to `SAMPLE` evenly spaced values as bfloat16; a transposed view gives the same ones."""
+    """The bytes of up to `SAMPLE` evenly spaced values, as bfloat16; a transposed view gives the same."""
     import torch
 
     rows, columns = matrix.shape

@@ -1,6 +1,6 @@
-"""Plain forwards over left-padded prompts: last logits and greedy texts.
+"""Plain forwards over left-padded prompts: the last logits and greedy texts.
 
-Knows padding, positions and transformers' forward. Hooks of the caller act as they would in the model's own use.
+Knows padding, positions and transformers' forward. The caller's hooks act as they do whenever the model runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Batch", "greedy", "last_logits", "pad", "run"]
+__all__ = ["Batch", "greedy", "last_logits", "pad", "run", "tokenized"]
 
 
 class Batch(NamedTuple):
@@ -26,11 +26,16 @@ class Batch(NamedTuple):
 
 
 def pad(prompts: Sequence[Sequence[int]], device: torch.device) -> Batch:
-    """Put prompts of any lengths into one batch; padding ids are 0 and masked."""
+    """Put prompts of any lengths into one batch; padding is id 0, masked."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     return Batch(ids, mask)
+
+
+def tokenized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Batch:
+    """Tokenize texts into one batch on the model's device."""
+    return pad([tokenizer(text).input_ids for text in texts], model.device)
 
 
 def run(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -46,13 +51,13 @@ def run(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def last_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """As `run`, without gradients."""
+    """Like `run`, without gradients."""
     return run(model, batch)
 
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch, max_new_tokens: int) -> list[str]:
-    """Continue every prompt greedily; the new text of each, special tokens left out."""
+    """Continue every prompt greedily; return the new text of each, without special tokens."""
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     made = model.generate(
         input_ids=batch.ids,

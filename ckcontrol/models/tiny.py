@@ -1,6 +1,6 @@
 """Random tiny models of every supported family and a byte tokenizer: tests, examples and `ckcontrol doctor`.
 
-Nothing is downloaded. Knows transformers' config classes; its output is noise, its structure is real.
+Nothing is downloaded. Knows transformers' config classes; the output is noise, the structure is real.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _GPT2_KEEPS = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "in
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """Return a byte-level tokenizer of 260 tokens with a chat template; every string round-trips."""
+    """Return a byte-level tokenizer of 260 tokens with a chat template; every string survives the round trip."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -10,6 +10,7 @@ transformers. PyPI is the only place the demo models are taken from, so nothing 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -25,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock, Timeout
+
 from ..errors import MissingExtra, ModelUnavailable
 
 __all__ = ["Status", "Wheel", "cache_home", "ensure"]
@@ -32,7 +35,8 @@ __all__ = ["Status", "Wheel", "cache_home", "ensure"]
 Status = Callable[[str], None]
 
 MANIFEST = "manifest.json"
-RECIPE = 1  # raise it when the finished folder changes in kind; older folders are then rebuilt
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # a file system that cannot lock
+RECIPE = 1  # raise it when what the finished folder holds changes; older folders are then rebuilt
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,11 @@ class Wheel:
 
     Attributes:
         name: Folder name in the cache.
-        requirement: Exact pin, ``project==version``.
+        requirement: The exact version, ``project==version``.
         sha256: Digest of the wheel file.
         member: Path inside the wheel: one file, or with a trailing slash a folder.
         megabytes: Size of the download, for the status message.
-        disk_megabytes: Free space to ask for before anything is fetched.
+        disk_megabytes: Free space that must be there before anything is fetched.
     """
 
     name: str
@@ -77,7 +81,7 @@ def ensure(
     Args:
         wheel: What to obtain.
         finish: Called once with the extracted folder; may add and delete files there.
-        needs: Packages that `finish` imports; asked for before anything is fetched (extra ``demo``).
+        needs: Packages that `finish` imports, looked for before anything is fetched (extra ``demo``).
         verify: Recompute every digest; otherwise only sizes are compared.
         on_status: Receives one sentence per slow step.
 
@@ -109,7 +113,7 @@ def ensure(
 
 
 def _build(wheel: Wheel, target: Path, finish: Callable[[Path], None] | None, say: Status, *, sweep: bool) -> None:
-    if sweep:  # only under the lock: without it these folders may be another process's work
+    if sweep:  # only under the lock: without it these folders may be work of another process
         for stale in target.parent.glob(f".{wheel.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
     free = shutil.disk_usage(target.parent).free // 2**20
@@ -247,19 +251,22 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _lock(path: Path, wheel: Wheel, say: Status) -> Iterator[bool]:
-    """Hold the file lock; the system drops it when the process dies. Yields False where it cannot be had."""
+    """Hold the file lock; the system drops it when the process dies. Yields False where the file system has no locks.
+
+    filelock follows no link at `path`.
+    """
+    lock, alone = FileLock(path), True
     try:
-        import fcntl
-    except ImportError:  # Windows: unlocked, the work may be done twice, the renames keep the result whole
-        yield False
-        return
-    with open(path, "w", encoding="utf-8") as file:
-        alone = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(timeout=0)
+        except Timeout:
             say(f"Another process is preparing {wheel.name}; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            alone = False
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        alone = False
+    try:
         yield alone
+    finally:
+        lock.release()

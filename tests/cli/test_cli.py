@@ -276,6 +276,25 @@ def test_explain_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(json.loads(capsys.readouterr().out)["tokens"]) == 6
 
 
+def test_explain_is_run_with_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for command in (["explain"], ["run", "--explain"]):
+        assert main([*command, *ASK, "--alpha", "0.2"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "rank" in printed[0]
+    assert "--stream" in failure(capsys, "explain", *ASK, "--stream")[1]
+    assert "exclude each other" in failure(capsys, "run", *ASK, "--explain", "--stream")[1]
+
+
+def test_html_alone_leaves_stdout_to_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "why.html"
+    assert main(["run", *ASK]) == 0
+    answer = capsys.readouterr().out
+    assert main(["run", *ASK, "--html", str(page)]) == 0
+    assert capsys.readouterr() == (answer, f"Wrote {page}\n")
+    assert "It was Ann." in page.read_text(encoding="utf-8")
+
+
 # --- doctor ---
 
 

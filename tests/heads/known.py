@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ckcontrol.heads.finding.conflict_prompts import Fact
+from ckcontrol.heads.finding.facts import Fact
 
 SUBJECTS = ["Arle", "Bont", "Cade", "Dorn", "Elba", "Fynn", "Gaul", "Hest", "Ilta", "Jorn", "Kerr", "Lund"]
 ANSWERS = ["ash", "bay", "cob", "dew", "elm", "fig", "gum", "hay", "ivy", "jet", "kip", "lot"]

@@ -13,7 +13,8 @@ import torch
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.heads.finding import find as find_module
-from ckcontrol.heads.finding.conflict_prompts import Record, read_facts
+from ckcontrol.heads.finding.conflict_prompts import ConflictRecord
+from ckcontrol.heads.finding.facts import read_facts
 from ckcontrol.heads.finding.find import find
 from ckcontrol.heads.finding.scores import HeadScores
 from ckcontrol.heads.forward import last_logits, pad
@@ -210,7 +211,7 @@ def test_the_demo_model_is_scored(real: Any, tmp_path: Path) -> None:
     facts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     forms = ("substitution", "qa")
     scores = find(model, tokenizer, read_facts(facts), tmp_path / "heads.json", formats=forms, n=1)
-    assert all(isinstance(r, Record) and r.known for r in scores.records)
+    assert all(isinstance(r, ConflictRecord) and r.known for r in scores.records)
     for form in forms:
         for source in ("memory", "context"):
             assert scores.values(source, form=form).shape == (1, 30, 9)

@@ -9,15 +9,15 @@ import torch
 
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.apply import pruned
-from ckcontrol.heads.choosing.panel import Panel, Result, _outcome_of_text, _outcome_of_token, _Prompt, interval
-from ckcontrol.heads.finding.conflict_prompts import Record
+from ckcontrol.heads.choosing.panel import Panel, PanelPrompt, Result, interval, outcome_of_text, outcome_of_token
+from ckcontrol.heads.finding.conflict_prompts import ConflictRecord
 from ckcontrol.heads.mask import HeadMask
 from ckcontrol.models.tiny import tiny_model
 
 QUIET = {"neutral": ("Plain words.", "And some more of them.")}
 
 
-def record(name: str, **changes) -> Record:
+def record(name: str, **changes) -> ConflictRecord:
     values = {
         "id": f"capital/{name}",
         "relation": "capital",
@@ -37,12 +37,12 @@ def record(name: str, **changes) -> Record:
         "other_subject": {},
         "other_answer": {},
     }
-    return Record(**{**values, **changes})
+    return ConflictRecord(**{**values, **changes})
 
 
-def prompt(**changes) -> _Prompt:
+def prompt(**changes) -> PanelPrompt:
     values = {"condition": "gold", "ids": (1,), "memory": ("Paris", "Lutetia"), "context": "Rome"}
-    return _Prompt(**{**values, "memory_tokens": frozenset({7, 8}), "context_token": 9, **changes})
+    return PanelPrompt(**{**values, "memory_tokens": frozenset({7, 8}), "context_token": 9, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,21 @@ def llama():
     ],
 )
 def test_the_source_named_first_wins(text, outcome):
-    assert _outcome_of_text(text, prompt()) == outcome
+    assert outcome_of_text(text, prompt()) == outcome
 
 
 def test_of_two_answers_at_one_place_the_longer_counts():
-    assert _outcome_of_text(" New York City", prompt(memory=("New York",), context="New York City")) == "context"
-    assert _outcome_of_text(" New York City", prompt(memory=("New York City",), context="New York")) == "memory"
+    assert outcome_of_text(" New York City", prompt(memory=("New York",), context="New York City")) == "context"
+    assert outcome_of_text(" New York City", prompt(memory=("New York City",), context="New York")) == "memory"
 
 
 def test_answers_are_text_not_patterns():
-    assert _outcome_of_text(" Washington, D.C.", prompt(memory=("Washington, D.C",), context="(")) == "memory"
+    assert outcome_of_text(" Washington, D.C.", prompt(memory=("Washington, D.C",), context="(")) == "memory"
 
 
 def test_tokens():
-    assert [_outcome_of_token(t, prompt()) for t in (7, 8, 9, 1)] == ["memory", "memory", "context", "other"]
-    assert _outcome_of_token(0, prompt(context_token=None)) == "other"
+    assert [outcome_of_token(t, prompt()) for t in (7, 8, 9, 1)] == ["memory", "memory", "context", "other"]
+    assert outcome_of_token(0, prompt(context_token=None)) == "other"
 
 
 # --- results ---
@@ -154,9 +154,9 @@ def test_batches_equal_single_forwards(llama, new_tokens):
             answers = [naive(model, p.ids, max(1, new_tokens)) for p in panel.prompts]
         if new_tokens:
             texts = [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
-            wanted = [_outcome_of_text(text, p) for text, p in zip(texts, panel.prompts, strict=True)]
+            wanted = [outcome_of_text(text, p) for text, p in zip(texts, panel.prompts, strict=True)]
         else:
-            wanted = [_outcome_of_token(a[0], p) for a, p in zip(answers, panel.prompts, strict=True)]
+            wanted = [outcome_of_token(a[0], p) for a, p in zip(answers, panel.prompts, strict=True)]
         found = panel.measure(given).outcomes
         left = {name: iter(values) for name, values in found.items()}
         assert [next(left[p.condition]) for p in panel.prompts] == wanted
@@ -182,7 +182,7 @@ def test_outcomes_are_not_all_other(llama):
     wanted = "memory" if naive(model, ids, 1)[0] in clean.memory_tokens else "other"
     assert panel.measure().outcomes["closed book"] == (wanted,), spelled
     token = naive(model, ids, 1)[0]
-    panel.prompts = [_Prompt("closed book", clean.ids, (), "", frozenset({token}), None)]
+    panel.prompts = [PanelPrompt("closed book", clean.ids, (), "", frozenset({token}), None)]
     panel._kept.clear()
     assert panel.measure().rate("closed book", "memory") == 1.0
 

@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 
 from ckcontrol.errors import HeadsError
-from ckcontrol.heads.finding.conflict_prompts import (
-    SPLITS,
-    Fact,
-    Record,
-    answer_token,
-    build_records,
-    contains,
-    read_facts,
-)
+from ckcontrol.heads.finding.conflict_prompts import SPLITS, ConflictRecord, answer_token, build_records
+from ckcontrol.heads.finding.facts import Fact, contains, read_facts
 
 from .known import ANSWERS, SUBJECTS, Known, known_model
 
@@ -28,7 +21,9 @@ def known() -> Known:
     return known_model()
 
 
-def records(known: Known, facts: list[Fact] | None = None, **options: Any) -> tuple[list[Record], dict[str, int]]:
+def records(
+    known: Known, facts: list[Fact] | None = None, **options: Any
+) -> tuple[list[ConflictRecord], dict[str, int]]:
     return build_records(known.model, known.tokenizer, known.facts if facts is None else facts, **options)
 
 
@@ -67,10 +62,10 @@ def test_records_depend_on_seed_and_fact_alone(known: Known) -> None:
 
 def test_a_record_survives_json(known: Known) -> None:
     for record in records(known)[0]:
-        assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+        assert ConflictRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     with pytest.raises(HeadsError, match=r"missing or unknown keys \['split', 'splits'"):
         data = records(known)[0][0].to_dict()
-        Record.from_dict({**{k: v for k, v in data.items() if k != "split"}, "splits": "dev"})
+        ConflictRecord.from_dict({**{k: v for k, v in data.items() if k != "split"}, "splits": "dev"})
 
 
 def test_what_leaks_is_left_out(known: Known) -> None:

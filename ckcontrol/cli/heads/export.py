@@ -1,4 +1,4 @@
-"""``ckcontrol heads export``: a mask as an ordinary checkpoint or as a LoRA adapter, compared with the hooks."""
+"""``ckcontrol heads export``: a mask as an ordinary checkpoint or a LoRA adapter, compared with the hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ckcontrol heads``: the sub-commands on attention heads, and ``find``, which scores them."""
+"""``ckcontrol heads``: the sub-commands on attention heads; and ``find``, which scores them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 from ...views.safe_text import clean
 from .. import options
 from ..bars import Bars
-from ..explain import check_writable
+from ..files import check_writable
+from .show import best_heads, figures, print_heads
 
 if TYPE_CHECKING:
     from ...heads.finding.scores import HeadScores
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 Facts = Annotated[Path, typer.Option("--facts", metavar="FILE", help="JSON lines: relation, subject, answer, cloze.")]
-Relations = Annotated[list[str], typer.Option("--relation", help="Use this relation alone. Repeatable.")]
+Relations = Annotated[list[str], typer.Option("--relation", help="Use only this relation. Repeatable.")]
 
 
 @app.command("find")
@@ -42,7 +43,7 @@ def find(
         int | None, typer.Option("--n", help="Score this many facts; 200 are stable.", show_default="all")
     ] = None,
     known: Annotated[str, typer.Option(help="Facts the model must know: greedy, ranked or any.")] = "ranked",
-    seed: Annotated[int, typer.Option(help="Of false answers and splits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seeds false answers and splits.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Facts scored at once.")] = 4,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -52,7 +53,7 @@ def find(
 
     Exact path patching on the facts the model knows. Interrupted? The same command goes on where it stopped.
     """
-    from ...heads.finding.conflict_prompts import read_facts
+    from ...heads.finding.facts import read_facts
     from ...heads.finding.find import find as run
 
     check_writable(out)
@@ -82,45 +83,25 @@ def find(
 
 
 def summary(scores: HeadScores, k: int = 5) -> dict[str, Any]:
-    """What a finished run says in short: counts, stability, and the k best heads of each source with their figures."""
+    """Return a finished run in short: counts, stability, and the k best heads of each source with their figures."""
     told: dict[str, Any] = {"facts": len(scores.records), "settings": dict(scores.settings)}
     for source in ("memory", "context"):
-        form = scores.formats[0]
-        stats = scores.statistics(source, form=form)
-        told[source] = {
-            "split_half": stats.split_half if stats.count > 3 else None,
-            "heads": [
-                {
-                    "layer": layer,
-                    "head": head,
-                    "mean": float(stats.mean[layer, head]),
-                    "error": float(stats.error[layer, head]) if stats.count > 1 else None,
-                    "agreement": float(stats.agreement[layer, head]),
-                }
-                for layer, head in scores.top(source, k, form=form)
-            ],
-        }
+        told[source] = best_heads(scores, source, k)
+        for row in told[source]["heads"]:
+            del row["formats"]
     return told
 
 
 def _print(scores: HeadScores) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     told = summary(scores)
     left = ", ".join(f"{count} {why}" for why, count in sorted(scores.settings["left_out"].items()) if count)
     typer.echo(
         clean(f"{told['facts']} facts scored of {scores.settings['facts_read']}" + (f" ({left})" if left else ""))
     )
     for source in ("memory", "context"):
-        stable = told[source]["split_half"]
-        table = Table(
-            title=f"Heads that promote {source}" + ("" if stable is None else f" · split-half r = {stable:.2f}"),
-            title_justify="left",
+        print_heads(
+            source,
+            told[source],
+            ("layer", "head", "logit difference", "± se", "same sign"),
+            lambda row: (str(row["layer"]), str(row["head"]), f"{row['mean']:.3f}", *figures(row)),
         )
-        for name in ("layer", "head", "logit difference", "± se", "same sign"):
-            table.add_column(name, justify="right")
-        for row in told[source]["heads"]:
-            error = "" if row["error"] is None else f"{row['error']:.3f}"
-            table.add_row(str(row["layer"]), str(row["head"]), f"{row['mean']:.3f}", error, f"{row['agreement']:.0%}")
-        Console().print(table)

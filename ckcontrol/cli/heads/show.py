@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +13,12 @@ import typer
 from ...errors import HeadsError, did_you_mean
 from ...views.safe_text import clean
 from .. import options
-from ..explain import check_writable
+from ..files import check_writable
 
 if TYPE_CHECKING:
     from ...heads.finding.scores import HeadScores
 
-__all__ = ["show"]
+__all__ = ["Scores", "best_heads", "figures", "print_heads", "show"]
 
 Scores = Annotated[Path, typer.Argument(metavar="HEADS.JSON", help="Written by `ckcontrol heads find`.")]
 
@@ -25,13 +27,13 @@ def show(
     scores: Scores,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the maps.", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page.", show_default=False)] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Heads to list of each source.")] = 10,
+    top: Annotated[int, typer.Option("--top", min=1, help="Heads to list per source.")] = 10,
     form: Annotated[
         str | None, typer.Option("--format", help="Prompt format that ranks them.", show_default="the first scored")
     ] = None,
     json: options.AsJson = False,
 ) -> None:
-    """Show the heads that promote memory and the context, how stable that is, and what relations share."""
+    """Show the heads that promote memory and the context, how stable that is, and what relations have in common."""
     from ...heads.finding.scores import HeadScores
 
     for path in (png, html):
@@ -58,46 +60,68 @@ def show(
 
 
 def _told(scores: HeadScores, top: int, form: str | None) -> dict[str, Any]:
-    from ...heads.finding.maps import relations_table, top_table
+    from ...heads.finding.maps import relations_table
 
     told: dict[str, Any] = {"facts": len(scores.records), "formats": list(scores.formats)}
     for source in ("memory", "context"):
-        stable = scores.statistics(source, form=form or scores.formats[0]).split_half
-        told[source] = {
-            "split_half": None if stable != stable else stable,
-            "heads": [
-                {**row, "error": None if row["error"] != row["error"] else row["error"]}
-                for row in top_table(scores, source, top, form)
-            ],
-            "relations": relations_table(scores, source, top, form),
-        }
+        relations = relations_table(scores, source, top, form)
+        told[source] = {**best_heads(scores, source, top, form), "relations": relations}
     return told
 
 
-def _print(scores: HeadScores, top: int, form: str | None) -> None:
+def best_heads(scores: HeadScores, source: str, k: int, form: str | None = None) -> dict[str, Any]:
+    """Return how stable the ranking for a source is, and its k best heads with their figures; None where unknown."""
+    from ...heads.finding.maps import top_table
+
+    stable = scores.statistics(source, form=form or scores.formats[0]).split_half
+    rows = top_table(scores, source, k, form)
+    return {
+        "split_half": None if math.isnan(stable) else stable,
+        "heads": [{**row, "error": None if math.isnan(row["error"]) else row["error"]} for row in rows],
+    }
+
+
+def print_heads(
+    source: str, found: Mapping[str, Any], names: Sequence[str], cells: Callable[[dict[str, Any]], Sequence[str]]
+) -> None:
+    """Print what `best_heads` found as a table: one row per head, with `cells` under the headings `names`."""
     from rich.console import Console
     from rich.table import Table
 
+    stable = "" if found["split_half"] is None else f" · split-half r = {found['split_half']:.2f}"
+    table = Table(title=f"Heads that promote {source}{stable}", title_justify="left")
+    for name in names:
+        table.add_column(clean(name), justify="right")
+    for row in found["heads"]:
+        table.add_row(*cells(row))
+    Console().print(table)
+
+
+def figures(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the standard error of a head's mean, empty where unknown, and the share of examples with its sign."""
+    return "" if row["error"] is None else f"{row['error']:.3f}", f"{row['agreement']:.0%}"
+
+
+def _print(scores: HeadScores, top: int, form: str | None) -> None:
     told = _told(scores, top, form)
-    console = Console()
     model = scores.model
     typer.echo(
         f"{clean(model.family)}: {model.layers} layers of {model.heads} heads, {told['facts']} facts, "
         f"ranked in {clean(form or scores.formats[0])} prompts"
     )
+    others = scores.formats if len(scores.formats) > 1 else ()
     for source in ("memory", "context"):
-        stable = told[source]["split_half"]
-        title = f"Heads that promote {source}" + ("" if stable is None else f" · split-half r = {stable:.2f}")
-        table = Table(title=title, title_justify="left")
-        others = [name for name in scores.formats if len(scores.formats) > 1]
-        for name in ("head", "logits", "± se", "same sign", *others):
-            table.add_column(clean(name), justify="right")
-        for row in told[source]["heads"]:
-            error = "" if row["error"] is None else f"{row['error']:.3f}"
-            means = [f"{row['formats'][name]:+.3f}" if name in row["formats"] else "" for name in others]
-            place = f"{row['layer']}.{row['head']}"
-            table.add_row(place, f"{row['mean']:+.3f}", error, f"{row['agreement']:.0%}", *means)
-        console.print(table)
+        print_heads(
+            source,
+            told[source],
+            ("head", "logits", "± se", "same sign", *others),
+            lambda row: (
+                f"{row['layer']}.{row['head']}",
+                f"{row['mean']:+.3f}",
+                *figures(row),
+                *(f"{row['formats'][name]:+.3f}" if name in row["formats"] else "" for name in others),
+            ),
+        )
     for source in ("memory", "context"):
         for row in told[source]["relations"]:
             pair = clean(" and ".join(row["relations"]))

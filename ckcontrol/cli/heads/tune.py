@@ -1,4 +1,4 @@
-"""``ckcontrol heads tune``: which heads to prune, chosen on development facts and reported on others."""
+"""``ckcontrol heads tune``: which heads to prune, chosen on development facts and reported on test facts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from .. import options
 from ..bars import Bars
-from ..explain import check_writable
+from ..files import check_writable
 from .show import Scores
 
 if TYPE_CHECKING:
@@ -28,20 +28,20 @@ def tune(
     model: options.Model = "demo",
     method: Methods = ["top-k"],  # noqa: B006  typer copies it
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the chosen mask.", show_default=False)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Facts of each split at most.", show_default="all")] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Masks a method may have measured.")] = 30,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most facts of each split.", show_default="all")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Masks that each method may have measured.")] = 30,
     draws: Annotated[int, typer.Option(min=0, help="Random-head controls.")] = 10,
     new_tokens: Annotated[int, typer.Option(min=0, help="Length of an answer; 0 asks for its first token.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of the method learned.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of controls and learning.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of the method 'learned'.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seeds controls and learning.")] = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
     json: options.AsJson = False,
 ) -> None:
     """Choose heads to prune, so that the model follows its context more, or its memory.
 
-    The unpruned model is a candidate too. It wins when nothing helps in total: conflicts, true contexts, irrelevant
-    contexts and closed-book questions count the same.
+    The unpruned model is a candidate too. It wins when nothing helps in total, where conflicts, true contexts,
+    irrelevant contexts and closed-book questions all count the same.
     """
     from ...heads.choosing.panel import check_direction
     from ...heads.choosing.tune import tune as run

@@ -2,9 +2,9 @@
 
 After the entrainment heads of Niu et al. (2025): a keep-logit per head, sampled gates, the two answers' logits as the
 loss, a reward for keeping heads. Ours: the target may be either source; a guard keeps the whole next-token distribution
-near the unpruned model's on gold and irrelevant contexts; and gates are hard concrete instead of straight-through,
-because a straight-through gradient is taken where no head is pruned, where the guard's slope is zero.
-Knows gates, prompts and losses; the candidates it returns are judged in select.py.
+close to the unpruned model's on gold and irrelevant contexts; and the gates are hard concrete, not straight-through,
+because a straight-through gradient is taken where no head is pruned, and there the slope of the guard is zero.
+Knows gates, prompts and losses; select.py judges the candidates it returns.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 from ...errors import HeadsError
 from ..apply import gated
 from ..families import describe
-from ..finding.conflict_prompts import Record
+from ..finding.conflict_prompts import ConflictRecord
 from ..finding.find import answer_tokens
 from ..fingerprint import Fingerprint
-from ..forward import last_logits, pad, run
+from ..forward import last_logits, run, tokenized
 from ..mask import HeadMask
 from .panel import check_direction
 from .select import GRID, Candidate
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Learned", "candidates", "learn"]
 
 SHARPNESS, STRETCH = 2 / 3, 0.1  # of the gates' distribution, as published
-START = 3.0  # keep-logit: every head is kept with probability 0.95 at first
+START = 3.0  # keep-logit: at first every head is kept with probability 0.95
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Learned:
     Attributes:
         model: Fingerprint of the model.
         direction: What was strengthened.
-        keep: Probability that a head is kept, [L, H] nested tuples.
-        losses: Per step the loss on conflicts, the guard, and the mean probability of keeping a head.
+        keep: Probability that each head is kept, [L, H] as nested tuples.
+        losses: Per step, the loss on conflicts, the guard, and the mean probability of keeping a head.
     """
 
     model: Fingerprint
@@ -57,7 +57,7 @@ class Learned:
 def learn(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
+    records: Sequence[ConflictRecord],
     direction: str,
     *,
     steps: int = 200,
@@ -70,21 +70,21 @@ def learn(
 ) -> Learned:
     """Learn which heads to keep. The model's weights are not changed.
 
-    Loss of a step, over `rows` records, every prompt with gates sampled for itself: cross entropy of the wanted answer
-    against the other (first tokens, conflict prompts, formats in turn), plus ``guard`` times KL(unpruned || pruned)
-    in nats over the vocabulary on one gold or irrelevant prompt a record, minus ``reward`` times the mean
-    probability of keeping a head. Adam.
+    The loss of a step, over `rows` records, with gates sampled for each prompt: the cross entropy of the wanted answer
+    against the other one (first tokens, conflict prompts, in a format drawn at random), plus ``guard`` times
+    KL(unpruned || pruned) in nats over the vocabulary on one gold or irrelevant prompt per record, minus ``reward``
+    times the mean probability of keeping a head. The optimizer is Adam.
 
     Args:
         model: A model of a known family.
         tokenizer: Its tokenizer.
-        records: Records to learn from: those of the split "find" that the model knows. Never those of the panel.
+        records: Records to learn from: those of the split "find" that the model knows, never those of the panel.
         direction: "context" or "memory".
         steps: Gradient steps.
-        rows: Records a step; twice as many prompts.
+        rows: Records per step; there are twice as many prompts.
         rate: Learning rate.
         reward: Weight of keeping heads.
-        guard: Weight of the KL guard; 3 because the panel has three conditions off target.
+        guard: Weight of the KL guard; 3, because the panel has three conditions off target.
         seed: Seeds records and samples.
         on_progress: Receives (steps done, steps).
 
@@ -99,7 +99,7 @@ def learn(
     logits = torch.full((layout.layers, layout.heads), START, device=model.device, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=rate)
     losses = []
-    order: list[Record] = []
+    order: list[ConflictRecord] = []
     for step in range(steps):
         if len(order) < rows:
             order += draw.sample(list(records), len(records))
@@ -108,10 +108,10 @@ def learn(
         guards = [draw.choice((r.gold, r.irrelevant)) for r in part]
         answers = [answer_tokens(tokenizer, r, text) for r, text in zip(part, texts, strict=True)]
         target = torch.full((len(part),), ("memory", "context").index(direction), device=model.device)
-        batch = pad([tokenizer(text).input_ids for text in (*texts, *guards)], model.device)
-        usual = last_logits(model, pad([tokenizer(text).input_ids for text in guards], model.device))
+        batch = tokenized(model, tokenizer, [*texts, *guards])
+        usual = last_logits(model, tokenized(model, tokenizer, guards))
 
-        gates = _sample(logits.expand(2 * len(part), -1, -1), noise)  # a mask a row
+        gates = _sample(logits.expand(2 * len(part), -1, -1), noise)  # one mask per row
 
         def factors(layer: int, z: Tensor, gates: Tensor = gates) -> Tensor:
             return gates[:, layer].repeat_interleave(layout.head_dim, dim=1)[:, None].to(z.dtype)
@@ -134,7 +134,9 @@ def learn(
 
 
 def candidates(learned: Learned, grid: Sequence[int] = GRID) -> list[Candidate]:
-    """Cut a learned mask: all heads more likely dropped than kept, and for each k the k least likely kept below START.
+    """Cut a learned mask: the heads more likely dropped than kept; and for each k the k least likely kept.
+
+    Only heads that became less likely to be kept than they were at first are ever dropped.
 
     Args:
         learned: From `learn`.

@@ -1,14 +1,13 @@
-"""What a mask does to a model's answers: conflict, and everything off target, in one measurement.
+"""What a mask does to a model's answers, on conflicts and off target, in one measurement.
 
-Conflict is where memory and context disagree; gold, irrelevant and no context are where a good mask changes nothing,
-and so is neutral text. A rate on conflicts alone rewards a broken model, so all of it is measured together. Knows
+On conflicts memory and context disagree. On gold contexts, irrelevant contexts, no context and neutral text a good mask
+changes nothing. A rate on conflicts alone would reward a broken model, so all of these are measured together. Knows
 records, prompts and answers; knows nothing of scores or of how a mask was chosen.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,21 +18,33 @@ from ...decoding.refusals import position_limit
 from ...errors import HeadsError, did_you_mean
 from ...rates import wilson
 from ..apply import pruned
-from ..finding.conflict_prompts import FORMATS, Record, answer_token
+from ..finding.conflict_prompts import ConflictRecord, answer_token
+from ..finding.facts import FORMATS, find_words
 from ..forward import greedy, last_logits, pad
 from ..mask import HeadMask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DIRECTIONS", "NEUTRAL", "OUTCOMES", "Panel", "Result", "interval"]
+__all__ = [
+    "DIRECTIONS",
+    "NEUTRAL",
+    "OUTCOMES",
+    "Panel",
+    "PanelPrompt",
+    "Result",
+    "check_direction",
+    "interval",
+    "outcome_of_text",
+    "outcome_of_token",
+]
 
 OUTCOMES = ("memory", "context", "other")
-DIRECTIONS = ("context", "memory")  # which source a mask is to strengthen
+DIRECTIONS = ("context", "memory")  # the source that a mask is to strengthen
 OFF_TARGET = ("gold", "irrelevant", "closed book")
 DISQUALIFIED = 1.1  # times the unpruned perplexity
 
-# Plain English that asks for no fact: what a pruned model's perplexity is measured on.
+# Plain English that asks for no fact; the perplexity of a pruned model is measured on it.
 NEUTRAL = (
     "The kettle had just begun to whistle when she heard the gate. She set two cups on the table, wiped the crumbs "
     "from the cloth, and went to see who had come so early. It was only the neighbour's boy, holding a basket of "
@@ -61,10 +72,10 @@ class Result:
     """One measurement of a panel.
 
     Attributes:
-        outcomes: condition -> per prompt one of `OUTCOMES`. Conditions are ``conflict <format>`` for each format,
+        outcomes: condition -> one of `OUTCOMES` per prompt. Conditions are ``conflict <format>`` for each format,
             ``gold`` (the context states what memory says), ``irrelevant`` (the context is about something else) and
-            ``closed book``. Order is that of the records that have the condition.
-        perplexity: Of neutral text, ``exp`` of the mean negative log-likelihood of a token; NaN without such text.
+            ``closed book``. The order is that of the records that have the condition.
+        perplexity: On neutral text, ``exp`` of the mean negative log-likelihood per token; NaN without such text.
     """
 
     outcomes: Mapping[str, tuple[str, ...]]
@@ -72,11 +83,11 @@ class Result:
 
     @property
     def conflict(self) -> tuple[str, ...]:
-        """The outcomes of all formats of conflict, one after the other."""
+        """The outcomes on conflicts in all formats, one format after the other."""
         return tuple(x for name, found in self.outcomes.items() if name.startswith("conflict ") for x in found)
 
     def rate(self, condition: str, outcome: str) -> float:
-        """Share of one outcome; ``conflict`` pools the formats. NaN without prompts."""
+        """Share of an outcome under a condition; ``conflict`` pools the formats. NaN without prompts."""
         found = self.conflict if condition == "conflict" else self.outcomes.get(condition, ())
         return sum(x == outcome for x in found) / len(found) if found else math.nan
 
@@ -91,10 +102,10 @@ class Result:
         return self.rate("conflict", "context")
 
     def total(self, direction: str) -> float:
-        """Mean of the wanted rate on conflicts and of the correct rates on gold, irrelevant and closed book.
+        """Mean of four rates: the wanted one on conflicts, and correct answers on gold, irrelevant and closed book.
 
-        This is what a selection maximises. Each of the four counts the same, so ten points won on conflicts are not
-        worth eleven lost on irrelevant contexts.
+        This is what a selection maximises. All four count the same, so ten points won on conflicts are not worth
+        eleven lost on irrelevant contexts.
 
         Args:
             direction: "context" wants conflicts answered from the context, "memory" from memory.
@@ -104,7 +115,7 @@ class Result:
         return sum(rates) / len(rates)
 
     def row(self) -> dict[str, float]:
-        """The figures of a table: RM, RC, other, gold, irrelevant, closed book, perplexity."""
+        """Return a table's figures: RM, RC, other, gold, irrelevant, closed book, perplexity."""
         return {
             "RM": self.rm,
             "RC": self.rc,
@@ -114,7 +125,7 @@ class Result:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values, the outcome of every prompt included (m, c or o)."""
+        """Return JSON-ready values, including the outcome of every prompt (m, c or o)."""
         outcomes = {name: "".join(x[0] for x in found) for name, found in self.outcomes.items()}
         return {"outcomes": outcomes, "perplexity": None if math.isnan(self.perplexity) else self.perplexity}
 
@@ -127,7 +138,9 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class PanelPrompt:
+    """A prompt of a panel, and what counts as which answer to it; a context answer without a first token has None."""
+
     condition: str
     ids: tuple[int, ...]
     memory: tuple[str, ...]  # spellings
@@ -137,17 +150,17 @@ class _Prompt:
 
 
 class Panel:
-    """Prompts of all conditions, ready to be answered under one mask after another.
+    """Prompts under all conditions, ready to be answered with one mask after another.
 
     Args:
         model: A model of a known family.
         tokenizer: Its tokenizer.
-        records: From `build_records`; usually those of one split that the model knows.
+        records: From `build_records`; usually the ones of a split that the model knows.
         formats: Formats of the conflict prompts.
-        neutral: Texts for the perplexity, cut to what the model takes; empty skips it.
-        new_tokens: Answers are greedy continuations of this length, of which the first line counts: the source whose
-            answer is named first wins. 0 compares the first token alone, which costs one forward and asks less.
-        batch_size: Prompts a forward.
+        neutral: Texts for the perplexity, cut to the model's context window; empty skips it.
+        new_tokens: Answers are greedy continuations of this length. The first line counts: the source whose answer
+            it names first wins. 0 compares only the first token, which costs one forward and demands less.
+        batch_size: Prompts per forward.
 
     Raises:
         HeadsError: No records.
@@ -157,7 +170,7 @@ class Panel:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        records: Sequence[Record],
+        records: Sequence[ConflictRecord],
         *,
         formats: Sequence[str] = FORMATS,
         neutral: Sequence[str] = NEUTRAL,
@@ -179,7 +192,7 @@ class Panel:
         return len(self._kept)
 
     def measure(self, mask: HeadMask | None = None) -> Result:
-        """Answer every prompt under a mask; None is the model as it is. A mask measured before costs nothing.
+        """Answer every prompt under a mask; None is the unpruned model. A mask that was measured before costs nothing.
 
         Raises:
             HeadsError: The mask is for another model.
@@ -190,12 +203,12 @@ class Panel:
                 self._kept[key] = Result(self._answers(), self._perplexity())
         return self._kept[key]
 
-    def _prompts(self, record: Record, formats: Sequence[str]) -> Iterable[_Prompt]:
+    def _prompts(self, record: ConflictRecord, formats: Sequence[str]) -> Iterable[PanelPrompt]:
         texts = {f"conflict {form}": record.conflict[form] for form in formats if form in record.conflict}
         texts |= {"gold": record.gold, "irrelevant": record.irrelevant, "closed book": record.clean}
         for condition, text in texts.items():
             tokens = (answer_token(self.tokenizer, text, spelling) for spelling in record.aliases)
-            yield _Prompt(
+            yield PanelPrompt(
                 condition=condition,
                 ids=tuple(self.tokenizer(text).input_ids),
                 memory=record.aliases,
@@ -206,17 +219,19 @@ class Panel:
 
     def _answers(self) -> dict[str, tuple[str, ...]]:
         outcomes = [""] * len(self.prompts)
-        order = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i].ids))  # like lengths pad less
+        order = sorted(
+            range(len(self.prompts)), key=lambda i: len(self.prompts[i].ids)
+        )  # similar lengths need less padding
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
             batch = pad([self.prompts[i].ids for i in part], self.model.device)
             if self.new_tokens:
                 texts = greedy(self.model, self.tokenizer, batch, self.new_tokens)
                 for i, text in zip(part, texts, strict=True):
-                    outcomes[i] = _outcome_of_text(text, self.prompts[i])
+                    outcomes[i] = outcome_of_text(text, self.prompts[i])
             else:
                 for i, token in zip(part, last_logits(self.model, batch).argmax(-1).tolist(), strict=True):
-                    outcomes[i] = _outcome_of_token(token, self.prompts[i])
+                    outcomes[i] = outcome_of_token(token, self.prompts[i])
         found: dict[str, list[str]] = {}
         for prompt, outcome in zip(self.prompts, outcomes, strict=True):
             found.setdefault(prompt.condition, []).append(outcome)
@@ -233,19 +248,19 @@ class Panel:
         return math.exp(min(loss / count, 700.0)) if count else math.nan
 
 
-def _outcome_of_text(text: str, prompt: _Prompt) -> str:
-    """The source whose answer the first line names first; of two at one place the longer."""
-    lines = text.strip().splitlines()
+def outcome_of_text(text: str, prompt: PanelPrompt) -> str:
+    """Return the source whose answer the first line names first; of two at the same place, the longer answer's."""
+    line = (text.strip().splitlines() or [""])[0]
     places = []
     for outcome, spellings in (("memory", prompt.memory), ("context", (prompt.context,))):
         for spelling in spellings:
-            found = re.search(rf"(?<!\w){re.escape(spelling)}(?!\w)", lines[0] if lines else "", re.IGNORECASE)
-            if found:
+            if found := find_words(line, spelling):
                 places.append((found.start(), -len(spelling), outcome))
     return min(places)[2] if places else "other"
 
 
-def _outcome_of_token(token: int, prompt: _Prompt) -> str:
+def outcome_of_token(token: int, prompt: PanelPrompt) -> str:
+    """Return the source whose answer begins with a token."""
     if token in prompt.memory_tokens:
         return "memory"
     return "context" if token == prompt.context_token else "other"

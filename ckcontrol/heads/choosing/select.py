@@ -1,8 +1,8 @@
 """Which heads to prune: candidates from scores, and the one that wins on a panel of development records.
 
-Every method proposes masks and is judged by the same panel, prompts and number of measurements; the unpruned model is
-always among the candidates (k = 0), so a method that helps nowhere chooses it. Knows scores, panels and masks; learning
-a mask by gradient is learn.py.
+Every method proposes masks and is judged by the same panel, prompts and number of measurements. The unpruned model
+(k = 0) is always among the candidates, so a method that helps nowhere chooses it. Knows scores, panels and masks;
+learn.py learns a mask by gradient.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import HeadsError, did_you_mean
-from ..finding.conflict_prompts import Record
-from ..finding.scores import HeadScores
+from ..finding.conflict_prompts import ConflictRecord
+from ..finding.scores import Floats, HeadScores, rank
 from ..mask import KIND as MASK_KIND
 from ..mask import Head, HeadMask
 from .panel import DISQUALIFIED, Panel, Result, check_direction
@@ -43,14 +42,12 @@ __all__ = [
 
 MODES = ("memory", "context", "only-memory", "only-context", "all")
 GRID = (1, 3, 5, 7, 9, 12, 15, 17, 22, 25)  # and 0, the unpruned model
-BUDGET = 30  # masks a method may have measured
-
-Floats = NDArray[np.float64]
+BUDGET = 30  # masks that a method may have measured
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mask and what to call it, e.g. ``memory:7``."""
+    """A mask and its name, e.g. ``memory:7``."""
 
     name: str
     mask: HeadMask
@@ -61,10 +58,10 @@ class Selection:
     """What a method's candidates did on the panel, and which one won.
 
     Attributes:
-        direction: What was to be strengthened.
+        direction: The source that was to be strengthened.
         base: The unpruned model (k = 0).
         trials: Every candidate with its result, in the order measured.
-        chosen: The winner; None is the unpruned model: no candidate had a higher total.
+        chosen: The winner; None, the unpruned model, where no candidate had a higher total.
     """
 
     direction: str
@@ -73,7 +70,7 @@ class Selection:
     chosen: Candidate | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values: the total, the rates and the heads of every candidate."""
+        """Return JSON-ready values: the total, the rates and the heads of every candidate."""
 
         def row(name: str, heads: Sequence[Head], result: Result) -> dict[str, Any]:
             rates = {key: round(value, 4) for key, value in result.row().items()}
@@ -102,12 +99,12 @@ def select(
     budget: int = BUDGET,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Selection:
-    """Measure candidates and take the best total; on a tie the unpruned model, then the mask with fewer heads.
+    """Measure candidates and take the best total; ties go to the unpruned model, then to the mask with fewer heads.
 
     Args:
-        panel: Development records. Never measure the chosen mask's merit on them again.
+        panel: Of development records. Never report the chosen mask on them.
         direction: "context" or "memory".
-        candidates: Masks; equal ones count once. More than `budget` are thinned evenly.
+        candidates: Masks; equal ones count once. More than `budget` are thinned out evenly.
         budget: Measurements besides the unpruned model.
         on_progress: Receives (masks measured, masks).
 
@@ -147,10 +144,10 @@ def mask_for(scores: HeadScores, choice: str, **where: Any) -> HeadMask:
     Args:
         scores: From `find`.
         choice: One of `MODES`, a colon, and k.
-        **where: Which scores, as in `HeadScores.importance`; by default all records in the format substitution.
+        **where: Which scores, as in `HeadScores.importance`; by default all records, in the format "substitution".
 
     Raises:
-        HeadsError: The choice is not of that form.
+        HeadsError: The choice does not have that form, or its class is unknown.
     """
     found = re.fullmatch(r"([a-z-]+):(\d{1,5})", choice.strip().lower().replace(" ", "-"))
     if found is None:
@@ -168,10 +165,10 @@ def read_mask(path: str | Path, choice: str | None = None) -> HeadMask:
 
     Args:
         path: Written by `HeadMask.save`, ``heads tune`` or ``heads find``.
-        choice: As in `mask_for`; for a scores file alone.
+        choice: As in `mask_for`; only for a scores file.
 
     Raises:
-        HeadsError: Unreadable, neither file, or the choice is missing or too much.
+        HeadsError: Unreadable, neither kind of file, or the choice is missing or superfluous.
     """
     try:
         with Path(path).open("rb") as file:
@@ -180,7 +177,10 @@ def read_mask(path: str | Path, choice: str | None = None) -> HeadMask:
         raise HeadsError(f"heads file {str(path)!r} cannot be read: {error.strerror or error}.") from error
     if is_mask:
         if choice is not None:
-            raise HeadsError(f"{str(path)!r} is a mask already, beside the choice {choice!r}.", "Leave the choice out.")
+            raise HeadsError(
+                f"{str(path)!r} is a mask already, given with the choice {choice!r}.",
+                "Leave the choice out.",
+            )
         return HeadMask.load(path)
     scores = HeadScores.load(path)
     if choice is None:
@@ -205,15 +205,15 @@ def top_k(scores: HeadScores, direction: str, *, grid: Sequence[int] = GRID, **w
 
 
 def consistent(scores: HeadScores, direction: str, *, grid: Sequence[int] = GRID, **where: Any) -> list[Candidate]:
-    """JuICE's filter (Li et al. 2025, section 4): only heads of one sign in every format, ranked by the formats' sum.
+    """JuICE's filter (Li et al. 2025, section 4): only heads that are positive in every format, ranked by sum.
 
-    Half of the heads that top-k finds in the format substitution change their role in a coherent paragraph.
+    Half of the heads that top-k finds in the format "substitution" change their role in a coherent paragraph.
 
     Args:
         scores: From `find`, with more than one format.
         direction: "context" or "memory".
         grid: Values of k.
-        **where: Which scores, as in `HeadScores.importance`, but for the format.
+        **where: Which scores, as in `HeadScores.importance`, except for the format.
     """
     ranked = []
     for source in ("memory", "context"):
@@ -235,18 +235,18 @@ def greedy(
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Candidate]:
-    """Prune the best head, score again under that mask, and so on: single scores do not add up.
+    """Prune the best head, score again under that mask, and so on, because the scores of single heads do not add up.
 
     Args:
         model: The scored model.
         tokenizer: Its tokenizer.
-        scores: From `find`; names the records.
+        scores: From `find`; they name the records.
         direction: "context" prunes heads for memory, "memory" heads for the context.
-        steps: Most heads to prune; it ends early when no head promotes the source any more.
-        split: Records to score on; None takes all.
-        limit: Records used, the first ones the model knows.
+        steps: Most heads to prune; it ends early when no head promotes the source any longer.
+        split: The records to score on; None takes all.
+        limit: Number of records used: the first that the model knows.
         form: Format of the prompts.
-        batch_size: Prompts a forward.
+        batch_size: Prompts per forward.
         on_progress: Receives (heads chosen, steps).
 
     Returns:
@@ -272,12 +272,12 @@ def greedy(
 
 
 def random_controls(mask: HeadMask, draws: int = 10, seed: int = 0) -> list[HeadMask]:
-    """Return masks that give the same factors to as many random heads of the same layers.
+    """Return masks that give the same factors to random heads, as many in each layer as the mask has.
 
     Heads of `mask` are drawn only where a layer has too few others.
 
     Args:
-        mask: The mask to control for.
+        mask: The mask to compare with.
         draws: Number of masks; equal ones may occur in small models.
         seed: Seeds the draws.
     """
@@ -285,7 +285,7 @@ def random_controls(mask: HeadMask, draws: int = 10, seed: int = 0) -> list[Head
     for draw in range(draws):
         chance = random.Random(f"{seed}/{draw}")
         factors: dict[Head, float] = {}
-        for layer in sorted({layer for layer, _ in mask.heads}):
+        for layer in mask.layers:
             given = [factor for (at, _), factor in mask.factors.items() if at == layer]
             others = [h for h in range(mask.model.heads) if (layer, h) not in mask.factors]
             own = [h for at, h in mask.heads if at == layer]
@@ -296,13 +296,6 @@ def random_controls(mask: HeadMask, draws: int = 10, seed: int = 0) -> list[Head
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
-
-
-def rank(importance: Floats) -> list[Head]:
-    """Heads of positive importance, best first; of equals the lower layer and head."""
-    order = np.argsort(-importance, axis=None, kind="stable")
-    heads = [divmod(int(i), importance.shape[1]) for i in order]
-    return [head for head in heads if importance[head] > 0]
 
 
 def _combine(mode: str, memory: Sequence[Head], context: Sequence[Head]) -> list[Head]:
@@ -330,20 +323,20 @@ def _mask(scores: HeadScores, heads: Iterable[Head], name: str) -> HeadMask:
 def _importance(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
+    records: Sequence[ConflictRecord],
     source: str,
     form: str,
     mask: HeadMask,
     batch_size: int,
 ) -> Floats:
-    """Mean importance of each head in the pruned model, [L, H]; as `find` measures it, under a mask."""
+    """Mean importance of each head in the pruned model, [L, H], measured as `find` does."""
     import torch
 
     from ..apply import pruned
     from ..families import describe
     from ..finding.find import answer_tokens
     from ..finding.path_patching import capture, sweep
-    from ..forward import pad
+    from ..forward import tokenized
 
     layout = describe(model)
     total = np.zeros((layout.layers, layout.heads))
@@ -351,12 +344,11 @@ def _importance(
         for start in range(0, len(records), batch_size):
             part = records[start : start + batch_size]
             texts = [record.conflict[form] for record in part]
-            corrupted = [(r.other_subject if source == "memory" else r.other_answer)[form] for r in part]
-            pairs = [answer_tokens(tokenizer, r, text) for r, text in zip(part, texts, strict=True)]
-            targets = torch.tensor(pairs, device=model.device)
+            answers = [answer_tokens(tokenizer, r, text) for r, text in zip(part, texts, strict=True)]
+            targets = torch.tensor(answers, device=model.device)
             clean, other = (
-                capture(model, layout, pad([tokenizer(text).input_ids for text in prompts], model.device))
-                for prompts in (texts, corrupted)
+                capture(model, layout, tokenized(model, tokenizer, prompts))
+                for prompts in (texts, [record.corrupted(source, form) for record in part])
             )
             change = sweep(layout, clean, other.heads, targets).change
             total += (change[..., 0] - change[..., 1]).sum(0).double().cpu().numpy()

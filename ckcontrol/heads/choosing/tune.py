@@ -1,4 +1,4 @@
-"""The whole choice in one call: every method proposes, development records decide, test records are reported.
+"""The whole choice in one call: every method proposes, development records decide, test records are reported on.
 
 Knows the methods of select.py and learn.py and how records are split; prints nothing.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HeadsError, did_you_mean
-from ..finding.conflict_prompts import Record
+from ..finding.conflict_prompts import ConflictRecord
 from ..finding.scores import HeadScores
 from .learn import candidates, learn
 from .panel import NEUTRAL, Panel, Result, check_direction
@@ -27,14 +27,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What every method chose, and what that does on records nobody chose by.
+    """What every method chose, and what that does on records that played no part in the choice.
 
     Attributes:
-        direction: What was to be strengthened.
+        direction: The source that was to be strengthened.
         selections: method -> its selection on the development records.
-        winner: The method whose choice had the best total there; None: no method beats the unpruned model.
+        winner: The method whose choice had the best total there; None if no method beats the unpruned model.
         test: "none" and every method that chose a mask -> its result on the test records.
-        controls: Results there of random heads in the layers of the winner's mask.
+        controls: Results on the test records of random heads in the layers of the winner's mask.
     """
 
     direction: str
@@ -45,11 +45,11 @@ class Tuned:
 
     @property
     def chosen(self) -> Candidate | None:
-        """The winner's candidate."""
+        """The winner's candidate, if there is one."""
         return None if self.winner is None else self.selections[self.winner].chosen
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values, the outcome of every test prompt included."""
+        """Return JSON-ready values, including the outcome of every test prompt."""
         chosen = self.chosen
         return {
             "direction": self.direction,
@@ -82,28 +82,28 @@ def tune(
 ) -> Tuned:
     """Choose heads to prune so that a model leans more on its context, or more on its memory.
 
-    Scores and learning use the records of the split "find", the choice those of "dev", the report those of "test";
-    always the ones the model knows. A subject is in one split under all its relations.
+    Scores and learning use the records of the split "find", the choice uses those of "dev", the report those of "test";
+    always the ones that the model knows. A subject is in the same split under all its relations.
 
     Args:
         model: The scored model.
         tokenizer: Its tokenizer.
         scores: From `find`.
         direction: "context" or "memory".
-        methods: Of `METHODS`; each has the same development records and `budget`.
+        methods: From `METHODS`; all have the same development records and the same `budget`.
         grid: Values of k; 0 is always among the candidates.
-        budget: Masks a method may have measured.
-        draws: Random-head controls of the winner on the test records.
-        limit: Records of each split at most; None takes all.
-        formats: Conflict formats of the panels; None: those that were scored.
+        budget: Masks that a method may have measured.
+        draws: Random-head controls for the winner on the test records.
+        limit: Most records of each split; None takes all.
+        formats: Conflict formats of the panels; None takes those that were scored.
         neutral: Texts for the perplexity.
         new_tokens: As in `Panel`.
         steps: Gradient steps of "learned"; "greedy" takes at most max(grid) heads.
-        seed: Of controls and learning.
+        seed: Seeds controls and learning.
         on_progress: Receives (stage, done, total).
 
     Raises:
-        HeadsError: Unknown direction or method, another model's scores, or a split without known records.
+        HeadsError: Unknown direction or method, scores of another model, or a split without known records.
     """
     check_direction(direction)
     for method in methods:
@@ -156,7 +156,7 @@ def tune(
     return Tuned(direction, selections, winner, results, tuple(controls))
 
 
-def _known(records: Sequence[Record], split: str) -> list[Record]:
+def _known(records: Sequence[ConflictRecord], split: str) -> list[ConflictRecord]:
     found = [record for record in records if record.known and record.split == split]
     if not found:
         raise HeadsError(f"no known record is in the split {split!r}.", "Score more facts: find --n.")

@@ -1,4 +1,4 @@
-"""How far two rankings of heads agree: rank correlation, split halves, overlap of the best k against chance.
+"""How far two rankings of heads agree: rank correlation, split halves, and overlap of the best k against chance.
 
 Plain numpy; knows no model and no file.
 """
@@ -21,8 +21,8 @@ class Overlap(NamedTuple):
 
     Attributes:
         shared: How many heads are in both.
-        jaccard: Shared over union.
-        expected: The Jaccard index at the expected overlap of two random sets, k*k/n.
+        jaccard: Size of the intersection over size of the union.
+        expected: The Jaccard index at the overlap expected of two random sets, k*k/n.
         p: Probability that two random sets share at least as many (hypergeometric, exact).
     """
 
@@ -52,7 +52,7 @@ def overlap(first: set[tuple[int, int]], second: set[tuple[int, int]], total: in
 
 
 def spearman(first: Floats, second: Floats) -> float:
-    """Rank correlation of two arrays of one size, ties at their mean rank; NaN where one of them is constant."""
+    """Rank correlation of two arrays of the same size, ties at their mean rank; NaN if one of them is constant."""
     a, b = _ranks(np.ravel(first)), _ranks(np.ravel(second))
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
@@ -62,10 +62,10 @@ def spearman(first: Floats, second: Floats) -> float:
 def split_half(values: Floats, *, splits: int = 20, seed: int = 0) -> float:
     """Mean rank correlation of the heads' means over random halves of the examples.
 
-    It says how stable the ranking is with *half* the examples; with all of them it is more so.
+    It says how stable the ranking is with *half* the examples; with all of them it is more stable.
 
     Args:
-        values: One row an example, [N, ...]; rows with NaN are left out.
+        values: One row per example, [N, ...]; rows with NaN are left out.
         splits: Random halvings, seeded.
         seed: Their seed.
 

@@ -1,10 +1,10 @@
 """Facts to records: what a model remembers, a false answer against it, and the prompts that set one against the other.
 
-A record holds, for one fact, the answer the model gives from memory, another answer for the context to state, the
-prompts (closed book, true context, conflicting context in three formats, unrelated context) and for each format the
-two corrupted prompts head scoring needs: *other subject* (memory moves, the context's answer stays) and *other answer*
-(the context's answer moves, the subject stays). Prompts are plain text without a chat template, as in PH3 (Jin et al.
-2024) and JuICE (Li et al. 2025). Knows tokenizers and one closed-book forward; knows nothing of heads.
+A record holds, for one fact, the answer that the model gives from memory, another answer for the context to state, the
+prompts (closed book, true context, conflicting context in three formats, unrelated context) and, for each format, the
+two corrupted prompts that head scoring needs: *other subject* (memory moves, the context's answer stays) and *other
+answer* (the context's answer moves, the subject stays). Prompts are plain text without a chat template, as in PH3 (Jin
+et al. 2024) and JuICE (Li et al. 2025). Knows tokenizers and one closed-book forward; knows nothing of heads.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HeadsError
-from .facts import FORMATS, Fact, contains, read_facts
+from .facts import FORMATS, Fact, contains
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["FORMATS", "SPLITS", "Fact", "Record", "answer_token", "build_records", "contains", "read_facts"]
+__all__ = ["SPLITS", "ConflictRecord", "answer_token", "build_records"]
 
 SPLITS = {"find": 0.6, "dev": 0.15, "test": 0.25}
 PROBE_TOKENS = 10  # the closed-book continuation, of which the first five words count (JuICE)
@@ -30,25 +30,25 @@ CANDIDATES = 16  # drawn before the one with the best length is taken
 
 
 @dataclass(frozen=True)
-class Record:
-    """One fact, ready for scoring and for evaluation.
+class ConflictRecord:
+    """One fact, ready for scoring and for evaluation. Its public name is `ckcontrol.heads.Record`.
 
     Attributes:
         id: ``relation/subject``.
         relation: The fact's relation.
         subject: The fact's subject.
-        split: "find", "dev" or "test", drawn by subject: a subject is in one split under all its relations.
-        known: "greedy": the closed-book continuation contains the answer; "ranked": only its first token beats those
-            of all other answers of the relation; "": neither.
-        memory: The spelling of the true answer that the model finds likeliest, closed book.
+        split: "find", "dev" or "test", drawn by subject: a subject is in the same split under all its relations.
+        known: "greedy": the closed-book continuation contains the answer; "ranked": only the first token of the answer
+            beats those of all other answers of the relation; "": neither.
+        memory: The spelling of the true answer that the model finds likeliest when asked closed book.
         aliases: Every accepted spelling of the true answer.
-        context: The false answer the conflicting prompts state; its first token differs from memory's.
+        context: The false answer that the conflicting prompts state; its first token differs from that of `memory`.
         clean: The closed-book prompt.
-        gold: The true answer in the context.
-        irrelevant: A true sentence about something else before the closed-book prompt.
-        conflict: format -> prompt whose context states `context`.
-        other_subject: format -> the same prompt about another subject of the relation: moves memory only.
-        other_answer: format -> the same prompt stating a third answer: moves the context only.
+        gold: A prompt whose context states the true answer.
+        irrelevant: The closed-book prompt after a true sentence about something else.
+        conflict: format -> prompt whose context states the false answer.
+        other_subject: format -> the same prompt about another subject of the relation: only memory moves.
+        other_answer: format -> the same prompt with a third answer stated: only the context moves.
     """
 
     id: str
@@ -67,19 +67,23 @@ class Record:
     other_answer: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return JSON-ready values."""
         return {**asdict(self), "aliases": list(self.aliases)}
 
+    def corrupted(self, source: str, form: str) -> str:
+        """Return the corrupted prompt of a format that moves a source, "memory" or "context"."""
+        return (self.other_subject if source == "memory" else self.other_answer)[form]
+
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Record:
-        """The inverse of `to_dict`; missing or unknown keys raise `HeadsError`."""
+    def from_dict(cls, data: Mapping[str, Any]) -> ConflictRecord:
+        """Rebuild from `to_dict`; missing or unknown keys raise `HeadsError`."""
         if odd := {f.name for f in fields(cls)} ^ set(data):
-            raise HeadsError(f"a record with missing or unknown keys {sorted(odd)}.", "Write it with this version.")
+            raise HeadsError(f"a record has missing or unknown keys {sorted(odd)}.", "Write it with this version.")
         return cls(**{**data, "aliases": tuple(data["aliases"])})
 
 
 def answer_token(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> int | None:
-    """The first token of `answer` after `prompt` and a space; None where the prompt's own tokens change by it."""
+    """The first token of `answer` after `prompt` and a space; None where it changes the tokens of the prompt."""
     before: list[int] = tokenizer(prompt).input_ids
     after: list[int] = tokenizer(f"{prompt} {answer}").input_ids
     return after[len(before)] if after[: len(before)] == before and len(after) > len(before) else None
@@ -93,24 +97,24 @@ def build_records(
     seed: int = 0,
     batch_size: int = 32,
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Record], dict[str, int]]:
+) -> tuple[list[ConflictRecord], dict[str, int]]:
     """Probe the model closed book and make a record of every fact that can be scored.
 
     Order: probe; keep the spelling the model finds likeliest; draw a false answer, a third answer and another
-    subject, each seeded by the fact's id, so a record does not depend on which other facts are scored after it.
+    subject. The draws are seeded by the fact's id, so a record does not depend on which facts are scored after it.
 
     Args:
         model: The model to be scored.
-        tokenizer: Its tokenizer; special tokens are added as it adds them by itself.
-        facts: From `read_facts`. Relations with fewer than three facts cannot be corrupted.
+        tokenizer: Its tokenizer; it adds special tokens as it does by default.
+        facts: From `read_facts`. Facts of relations with fewer than three cannot be corrupted.
         seed: Changes the draws and the splits.
-        batch_size: Prompts a closed-book forward.
+        batch_size: Prompts per closed-book forward.
         on_progress: Receives (facts probed, facts).
 
     Returns:
-        The records in the order of the facts, and how many facts were left out for which reason: "leak" (the answer,
-        or its first token, is in the prompt), "no pair" (no false answer, third answer or other subject with other
-        first tokens), "tokens" (the answer changes the tokens before it).
+        The records in the order of the facts, and how many facts were left out for each reason: "leak" (the answer or
+        its first token is in the prompt), "no pair" (no false answer, third answer or other subject with first tokens
+        of its own), "tokens" (the answer changes the tokens before it).
     """
     probes = _probe(model, tokenizer, facts, batch_size, on_progress)
     relations: dict[str, list[int]] = {}
@@ -144,7 +148,7 @@ def _probe(
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[_Probe]:
-    from ..forward import greedy, last_logits, pad
+    from ..forward import greedy, last_logits, tokenized  # torch, which reading records does not need
 
     firsts = [{s: t for s in f.spellings if (t := answer_token(tokenizer, f.cloze, s)) is not None} for f in facts]
     asked: dict[str, set[int]] = {}
@@ -153,7 +157,7 @@ def _probe(
     probes = []
     for start in range(0, len(facts), batch_size):
         part = range(start, min(start + batch_size, len(facts)))
-        batch = pad([tokenizer(facts[i].cloze).input_ids for i in part], model.device)
+        batch = tokenized(model, tokenizer, [facts[i].cloze for i in part])
         logits = last_logits(model, batch).float().cpu()
         texts = greedy(model, tokenizer, batch, PROBE_TOKENS)
         for i, row, text in zip(part, logits, texts, strict=True):
@@ -172,7 +176,7 @@ def _record(
     i: int,
     others: Sequence[int],
     seed: int,
-) -> Record | str:
+) -> ConflictRecord | str:
     fact, probe = facts[i], probes[i]
     if probe.token is None:
         return "tokens"
@@ -217,7 +221,7 @@ def _record(
     elsewhere = [f for f in facts if f.relation != fact.relation and f.subject != fact.subject] or [subject]
     elsewhere = [f for f in elsewhere if not contains(f.states(f.answer), (*fact.spellings, fact.subject))] or elsewhere
     unrelated = draw.choice(elsewhere)
-    return Record(
+    return ConflictRecord(
         id=fact.id,
         relation=fact.relation,
         subject=fact.subject,
@@ -236,7 +240,7 @@ def _record(
 
 
 def _known(facts: Sequence[Fact], probes: Sequence[_Probe], i: int, others: Sequence[int]) -> str:
-    """How the model knows fact `i`; a first token that another answer shares proves nothing by its rank."""
+    """How the model knows fact `i`; the rank of a first token that another answer shares proves nothing."""
     probe = probes[i]
     if contains(" ".join(probe.text.split()[:PROBE_WORDS]), facts[i].spellings):
         return "greedy"
@@ -246,14 +250,14 @@ def _known(facts: Sequence[Fact], probes: Sequence[_Probe], i: int, others: Sequ
 
 
 def _same_length(
-    tokenizer: PreTrainedTokenizerBase, found: Sequence[Fact], text: Callable[[Fact], str], model: str
+    tokenizer: PreTrainedTokenizerBase, found: Sequence[Fact], text: Callable[[Fact], str], like: str
 ) -> Fact:
-    """The first candidate with as many tokens as `model`, else the nearest in length."""
+    """The first candidate with as many tokens as `like`, else the nearest in length."""
 
     def length(value: str) -> int:
         return len(tokenizer(f" {value}", add_special_tokens=False).input_ids)
 
-    return min(found, key=lambda fact: abs(length(text(fact)) - length(model)))
+    return min(found, key=lambda fact: abs(length(text(fact)) - length(like)))
 
 
 def _split(subject: str, seed: int) -> str:

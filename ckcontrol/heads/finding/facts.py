@@ -1,6 +1,6 @@
-"""Facts: what a facts file may say, the sentences and prompts one fact can be put into, and whether a text says it.
+"""Facts: what a facts file may say, the sentences and prompts that put a fact into words, and whether a text states it.
 
-Knows files and strings; knows no tokenizer and no model (records.py does).
+Knows files and strings; knows no tokenizer and no model (conflict_prompts.py does).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Fact:
 
     Attributes:
         relation: What the fact is about; false answers come from the same relation.
-        subject: As it is written in `cloze`, whatever the case.
+        subject: As written in `cloze`, in either case.
         answer: The true answer.
-        cloze: A text that ends where the answer would begin, and names the subject.
+        cloze: A text that names the subject and ends where the answer would begin.
         aliases: Other spellings of the answer.
-        context_template: A sentence with ``{subject}`` and ``{answer}``; default: the cloze and the answer.
-        question: Asks for the answer; without one the fact has no qa and coherent prompts.
+        context_template: A sentence with ``{subject}`` and ``{answer}``; by default the cloze and the answer.
+        question: Asks for the answer; a fact without one has no qa and no coherent prompt.
     """
 
     relation: str
@@ -58,12 +58,12 @@ class Fact:
         return tuple(dict.fromkeys((self.answer, *self.aliases, self.answer.lower())))
 
     def states(self, answer: str) -> str:
-        """The sentence that gives this subject `answer`."""
+        """The sentence that says `answer` of this subject."""
         template = self.context_template or f"{self.cloze} {{answer}}."
         return template.replace("{subject}", self.surface).replace("{answer}", answer)
 
     def prompt(self, form: str, answer: str) -> str:
-        """A prompt in one of `FORMATS` whose context gives this subject `answer`."""
+        """A prompt in one of `FORMATS` whose context says `answer` of this subject."""
         stated = self.states(answer)
         if form == "substitution":
             return f"{stated} {self.cloze}"
@@ -79,9 +79,9 @@ class Fact:
 
 
 def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
-    """Read a facts file: JSON lines with the fields of `Fact`, of which those without default must be there.
+    """Read a facts file: JSON lines with the fields of `Fact`; those without a default must be present.
 
-    Other keys are ignored. `relations` keeps those named, in the file's order.
+    Other keys are ignored. `relations` keeps only the relations named, in the order of the file.
 
     Raises:
         HeadsError: Unreadable or not JSON; a missing key; a cloze without its subject; a relation the file lacks.
@@ -99,10 +99,10 @@ def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
         try:
             data = json.loads(line)
         except ValueError as error:
-            raise HeadsError(f"{where} is not JSON: {error}.", "One JSON object a line.") from error
+            raise HeadsError(f"{where} is not JSON: {error}.", "Write one JSON object per line.") from error
         needed = ("relation", "subject", "answer", "cloze")
         if not isinstance(data, dict) or not all(isinstance(data.get(k), str) and data[k].strip() for k in needed):
-            raise HeadsError(f"{where} lacks one of {', '.join(needed)}.", "Each is a text that is not empty.")
+            raise HeadsError(f"{where} lacks one of {', '.join(needed)}.", "Each must be a text that is not empty.")
         spelled = data.get("aliases", [])
         if not isinstance(spelled, list) or not all(isinstance(s, str) and s.strip() for s in spelled):
             raise HeadsError(f"{where}: aliases={spelled!r} is not a list of texts.", 'For example: ["USA", "U.S."]')
@@ -123,10 +123,10 @@ def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
 
 
 def contains(text: str, spellings: Iterable[str]) -> bool:
-    """Whether one of the spellings occurs in the text as whole words, whatever the case."""
+    """Whether one of the spellings occurs in the text as whole words, in upper or lower case."""
     return any(find_words(text, spelling) for spelling in spellings)
 
 
 def find_words(text: str, words: str) -> re.Match[str] | None:
-    """The first place where a text has these words, whole, whatever the case."""
+    """The first place where a text has these words, as whole words, in upper or lower case."""
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Score every head of a model on a set of facts, resumably: the run behind ``ckcontrol heads find``.
 
 Rows of scores are appended to ``OUT.partial`` as they are made, a batch at a time; an interrupted run goes on there
-and ends with the same bytes as one that was not. Knows records, sweep and files; decides nothing about heads.
+and ends with the same bytes as one that was not. Knows records, path patching and files; decides nothing about heads.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from torch import Tensor
 from ...errors import HeadsError, did_you_mean
 from ..families import HeadLayout, describe
 from ..fingerprint import Fingerprint
-from ..forward import pad
-from .conflict_prompts import FORMATS, Fact, Record, answer_token, build_records
+from ..forward import tokenized
+from .conflict_prompts import ConflictRecord, answer_token, build_records
+from .facts import FORMATS, Fact
 from .path_patching import capture, direct, gradient, linear, sweep
-from .scores import HeadScores
+from .scores import SOURCES, HeadScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["find", "score_batch"]
+__all__ = ["answer_tokens", "find", "score_batch"]
 
 KNOWN = {"greedy": ("greedy",), "ranked": ("greedy", "ranked"), "any": ("greedy", "ranked", "")}
 Progress = Callable[[str, int, int], None]
@@ -48,25 +49,25 @@ def find(
     batch_size: int = 4,
     on_progress: Progress | None = None,
 ) -> HeadScores:
-    """Score all heads on all facts the model knows, and write the scores file.
+    """Score all heads on all facts that the model knows, and write the scores file.
 
-    Order: closed-book probe and records; then for each batch the conflict prompt and its two corruptions run once
-    each, and `sweep.sweep` patches every head; direct, linear and gradient columns are added for the first format.
+    Order: closed-book probe and records; then, for each batch, the conflict prompt and its two corruptions run once
+    each, and `sweep` patches every head; the columns direct, linear and gradient are added for the first format.
 
     Args:
         model: A model of a known family, in eval mode.
         tokenizer: Its tokenizer.
-        facts: From `records.read_facts`.
+        facts: From `read_facts`.
         out: Where the scores go; ``OUT.partial`` beside it holds an unfinished run and is removed at the end.
-        formats: Prompt formats to score, of `records.FORMATS`. Facts without a question have "substitution" alone.
-        n: Score this many records, drawn by `seed`; None scores all.
-        known: Which facts count as known: "greedy", "ranked" (also those known by rank) or "any"; see `Record`.
-        seed: Of draws and splits.
+        formats: Prompt formats to score, from `facts.FORMATS`. Facts without a question have only "substitution".
+        n: Number of records to score, drawn by `seed`; None scores all.
+        known: Which facts count as known: "greedy", "ranked" (also those known by rank) or "any"; see `ConflictRecord`.
+        seed: Seeds draws and splits.
         batch_size: Records scored at once.
         on_progress: Receives (stage, done, total).
 
     Returns:
-        The scores. If `out` is already the finished result of this very run, it is read and returned.
+        The scores. If `out` already is the finished result of the same run, it is read and returned.
 
     Raises:
         HeadsError: The family is unknown, no fact is left, or `out` or its partial file is from another run.
@@ -99,7 +100,7 @@ def find(
         head |= _records(model, tokenizer, facts, settings, on_progress)
         examples = []
         partial.write_text(json.dumps(head, ensure_ascii=False) + "\n", encoding="utf-8")
-    records = [Record.from_dict(record) for record in head["records"]]
+    records = [ConflictRecord.from_dict(record) for record in head["records"]]
     with partial.open("a", encoding="utf-8", newline="\n") as file:
         for start in range(len(examples), len(records), batch_size):
             rows = score_batch(model, tokenizer, layout, records[start : start + batch_size], forms)
@@ -120,10 +121,10 @@ def score_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     layout: HeadLayout,
-    records: Sequence[Record],
+    records: Sequence[ConflictRecord],
     formats: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Score all heads on some records; one mapping each as `HeadScores.examples` holds them, values at 6 digits."""
+    """Score all heads on some records; one mapping per record, as in `HeadScores.examples`, values to 6 digits."""
     rows: list[dict[str, Any]] = [{"memory": {}, "context": {}} for _ in records]
     for form in formats:
         some = [i for i, record in enumerate(records) if form in record.conflict]
@@ -131,14 +132,12 @@ def score_batch(
             continue
         chosen = [records[i] for i in some]
         targets = torch.tensor([answer_tokens(tokenizer, r, r.conflict[form]) for r in chosen], device=model.device)
-        batch = pad([tokenizer(r.conflict[form]).input_ids for r in chosen], model.device)
+        batch = tokenized(model, tokenizer, [r.conflict[form] for r in chosen])
         clean = capture(model, layout, batch)
         slope = gradient(model, layout, batch, clean, targets) if form == formats[0] else None
-        for source, prompts in (
-            ("memory", [r.other_subject[form] for r in chosen]),
-            ("context", [r.other_answer[form] for r in chosen]),
-        ):
-            corrupted = capture(model, layout, pad([tokenizer(p).input_ids for p in prompts], model.device)).heads
+        for source in SOURCES:
+            prompts = [r.corrupted(source, form) for r in chosen]
+            corrupted = capture(model, layout, tokenized(model, tokenizer, prompts)).heads
             change = sweep(layout, clean, corrupted, targets).change
             columns = {"memory_logit": change[..., 0], "context_logit": change[..., 1]}
             if slope is not None:
@@ -153,11 +152,11 @@ def score_batch(
     return rows
 
 
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, record: Record, prompt: str) -> list[int]:
-    """Return the first tokens of memory's and of the context's answer as they continue a prompt.
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, record: ConflictRecord, prompt: str) -> list[int]:
+    """Return the first tokens of memory's and of the context's answer as continuations of a prompt.
 
     Raises:
-        HeadsError: One of them has none of its own there, or both have the same.
+        HeadsError: One of the answers changes the tokens before it, or both begin with the same token.
     """
     found = [answer_token(tokenizer, prompt, answer) for answer in (record.memory, record.context)]
     if None in found or found[0] == found[1]:
@@ -181,7 +180,7 @@ def _check(formats: Sequence[str], n: int | None, known: str, batch_size: int) -
     if known not in KNOWN:
         raise HeadsError(f"known={known!r} is unknown.", did_you_mean(known, KNOWN))
     if n is not None and n < 1:
-        raise HeadsError(f"n={n} scores nothing.", "Give at least 1; 200 is what stable scores need.")
+        raise HeadsError(f"n={n} scores nothing.", "Give at least 1; stable scores need 200.")
     if batch_size < 1:
         raise HeadsError(f"batch_size={batch_size} is not a batch.", "Give at least 1.")
 
@@ -204,9 +203,9 @@ def _records(
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()) if count)
         raise HeadsError(
             f"of {len(facts)} facts none can be scored ({reasons or 'there are none'}).",
-            "Give facts the model knows, at least three a relation, or known='any'.",
+            "Give facts that the model knows, at least three per relation, or known='any'.",
         )
-    random.Random(f"{settings['seed']}/order").shuffle(chosen)  # so that any first n are of all relations
+    random.Random(f"{settings['seed']}/order").shuffle(chosen)  # so that the first n, for any n, are of all relations
     kept = chosen[: settings["n"]]
     told = settings | {"facts_read": len(facts), "left_out": left_out}
     return {"settings": told, "records": [record.to_dict() for record in kept]}
@@ -214,7 +213,7 @@ def _records(
 
 def _resume(partial: Path, batch_size: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read an unfinished run and cut the file back to its last whole batch."""
-    lines = partial.read_bytes().split(b"\n")[:-1]  # what follows the last newline was torn
+    lines = partial.read_bytes().split(b"\n")[:-1]  # what follows the last newline is an incomplete line
     try:
         head, *rows = [json.loads(line) for line in lines]
         whole = len(rows) if len(rows) == len(head["records"]) else len(rows) // batch_size * batch_size

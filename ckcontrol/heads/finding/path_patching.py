@@ -1,16 +1,17 @@
-"""Exact path patching of every head at the price of two forwards and one stack of MLP products.
+"""Exact path patching of every head for the price of two forwards and one stack of MLP products.
 
 Path patching (Wang et al. 2022; Goldowsky-Dill et al. 2023; PH3, Jin et al. 2024) asks: run prompt X with every head
-frozen to its value on X, except one that takes its value on a corrupted prompt; by how much do the answers' logits
-move when MLPs and norms are recomputed? With all other heads frozen nothing moves information between positions, MLPs
-and norms act on each position alone, and only the last position is read: a patched run *is* one residual row that
+frozen to its value on X, except one, which takes its value on a corrupted prompt; how far do the answers' logits move
+when MLPs and norms are recomputed? With all other heads frozen, nothing moves information between positions, MLPs and
+norms act on each position separately, and only the last position is read: a patched run *is* one residual row that
 starts at its sender. So the rows of all senders travel up the model together, as one batch of matrix products.
 
     row 0        the unpatched last position; it must end where the model ends
     row 1 + l*H + h   starts in layer l as row 0 + post_norm(a_l + W_O[:, h] (z_corrupted - z)) - post_norm(a_l)
 
-A parallel block's own MLP is not passed by its heads' rows. Beside it, two readings without MLPs: `direct` (final norm
-recomputed) and `linear` (final norm frozen). `naive.py` is the reference. Knows `HeadLayout`; knows nothing of facts.
+In a parallel layer the rows of its own heads do not pass its MLP. Two more readings leave the MLPs out: `direct` (final
+norm recomputed) and `linear` (final norm frozen). path_patching_naive.py is the reference. Knows `HeadLayout`; knows
+nothing of facts.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Patched:
     Attributes:
         base: Logits of the targets on the unpatched row, [N, K].
         logits: Logits of the targets with head (l, h) patched, [N, L, H, K].
-        base_norm: logsumexp over the vocabulary on the unpatched row, [N]; None unless asked for.
-        norms: The same with head (l, h) patched, [N, L, H]; None unless asked for.
+        base_norm: logsumexp over the vocabulary on the unpatched row, [N]; None unless requested.
+        norms: The same with head (l, h) patched, [N, L, H]; None unless requested.
     """
 
     base: Tensor
@@ -81,7 +82,7 @@ class Patched:
 
 @torch.no_grad()
 def capture(model: PreTrainedModel, layout: HeadLayout, batch: Batch) -> Capture:
-    """Run a batch once and keep its last position. Hooks set before, a mask for one, act first.
+    """Run a batch once and keep its last position. Hooks that are already set, such as a mask's, act first.
 
     Raises:
         NonFiniteLogits: The model produced NaN or infinity.
@@ -109,14 +110,14 @@ def capture(model: PreTrainedModel, layout: HeadLayout, batch: Batch) -> Capture
 
 @torch.no_grad()
 def sweep(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tensor, *, norms: bool = False) -> Patched:
-    """Patch every head of every layer, one at a time, all in one pass up the model.
+    """Patch every head of every layer, each by itself, in one pass up the model.
 
     Args:
-        layout: Parts of the model; their weights may be of any floating type, rows are float32.
+        layout: Parts of the model; their weights may be of any floating type, the rows are float32.
         clean: `capture` of the prompts, N rows.
         corrupted: Heads of the corrupted prompts, [N, L, H, d_h], or anything that broadcasts to it (a mean, zero).
         targets: Token ids whose logits are read, [N, K] int64.
-        norms: Compute logsumexp over the vocabulary too (one more product of L*H rows with the output embedding).
+        norms: Compute logsumexp over the vocabulary too (one more product, of L*H rows with the output embedding).
     """
     change = corrupted - clean.heads
     count, heads = clean.stream.shape[0], layout.heads
@@ -139,7 +140,7 @@ def sweep(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tensor
 
 @torch.no_grad()
 def direct(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tensor) -> Patched:
-    """The direct path alone: every MLP frozen too, the final norm recomputed; arguments as in `sweep`."""
+    """The direct path only: every MLP frozen too, the final norm recomputed; arguments as in `sweep`."""
     return _read(layout, _direct_rows(layout, clean, corrupted), targets)
 
 
@@ -161,10 +162,10 @@ def linear(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tenso
 
 
 def gradient(model: PreTrainedModel, layout: HeadLayout, batch: Batch, clean: Capture, targets: Tensor) -> Tensor:
-    """Gradient of logit[targets[:, 0]] - logit[targets[:, 1]] by every head's value at the last position.
+    """Gradient of logit[targets[:, 0]] - logit[targets[:, 1]] with respect to every head's value at the last position.
 
     Times (z_corrupted - z), summed over d_h, it is attribution patching: the first-order estimate of a head's *total*
-    effect there. Attention above the sender responds, which `sweep` freezes. One forward and one backward in all.
+    effect there. Attention above the sender responds, where `sweep` freezes it. One forward and one backward in all.
 
     Returns [N, L, H, d_h]; `clean` is the capture of `batch`, the rest as in `sweep`.
     """
@@ -216,7 +217,7 @@ def _direct_rows(layout: HeadLayout, clean: Capture, corrupted: Tensor) -> Tenso
 
 
 def _through(chain: Sequence[nn.Module], rows: Tensor) -> Tensor:
-    """Apply modules in order in their own dtype; rows come back in theirs."""
+    """Apply modules in order, in their own dtype; the rows come back in the dtype they had."""
     for module in chain:
         weight = next(module.parameters(), None)
         rows_in = rows if weight is None else rows.to(weight.dtype)
@@ -241,7 +242,7 @@ def _read(layout: HeadLayout, rows: Tensor, targets: Tensor, norms: bool = False
         return Patched(base, patched)
     weight, bias = _unembedding(layout)
     totals = []
-    for start in range(0, len(rows), 64):  # a row of vocabulary each: kept small
+    for start in range(0, len(rows), 64):  # each row spans the vocabulary: few at a time
         part = rows[start : start + 64]
         full = _through(layout.final, part) @ weight.to(part.dtype).t()
         full = _capped(layout, full if bias is None else full + bias.to(full.dtype))
@@ -265,7 +266,7 @@ def _by_head(layout: HeadLayout, values: Tensor) -> Tensor:
 
 
 def _precise(value: Tensor) -> Tensor:
-    """An own copy in float32; float64 stays."""
+    """A copy in float32; float64 stays float64."""
     return value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
 
 

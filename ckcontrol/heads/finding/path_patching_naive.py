@@ -1,6 +1,6 @@
-"""Path patching as its definition says it: one whole forward per head, every other head frozen by a hook.
+"""Path patching by its definition: one whole forward per head, with every other head frozen by a hook.
 
-The oracle of `sweep`, slow on purpose and free of its ideas: no residual rows, no module names but the projections'.
+The oracle for `sweep`, slow on purpose and without its ideas: no residual rows, no modules but the projections.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["naive_patch", "record_heads"]
 
 @torch.no_grad()
 def record_heads(model: PreTrainedModel, layout: HeadLayout, batch: Batch) -> list[Tensor]:
-    """Run a batch and keep the input of every output projection at all positions, L times [N, T, H*d_h]."""
+    """Run a batch and keep the input of every output projection at all positions: L tensors, [N, T, H*d_h]."""
     kept: list[Tensor] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -47,16 +47,16 @@ def naive_patch(
     *,
     positions: str = "last",
 ) -> Tensor:
-    """Logits of the targets with one head at a time taken from the corrupted prompts.
+    """Logits of the targets, with the heads taken from the corrupted prompts one at a time.
 
     Args:
         model: The model.
         layout: Its heads.
         clean: Prompts X, N rows.
-        corrupted: The corrupted prompts, row by row.
+        corrupted: The corrupted prompts, one per row of `clean`.
         targets: Token ids to read, [N, K].
-        heads: (layer, head) pairs to patch, one forward each.
-        positions: "last" patches the last position; "all" every position, where both prompts have equal lengths.
+        heads: (layer, head) of each head to patch; one forward each.
+        positions: "last" patches the last position; "all" every position, for prompts of equal length.
 
     Returns:
         [N, number of heads, K], in the model's dtype.

@@ -1,9 +1,9 @@
 """`HeadScores`: what `find` measured, per example and head, as a JSON file and as arrays.
 
-Importance is oriented: positive = the head promotes its source. For memory it is -(change of memory's logit - change of
-the context answer's logit) when the subject is corrupted; for the context the same with the answers swapped when the
-stated answer is corrupted. The difference of two logits, unlike a relative change, does not depend on their arbitrary
-common offset. Knows files and numpy; knows no model (find.py measures).
+Importance has a sign: positive means that the head promotes its source. For memory it is -(change of memory's logit -
+change of the context answer's logit) when the subject is corrupted; for the context it is the same with the answers
+swapped, when the stated answer is corrupted. The difference of two logits, unlike a relative change, does not depend on
+their arbitrary common offset. Knows files and numpy; knows no model (find.py measures).
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from numpy.typing import NDArray
 
 from ...errors import HeadsError, did_you_mean
 from ..fingerprint import Fingerprint
+from ..mask import Head
 from .agreement import split_half
-from .conflict_prompts import FORMATS, SPLITS, Record
+from .conflict_prompts import SPLITS, ConflictRecord
+from .facts import FORMATS
 
-__all__ = ["COLUMNS", "SOURCES", "HeadScores", "HeadStatistics"]
+__all__ = ["COLUMNS", "SOURCES", "HeadScores", "HeadStatistics", "rank"]
 
 SCHEMA = 1
 KIND = "ckcontrol head scores"
-LIMIT = 2_000_000_000  # bytes a file may have
+LIMIT = 2_000_000_000  # bytes, of a scores file
 SOURCES = ("memory", "context")
-COLUMNS = ("path", "direct", "linear", "gradient")  # path = exact path patching; the rest stand beside it
+COLUMNS = ("path", "direct", "linear", "gradient")  # path = exact path patching; the others are for comparison
 
 Floats = NDArray[np.float64]
-Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """Statistics over examples, each [L, H] but the last two.
+    """Statistics over examples; all but the last two are [L, H].
 
     Attributes:
-        mean: Mean importance; positive promotes the source.
+        mean: Mean importance; positive where the head promotes the source.
         error: Standard error of the mean; NaN for one example.
-        agreement: Share of examples whose sign is the mean's.
+        agreement: Share of examples with the sign of the mean.
         count: Number of examples.
         split_half: Rank correlation of heads between random halves of the examples (agreement.py).
     """
@@ -61,14 +62,14 @@ class HeadScores:
         model: Fingerprint of the scored model.
         settings: What `find` was asked for, and how many facts it left out and why.
         records: The scored records, in order.
-        examples: One mapping a record: source -> format -> column -> values of all heads, layer by layer. The columns
-            are "memory_logit" and "context_logit", the change of either answer's logit by path patching, and
-            "direct", "linear", "gradient", the change of their difference (memory - context).
+        examples: One mapping per record: source -> format -> column -> values of all heads, layer by layer. The columns
+            are "memory_logit" and "context_logit", the change of each answer's logit by path patching, and
+            "direct", "linear" and "gradient", the change of their difference (memory - context).
     """
 
     model: Fingerprint
     settings: Mapping[str, Any]
-    records: Sequence[Record]
+    records: Sequence[ConflictRecord]
     examples: Sequence[Mapping[str, Any]]
     _tables: dict[tuple[str, str, str], Floats] = field(default_factory=dict, compare=False, repr=False)
 
@@ -96,11 +97,11 @@ class HeadScores:
             source: "memory" or "context".
             column: One of `COLUMNS`.
             form: One of `formats`.
-            split: Keep records of this split alone; None keeps all.
-            relations: Keep records of these relations alone; empty keeps all.
+            split: Keep only records of this split; None keeps all.
+            relations: Keep only records of these relations; empty keeps all.
 
         Raises:
-            HeadsError: An unknown name, a column or format that was not scored, or no record is left.
+            HeadsError: An unknown name, a column or format that was not scored, or no record left.
         """
         for name, value, known in (("source", source, SOURCES), ("column", column, COLUMNS), ("form", form, FORMATS)):
             if value not in known:
@@ -145,13 +146,10 @@ class HeadScores:
 
     def top(self, source: str, k: int, **where: Any) -> list[Head]:
         """The k heads that promote a source most, best first; fewer where fewer have a positive mean."""
-        mean = self.importance(source, **where)
-        order = np.argsort(-mean, axis=None, kind="stable")[:k]
-        found = [divmod(int(i), mean.shape[1]) for i in order]
-        return [head for head in found if mean[head] > 0]
+        return rank(self.importance(source, **where))[:k]
 
     def consistent(self, source: str, forms: Iterable[str] = (), **where: Any) -> NDArray[np.bool_]:
-        """Heads that promote a source in every format, [L, H] bool: JuICE's sign filter; empty `forms` = all scored."""
+        """Heads that promote a source in every format, [L, H] bool: JuICE's sign filter. Empty `forms`: all scored."""
         means = [self.importance(source, form=form, **where) > 0 for form in (tuple(forms) or self.formats)]
         kept: NDArray[np.bool_] = np.logical_and.reduce(means)
         return kept
@@ -177,7 +175,7 @@ class HeadScores:
     # --- the file -------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """The file's text: one record and one row of scores a line, so that it can be read and compared."""
+        """The file's text, with one record or one row of scores per line, so that it can be read and compared."""
         head = {"kind": KIND, "schema": SCHEMA, "model": self.model.to_dict(), "settings": dict(self.settings)}
         lines = [json.dumps(head, ensure_ascii=False, sort_keys=True)[:-1] + ', "records": [']
         lines.append(",\n".join(_dump(record.to_dict()) for record in self.records))
@@ -203,7 +201,7 @@ class HeadScores:
             raise HeadsError(f"scores of schema {data.get('schema')!r} are not known.", f"This version reads {SCHEMA}.")
         model = Fingerprint.from_dict(data.get("model"))
         try:
-            records = tuple(Record.from_dict(record) for record in data["records"])
+            records = tuple(ConflictRecord.from_dict(record) for record in data["records"])
             scores = cls(model, data["settings"], records, tuple(data["examples"]))
             for source in SOURCES:
                 for form in scores.formats:
@@ -224,11 +222,18 @@ class HeadScores:
         file = Path(path)
         try:
             if file.stat().st_size > LIMIT:
-                raise HeadsError(f"{str(path)!r} is larger than {LIMIT // 10**9} GB.", "That is no scores file.")
+                raise HeadsError(f"{str(path)!r} is larger than {LIMIT // 10**9} GB.", "Scores files are smaller.")
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise HeadsError(f"scores file {str(path)!r} cannot be read: {error}.") from error
         return cls.from_json(text)
+
+
+def rank(importance: Floats) -> list[Head]:
+    """Heads of positive importance, best first; of equal ones the lower layer and head first."""
+    order = np.argsort(-importance, axis=None, kind="stable")
+    heads = [divmod(int(i), importance.shape[1]) for i in order]
+    return [head for head in heads if importance[head] > 0]
 
 
 def _dump(value: Any) -> str:

@@ -1,0 +1,112 @@
+"""``ckcontrol run``: one question, its passages, one answer; and ``ckcontrol explain``, which is ``run --explain``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ControlError, did_you_mean
+from ..views.safe_text import clean, escape_json
+from . import files, options
+
+if TYPE_CHECKING:
+    from ..heads.mask import HeadMask
+
+__all__ = ["explain", "run"]
+
+STREAMS = ("both", "contextual", "parametric")
+
+
+@options.spread
+def run(
+    question: options.Question,
+    passage: options.PassageFiles = [],  # noqa: B006  typer copies it
+    passage_text: options.PassageTexts = [],  # noqa: B006
+    *,
+    given: options.Answering,
+    truncate: options.Truncate = False,
+    heads: options.Heads = None,
+    prune: options.Prune = None,
+    prune_stream: options.PruneStream = "both",
+    explain: Annotated[bool, typer.Option("--explain", help="Show why each token was chosen.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page as well.", show_default=False)
+    ] = None,
+) -> None:
+    """Answer a question from passages, from memory, or anywhere between. Prints the answer.
+
+    Without --alpha the model is left as it is. Without passages it answers closed book. --heads and --prune switch
+    attention heads off while it answers; they combine with every method.
+    """
+    if given.stream and explain:
+        raise typer.BadParameter("--stream and --explain exclude each other.")
+    passages = files.read_passages(passage, passage_text)
+    control = given.control()
+    drawn = given.drawn(trace=given.json or explain or html is not None)
+    mask = _mask(heads, prune, prune_stream)
+    if html is not None:
+        files.check_writable(html)
+    model, tokenizer = given.load()
+
+    from .. import generate
+    from .stream import TextStream
+
+    with nullcontext() if mask is None else _pruned(model, mask, prune_stream):
+        answer = generate(
+            model,
+            tokenizer,
+            question,
+            passages,
+            control=control,
+            truncate="passages" if truncate else None,
+            streamer=TextStream(tokenizer) if given.stream else None,
+            options=drawn,
+        )
+    if given.json:
+        typer.echo(escape_json(answer.to_json()))
+    elif explain:
+        from ..views.terminal import print_answer, print_table
+
+        print_answer(answer)
+        print_table(answer, summary=False)
+    elif not given.stream:
+        typer.echo(clean(answer.text, None))
+    if html is not None:
+        from ..views.html import answer_page
+
+        html.write_text(answer_page(answer), encoding="utf-8")
+        typer.echo(f"Wrote {html}", err=given.json or not explain)
+
+
+explain = options.preset(
+    run,
+    "explain",
+    """Answer as `run` does and show, token by token, what memory and passages said.
+
+    Blue: the passages made the model surer. Orange: they confused it. ▸ and underlined: the policy acted.
+    """,
+    explain=True,
+    stream=False,
+)
+
+
+def _mask(heads: Path | None, prune: str | None, stream: str) -> HeadMask | None:
+    """Read and check the heads to prune, before the model is loaded."""
+    if stream not in STREAMS:
+        raise ControlError(f"--prune-stream {stream!r}.", did_you_mean(stream, STREAMS))
+    if heads is None:
+        if prune is not None or stream != "both":
+            raise ControlError("--prune without --heads.", "Name the file that `ckcontrol heads find` wrote.")
+        return None
+    from ..heads.choosing.select import read_mask
+
+    return read_mask(heads, prune)
+
+
+def _pruned(model: Any, mask: HeadMask, stream: str) -> AbstractContextManager[None]:
+    from ..heads import pruned
+
+    return pruned(model, mask) if stream == "both" else pruned(model, **{stream: mask})
