@@ -27,7 +27,7 @@ from torch import Tensor
 import ckcontrol as ck
 from ckcontrol.heads.apply import pruned
 from ckcontrol.heads.choosing.learn import Learned, candidates, learn
-from ckcontrol.heads.choosing.panel import NEUTRAL, Panel, Result, interval, outcome_of_token
+from ckcontrol.heads.choosing.panel import NEUTRAL, Panel, Result, interval
 from ckcontrol.heads.choosing.select import Candidate, consistent, random_controls, select, top_k
 from ckcontrol.heads.families import describe
 from ckcontrol.heads.finding.conflict_prompts import ConflictRecord, build_records
@@ -126,7 +126,7 @@ class ResumedPanel(Panel):
             part = order[start : start + self.batch_size]
             tokens = self.resumed.logits([self.prompts[i].ids for i in part], self.at).argmax(-1).tolist()
             for i, token in zip(part, tokens, strict=True):
-                outcomes[i] = outcome_of_token(token, self.prompts[i])
+                outcomes[i] = self.prompts[i].outcome_of_token(token)
         found: dict[str, list[str]] = {}
         for prompt, outcome in zip(self.prompts, outcomes, strict=True):
             found.setdefault(prompt.condition, []).append(outcome)

@@ -1,14 +1,14 @@
 """The options that commands share, and what they load with a spinner: a model, an index, an embedder, a re-ranker.
 
-`Answering` holds the options of every command that answers; `spread` gives them to a command, `preset` makes a second
-command of one by fixing some of its options. Knows typer; knows no command.
+`Answering` holds the options of every command that answers, and `spread` gives them to one. Knows typer; knows no
+command.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..decoding.options import GenerateOptions
     from ..retrieval import Index
 
-__all__ = ["Answering", "Mode", "load", "load_embedder", "load_reranker", "open_index", "preset", "spread"]
+__all__ = ["Answering", "Mode", "load", "load_embedder", "load_reranker", "open_index", "spread"]
 
 
 class Mode(str, Enum):
@@ -135,52 +135,34 @@ class Answering:
         return load(self.model, self.device, self.dtype)
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
+def spread(command: Callable[..., None], text: str | None = None, **fixed: Any) -> Callable[..., None]:
     """Give a command one option per field of `Answering`, in place of its parameter ``given: Answering``.
 
-    typer reads a command's signature, so the result has one: the command's own parameters with those fields among them.
+    typer reads a command's signature and docstring, so the result gets both.
+
+    Args:
+        command: A command with that parameter.
+        text: The help text; None takes the command's.
+        **fixed: Values of options that the result does not offer: a second command made of the same function.
     """
     hints = get_type_hints(Answering, include_extras=True)
-    shared = []
-    for part in fields(Answering):
-        default = part.default if part.default_factory is MISSING else part.default_factory()
-        shared.append(inspect.Parameter(part.name, inspect.Parameter.KEYWORD_ONLY, default=default))
-    shared = [parameter.replace(annotation=hints[parameter.name]) for parameter in shared]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [  # a list, made by a factory, is the one default that the class itself does not hold
+        inspect.Parameter(name, keyword, default=getattr(Answering, name, []), annotation=hints[name]) for name in hints
+    ]
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    offered = [new for old in own for new in (shared if old.name == "given" else [old]) if new.name not in fixed]
 
     def call(**values: Any) -> None:
+        values |= fixed
         given = {name: values.pop(name) for name in hints if name in values}
         command(given=Answering(**given), **values)
 
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [new for old in own for new in (shared if old.name == "given" else [old])]
-    return _described(call, command.__name__, command.__doc__, parameters)
-
-
-def preset(command: Callable[..., None], name: str, text: str, **fixed: Any) -> Callable[..., None]:
-    """Return a command under another name that calls this one with some of its options fixed.
-
-    Args:
-        command: A command.
-        name: The new one's name.
-        text: Its help text.
-        **fixed: Values of options that the new command does not have.
-    """
-
-    def call(**values: Any) -> None:
-        command(**values, **fixed)
-
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    return _described(call, name, text, [old for old in own if old.name not in fixed])
-
-
-def _described(
-    call: Callable[..., None], name: str, text: str | None, parameters: Iterable[inspect.Parameter]
-) -> Callable[..., None]:
-    """Write on a function what typer reads: its name, its help text and its parameters."""
-    kept = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    call.__name__, call.__doc__ = name, text
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
-    call.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    call.__doc__ = text or command.__doc__
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in offered}
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=keyword) for parameter in offered]
+    )
     return call
 
 

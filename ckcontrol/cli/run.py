@@ -15,13 +15,12 @@ from . import files, options
 if TYPE_CHECKING:
     from ..heads.mask import HeadMask
 
-__all__ = ["explain", "run"]
+__all__ = ["answer", "explain", "run"]
 
 STREAMS = ("both", "contextual", "parametric")
 
 
-@options.spread
-def run(
+def answer(
     question: options.Question,
     passage: options.PassageFiles = [],  # noqa: B006  typer copies it
     passage_text: options.PassageTexts = [],  # noqa: B006
@@ -55,7 +54,7 @@ def run(
     from .stream import TextStream
 
     with nullcontext() if mask is None else _pruned(model, mask, prune_stream):
-        answer = generate(
+        made = generate(
             model,
             tokenizer,
             question,
@@ -66,24 +65,24 @@ def run(
             options=drawn,
         )
     if given.json:
-        typer.echo(escape_json(answer.to_json()))
+        typer.echo(escape_json(made.to_json()))
     elif explain:
         from ..views.terminal import print_answer, print_table
 
-        print_answer(answer)
-        print_table(answer, summary=False)
+        print_answer(made)
+        print_table(made, summary=False)
     elif not given.stream:
-        typer.echo(clean(answer.text, None))
+        typer.echo(clean(made.text, None))
     if html is not None:
         from ..views.html import answer_page
 
-        html.write_text(answer_page(answer), encoding="utf-8")
+        html.write_text(answer_page(made), encoding="utf-8")
         typer.echo(f"Wrote {html}", err=given.json or not explain)
 
 
-explain = options.preset(
-    run,
-    "explain",
+run = options.spread(answer)
+explain = options.spread(
+    answer,
     """Answer as `run` does and show, token by token, what memory and passages said.
 
     Blue: the passages made the model surer. Orange: they confused it. ▸ and underlined: the policy acted.
@@ -109,4 +108,6 @@ def _mask(heads: Path | None, prune: str | None, stream: str) -> HeadMask | None
 def _pruned(model: Any, mask: HeadMask, stream: str) -> AbstractContextManager[None]:
     from ..heads import pruned
 
-    return pruned(model, mask) if stream == "both" else pruned(model, **{stream: mask})
+    if stream == "both":
+        return pruned(model, mask)
+    return pruned(model, contextual=mask) if stream == "contextual" else pruned(model, parametric=mask)

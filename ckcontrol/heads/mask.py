@@ -7,7 +7,6 @@ model's fingerprint; apply.py makes a mask act on a model, export.py writes it i
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,5 +200,3 @@ def _check(model: Fingerprint, head: Any, factor: Any) -> None:
         )
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not abs(factor) <= LARGEST:
         raise HeadsError(f"factor {factor!r} of head {head} is not valid.", "Give a number; 0 prunes, 1 leaves alone.")
-    if not math.isfinite(factor):
-        raise HeadsError(f"factor {factor!r} of head {head} is not finite.", "Give a number.")

@@ -9,7 +9,7 @@ import torch
 
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.apply import pruned
-from ckcontrol.heads.choosing.panel import Panel, PanelPrompt, Result, interval, outcome_of_text, outcome_of_token
+from ckcontrol.heads.choosing.panel import Panel, PanelPrompt, Result, interval
 from ckcontrol.heads.finding.conflict_prompts import ConflictRecord
 from ckcontrol.heads.mask import HeadMask
 from ckcontrol.models.tiny import tiny_model
@@ -67,21 +67,21 @@ def llama():
     ],
 )
 def test_the_source_named_first_wins(text, outcome):
-    assert outcome_of_text(text, prompt()) == outcome
+    assert prompt().outcome_of_text(text) == outcome
 
 
 def test_of_two_answers_at_one_place_the_longer_counts():
-    assert outcome_of_text(" New York City", prompt(memory=("New York",), context="New York City")) == "context"
-    assert outcome_of_text(" New York City", prompt(memory=("New York City",), context="New York")) == "memory"
+    assert prompt(memory=("New York",), context="New York City").outcome_of_text(" New York City") == "context"
+    assert prompt(memory=("New York City",), context="New York").outcome_of_text(" New York City") == "memory"
 
 
 def test_answers_are_text_not_patterns():
-    assert outcome_of_text(" Washington, D.C.", prompt(memory=("Washington, D.C",), context="(")) == "memory"
+    assert prompt(memory=("Washington, D.C",), context="(").outcome_of_text(" Washington, D.C.") == "memory"
 
 
 def test_tokens():
-    assert [outcome_of_token(t, prompt()) for t in (7, 8, 9, 1)] == ["memory", "memory", "context", "other"]
-    assert outcome_of_token(0, prompt(context_token=None)) == "other"
+    assert [prompt().outcome_of_token(t) for t in (7, 8, 9, 1)] == ["memory", "memory", "context", "other"]
+    assert prompt(context_token=None).outcome_of_token(0) == "other"
 
 
 # --- results ---
@@ -154,9 +154,9 @@ def test_batches_equal_single_forwards(llama, new_tokens):
             answers = [naive(model, p.ids, max(1, new_tokens)) for p in panel.prompts]
         if new_tokens:
             texts = [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
-            wanted = [outcome_of_text(text, p) for text, p in zip(texts, panel.prompts, strict=True)]
+            wanted = [p.outcome_of_text(text) for text, p in zip(texts, panel.prompts, strict=True)]
         else:
-            wanted = [outcome_of_token(a[0], p) for a, p in zip(answers, panel.prompts, strict=True)]
+            wanted = [p.outcome_of_token(a[0]) for a, p in zip(answers, panel.prompts, strict=True)]
         found = panel.measure(given).outcomes
         left = {name: iter(values) for name, values in found.items()}
         assert [next(left[p.condition]) for p in panel.prompts] == wanted

@@ -26,18 +26,7 @@ from ..mask import HeadMask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "DIRECTIONS",
-    "NEUTRAL",
-    "OUTCOMES",
-    "Panel",
-    "PanelPrompt",
-    "Result",
-    "check_direction",
-    "interval",
-    "outcome_of_text",
-    "outcome_of_token",
-]
+__all__ = ["DIRECTIONS", "NEUTRAL", "OUTCOMES", "Panel", "PanelPrompt", "Result", "check_direction", "interval"]
 
 OUTCOMES = ("memory", "context", "other")
 DIRECTIONS = ("context", "memory")  # the source that a mask is to strengthen
@@ -148,6 +137,22 @@ class PanelPrompt:
     memory_tokens: frozenset[int]  # first tokens
     context_token: int | None
 
+    def outcome_of_text(self, text: str) -> str:
+        """Return the source whose answer the first line names first; of two in the same place, the longer answer's."""
+        line = (text.strip().splitlines() or [""])[0]
+        places = []
+        for outcome, spellings in (("memory", self.memory), ("context", (self.context,))):
+            for spelling in spellings:
+                if found := find_words(line, spelling):
+                    places.append((found.start(), -len(spelling), outcome))
+        return min(places)[2] if places else "other"
+
+    def outcome_of_token(self, token: int) -> str:
+        """Return the source whose answer begins with a token."""
+        if token in self.memory_tokens:
+            return "memory"
+        return "context" if token == self.context_token else "other"
+
 
 class Panel:
     """Prompts under all conditions, ready to be answered with one mask after another.
@@ -228,10 +233,10 @@ class Panel:
             if self.new_tokens:
                 texts = greedy(self.model, self.tokenizer, batch, self.new_tokens)
                 for i, text in zip(part, texts, strict=True):
-                    outcomes[i] = outcome_of_text(text, self.prompts[i])
+                    outcomes[i] = self.prompts[i].outcome_of_text(text)
             else:
                 for i, token in zip(part, last_logits(self.model, batch).argmax(-1).tolist(), strict=True):
-                    outcomes[i] = outcome_of_token(token, self.prompts[i])
+                    outcomes[i] = self.prompts[i].outcome_of_token(token)
         found: dict[str, list[str]] = {}
         for prompt, outcome in zip(self.prompts, outcomes, strict=True):
             found.setdefault(prompt.condition, []).append(outcome)
@@ -246,24 +251,6 @@ class Panel:
             loss += float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
             count += len(ids) - 1
         return math.exp(min(loss / count, 700.0)) if count else math.nan
-
-
-def outcome_of_text(text: str, prompt: PanelPrompt) -> str:
-    """Return the source whose answer the first line names first; of two at the same place, the longer answer's."""
-    line = (text.strip().splitlines() or [""])[0]
-    places = []
-    for outcome, spellings in (("memory", prompt.memory), ("context", (prompt.context,))):
-        for spelling in spellings:
-            if found := find_words(line, spelling):
-                places.append((found.start(), -len(spelling), outcome))
-    return min(places)[2] if places else "other"
-
-
-def outcome_of_token(token: int, prompt: PanelPrompt) -> str:
-    """Return the source whose answer begins with a token."""
-    if token in prompt.memory_tokens:
-        return "memory"
-    return "context" if token == prompt.context_token else "other"
 
 
 def check_direction(direction: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HeadsError, did_you_mean
@@ -115,12 +116,7 @@ def tune(
     splits = {name: _known(scores.records, name)[:limit] for name in ("find", "dev", "test")}
     dev, test = (Panel(model, tokenizer, splits[name], **settings) for name in ("dev", "test"))
 
-    def report(stage: str) -> Callable[[int, int], None]:
-        def told(done: int, total: int) -> None:
-            if on_progress is not None:
-                on_progress(stage, done, total)
-
-        return told
+    report = on_progress or (lambda stage, done, total: None)
 
     def proposals(method: str) -> list[Candidate]:
         if method == "top-k":
@@ -128,16 +124,16 @@ def tune(
         if method == "consistent":
             return consistent(scores, direction, grid=grid, split="find")
         if method == "greedy":
-            return greedy(model, tokenizer, scores, direction, steps=max(grid), on_progress=report("greedy"))
+            return greedy(model, tokenizer, scores, direction, steps=max(grid), on_progress=partial(report, "greedy"))
         found = learn(
-            model, tokenizer, splits["find"], direction, steps=steps, seed=seed, on_progress=report("learning")
+            model, tokenizer, splits["find"], direction, steps=steps, seed=seed, on_progress=partial(report, "learning")
         )
         return candidates(found, grid)
 
     selections = {}
     for method in methods:
         selections[method] = select(
-            dev, direction, proposals(method), budget=budget, on_progress=report(f"measuring {method}")
+            dev, direction, proposals(method), budget=budget, on_progress=partial(report, f"measuring {method}")
         )
     best = {
         method: next(r for c, r in found.trials if c is found.chosen).total(direction)
@@ -152,7 +148,7 @@ def tune(
     if chosen is not None:
         for mask in random_controls(chosen.mask, draws, seed):
             controls.append(test.measure(mask))
-            report("random controls")(len(controls), draws)
+            report("random controls", len(controls), draws)
     return Tuned(direction, selections, winner, results, tuple(controls))
 
 

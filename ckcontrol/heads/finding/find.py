@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,10 +193,7 @@ def _records(
     settings: dict[str, Any],
     on_progress: Progress | None,
 ) -> dict[str, Any]:
-    def probing(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress("asking closed book", done, total)
-
+    probing = None if on_progress is None else partial(on_progress, "asking closed book")
     made, left_out = build_records(model, tokenizer, facts, seed=settings["seed"], on_progress=probing)
     chosen = [record for record in made if record.known in KNOWN[settings["known"]]]
     left_out["not known"] = len(made) - len(chosen)
