@@ -42,7 +42,7 @@ from dial_figures import (
 from ckcontrol.errors import CKError
 from ckcontrol.eval.items.readers import read
 from ckcontrol.eval.items.states import FIVE
-from ckcontrol.eval.report.grid import Cell, Grid, markdown_grid, plain
+from ckcontrol.eval.report.grid import Grid, GridCell, markdown_grid, plain
 from ckcontrol.eval.run_files import write_bytes
 from ckcontrol.eval.tasks.facts import read_facts, shipped
 
@@ -127,19 +127,19 @@ def comparisons(found: Mapping[str, Any]) -> list[Line]:
     return [{"section": section, **row} for section, rows in named.items() for row in rows]
 
 
-def percent(found: Line | None) -> Cell:
+def percent(found: Line | None) -> GridCell:
     """Return a share with its interval."""
     if found is None or found["value"] is None:
-        return Cell("–")
-    return Cell(f"{100 * found['value']:.1f}", _span(found, 100))
+        return GridCell("–")
+    return GridCell(f"{100 * found['value']:.1f}", _span(found, 100))
 
 
-def points(row: Line | None, scale: float = 100, digits: int = 1) -> Cell:
+def points(row: Line | None, scale: float = 100, digits: int = 1) -> GridCell:
     """Return a difference with its interval, marked where it is clear."""
     if row is None:
-        return Cell("–")
+        return GridCell("–")
     text = f"{scale * row['difference']:+.{digits}f}"
-    return Cell(text, _span(row, scale, "+", digits), SIGNS[row.get("verdict", "even")])
+    return GridCell(text, _span(row, scale, "+", digits), SIGNS[row.get("verdict", "even")])
 
 
 def _span(row: Line, scale: float, sign: str = "", digits: int = 1) -> str:
@@ -170,13 +170,13 @@ def _summary(rows: Sequence[Line]) -> list[str]:
     counts = Counter((row["section"], row["verdict"]) for row in rows)
     grid = Grid(["dial against the others", "worse", "not told apart", "better"])
     for section in dict.fromkeys(row["section"] for row in rows):
-        grid.rows.append([Cell(section), *(Cell(str(counts[section, v])) for v in ("worse", "even", "better"))])
+        grid.rows.append([GridCell(section), *(GridCell(str(counts[section, v])) for v in ("worse", "even", "better"))])
     blocks = ["### Where it loses and where it wins", markdown_grid(grid)]
     for verdict, title in (("worse", "Worse, all of them."), ("better", "Better, all of them.")):
         listed = Grid(["section", "data", "figure", "arm", "against", "difference"], caption=title)
         for row in (row for row in rows if row["verdict"] == verdict):
             names = (row["section"], f"{row['task']}, {row['state']}", row["metric"], row["arm"], row["against"])
-            listed.rows.append([*map(Cell, names), points(row)])
+            listed.rows.append([*map(GridCell, names), points(row)])
         blocks.append(markdown_grid(listed) if listed.rows else f"{title} None.")
     return blocks
 
@@ -203,7 +203,7 @@ def _table(rows: Sequence[Line]) -> list[str]:
         blocks.append(f"{failed} answers failed and count nowhere.")
     for caption, columns in grids.items():
         grid = Grid(["arm", *(head for head, _ in columns)], caption=caption)
-        grid.rows = [[Cell(row["arm"]), *(percent(row[key]) for _, key in columns)] for row in rows]
+        grid.rows = [[GridCell(row["arm"]), *(percent(row[key]) for _, key in columns)] for row in rows]
         blocks.append(markdown_grid(grid))
     return blocks
 
@@ -223,8 +223,8 @@ def _frontier(rows: Sequence[Line]) -> list[str]:
     grid = Grid([*heads, "area, lots", "dial minus it, lots", f"{few}, minus it, lots"], caption=caption)
     for row in rows:
         a, b, c, d = (points(row.get(kind)) for kind in kinds)
-        areas = [Cell(f"{100 * row[kind]:.1f}") for kind in ("staircase", "hull")]
-        grid.rows.append([Cell(row["family"]), Cell(str(row["settings"])), areas[0], a, b, areas[1], c, d])
+        areas = [GridCell(f"{100 * row[kind]:.1f}") for kind in ("staircase", "hull")]
+        grid.rows.append([GridCell(row["family"]), GridCell(str(row["settings"])), areas[0], a, b, areas[1], c, d])
     return ["### Memory side", markdown_grid(grid)]
 
 
@@ -243,14 +243,16 @@ def _context_end(found: Mapping[str, Any]) -> list[str]:
         )
         grid = Grid(["arm", "ConR", "best of plain and CAD", *(f"minus {rival}" for rival in rivals)], caption=caption)
         for arm in dict.fromkeys(arm for arm, _ in rows):
-            own = Cell(f"{100 * rows[arm, best]['a']:.1f}")
-            grid.rows.append([Cell(arm), own, points(rows[arm, best]), *(points(rows.get((arm, r))) for r in rivals)])
+            own = GridCell(f"{100 * rows[arm, best]['a']:.1f}")
+            grid.rows.append(
+                [GridCell(arm), own, points(rows[arm, best]), *(points(rows.get((arm, r))) for r in rivals)]
+            )
         blocks.append(markdown_grid(grid))
     costs = {(row["arm"], row["state"]): row for row in found["context end, cost"]}
     caption = "Facts: accuracy minus that of off, in points, where the passages are right, beside the point or mixed."
     grid = Grid(["arm", *FIVE[1:]], caption=caption)
     for arm in dict.fromkeys(arm for arm, _ in costs):
-        grid.rows.append([Cell(arm), *(points(costs.get((arm, state))) for state in FIVE[1:])])
+        grid.rows.append([GridCell(arm), *(points(costs.get((arm, state))) for state in FIVE[1:])])
     return [*blocks, markdown_grid(grid)]
 
 
@@ -265,7 +267,9 @@ def _monotone(rows: Sequence[Line]) -> list[str]:
     for row in rows:
         values = " ".join("–" if value is None else f"{100 * value:.0f}" for value in row["mr"])
         counts = (row["down"], row["reversals"], row["levels"], len(row["arms"]))
-        grid.rows.append([Cell(row["task"]), Cell(row["method"]), Cell(values), *(Cell(str(n)) for n in counts)])
+        grid.rows.append(
+            [GridCell(row["task"]), GridCell(row["method"]), GridCell(values), *(GridCell(str(n)) for n in counts)]
+        )
     return ["### Monotony and levels", markdown_grid(grid)]
 
 
@@ -282,10 +286,10 @@ def _adaptive(rows: Sequence[Line]) -> list[str]:
     grid = Grid(["dial-adaptive minus", *names], caption=caption)
     at = {(row["against"], row["task"], row["state"], row["metric"]): row for row in rows}
     own = {kind: next(row["a"] for row in rows if (row["task"], row["state"], row["metric"]) == kind) for kind in kinds}
-    grid.rows.append([Cell("(its own, %)"), *(Cell(f"{100 * own[kind]:.1f}") for kind in kinds)])
+    grid.rows.append([GridCell("(its own, %)"), *(GridCell(f"{100 * own[kind]:.1f}") for kind in kinds)])
     for rival in RIVALS:
         if any((rival, *kind) in at for kind in kinds):
-            grid.rows.append([Cell(rival), *(points(at.get((rival, *kind))) for kind in kinds)])
+            grid.rows.append([GridCell(rival), *(points(at.get((rival, *kind))) for kind in kinds)])
     return ["### Adaptive", markdown_grid(grid) if kinds else "No dial-adaptive in this run."]
 
 
@@ -301,9 +305,11 @@ def _fluency(rows: Sequence[Line]) -> list[str]:
         cells = []
         for task in LIMITS:
             told = row[task]
-            cells.append(Cell("–") if told is None else Cell(f"{told['difference']:.2f}", _span(told, 1, "", 2)))
+            cells.append(
+                GridCell("–") if told is None else GridCell(f"{told['difference']:.2f}", _span(told, 1, "", 2))
+            )
         cells += [points(row[name], scale) for name, scale in (("repeat4", 100), ("eos", 100), ("length", 1))]
-        grid.rows.append([Cell(row["arm"]), *cells])
+        grid.rows.append([GridCell(row["arm"]), *cells])
     return ["### How the answers read", markdown_grid(grid)]
 
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.figures.cells import Cell, bounds_of, collect, paired, rounded, shown
+from ckcontrol.eval.figures.cells import Cell, collect
 from ckcontrol.eval.figures.dial_curve import violations
-from ckcontrol.eval.figures.intervals import DRAWS, estimate, holm
+from ckcontrol.eval.figures.intervals import DRAWS, holm
 from ckcontrol.eval.figures.resampling import Floats, by_group, effective, quantile, resample
+from ckcontrol.eval.figures.rows import Line, difference_row, estimate_row, rounded
 from ckcontrol.eval.items.states import FIVE
 from ckcontrol.eval.judging.measures import METRICS
 from ckcontrol.eval.run_files import lines, read_json, samples
 
-Line = dict[str, Any]
 LIMITS = {"facts": 200, "counterfact": 100, "nq_swap": 80, "ramdocs": 40}
 CONFLICTS = ("facts", "counterfact", "nq_swap")
 DIAL = [f"dial@{a}" for a in ("0", "0.25", "0.4", "0.45", "0.5", "0.55", "0.6", "0.65", "0.75", "0.9", "1")]
@@ -124,19 +124,15 @@ class Answers:
 
 def figure(cell: Cell, metric: str, longest: float | None = None) -> Line | None:
     """Return a figure with its interval; None where nothing is known of it."""
-    if not cell.has(metric):
-        return None
-    top, den, groups = cell.columns(metric, list(cell.rows))
-    found = estimate(top, groups, den, bounds=bounds_of(metric, longest))
-    return {"value": rounded(found.value), "low": rounded(found.low), "high": rounded(found.high), "n": found.n}
+    return estimate_row(cell.estimate(metric, longest)) if cell.has(metric) else None
 
 
 def gap(a: Cell, b: Cell, metric: str, longest: float | None = None) -> Line | None:
     """Return a paired difference; None where one side has no figure."""
-    found = paired(a, b, metric, longest)
+    found = a.minus(b, metric, longest)
     if found is None or math.isnan(found.value):
         return None
-    return {"metric": metric, "a": rounded(found.a), "b": rounded(found.b), **shown(found)}
+    return {"metric": metric, "a": rounded(found.a), "b": rounded(found.b), **difference_row(found)}
 
 
 def judged(rows: Sequence[Line]) -> list[Line]:

@@ -160,7 +160,7 @@ class Answer:
         print_answer(self)
 
     def _repr_html_(self) -> str:
-        from .views.terminal import answer_html
+        from .views.html import answer_html
 
         return answer_html(self)
 

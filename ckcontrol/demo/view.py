@@ -1,6 +1,6 @@
 """Draws a `DemoResult`: in the terminal and as one HTML page, with the same tables, notes and token views.
 
-Knows rich, the HTML helpers and the result; computes no verdict. What an answer relied on is told by a symbol
+Knows rich, its template (demo.html) and the result; computes no verdict. What an answer relied on is told by a symbol
 and a word, never by colour alone; in the totals every symbol is one question.
 """
 
@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..views.html import legend_html, page, table, tokens_html
-from ..views.safe_text import clean, escape
-from .result import DemoResult
-from .result import DemoRow as Row
+from ..views.html import templates
+from ..views.safe_text import clean
+from .result import DemoResult, DemoRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +57,7 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _groups(result: DemoResult) -> list[tuple[str, Sequence[Row]]]:
+def _groups(result: DemoResult) -> list[tuple[str, Sequence[DemoRow]]]:
     groups = [
         ("false passage, fact known", result.false_rows(known=True)),
         ("false passage, fact not known", result.false_rows(known=False)),
@@ -78,7 +77,7 @@ def _short(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
-def _says(row: Row) -> str:
+def _says(row: DemoRow) -> str:
     return row.item.claim if row.expected else "(another passage was retrieved)"
 
 
@@ -118,14 +117,14 @@ def _times(result: DemoResult) -> str:
     return f"{sum(result.seconds.values()):.0f} s: {parts}"
 
 
-def _flag(row: Row) -> Text:
+def _flag(row: DemoRow) -> Text:
     from rich.text import Text
 
     text = Text(clean(_says(row)))
     return text.append(" FALSE", "bold") if row.item.false and row.expected else text
 
 
-def _known(row: Row) -> Text:
+def _known(row: DemoRow) -> Text:
     from rich.text import Text
 
     text = Text().append("✓ knows\n" if row.knows else "✗ does not know\n", "bold")
@@ -152,7 +151,7 @@ def _matrix(result: DemoResult) -> Table:
     return grid
 
 
-def _block(result: DemoResult, row: Row) -> Table:
+def _block(result: DemoResult, row: DemoRow) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -194,64 +193,7 @@ def _totals(result: DemoResult) -> Table:
 
 def demo_html(result: DemoResult) -> str:
     """Return the page: totals, every question, two token views, notes. It loads nothing and runs nothing."""
-    false = len(result.false_rows())
-    lead = (
-        f'<p class="ck-lead">{escape(result.model)}, a language model, answered {len(result.rows)} '
-        f"questions, each with the passage that retrieval ranked first among {result.corpus_size}. {false} "
-        "of them come with a passage that is false on purpose. The dial, alpha, says whom to believe: 0 the "
-        "passage, 1 the model's memory; 0.5 leaves the model as it is. Adaptive lets its own confidence "
-        "decide.</p>"
-    )
-    views = []
-    for row in result.telling():
-        views.append(f"<h3>{escape(row.item.question)} The passage says {escape(_says(row))}.</h3>")
-        for name, answer, verdict in zip(result.columns, row.answers, row.verdicts, strict=True):
-            said = f'<span class="ck-c">{SYMBOLS[verdict]} {verdict}</span>'
-            heading = f'<p class="ck-q">{escape(name)} {said}</p>'
-            views.append(f'<div class="ck-answer">{heading}{tokens_html(answer)}</div>')
-    notices = "".join(f"<p>{escape(line, None)}</p>" for line in notes(result))
-    sections = [
-        ("Whom the answers believed", _totals_html(result)),
-        ("Question by question", _questions_html(result)),
-        ("Why, token by token", legend_html() + "\n".join(views)),
-        ("What this shows and what it does not", notices + f'<p class="ck-note">Took {_times(result)}.</p>'),
-    ]
-    return page("One dial between memory and context", sections, lead=lead)
-
-
-def _totals_html(result: DemoResult) -> str:
-    rows = []
-    for label, group in _groups(result):
-        cells = []
-        for counts in result.totals(group):
-            tally = _tally(counts)
-            symbols, words = "".join(s for s, _ in tally), ", ".join(w for _, w in tally)
-            unit = f'<span class="ck-v" aria-hidden="true">{symbols}</span>'
-            cells.append(f'{unit}<span class="ck-say">{words}</span>')
-        rows.append([escape(label), *cells])
-    return table(["questions", *result.columns], rows, caption=f"One symbol a question. {KEY}.")
-
-
-def _questions_html(result: DemoResult) -> str:
-    rows = []
-    for row in result.rows:
-        mark = ' <span class="ck-false">FALSE</span>' if row.item.false and row.expected else ""
-        known = "✓ knows" if row.knows else "✗ does not know"
-        cells = [
-            _said(f"{SYMBOLS[verdict]} {verdict}", answer.text)
-            for answer, verdict in zip(row.answers, row.verdicts, strict=True)
-        ]
-        passage = f"<details><summary>read it</summary><bdi>{escape(row.passage, 2000)}</bdi></details>"
-        rows.append(
-            [
-                escape(row.item.question),
-                f"{escape(_says(row))}{mark}{passage}",
-                _said(known, row.closed_book.text),
-                *cells,
-            ]
-        )
-    return table(["question", "the passage says", "closed book", *result.columns], rows)
-
-
-def _said(heading: str, text: str) -> str:
-    return f'<span class="ck-v">{heading}</span><bdi class="ck-say">{escape(text)}</bdi>'
+    totals = [[label, *map(_tally, result.totals(group))] for label, group in _groups(result)]
+    rows = [[row, row, row, *zip(row.answers, row.verdicts, strict=True)] for row in result.rows]
+    told = {"result": result, "totals": totals, "rows": rows, "notes": notes(result), "times": _times(result)}
+    return templates("ckcontrol.demo").get_template("demo.html").render(told, says=_says, symbols=SYMBOLS, key=KEY)

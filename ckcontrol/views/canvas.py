@@ -1,6 +1,6 @@
-"""A drawing as a list of shapes, and that list as SVG. `png.py` turns the same list into a PNG, so both show one thing.
+"""A drawing as a list of shapes, and that list as SVG. `canvas_png.py` makes a PNG of the same list: both look alike.
 
-Knows pixels, ink names and strings; knows nothing of runs or metrics. Text is cleaned and escaped here.
+Knows pixels, ink names and strings; knows nothing of runs, heads or metrics. Text is cleaned and escaped here.
 """
 
 from __future__ import annotations
@@ -9,25 +9,31 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ckcontrol.views.safe_text import clean, escape
-
-from .inks import DARK_INKS, FONT, LIGHT_INKS, svg_rules
+from .palette import DARK_INKS, DARK_SCALE, LIGHT_INKS, LIGHT_SCALE, svg_rules
+from .safe_text import clean, escape
 
 __all__ = [
+    "LIGHT",
     "SHAPES",
     "Area",
     "Canvas",
     "Line",
     "Mark",
     "Point",
+    "Shape",
     "Text",
+    "Tile",
     "corners",
     "sheet",
     "short",
     "svg",
     "text_width",
+    "words_of",
 ]
 
+FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','DejaVu Sans',sans-serif"
+LIGHT = {**LIGHT_INKS, **LIGHT_SCALE}  # every ink of a drawing that no style sheet colours
+DARK = {**DARK_INKS, **DARK_SCALE}
 Point = tuple[float, float]
 SHAPES = ("circle", "square", "diamond", "up", "down", "hexagon")
 
@@ -76,6 +82,23 @@ class Text:
     halo: bool = False
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A square of a map from its upper left corner, with an outline and perhaps a word in its middle.
+
+    `tip` is shown on pointing at either.
+    """
+
+    at: Point
+    size: float
+    ink: str
+    words: str
+    tip: str
+
+
+Shape = Line | Area | Mark | Text | Tile
+
+
 @dataclass
 class Canvas:
     """Shapes on `width` by `height` pixels, drawn in order.
@@ -90,7 +113,7 @@ class Canvas:
     width: float
     height: float
     label: str
-    shapes: list[Line | Area | Mark | Text] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
 
     def line(self, points: Sequence[Point], ink: str, width: float = 1.0, dash: tuple[float, ...] = ()) -> None:
         """Add a polyline."""
@@ -103,6 +126,10 @@ class Canvas:
     def mark(self, at: Point, shape: str, ink: str, *, size: float = 4.0, filled: bool = True, tip: str = "") -> None:
         """Add a data point."""
         self.shapes.append(Mark(at, shape, ink, size, filled, tip))
+
+    def tile(self, at: Point, size: float, ink: str, *, words: str = "", tip: str = "") -> None:
+        """Add a square of a map."""
+        self.shapes.append(Tile(at, size, ink, words, tip))
 
     def text(
         self,
@@ -166,15 +193,16 @@ def svg(canvas: Canvas, *, alone: bool = False) -> str:
     if not alone:
         name = f'role="img" aria-label="{told}"' if told else 'aria-hidden="true"'
         return f'<svg class="ev-svg" {name} {size}>\n{body}\n</svg>'
-    style = svg_rules(DARK_INKS)
+    used = {shape.ink for shape in canvas.shapes}
+    style = svg_rules({ink: colour for ink, colour in DARK.items() if ink in used or ink in DARK_INKS})
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{told}" {size} font-family="{FONT}">\n'
         f"<style>@media (prefers-color-scheme:dark){{{style}}}</style>\n"
-        f'<rect width="100%" height="100%" class="ev-f-surface" fill="{LIGHT_INKS["surface"]}"/>\n{body}\n</svg>\n'
+        f'<rect width="100%" height="100%" class="ev-f-surface" fill="{LIGHT["surface"]}"/>\n{body}\n</svg>\n'
     )
 
 
-def _shape(shape: Line | Area | Mark | Text, alone: bool) -> str:
+def _shape(shape: Shape, alone: bool) -> str:
     if isinstance(shape, Line):
         dash = f' stroke-dasharray="{" ".join(f"{v:g}" for v in shape.dash)}"' if shape.dash else ""
         look = f'{_look(alone, stroke=shape.ink)} stroke-width="{shape.width:g}"{dash}'
@@ -183,6 +211,8 @@ def _shape(shape: Line | Area | Mark | Text, alone: bool) -> str:
         return f'<polygon points="{_points(shape.points)}"{_look(alone, fill=shape.ink)} opacity="{shape.opacity:g}"/>'
     if isinstance(shape, Mark):
         return _mark(shape, alone)
+    if isinstance(shape, Tile):
+        return _tile(shape, alone)
     x, y = shape.at
     weight = ' font-weight="650"' if shape.bold else ""
     anchor = "" if shape.anchor == "start" else f' text-anchor="{shape.anchor}"'
@@ -202,6 +232,20 @@ def _mark(mark: Mark, alone: bool) -> str:
     return f'<polygon points="{_points(corners(mark))}"{look}>{tip}</polygon>'
 
 
+def _tile(tile: Tile, alone: bool) -> str:
+    x, y = tile.at
+    place = f'x="{x:g}" y="{y:g}" width="{tile.size:g}" height="{tile.size:g}" rx="2"'
+    square = f'<rect {place}{_look(alone, fill=tile.ink, stroke="line")} stroke-width="0.5"/>'
+    words = _shape(words_of(tile), alone) if tile.words else ""
+    return f"<g><title>{escape(tile.tip)}</title>{square}{words}</g>"
+
+
+def words_of(tile: Tile) -> Text:
+    """Return the word of a tile where it stands: in its middle."""
+    middle = (tile.at[0] + tile.size / 2, tile.at[1] + tile.size / 2 + 4)
+    return Text(middle, tile.words, "text", "middle", 11, True)
+
+
 def _points(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
@@ -209,7 +253,7 @@ def _points(points: Sequence[Point]) -> str:
 def _look(alone: bool, **inks: str) -> str:
     """Return classes for the page, and for a file of its own the colours too: converters ignore style sheets."""
     names = " ".join(f"ev-{part[0]}-{ink}" for part, ink in inks.items())
-    return f' class="{names}"' + "".join(f' {part}="{LIGHT_INKS[ink]}"' for part, ink in inks.items() if alone)
+    return f' class="{names}"' + "".join(f' {part}="{LIGHT[ink]}"' for part, ink in inks.items() if alone)
 
 
 def sheet(panels: Sequence[Canvas], columns: int, label: str, gap: float = 28) -> Canvas:
@@ -226,7 +270,7 @@ def sheet(panels: Sequence[Canvas], columns: int, label: str, gap: float = 28) -
     return whole
 
 
-def _moved(shape: Line | Area | Mark | Text, dx: float, dy: float) -> Line | Area | Mark | Text:
+def _moved(shape: Shape, dx: float, dy: float) -> Shape:
     if isinstance(shape, (Line, Area)):
         return replace(shape, points=tuple((x + dx, y + dy) for x, y in shape.points))
     at = (shape.at[0] + dx, shape.at[1] + dy)

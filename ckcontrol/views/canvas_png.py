@@ -1,6 +1,6 @@
 """The same drawings as PNG, through matplotlib (an extra).
 
-Knows shapes and nothing of runs: every coordinate is the SVG's.
+Knows shapes; knows nothing of what they stand for. Every coordinate is the SVG's.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ckcontrol.errors import MissingExtra
 
-from .canvas import Area, Canvas, Line, Mark, corners
-from .inks import LIGHT_INKS
+from .canvas import LIGHT, Area, Canvas, Line, Mark, Shape, Tile, corners, words_of
 
 __all__ = ["has_matplotlib", "save_png"]
 
@@ -26,23 +25,26 @@ def has_matplotlib() -> bool:
 
 
 def save_png(canvas: Canvas, path: Path) -> None:
-    """Write the drawing at two dots a pixel, in light colours.
+    """Write the drawing at two dots per pixel, in light colours.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.patches import Circle, Polygon
+        from matplotlib.patches import Circle, Polygon, Rectangle
         from matplotlib.patheffects import withStroke
     except ImportError as error:
         raise MissingExtra("matplotlib", "plots") from error
-    figure = Figure(figsize=(canvas.width / 96, canvas.height / 96), facecolor=LIGHT_INKS["surface"])
+    figure = Figure(figsize=(canvas.width / 96, canvas.height / 96), facecolor=LIGHT["surface"])
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, canvas.width), ylim=(canvas.height, 0))
     axes.set_axis_off()
-    for order, shape in enumerate(canvas.shapes):
-        colour = LIGHT_INKS[shape.ink]
+    shapes: list[Shape] = []
+    for shape in canvas.shapes:
+        shapes += [shape, words_of(shape)] if isinstance(shape, Tile) and shape.words else [shape]
+    for order, shape in enumerate(shapes):
+        colour = LIGHT[shape.ink]
         if isinstance(shape, Line):
             dash = (0, tuple(part / shape.width for part in shape.dash)) if shape.dash else "-"
             xs, ys = zip(*shape.points, strict=True)
@@ -50,10 +52,14 @@ def save_png(canvas: Canvas, path: Path) -> None:
         elif isinstance(shape, Area):
             axes.add_patch(Polygon(shape.points, color=colour, alpha=shape.opacity, linewidth=0, zorder=order))
         elif isinstance(shape, Mark):
-            inside, edge = (colour, LIGHT_INKS["surface"]) if shape.filled else (LIGHT_INKS["surface"], colour)
+            inside, edge = (colour, LIGHT["surface"]) if shape.filled else (LIGHT["surface"], colour)
             patch = Circle(shape.at, shape.size) if shape.shape == "circle" else Polygon(corners(shape))
             patch.set(facecolor=inside, edgecolor=edge, linewidth=POINTS, zorder=order)
             axes.add_patch(patch)
+        elif isinstance(shape, Tile):
+            square = Rectangle(shape.at, shape.size, shape.size)
+            square.set(facecolor=colour, edgecolor=LIGHT["line"], linewidth=0.5 * POINTS, zorder=order)
+            axes.add_patch(square)
         else:
             drawn = axes.text(
                 *shape.at,
@@ -67,5 +73,5 @@ def save_png(canvas: Canvas, path: Path) -> None:
                 parse_math=False,
             )
             if shape.halo:
-                drawn.set_path_effects([withStroke(linewidth=3.5 * POINTS, foreground=LIGHT_INKS["surface"])])
+                drawn.set_path_effects([withStroke(linewidth=3.5 * POINTS, foreground=LIGHT["surface"])])
     figure.savefig(path, dpi=DPI, format="png", metadata={"Software": None})

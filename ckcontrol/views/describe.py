@@ -1,6 +1,6 @@
 """Puts records into words and figures: what both views (terminal and HTML) print.
 
-Knows `Answer`, `TokenTrace` and `Hit`; knows nothing of colours, terminals or HTML.
+Knows records by their shape; knows nothing of colours, terminals or HTML.
 """
 
 from __future__ import annotations
@@ -8,13 +8,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
-from ..answer import Answer, TokenTrace
 from .safe_text import clean
-
-if TYPE_CHECKING:
-    from ..retrieval import Hit
+from .shape import AnswerShape, HitShape, MarkedToken, RunningText, TokenShape
 
 __all__ = [
     "MARK",
@@ -27,11 +24,14 @@ __all__ = [
     "hit_label",
     "hit_metadata",
     "legend_words",
+    "number",
+    "probability",
     "shown",
     "summary_line",
     "warning",
 ]
 
+T = TypeVar("T", bound=MarkedToken)
 MARK = "▸"
 MISSING = "–"
 
@@ -63,7 +63,7 @@ def probability(logp: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Generic[T]):
     """A token as it is displayed.
 
     Attributes:
@@ -74,19 +74,20 @@ class Shown:
         plain: False for the two stand-ins above.
     """
 
-    token: TokenTrace
+    token: T
     lead: str
     body: str
     name: str
     plain: bool = True
 
 
-def shown(answer: Answer) -> list[Shown]:
+def shown(answer: RunningText[T]) -> list[Shown[T]]:
     """Return every token of an answer, ready for display."""
-    return [_shown(token, end=token is _end(answer)) for token in answer.tokens]
+    end = _end(answer)
+    return [_shown(token, end=token is end) for token in answer.tokens]
 
 
-def _end(answer: Answer) -> TokenTrace | None:
+def _end(answer: RunningText[T]) -> T | None:
     """Return the end token, if the answer closes with one: its text is not part of the answer's."""
     if answer.finish_reason != "stop" or not answer.tokens:
         return None
@@ -94,7 +95,7 @@ def _end(answer: Answer) -> TokenTrace | None:
     return None if last.text.strip() and answer.text.rstrip().endswith(last.text.strip()) else last
 
 
-def _shown(token: TokenTrace, *, end: bool) -> Shown:
+def _shown(token: T, *, end: bool) -> Shown[T]:
     text, name = clean(token.text), clean(token.text, 60).replace("\n", "↵").replace("\t", "⇥")
     if end or not text:
         body = "‹end›" if end else "‹·›"
@@ -114,7 +115,7 @@ def _verdict(gain: float | None) -> str:
     return "the passages made the model surer" if gain > 0 else "the passages confused the model"
 
 
-def facts(token: TokenTrace) -> list[tuple[str, str]]:
+def facts(token: TokenShape) -> list[tuple[str, str]]:
     """Return the label and value of every figure of a token, for a card."""
     return [
         ("gain", f"{number(token.gain, signed=True)} nats: {_verdict(token.gain)}"),
@@ -129,7 +130,7 @@ def facts(token: TokenTrace) -> list[tuple[str, str]]:
     ]
 
 
-def figures(token: TokenTrace) -> list[str]:
+def figures(token: TokenShape) -> list[str]:
     """Return the cells of a token's table row: gain, entropies, tau, ranks, probabilities."""
     return [
         number(token.gain, signed=True),
@@ -156,14 +157,14 @@ def _rank(rank: int | None) -> str:
     return MISSING if rank is None else f"{rank:,}"
 
 
-def control_label(answer: Answer) -> str:
+def control_label(answer: AnswerShape) -> str:
     """Return the control in one short line: the method and what was set away from its defaults."""
     defaults = {"method": answer.control.method, "alpha": None, "candidates": 10, "candidate_ratio": 0.01}
     changed = {k: v for k, v in answer.control.to_dict().items() if k not in defaults or v != defaults[k]}
     return clean(" ".join([answer.control.method, *(f"{k}={v}" for k, v in changed.items())]))
 
 
-def summary_line(answer: Answer) -> str:
+def summary_line(answer: AnswerShape) -> str:
     """Return one line: tokens, switched, shares that follow each stream, range of tau, why it stopped."""
     summary = answer.summary()
     parts = [f"{summary['tokens']} tokens"]
@@ -180,8 +181,8 @@ def summary_line(answer: Answer) -> str:
     return " · ".join(parts)
 
 
-def draft_lines(answer: Answer) -> list[tuple[str, str, str]]:
-    """Return of every draft who wrote it, its text on one line, and how it surprised both streams. Cleaned."""
+def draft_lines(answer: AnswerShape) -> list[tuple[str, str, str]]:
+    """Return for each draft who wrote it, its text on one line, and how it surprised both streams. Cleaned."""
     return [
         (
             f"{MARK if draft.given else ''}{draft.name}",
@@ -192,8 +193,8 @@ def draft_lines(answer: Answer) -> list[tuple[str, str, str]]:
     ]
 
 
-def warning(answer: Answer) -> str | None:
-    """Return a line that warns of a control that never acted; None when there is nothing to say."""
+def warning(answer: AnswerShape) -> str | None:
+    """Return a line that warns when the control never acted; None when there is nothing to say."""
     if not answer.tokens:
         return "No tokens were traced (trace=False): nothing to show per token." if answer.token_ids else None
     if answer.switched or answer.drafts or answer.control.policy().neutral:
@@ -202,8 +203,8 @@ def warning(answer: Answer) -> str | None:
     return f"The policy acted on 0 of {len(answer.tokens)} tokens: {reason}. This is the unmodified answer."
 
 
-def hit_label(hit: Hit) -> str:
-    """Return what a passage is cited by, on one line: rank, score, source and, where it tells more, its id."""
+def hit_label(hit: HitShape) -> str:
+    """Return how a passage is cited, on one line: rank, score, source and, where it says more, its id."""
     passage = hit.passage
     name = passage.source or passage.id
     if "document" in passage.metadata:  # cut from a document: the id says which piece
@@ -211,8 +212,8 @@ def hit_label(hit: Hit) -> str:
     return f"[{hit.rank}] {number(hit.score, 4)}  {' '.join(clean(name, 200).split())}"
 
 
-def hit_metadata(hit: Hit) -> str:
-    """Return a passage's metadata on one line, without what only says where it stands or repeats its source."""
+def hit_metadata(hit: HitShape) -> str:
+    """Return a passage's metadata on one line, without its place in the document and what repeats its source."""
     passage = hit.passage
     shown = {k: v for k, v in passage.metadata.items() if k not in ("document", "start", "end") and v != passage.source}
     return " ".join(clean(" ".join(f"{name}={value}" for name, value in shown.items()), 200).split())

@@ -1,15 +1,34 @@
-"""The one colour scale of both views: diverging, centred at gain 0, blue against orange.
+"""Every colour: themes, the one scale of both views, the inks of drawings, and the CSS rules that name them.
 
-Knows numbers and hex colours only. Blue: the passages made the model surer. Orange: they confused it. The
-ends are close to Okabe and Ito's sky blue and orange, told apart with every common colour blindness; text on
-every step has a contrast of at least 4.5:1. Colour is never alone: switched tokens are underlined and marked.
+Knows numbers, hex colours and CSS; knows no record and no drawing. The scale diverges from gain 0. Blue: the passages
+made the model surer. Orange: they confused it. Its ends are close to Okabe and Ito's sky blue and orange, which every
+common colour blindness tells apart; text on every step has a contrast of at least 4.5:1. Colour is never alone:
+switched tokens are underlined and marked, and the series of a chart differ by mark and by a written name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DARK", "LIGHT", "MIDDLE", "STEPS", "Theme", "contrast", "step"]
+__all__ = [
+    "DARK",
+    "DARK_INKS",
+    "DARK_SCALE",
+    "LIGHT",
+    "LIGHT_INKS",
+    "LIGHT_SCALE",
+    "MIDDLE",
+    "SATURATION",
+    "SERIES",
+    "STEPS",
+    "Theme",
+    "contrast",
+    "ink_rules",
+    "palette_rules",
+    "scale_rules",
+    "step",
+    "svg_rules",
+]
 
 STEPS = 4  # on each side of zero
 SATURATION = 3.0  # nats
@@ -28,7 +47,7 @@ class Theme:
     Attributes:
         surface: Background.
         panel: Background of cards and table heads.
-        text: Text on every background, the scale's included.
+        text: Text on every background, including the scale's.
         muted: Secondary text.
         line: Rules and borders.
         warn: Text of warnings.
@@ -78,3 +97,61 @@ def _luminance(colour: str) -> float:
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+# --- inks: the colours of drawings, by purpose ---
+
+_PLAIN = ("surface", "panel", "text", "muted", "line", "warn")
+_LIGHT_SERIES = ("#0067a8", "#b8430a", "#00714f", "#8e3f8a", "#7a5c00", "#5b4bc4", "#7a4a2a", "#b3174f")
+_DARK_SERIES = ("#5cb8f0", "#ff9450", "#45cb9b", "#e59ad6", "#dcc04a", "#b4a5ff", "#d2a98a", "#ff8aa8")
+SERIES = len(_LIGHT_SERIES)
+
+
+def _inks(theme: Theme, series: tuple[str, ...], up: str, down: str) -> dict[str, str]:
+    plain = {name: getattr(theme, name) for name in _PLAIN}
+    # Memory and context are the two sources; up and down are better and worse than the unmodified model.
+    named = {"memory": series[5], "context": series[2], "up": up, "down": down}
+    return plain | named | {f"s{i}": colour for i, colour in enumerate(series)}
+
+
+# Lines and marks have a contrast of at least 3:1 with their background, text 4.5:1.
+LIGHT_INKS = _inks(LIGHT, _LIGHT_SERIES, "#0067a8", "#a33f00")
+DARK_INKS = _inks(DARK, _DARK_SERIES, "#6cc0f3", "#ffa35c")
+# The scale as inks, g0 (confused) to g8 (surer): for drawings of gains alone.
+LIGHT_SCALE, DARK_SCALE = ({f"g{s + STEPS}": c for s, c in theme.scale().items()} for theme in (LIGHT, DARK))
+
+
+# --- as CSS ---
+
+
+def _themed(light: str, dark: str) -> str:
+    return f".ck{{{light}}}\n@media (prefers-color-scheme:dark){{.ck{{{dark}}}}}"
+
+
+def palette_rules() -> str:
+    """Return the variables of both themes: ``--ck-text`` and the like, and the scale as ``--ck-s0`` to ``--ck-s8``."""
+
+    def variables(theme: Theme) -> str:
+        plain = [f"--ck-{name}:{getattr(theme, name)}" for name in _PLAIN]
+        return ";".join(plain + [f"--ck-s{shade + STEPS}:{colour}" for shade, colour in theme.scale().items()])
+
+    return _themed(f"color-scheme:light dark;{variables(LIGHT)}", variables(DARK))
+
+
+def ink_rules() -> str:
+    """Return the variables of the inks and the rules that colour drawings inside a page."""
+    light, dark = (";".join(f"--ev-{n}:{c}" for n, c in inks.items()) for inks in (LIGHT_INKS, DARK_INKS))
+    return f"{_themed(light, dark)}\n{svg_rules({name: f'var(--ev-{name})' for name in LIGHT_INKS}, '.ck ')}"
+
+
+def scale_rules() -> str:
+    """Return the rules that colour drawings on the scale inside a page, by the variables that every page has."""
+    inks = {name: f"var(--ck-{name})" for name in ("text", "muted", "line")}
+    return svg_rules(inks | {f"g{shade}": f"var(--ck-s{shade})" for shade in range(2 * STEPS + 1)}, ".ck ")
+
+
+def svg_rules(inks: dict[str, str], scope: str = "") -> str:
+    """Return the rules that colour drawings: a fill class and a stroke class per ink."""
+    return "".join(
+        f"{scope}.ev-f-{name}{{fill:{colour}}}{scope}.ev-s-{name}{{stroke:{colour}}}" for name, colour in inks.items()
+    )

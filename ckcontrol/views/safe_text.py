@@ -10,7 +10,7 @@ import html
 import re
 import unicodedata
 
-__all__ = ["clean", "escape", "escape_json"]
+__all__ = ["DISPLAY_LIMIT", "clean", "escape", "escape_json"]
 
 DISPLAY_LIMIT = 400
 

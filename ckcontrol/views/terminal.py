@@ -1,7 +1,7 @@
-"""Terminal views: an `Answer` coloured by confidence gain, its tokens as a table, and the passages a search found.
+"""Terminal views: an answer coloured by confidence gain, its tokens as a table, and the passages a search found.
 
-Knows `Answer` and `Hit` records and rich. Knows nothing of models or of HTML (`page.py` is the other view). rich is
-imported when something is drawn, so importing this module costs nothing. All text passes `text_safety.clean`.
+Knows records by their shape, and rich. Knows nothing of models or of HTML (`html.py` is the other view). rich is
+imported when something is drawn, so importing this module costs nothing. All text passes `safe_text.clean`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..answer import Answer
 from . import describe, palette
 from .safe_text import clean
+from .shape import AnswerShape, HitShape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,19 +19,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from ..retrieval import Hit
-
-__all__ = ["answer_html", "answer_table", "answer_text", "legend", "print_answer", "print_hits", "print_table"]
+__all__ = ["answer_table", "answer_text", "legend", "print_answer", "print_hits", "print_table"]
 
 WIDE = 116  # columns from which the token table shows everything
 BAR = 8  # cells on each side of zero
-
-
-def answer_html(answer: Answer) -> str:
-    """Return the HTML fragment of `page.answer_html`."""
-    from .html import answer_html as render
-
-    return render(answer)
 
 
 def _style(gain: float | None, switched: bool = False) -> Style:
@@ -44,7 +35,7 @@ def _style(gain: float | None, switched: bool = False) -> Style:
     return Style(color=theme.text, bgcolor=theme.scale()[shade], underline=switched or None, bold=switched or None)
 
 
-def answer_text(answer: Answer) -> Text:
+def answer_text(answer: AnswerShape) -> Text:
     """Return the answer as rich text: gain as background, switched tokens underlined after a ▸ mark."""
     from rich.text import Text
 
@@ -70,7 +61,7 @@ def legend() -> Text:
     return line.append(f"{describe.MARK}word", _style(0.0, True)).append(f" {texts['switched']}", "dim")
 
 
-def print_answer(answer: Answer, console: Console | None = None) -> None:
+def print_answer(answer: AnswerShape, console: Console | None = None) -> None:
     """Print question, answer token by token, legend and summary; warn if the policy never acted."""
     from rich.console import Console
     from rich.padding import Padding
@@ -85,7 +76,7 @@ def print_answer(answer: Answer, console: Console | None = None) -> None:
     _print_footer(answer, console)
 
 
-def print_table(answer: Answer, console: Console | None = None, *, summary: bool = True) -> None:
+def print_table(answer: AnswerShape, console: Console | None = None, *, summary: bool = True) -> None:
     """Print one row per token with every recorded figure, then the summary; narrow consoles get no bar."""
     from rich.console import Console
 
@@ -95,7 +86,7 @@ def print_table(answer: Answer, console: Console | None = None, *, summary: bool
         _print_footer(answer, console)
 
 
-def _print_footer(answer: Answer, console: Console) -> None:
+def _print_footer(answer: AnswerShape, console: Console) -> None:
     from rich.text import Text
 
     for name, text, surprise in describe.draft_lines(answer):
@@ -106,8 +97,10 @@ def _print_footer(answer: Answer, console: Console) -> None:
         console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
 
 
-def print_hits(hits: Sequence[Hit], query: str, console: Console | None = None, *, notice: str | None = None) -> None:
-    """Print each passage's rank, score, source and metadata, and under it the line of its text nearest the query."""
+def print_hits(
+    hits: Sequence[HitShape], query: str, console: Console | None = None, *, notice: str | None = None
+) -> None:
+    """Print each passage's rank, score, source and metadata, and below them the part of its text nearest the query."""
     from rich.console import Console
     from rich.text import Text
 
@@ -120,7 +113,7 @@ def print_hits(hits: Sequence[Hit], query: str, console: Console | None = None, 
         console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
 
 
-def answer_table(answer: Answer, width: int = 140) -> Table:
+def answer_table(answer: AnswerShape, width: int = 140) -> Table:
     """Return the token table for a console of `width` columns.
 
     Ranks count from 0, the stream's favourite; ``par`` is memory, ``ctx`` is with the passages.

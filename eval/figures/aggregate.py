@@ -13,15 +13,16 @@ from typing import Any
 
 from ..judging.measures import METRICS
 from ..records import STATES
-from .cells import Cell, Line, Place, bounds_of, collect, paired, shown, with_holm
-from .dial_curve import summary
-from .intervals import estimate
+from .cells import Cell, Place, collect
+from .dial_curve import HARM_STATES, summary
+from .intervals import Estimate
+from .rows import Line, difference_row, estimate_row, with_holm
 
 __all__ = ["aggregate", "results_bytes"]
 
 SCHEMA = 1
 AGAINST_CLOSED = ("accuracy", "parr")  # what is also compared with the model's memory
-HARM = ("agree", "helpful", "irrelevant")
+Figures = Mapping[str, Estimate]  # of one cell, by metric
 
 
 def aggregate(run: Mapping[str, Any], items: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]]) -> Line:
@@ -37,20 +38,20 @@ def aggregate(run: Mapping[str, Any], items: Iterable[Mapping[str, Any]], sample
         samples: The lines of samples.jsonl, in any order.
 
     Raises:
-        EvalError: An item is no record, or a sample fits its item not at all.
+        EvalError: An item is no record, or a sample does not match its item.
     """
     cells = collect(items, samples)
     order = {arm["name"]: place for place, arm in enumerate(run.get("arms", ()))}
     places = sorted(cells, key=lambda at: (at[0], STATES.index(at[1]), order.get(at[2], len(order)), at[2]))
     longest = (run.get("options") or {}).get("max_new_tokens")
-    rows = [_row(at, cells[at], longest) for at in places]
+    figures = {at: _figures(cells[at], longest) for at in places}
     return {
         "schema": SCHEMA,
         "run": {key: value for key, value in run.items() if key != "started"},
         "tasks": run.get("tasks", {}),
-        "cells": _plain(rows, 6),
+        "cells": [_row(at, cells[at], figures[at]) for at in places],
         "pairs": _pairs(places, cells, longest),
-        "curves": _plain(_curves(run, rows), 6),
+        "curves": _plain(_curves(run, figures), 6),
     }
 
 
@@ -60,26 +61,25 @@ def results_bytes(results: Mapping[str, Any]) -> bytes:
     return (text + "\n").encode("utf-8")
 
 
-def _row(place: Place, cell: Cell, longest: float | None) -> Line:
-    metrics = {name: _estimated(cell, name, longest) for name in METRICS if cell.has(name)}
-    if "parr" in metrics and "mr" not in metrics:  # neither side was ever named: said, not left out
-        metrics["mr"] = {"value": None, "low": None, "high": None, "n": 0}
+def _figures(cell: Cell, longest: float | None) -> Figures:
+    found = {name: cell.estimate(name, longest) for name in METRICS if cell.has(name)}
+    if "parr" in found and "mr" not in found:  # neither side was ever named: said, not left out
+        found["mr"] = Estimate(math.nan, math.nan, math.nan, 0)
+    return found
+
+
+def _row(place: Place, cell: Cell, figures: Figures) -> Line:
     return {
         **dict(zip(("task", "state", "arm"), place, strict=True)),
         "n": len(cell.rows),
         "groups": len({group for group, _ in cell.rows.values()}),
         "errors": cell.errors,
-        "metrics": metrics,
+        "metrics": _lines(figures),
     }
 
 
-def _estimated(cell: Cell, name: str, longest: float | None) -> Line:
-    top, den, groups = cell.columns(name, list(cell.rows))
-    found = estimate(top, groups, den, bounds=bounds_of(name, longest))
-    values = [found.value, found.low, found.high]
-    if METRICS[name].logarithmic:
-        values = [math.exp(min(value, 700.0)) for value in values]
-    return {**dict(zip(("value", "low", "high"), values, strict=True)), "n": found.n}
+def _lines(figures: Figures) -> Line:
+    return {name: estimate_row(found) for name, found in figures.items()}
 
 
 def _pairs(places: Sequence[Place], cells: Mapping[Place, Cell], longest: float | None) -> list[Line]:
@@ -95,41 +95,41 @@ def _pairs(places: Sequence[Place], cells: Mapping[Place, Cell], longest: float 
                 for arm in arms:
                     if arm == against or other is None:
                         continue
-                    found = paired(cells[task, state, arm], other, name, longest)
+                    found = cells[task, state, arm].minus(other, name, longest)
                     if found is not None:
                         where = {"task": task, "state": state, "arm": arm, "against": against, "metric": name}
-                        rows.append(where | shown(found))
+                        rows.append(where | difference_row(found))
                 out += with_holm(rows)
     return out
 
 
-def _curves(run: Mapping[str, Any], rows: Sequence[Line]) -> list[Line]:
-    """One curve a task and method with at least two alphas, over the state conflict."""
-    by_place = {(row["task"], row["state"], row["arm"]): row["metrics"] for row in rows}
+def _curves(run: Mapping[str, Any], figures: Mapping[Place, Figures]) -> list[Line]:
+    """One curve per task and method with at least two alphas, over the state conflict."""
     dials: dict[str, list[tuple[float, str]]] = {}
     for arm in run.get("arms", ()):
         if arm.get("alpha") is not None:
             dials.setdefault(arm["method"], []).append((arm["alpha"], arm["name"]))
     out = []
-    for task in sorted({row["task"] for row in rows}):
+    for task in sorted({task for task, _, _ in figures}):
 
         def value(state: str, arm: str, metric: str = "accuracy", task: str = task) -> float | None:
-            found = by_place.get((task, state, arm), {}).get(metric, {}).get("value")
-            return None if found is None or math.isnan(found) else float(found)
+            found = figures.get((task, state, arm), {}).get(metric)
+            return None if found is None or math.isnan(found.value) else found.value
 
         context = next((x for state in ("helpful", "agree") if (x := value(state, "off")) is not None), None)
         for method, settings in sorted(dials.items()):
-            turned = [(a, name) for a, name in sorted(settings) if "mr" in by_place.get((task, "conflict", name), {})]
+            turned = [(a, name) for a, name in sorted(settings) if "mr" in figures.get((task, "conflict", name), {})]
             if len(turned) < 2:
                 continue
-            points = [{"alpha": a, "arm": name, **by_place[task, "conflict", name]} for a, name in turned]
             costs = {
                 state: (value(state, "off"), [value(state, name) for _, name in turned])
-                for state in HARM
+                for state in HARM_STATES
                 if value(state, "off") is not None
             }
+            points = [(a, figures[task, "conflict", name]) for a, name in turned]
             found = summary(points, value("conflict", "closed-book", "parr"), context, costs)
-            out.append({"task": task, "state": "conflict", "method": method, "points": points, "summary": found})
+            lines = [{"alpha": a, "arm": name, **_lines(figures[task, "conflict", name])} for a, name in turned]
+            out.append({"task": task, "state": "conflict", "method": method, "points": lines, "summary": found})
     return out
 
 

@@ -1,4 +1,4 @@
-"""The samples of a run in cells (task, state, arm), and the paired comparison of two of them.
+"""The samples of a run in cells (task, state, arm), the figures of a cell, and the difference of two.
 
 Knows records, samples and metrics; knows no run card and no report. `aggregate` and `compare` are made of this.
 """
@@ -11,11 +11,10 @@ from typing import Any
 
 from ..judging.measures import METRICS, Contribution, measure
 from ..records import Record
-from .intervals import Bounds, Difference, difference, holm
+from .intervals import Bounds, Difference, Estimate, difference, estimate
 
-__all__ = ["Cell", "Line", "Place", "bounds_of", "collect", "paired", "rounded", "shown", "with_holm"]
+__all__ = ["Cell", "Place", "collect"]
 
-Line = dict[str, Any]
 Place = tuple[str, str, str]  # task, state, arm
 
 
@@ -39,6 +38,30 @@ class Cell:
     def has(self, metric: str) -> bool:
         """Whether any sample contributes to a metric."""
         return any(metric in row for _, row in self.rows.values())
+
+    def estimate(self, metric: str, longest: float | None = None) -> Estimate:
+        """Return a metric over all samples, with its interval.
+
+        Args:
+            metric: A name in `METRICS`.
+            longest: ``max_new_tokens``, which bounds lengths.
+        """
+        top, den, groups = self.columns(metric, list(self.rows))
+        found = estimate(top, groups, den, bounds=_bounds(metric, longest))
+        if not METRICS[metric].logarithmic:
+            return found
+        value, low, high = (math.exp(min(end, 700.0)) for end in (found.value, found.low, found.high))
+        return Estimate(value, low, high, found.n, found.groups)
+
+    def minus(self, other: Cell, metric: str, longest: float | None = None) -> Difference | None:
+        """Return a metric minus that of another cell, on the records both have; None where one of them lacks it."""
+        if not (self.has(metric) and other.has(metric)):
+            return None
+        ids = [i for i in self.rows if i in other.rows]
+        if not METRICS[metric].ratio:
+            ids = [i for i in ids if metric in self.rows[i][1] and metric in other.rows[i][1]]
+        (top, den, groups), (top_b, den_b, _) = self.columns(metric, ids), other.columns(metric, ids)
+        return difference(top, top_b, groups, den, den_b, bounds=_bounds(metric, longest))
 
 
 def collect(items: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]]) -> dict[Place, Cell]:
@@ -67,43 +90,8 @@ def collect(items: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, A
     return cells
 
 
-def bounds_of(metric: str, longest: float | None) -> Bounds:
+def _bounds(metric: str, longest: float | None) -> Bounds:
     """Return what a metric lies between; lengths end at `longest` tokens, where that is known."""
     if metric == "length" and longest:
         return 0.0, float(longest)
     return (0.0, 1.0) if METRICS[metric].bounded else None
-
-
-def paired(a: Cell, b: Cell, metric: str, longest: float | None = None) -> Difference | None:
-    """Return metric of `a` minus metric of `b` on the records both have; None where one of them lacks it."""
-    if not (a.has(metric) and b.has(metric)):
-        return None
-    ids = [i for i in a.rows if i in b.rows]
-    if not METRICS[metric].ratio:
-        ids = [i for i in ids if metric in a.rows[i][1] and metric in b.rows[i][1]]
-    (top, den, groups), (other, other_den, _) = a.columns(metric, ids), b.columns(metric, ids)
-    return difference(top, other, groups, den, other_den, bounds=bounds_of(metric, longest))
-
-
-def shown(found: Difference) -> Line:
-    """Return a difference as results.json holds it."""
-    numbers = {"difference": found.value, "low": found.low, "high": found.high, "p": found.p}
-    counts = {"n": found.n, "groups": found.groups, "up": found.up, "down": found.down, "ties": found.ties}
-    return {**{key: rounded(value) for key, value in numbers.items()}, **counts}
-
-
-def with_holm(rows: Sequence[Line]) -> list[Line]:
-    """Return rows with `p_holm`: p corrected for the number of rows of the same task, state and metric."""
-    families: dict[tuple[str, str, str], list[int]] = {}
-    for place, row in enumerate(rows):
-        families.setdefault((row["task"], row["state"], row["metric"]), []).append(place)
-    corrected: dict[int, float] = {}
-    for members in families.values():
-        values = [math.nan if rows[i]["p"] is None else rows[i]["p"] for i in members]
-        corrected |= dict(zip(members, holm(values), strict=True))
-    return [{**row, "p_holm": rounded(corrected[place])} for place, row in enumerate(rows)]
-
-
-def rounded(value: float) -> float | None:
-    """Return a number as it is written: 6 decimals, no negative zero, None for NaN and infinity."""
-    return round(float(value), 6) + 0.0 if math.isfinite(value) else None

@@ -11,7 +11,8 @@ from ckcontrol.errors import EvalError, did_you_mean
 
 from ..judging.measures import METRICS
 from ..records import STATES
-from .cells import Cell, Line, Place, paired, rounded, shown, with_holm
+from .cells import Cell, Place
+from .rows import Line, difference_row, rounded, with_holm
 
 __all__ = ["compare"]
 
@@ -24,11 +25,11 @@ def compare(
     metrics: Sequence[str] | None = None,
     longest: float | None = None,
 ) -> list[Line]:
-    """Return the differences a minus b, one row a task, state, pair of arms and metric.
+    """Return the differences a minus b, one row per task, state, two arms and metric.
 
     Args:
-        a: ``collect(items, samples)`` of the one run.
-        b: The same of the other; of the same run to compare its arms.
+        a: ``collect(items, samples)`` of one run.
+        b: The same of the other run, or of the same one to compare its arms.
         arms: (arm of a, arm of b) to compare; None: every arm that both have, with itself.
         metrics: Names in `METRICS`; None: all that are compared with `off` too.
         longest: ``max_new_tokens`` of the runs: bounds the interval of lengths.
@@ -36,10 +37,10 @@ def compare(
     Returns:
         Rows with ``task state metric arm_a arm_b``, the figures ``a b`` and ``difference low high p p_holm`` over the
         common samples, ``n groups up down ties`` of them, and ``only_a only_b``, how many the other side lacks.
-        Holm's correction is over the pairs of arms of one task, state and metric.
+        Holm's correction is over the arms compared in one task, state and metric.
 
     Raises:
-        EvalError: An arm or metric that is not there, no sample in common, or the same id with another question.
+        EvalError: An unknown arm or metric, no sample in common, or one id with two questions.
     """
     names = [name for name, metric in METRICS.items() if metric.compared] if metrics is None else list(metrics)
     for name in names:
@@ -73,7 +74,7 @@ def _row(place: Line, arms: tuple[str, str], one: Cell, other: Cell, longest: fl
         raise EvalError(
             f"record {moved!r} of {place['task']} is not the same: {asked}.", "Compare runs of the same data."
         )
-    found = paired(one, other, place["metric"], longest)
+    found = one.minus(other, place["metric"], longest)
     if found is None or not found.n:
         return []
     lone = {"only_a": len(one.rows) - len(common), "only_b": len(other.rows) - len(common)}
@@ -84,7 +85,7 @@ def _row(place: Line, arms: tuple[str, str], one: Cell, other: Cell, longest: fl
             "arm_b": arms[1],
             "a": rounded(found.a),
             "b": rounded(found.b),
-            **shown(found),
+            **difference_row(found),
             **lone,
         }
     ]

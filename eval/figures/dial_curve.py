@@ -1,16 +1,21 @@
-"""What a dial does over its whole way: its reach, its order, how near its ends come to the model's own, what it costs.
+"""What a dial does over its whole range: its reach, its order, how near its ends come to the model's own, its cost.
 
 Knows figures at each alpha; knows no samples. alpha runs from context (0) to memory (1), and so should the
-memorisation ratio. Figures that do not exist are None and are left out.
+memorisation ratio. Figures that are unknown are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import isnan
 from typing import Any
 
-__all__ = ["area_gap", "harm", "spearman", "summary", "violations"]
+from .intervals import Estimate
+
+__all__ = ["HARM_STATES", "area_gap", "harm", "spearman", "summary", "violations"]
+
+HARM_STATES = ("agree", "helpful", "irrelevant")  # where the passages are no reason to lose accuracy
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -76,7 +81,7 @@ def harm(off: float | None, arms: Sequence[float | None]) -> float | None:
 
 
 def summary(
-    points: Sequence[Mapping[str, Any]],
+    points: Sequence[tuple[float, Mapping[str, Estimate]]],
     memory: float | None,
     context: float | None,
     accuracies: Mapping[str, tuple[float | None, Sequence[float | None]]],
@@ -84,7 +89,7 @@ def summary(
     """Return the summary of one dial.
 
     Args:
-        points: In the order of alpha: ``alpha`` and the figures ``mr``, ``parr`` and ``conr`` with their ``value``.
+        points: Each alpha, in order, with its figures ``mr``, ``parr`` and ``conr``.
         memory: Closed-book accuracy, the ceiling of the memory side.
         context: Accuracy of the unmodified model with right passages, the ceiling of the context side.
         accuracies: State to the accuracy of `off` and those at each alpha.
@@ -94,8 +99,8 @@ def summary(
         ``gap_memory`` and ``gap_context`` (ceiling minus what the last, or first, alpha reaches), ``area_gap``, and
         ``harm`` by state.
     """
-    ratios = [(p["alpha"], p["mr"]["value"]) for p in points if p["mr"]["value"] is not None]
-    ways = [(p["conr"]["value"], p["parr"]["value"]) for p in points if p["conr"]["value"] is not None]
+    ratios = [(alpha, found["mr"].value) for alpha, found in points if not isnan(found["mr"].value)]
+    ways = [(found["conr"].value, found["parr"].value) for _, found in points if not isnan(found["conr"].value)]
     values = [value for _, value in ratios]
     ends = memory is not None and context is not None
     return {

@@ -34,36 +34,37 @@ from ckcontrol.rates import wilson
 
 from .resampling import NORMAL, Floats, by_group, effective, quantile, resample, signs, times
 
-__all__ = ["DRAWS", "FLIPS", "Difference", "Estimate", "difference", "estimate", "holm"]
+__all__ = ["DRAWS", "FLIPS", "LEVEL", "Bounds", "Difference", "Estimate", "difference", "estimate", "holm"]
 
 DRAWS = 2000  # bootstrap draws
 FLIPS = 4999  # random swaps of a test; all of them where there are fewer
+LEVEL = 0.05  # of a test, after Holm's correction
 _EXACT = 12  # groups; 2**12 swaps
 Bounds = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; NaN is what nothing is known about.
+    """A figure with its 95 % interval; NaN where unknown.
 
     Attributes:
         value: ``sum(num) / sum(den)``; NaN when `n` is 0.
         low: Lower end; NaN when `n` is 0, or without bounds when all groups are equal or there is one.
         high: Upper end; likewise.
         n: Observations with ``den > 0``.
-        groups: Groups among them.
+        groups: Groups among them; 0 where it was not recorded.
     """
 
     value: float
     low: float
     high: float
     n: int
-    groups: int
+    groups: int = 0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Figure a minus figure b on the same observations; NaN is what nothing is known about.
+    """Figure a minus figure b on the same observations; NaN where unknown.
 
     Attributes:
         a: The figure a on the observations both have; NaN when it has none.
@@ -77,6 +78,7 @@ class Difference:
         up: Groups in which a is above b.
         down: Groups in which a is below b.
         ties: Groups in which they are equal, or one of the two has no figure.
+        p_holm: p after Holm's correction over the tests made beside this one; NaN where it was not corrected.
     """
 
     a: float
@@ -90,6 +92,12 @@ class Difference:
     up: int
     down: int
     ties: int
+    p_holm: float = math.nan
+
+    @property
+    def sign(self) -> int:
+        """1: a is higher, -1: a is lower, 0: not told apart at 5 % after Holm's correction."""
+        return 0 if not self.p_holm < LEVEL or not self.value else 1 if self.value > 0 else -1
 
 
 def estimate(
@@ -104,7 +112,7 @@ def estimate(
     """Return ``sum(num) / sum(den)`` with its interval.
 
     Args:
-        num: [n] one number an observation.
+        num: [n] one number per observation.
         groups: [n] labels that sort; equal labels are one group.
         den: [n] weights, or one for all; an observation of weight 0 counts in no figure, but its group is drawn
             with the others: which observations have weight is part of the chance.
@@ -227,7 +235,7 @@ def _checked(nums: list[ArrayLike], dens: list[ArrayLike], groups: Sequence[Any]
     for values in [*nums, *dens]:
         column = np.asarray(values, dtype=np.float64)
         if column.ndim and column.shape != labels.shape:
-            raise EvalError(f"{len(column)} numbers for {len(labels)} groups.", "Give one label a number.")
+            raise EvalError(f"{len(column)} numbers for {len(labels)} groups.", "Give one label per number.")
         if not np.isfinite(column).all():
             raise EvalError("a number is NaN or infinite.", "Leave it out with a weight of 0 and a numerator of 0.")
         columns.append(np.broadcast_to(column, labels.shape))

@@ -16,9 +16,8 @@ from ckcontrol.errors import MissingExtra
 
 from ...views.canvas import Canvas, sheet, svg
 from ...views.canvas_png import has_matplotlib, save_png
-from .assembly import curve_panels, places, report_page
+from .assembly import curve_panels, places, report_markdown, report_page
 from .charts.forest import forest
-from .markdown import report_markdown
 from .runs import Run, read_runs
 
 __all__ = ["write_report"]

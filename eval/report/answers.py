@@ -17,11 +17,10 @@ from ckcontrol.errors import EvalError
 from ckcontrol.views.safe_text import clean
 
 from ..judging.verdict import verdict
-from ..records import Record
+from ..records import STATES, Record
 from ..run_files import sample_files
-from .runs import STATES
 
-__all__ = ["SYMBOLS", "Choice", "Chosen", "choose", "failure", "item_rows", "judge", "sample_rows"]
+__all__ = ["SYMBOLS", "ChosenItem", "TaskItems", "choose", "failure", "item_rows", "judge", "sample_rows"]
 
 # What an answer named, in conflict; whether it was right, elsewhere. A symbol and a word: colour is never alone.
 SYMBOLS = {
@@ -37,7 +36,7 @@ SYMBOLS = {
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenItem:
     """An item and its samples, by arm."""
 
     record: Record
@@ -46,7 +45,7 @@ class Chosen:
 
 
 @dataclass
-class Choice:
+class TaskItems:
     """The chosen items of one task.
 
     Attributes:
@@ -60,7 +59,7 @@ class Choice:
     task: str
     total: int = 0
     disagreed: int = 0
-    items: list[Chosen] = field(default_factory=list)
+    items: list[ChosenItem] = field(default_factory=list)
     unread: int = 0
 
 
@@ -82,7 +81,7 @@ def judge(record: Record, sample: dict[str, Any]) -> str:
     return "right" if source in sides else "wrong"
 
 
-def choose(folder: Path, limit: int) -> list[Choice]:
+def choose(folder: Path, limit: int) -> list[TaskItems]:
     """Return at most `limit` items per task: those the arms disagree on most, the states in turn.
 
     Items without any sample are left out. Half-written and foreign lines are counted, not repaired.
@@ -105,13 +104,13 @@ def choose(folder: Path, limit: int) -> list[Choice]:
         key, arm = (str(row.get("task")), str(row.get("id"))), str(row["arm"])
         if key in records and arm not in verdicts.setdefault(key, {}):  # as in the figures, the first counts
             verdicts[key][arm] = judge(records[key], row)
-    choices: dict[str, Choice] = {}
-    wanted: dict[tuple[str, str], Chosen] = {}
+    choices: dict[str, TaskItems] = {}
+    wanted: dict[tuple[str, str], ChosenItem] = {}
     for task in sorted({task for task, _ in verdicts}):
         keys = [key for key in verdicts if key[0] == task]
-        told = choices[task] = Choice(task, len(keys), sum(_disagreement(verdicts[k]) > 0 for k in keys))
+        told = choices[task] = TaskItems(task, len(keys), sum(_disagreement(verdicts[k]) > 0 for k in keys))
         for key in _pick(keys, records, verdicts, limit):
-            wanted[key] = Chosen(records[key], {}, verdicts[key])
+            wanted[key] = ChosenItem(records[key], {}, verdicts[key])
             told.items.append(wanted[key])
     for row in sample_rows(folder, Counter()):
         chosen = wanted.get((str(row.get("task")), str(row.get("id"))))

@@ -1,30 +1,31 @@
-"""Puts the page together: findings, tables, charts, items and run cards of one run or several beside each other.
+"""Puts the report together: findings, tables, charts, items and run cards of one run or several beside each other.
 
-Knows the other modules of the report and the page shell, which forbids every load. Headings are ours or escaped.
+Knows the other modules of the report and what each makes; report.html lays the page out, which forbids every load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from ckcontrol.views.html import page
-from ckcontrol.views.safe_text import clean, escape
-
-from ...views.canvas import Canvas, svg
+from ...views.canvas import Canvas
+from ...views.html import templates
+from ...views.palette import ink_rules
+from ...views.safe_text import clean
+from ..figures.intervals import LEVEL
 from .answers import choose
 from .beside import side_by_side, tested
-from .browser import browser, key_html
-from .card import card, differences
+from .browser import browser, key
+from .card import card, differences, rejected
 from .charts.curves import memory_ratio, named
 from .charts.tradeoff import tradeoff
 from .findings import findings
-from .grid import html_grid
+from .grid import MARKS, Grid, markdown_grid, plain
 from .number_texts import count
-from .runs import LEVEL, Run
-from .style import CSS
+from .runs import Run
 from .tables import by_state, by_task, glance, other_metrics
 
-__all__ = ["curve_panels", "part_panels", "places", "report_page", "title"]
+__all__ = ["curve_panels", "part_panels", "places", "report_markdown", "report_page"]
 
 READING = (
     "Memory ratio (MR): of the answers that name memory's or the passages' answer, the share that names memory's; 0 % "
@@ -48,72 +49,62 @@ def report_page(runs: Sequence[Run], items: int) -> str:
         runs: One or more.
         items: Items to show per task; 0 shows no text of any benchmark.
     """
-    many = len(runs) > 1
-    reading = f'<p class="ck-note">{READING}</p>'
-    curves, parts = curve_panels(runs), part_panels(runs)
-    sections = [("Control curves", _row(curves)), ("At a glance", _each(runs, _glance) + reading)]
-    if many:
-        sections.append(("Runs side by side", _beside(runs)))
-    sections += [
-        ("Reach against cost", _row(_tradeoffs(runs))),
-        ("What the answers named", _row(parts)),
-        ("Every state, task by task", _each(runs, _states)),
-        ("Method by task", _each(runs, _matrix)),
-        ("Every other metric", _each(runs, _others)),
+    told: dict[str, Any] = {
+        "title": title(runs),
+        "runs": runs,
+        "leads": [_lead(run, len(runs) > 1) for run in runs],
+        "found": [(run, sentence) for run in runs for sentence in findings(run)],
+        "reading": READING,
+        "curves": curve_panels(runs),
+        "tradeoffs": [panel for run, task, head in places(runs) if (panel := tradeoff(run, task, head))],
+        "parts": part_panels(runs),
+        "beside": _beside(runs) if len(runs) > 1 else None,
+        "items": [browser(run, choose(run.folder, items)) for run in runs] if items else [],
+        "key": key(),
+        "marks": MARKS,
+        "ink_rules": ink_rules(),
+    }
+    drawn = {"glance": glance, "conflicts": _conflicts, "by_state": by_state, "by_task": by_task, "card": card}
+    page = templates("ckcontrol.eval.report").get_template("report.html")
+    return page.render(told, **drawn, other_metrics=other_metrics)
+
+
+def report_markdown(runs: Sequence[Run]) -> str:
+    """Return the findings and the tables as GitHub Markdown, short enough to paste into an issue; no benchmark text."""
+    blocks = [f"# {plain(title(runs))}", READING]
+    if len(runs) > 1 and (differ := differences(runs)):
+        blocks.append(f"The runs differ in: {plain(', '.join(differ))}.")
+    for run in runs:
+        blocks += [f"## Run {plain(run.label)}", _told(run)]
+        blocks.append("\n".join(f"- {plain(f.text)}" for f in findings(run)))
+        blocks.append(markdown_grid(glance(run)))
+        if "conflict" in run.states():
+            blocks.append(markdown_grid(by_task(run, "conflict")))
+        for task in run.tasks:
+            blocks += [f"### {plain(task)}", markdown_grid(by_state(run, task))]
+        tasks = run.card.get("tasks", {}).items()
+        blocks += ["### Data", "\n".join(f"- {plain(f'{name}: {rejected(task)}')}" for name, task in sorted(tasks))]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _lead(run: Run, several: bool) -> str:
+    told = run.card
+    parts = [
+        f"run {run.label}" if several else "",
+        f"{told.get('model')}",
+        str(told.get("dtype") or ""),
+        count(len(run.tasks), "task"),
+        count(len(run.arms), "arm"),
+        count(sum(int(t.get("records") or 0) for t in told.get("tasks", {}).values()), "record"),
+        f"seed {told.get('seed')}",
+        str(told.get("started") or "")[:10],
     ]
-    if items:
-        body = _each(runs, lambda run: browser(run, choose(run.folder, items)))
-        sections += [("Items", key_html() + body)] * bool(body)
-    sections.append(("How it was run", _each(runs, card)))
-    sections = [(heading, body) for heading, body in sections if body.strip()]
-    anchored = [(heading, f'<div id="{_anchor(heading)}">{body}</div>') for heading, body in sections]
-    links = "".join(f'<li><a href="#{_anchor(h)}">{escape(h)}</a></li>' for h, _ in sections)
-    lead = f'{_lead(runs)}\n<nav aria-label="Contents"><ul class="ev-toc">{links}</ul></nav>'
-    whole = page(title(runs), anchored, lead=lead)
-    return whole.replace("</style>", f"{CSS}</style>", 1)  # the first one: the page's own style sheet
+    return " · ".join(filter(None, parts))
 
 
-def _anchor(heading: str) -> str:
-    return "ev-" + heading.lower().replace(",", "").replace(" ", "-")
-
-
-def _each(runs: Sequence[Run], body: Callable[[Run], str]) -> str:
-    parts = []
-    for run in runs:
-        made = body(run)
-        if made.strip():
-            parts.append((f"<h3>Run {escape(run.label)}</h3>\n" if len(runs) > 1 else "") + made)
-    return "\n".join(parts)
-
-
-def _lead(runs: Sequence[Run]) -> str:
-    lines = []
-    for run in runs:
-        told = run.card
-        parts = [
-            f"run {run.label}" if len(runs) > 1 else "",
-            f"{told.get('model')}",
-            str(told.get("dtype") or ""),
-            count(len(run.tasks), "task"),
-            count(len(run.arms), "arm"),
-            count(sum(int(t.get("records") or 0) for t in told.get("tasks", {}).values()), "record"),
-            f"seed {told.get('seed')}",
-            str(told.get("started") or "")[:10],
-        ]
-        lines.append(f'<p class="ck-sum">{escape(" · ".join(filter(None, parts)), 300)}</p>')
-    found = [(run, finding) for run in runs for finding in findings(run)]
-    facts = "".join(
-        f"<li{' class=ev-bad' if f.bad else ''}>{f'<b>{escape(run.label)}</b>: ' if len(runs) > 1 else ''}"
-        f"{escape(f.text, 600)}</li>"
-        for run, f in found
-    )
-    return "\n".join([*lines, f'<ul class="ev-facts">{facts}</ul>'])
-
-
-def _glance(run: Run) -> str:
-    reached = [task for task in run.tasks if _conflicts(run, task)]
-    bars = f"Reach: a bar a task, from above {', '.join(reached)}; tick: off." if len(reached) > 1 else ""
-    return html_grid(glance(run), "ev-glance") + f'<p class="ck-note">{escape(bars, 400)}</p>' * bool(bars)
+def _told(run: Run) -> str:
+    keys = ("model", "model_fingerprint", "dtype", "seed", "started")
+    return plain(" · ".join(f"{key.replace('_', ' ')} {run.card[key]}" for key in keys if key in run.card))
 
 
 def places(runs: Sequence[Run]) -> list[tuple[Run, str, str]]:
@@ -132,9 +123,9 @@ def curve_panels(runs: Sequence[Run]) -> list[Canvas]:
 
 
 def part_panels(runs: Sequence[Run]) -> list[Canvas]:
-    """Return what the answers named, one chart a task and dial."""
+    """Return what the answers named, one chart per task and dial."""
     here = [place for place in places(runs) if _conflicts(place[0], place[1])]
-    width = 470 if max((len(run.dials) for run in runs), default=0) < 3 else 330  # two or three a row
+    width = 470 if max((len(run.dials) for run in runs), default=0) < 3 else 330  # two or three per row
     return [named(run, task, name, f"{head}: {name}", width) for run, task, head in here for name in run.dials]
 
 
@@ -142,50 +133,10 @@ def _conflicts(run: Run, task: str) -> bool:
     return "conflict" in run.states(task) and run.kind(task) == "generate"
 
 
-def _tradeoffs(runs: Sequence[Run]) -> list[Canvas]:
-    return [panel for run, task, head in places(runs) if (panel := tradeoff(run, task, head))]
-
-
-def _row(panels: Sequence[Canvas]) -> str:
-    kind = "ev-row ev-three" if panels and panels[0].width < 400 else "ev-row"
-    return f'<div class="{kind}">{"".join(map(svg, panels))}</div>' if panels else ""
-
-
-def _states(run: Run) -> str:
-    return "\n".join(f"<h3>{escape(task)}</h3>\n{html_grid(by_state(run, task))}" for task in run.tasks)
-
-
-def _matrix(run: Run) -> str:
-    """The first state stands open; the others fold, for they repeat the figures above. One task: nothing to add."""
-    if len(run.tasks) < 2:
-        return ""
-    first, *others = [html_grid(by_task(run, state)) for state in run.states()] or [""]
-    folded = [
-        f"<details><summary>{escape(state)}</summary>{body}</details>"
-        for state, body in zip(run.states()[1:], others, strict=True)
-    ]
-    return "\n".join([first, *folded])
-
-
-def _others(run: Run) -> str:
-    folded = []
-    for task in run.tasks:
-        for state in run.states(task):
-            grid = other_metrics(run, task, state)
-            body = f'<div class="ck-scroll" tabindex="0">{html_grid(grid, "ev-wide")}</div>'
-            name = f"{escape(task)}, {escape(state)}"
-            folded += [f"<details><summary>{name}</summary>{body}</details>"] if len(grid.heads) > 1 else []
-    return "\n".join(folded)
-
-
-def _beside(runs: Sequence[Run]) -> str:
+def _beside(runs: Sequence[Run]) -> tuple[str, list[tuple[str, Grid]]]:
+    """Return what runs beside each other differ in, and for each state a table."""
     differ = differences(runs)
     note = f"The runs differ in: {', '.join(differ)}." if differ else "The run cards agree in all but date and arms."
-    pairs, why = tested(runs)
-    parts = [f'<p class="ck-note">{escape(f"{note} {why}", 1000)}</p>']
-    for state in dict.fromkeys(state for run in runs for state in run.states()):
-        grid = side_by_side(runs, state, pairs)
-        if grid.rows:
-            opened = " open" if state == "conflict" else ""
-            parts.append(f"<details{opened}><summary>{escape(state)}</summary>{html_grid(grid)}</details>")
-    return "\n".join(parts)
+    changes, why = tested(runs)
+    states = dict.fromkeys(state for run in runs for state in run.states())
+    return f"{note} {why}", [(state, side_by_side(runs, state, changes)) for state in states]

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ckcontrol.errors import EvalError
 
 from ..figures.cells import collect
 from ..figures.compare import compare
+from ..figures.intervals import LEVEL, Difference
+from ..figures.rows import read_difference
 from .answers import item_rows, sample_rows
-from .grid import Cell, Grid
+from .grid import Grid, GridCell
 from .number_texts import LABELS, MISSING, interval, n_of, percent, points
-from .runs import LEVEL, Run, headline, number
+from .runs import Run, headline
 
 __all__ = ["side_by_side", "tested"]
 
 Key = tuple[str, str, str, str]  # task, state, arm, metric
 
 
-def tested(runs: Sequence[Run]) -> tuple[dict[Key, Mapping[str, Any]], str]:
+def tested(runs: Sequence[Run]) -> tuple[dict[Key, Difference], str]:
     """Return the paired differences of two runs, second minus first, and a sentence about them.
 
     None of them where there are more than two runs, no sample in common, or samples that cannot be read.
@@ -39,10 +40,10 @@ def tested(runs: Sequence[Run]) -> tuple[dict[Key, Mapping[str, Any]], str]:
         "Differences: second run minus first, on the samples both have, with 95 % intervals; ▲▼: paired test, "
         f"p < {LEVEL:g} after Holm's correction over the arms of one task and state."
     )
-    return {(row["task"], row["state"], row["arm_a"], row["metric"]): row for row in rows}, text
+    return {(row["task"], row["state"], row["arm_a"], row["metric"]): read_difference(row) for row in rows}, text
 
 
-def side_by_side(runs: Sequence[Run], state: str, pairs: Mapping[Key, Mapping[str, Any]]) -> Grid:
+def side_by_side(runs: Sequence[Run], state: str, changes: Mapping[Key, Difference]) -> Grid:
     """Return the headline figures of every run beside each other, one row per task and arm that two runs share."""
     metrics = {headline(state, run.kind(task)) for run in runs for task in run.tasks if state in run.states(task)}
     grid = Grid(["task, method", *(f"run {run.label}" for run in runs), *["difference"] * (len(runs) == 2)])
@@ -53,17 +54,16 @@ def side_by_side(runs: Sequence[Run], state: str, pairs: Mapping[Key, Mapping[st
             found = [run.get(task, state, name, metric) for run in runs]
             if sum(e is not None for e in found) < 2:
                 continue
-            row = [Cell(f"{task}, {name}")]
-            row += [Cell(percent(e.value), f"{interval(e)} {n_of(e.n)}") if e else Cell(MISSING) for e in found]
+            row = [GridCell(f"{task}, {name}")]
+            row += [GridCell(percent(e.value), f"{interval(e)} {n_of(e.n)}") if e else GridCell(MISSING) for e in found]
             if len(runs) == 2:
-                row.append(_difference(pairs.get((task, state, name, metric)), metric))
+                row.append(_difference(changes.get((task, state, name, metric)), metric))
             grid.rows.append(row)
     return grid
 
 
-def _difference(row: Mapping[str, Any] | None, metric: str) -> Cell:
-    if row is None:
-        return Cell(MISSING, "not tested")
-    value, low, high, p = (number(row.get(name)) for name in ("difference", "low", "high", "p_holm"))
-    sign = 0 if not p < LEVEL else 1 if value > 0 else -1
-    return Cell(points(value), f"[{points(low)}, {points(high)}] {n_of(int(row['n']))}", sign, merit=metric != "mr")
+def _difference(found: Difference | None, metric: str) -> GridCell:
+    if found is None:
+        return GridCell(MISSING, "not tested")
+    detail = f"[{points(found.low)}, {points(found.high)}] {n_of(found.n)}"
+    return GridCell(points(found.value), detail, found.sign, merit=metric != "mr")

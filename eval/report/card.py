@@ -1,6 +1,6 @@
 """The run card: what was run, on what, with what, and what was left out.
 
-Knows run.json and results.json and prints what they say, unknown keys included; judges nothing.
+Knows run.json and results.json and tells what they say, unknown keys included; judges nothing and draws nothing.
 """
 
 from __future__ import annotations
@@ -8,38 +8,49 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from ckcontrol.views.safe_text import clean, escape
-
+from ...views.safe_text import clean
 from .number_texts import count
 from .runs import Run
 
-__all__ = ["card", "differences", "rejected"]
+__all__ = ["Card", "card", "differences", "rejected"]
 
+Lines = list[tuple[str, str]]  # how a line looks ("", "mono" or "pre"), and what it says, cleaned and cut
+Rows = list[tuple[str, Lines]]
 LATER = ("schema", "arms", "tasks", "prompts")  # these have their own tables
 FIRST = ("model", "model_fingerprint", "dtype", "device", "started", "seed", "style", "options", "versions")
 
 
-def card(run: Run) -> str:
-    """Return the run card as HTML."""
+class Card(NamedTuple):
+    """The three lists of a run card: names, and the lines of each."""
+
+    facts: Rows
+    prompts: Rows
+    arms: Rows
+
+
+def card(run: Run) -> Card:
+    """Return the run card: the facts of the run, its prompts, its arms and their controls."""
     told = run.card
     keys = [key for key in FIRST if key in told] + sorted(set(told) - set(FIRST) - set(LATER))
-    rows = [(key.replace("_", " "), _value(told[key])) for key in keys]
-    rows.append(("results.json", f'<span class="ev-mono">sha256 {_sha256(run)}</span>'))
+    facts: Rows = [(key.replace("_", " "), [("", _value(told[key]))]) for key in keys]
+    facts.append(("results.json", [("mono", f"sha256 {_sha256(run)}")]))
     failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))
-    rows.append(("failed samples", f"{failed:,}, counted and never averaged"))
-    rows += [(f"data: {name}", _task(task)) for name, task in sorted(told.get("tasks", {}).items())]
-    prompts = [(f"prompt: {name}", _pre(fields)) for name, fields in sorted(told.get("prompts", {}).items())]
-    arms = [
-        (str(arm.get("name")), _value({k: v for k, v in arm.items() if k != "name" and v not in (None, {}, "")}))
+    facts.append(("failed samples", [("", f"{failed:,}, counted and never averaged")]))
+    facts += [(f"data: {name}", _task(task)) for name, task in sorted(told.get("tasks", {}).items())]
+    facts += [("each method alone", _speed(run.speed))] if run.speed else []
+    prompts: Rows = [
+        (f"prompt: {name}", [("pre", _prompt(fields))]) for name, fields in sorted(told.get("prompts", {}).items())
+    ]
+    arms: Rows = [
+        (
+            str(arm.get("name")),
+            [("", _value({k: v for k, v in arm.items() if k != "name" and v not in (None, {}, "")}))],
+        )
         for arm in told.get("arms", ())
     ]
-    rows += [("each method alone", _speed(run.speed))] if run.speed else []
-    return (
-        f"{_list(rows)}\n<details><summary>Prompts</summary>{_list(prompts)}</details>\n"
-        f"<details><summary>{count(len(arms), 'arm')} and their controls</summary>{_list(arms)}</details>"
-    )
+    return Card(facts, prompts, arms)
 
 
 def rejected(task: Mapping[str, Any]) -> str:
@@ -62,24 +73,21 @@ def differences(runs: Sequence[Run]) -> list[str]:
     return [clean(name.replace("_", " "), 80) for name in found]
 
 
-def _speed(told: Mapping[str, Any]) -> str:
-    lines = []
-    for row in told.get("arms", ()):
-        ratio = row.get("against_off")
-        memory = row.get("peak_cuda_mb")
-        beside = "" if ratio is None or row.get("arm") == "off" else f", {ratio:.2f} of off"
-        beside += "" if memory is None else f", {memory:,} MB"
-        lines.append(
-            f"{escape(str(row.get('arm')), 60)}: {row.get('seconds'):.2f} s an answer, "
-            f"{row.get('tokens_per_s'):.1f} tokens/s{beside}"
-        )
+def _speed(told: Mapping[str, Any]) -> Lines:
     peak = told.get("peak_rss_mb")
     process = "" if peak is None else f"; the process took {peak:,} MB at most"
     about = f"{count(int(told.get('records') or 0), 'question')} one at a time, {told.get('rounds')} rounds{process}."
-    return "<br>".join([escape(about, 200), *lines])
+    lines = [("", clean(about, 200))]
+    for row in told.get("arms", ()):
+        ratio, memory = row.get("against_off"), row.get("peak_cuda_mb")
+        beside = "" if ratio is None or row.get("arm") == "off" else f", {ratio:.2f} of off"
+        beside += "" if memory is None else f", {memory:,} MB"
+        figures = f"{row.get('seconds'):.2f} s an answer, {row.get('tokens_per_s'):.1f} tokens/s{beside}"
+        lines.append(("", f"{clean(str(row.get('arm')), 60)}: {figures}"))
+    return lines
 
 
-def _task(task: Mapping[str, Any]) -> str:
+def _task(task: Mapping[str, Any]) -> Lines:
     records = task.get("records")
     plain = [
         f"{records:,} records" if isinstance(records, int) else "",
@@ -88,35 +96,27 @@ def _task(task: Mapping[str, Any]) -> str:
         f"licence {task.get('licence') or 'unknown'}",
         f"source {task.get('source')}",
     ]
-    settings = _value(task["settings"]) if task.get("settings") else ""
-    return (
-        f"{escape('; '.join(filter(None, plain)), 1000)}"
-        f'<br><span class="ev-mono">sha256 {escape(str(task.get("sha256")), 80)}</span>'
-        f"{f'<br>{settings}' if settings else ''}"
-    )
+    lines = [
+        ("", clean("; ".join(filter(None, plain)), 1000)),
+        ("mono", f"sha256 {clean(str(task.get('sha256')), 80)}"),
+    ]
+    return [*lines, ("", _value(task["settings"]))] if task.get("settings") else lines
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return escape(", ".join(f"{key} {_plain(part)}" for key, part in value.items()), 3000)
-    return escape(_plain(value), 1000)
+        return clean(", ".join(f"{key} {_plain(part)}" for key, part in value.items()), 3000)
+    return clean(_plain(value), 1000)
 
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else _json(value)
 
 
-def _pre(fields: Any) -> str:
+def _prompt(fields: Any) -> str:
     if not isinstance(fields, Mapping):
-        return f"<pre>{escape(_plain(fields), 3000)}</pre>"
-    return (
-        "<pre>" + "\n\n".join(f"{escape(str(k), 60)}:\n{escape(_plain(v), 3000)}" for k, v in fields.items()) + "</pre>"
-    )
-
-
-def _list(rows: Sequence[tuple[str, str]]) -> str:
-    parts = "\n".join(f"<dt>{escape(name, 80)}</dt><dd>{body}</dd>" for name, body in rows)
-    return f'<dl class="ev-card">\n{parts}\n</dl>'
+        return clean(_plain(fields), 3000)
+    return "\n\n".join(f"{clean(str(k), 60)}:\n{clean(_plain(v), 3000)}" for k, v in fields.items())
 
 
 def _json(value: Any) -> str:

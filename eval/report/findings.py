@@ -1,35 +1,36 @@
 """What stands at the top, in sentences: the widest dial, what it costs, what was not told apart, what to beware of.
 
-Knows a `Run` and its tables. A sentence states a figure with its n and a place to check it; it recommends nothing.
+Knows a `Run` and its tables. A sentence states a figure with its n and where to check it; it recommends nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..figures.dial_curve import HARM_STATES
 from .number_texts import count, n_of, percent, points
-from .runs import HARM_STATES, Run, headline
+from .runs import Run, headline
 from .tables import reach, worst
 
-__all__ = ["SMALL", "Finding", "findings"]
+__all__ = ["SMALL", "Sentence", "findings"]
 
 SMALL = 100  # below this n an interval is wider than most differences
 
 
 @dataclass(frozen=True)
-class Finding:
+class Sentence:
     """One sentence; `bad` where it is a cost or a warning."""
 
     text: str
     bad: bool = False
 
 
-def findings(run: Run) -> list[Finding]:
+def findings(run: Run) -> list[Sentence]:
     """Return the sentences of one run, the good and the bad."""
     return [*_widest(run), *_cost(run), *_tested(run), *_beware(run)]
 
 
-def _widest(run: Run) -> list[Finding]:
+def _widest(run: Run) -> list[Sentence]:
     spans = {}
     for name in run.dials:
         found = {task: ends for task in run.tasks if (ends := reach(run, task, name))}
@@ -37,56 +38,56 @@ def _widest(run: Run) -> list[Finding]:
             task = min(found, key=lambda t: found[t][1] - found[t][0])
             spans[name] = (found[task][1] - found[task][0], task, found[task], len(found))
     if not spans:
-        return [Finding("No method has a dial with two settings here: there is no control curve to read.", True)]
+        return [Sentence("No method has a dial with two settings here: there is no control curve to read.", True)]
     name = max(spans, key=lambda n: spans[n][0])
     span, task, (low, high), tasks = spans[name]
-    n = min((e.n for a in run.series[name] if (e := run.get(task, "conflict", a.name, "mr"))), default=0)
+    n = min((e.n for a in run.methods[name] if (e := run.get(task, "conflict", a.name, "mr"))), default=0)
     equal = [other for other in spans if other != name and spans[other][0] >= span - 1e-6]
     which = "has the widest dial" if len(spans) > 1 else "is the one dial"
     which = f"has the widest dial, as have {', '.join(equal)}" if equal else which
     where = "" if tasks == 1 else f" even where it is shortest, on {task},"
     return [
-        Finding(
+        Sentence(
             f"{name} {which}:{where} it moves the memory ratio in conflict from {percent(low)} to {percent(high)} %"
             f"{f' on {task}' if tasks == 1 else ''}, {100 * span:.1f} points ({n_of(n)})."
         )
     ]
 
 
-def _cost(run: Run) -> list[Finding]:
+def _cost(run: Run) -> list[Sentence]:
     found = []
     for name in run.dials:
-        hit = worst(run, run.series[name], HARM_STATES)
+        hit = worst(run, run.methods[name], HARM_STATES)
         if hit is None:
             continue
-        pair, task, state, arm = hit
-        if pair.difference >= 0:
-            found.append(Finding(f"{name} loses no accuracy against off in any tested state and setting."))
+        change, task, state, arm = hit
+        if change.value >= 0:
+            found.append(Sentence(f"{name} loses no accuracy against off in any tested state and setting."))
             continue
         kind = "agreeing" if state == "agree" else state
-        tested = "holds after Holm's correction" if pair.sign else "is not told apart from zero"
+        tested = "holds after Holm's correction" if change.sign else "is not told apart from zero"
         found.append(
-            Finding(
-                f"The largest loss with {name}: {points(pair.difference)} points of accuracy against off, on {task} "
-                f"with {kind} passages at alpha {arm.alpha:g} ({n_of(pair.n)}); the difference {tested}.",
+            Sentence(
+                f"The largest loss with {name}: {points(change.value)} points of accuracy against off, on {task} "
+                f"with {kind} passages at alpha {arm.alpha:g} ({n_of(change.n)}); the difference {tested}.",
                 bad=True,
             )
         )
     return found
 
 
-def _tested(run: Run) -> list[Finding]:
+def _tested(run: Run) -> list[Sentence]:
     signs = [
-        pair.sign
+        change.sign
         for arm in run.arms
         for task in run.tasks
         for state in HARM_STATES
-        if (pair := run.pair(task, state, arm.name, "accuracy"))
+        if (change := run.against_off(task, state, arm.name, "accuracy"))
     ]
     if not signs:
         return []
     return [
-        Finding(
+        Sentence(
             f"With agreeing, helpful and irrelevant passages, {count(len(signs), 'paired comparison')} of accuracy "
             f"with off: {signs.count(1)} better, {signs.count(-1)} worse, {signs.count(0)} not told apart.",
             bad=signs.count(-1) > signs.count(1),
@@ -94,7 +95,7 @@ def _tested(run: Run) -> list[Finding]:
     ]
 
 
-def _beware(run: Run) -> list[Finding]:
+def _beware(run: Run) -> list[Sentence]:
     ns: dict[str, int] = {}
     for task in run.tasks:
         for state in run.states(task):
@@ -111,4 +112,4 @@ def _beware(run: Run) -> list[Finding]:
     failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))
     if failed:
         notes.append(f"{count(failed, 'sample')} failed; they are counted, and in no average.")
-    return [Finding(note, bad=True) for note in notes]
+    return [Sentence(note, bad=True) for note in notes]

@@ -1,6 +1,6 @@
-"""A table between numbers and notation: the same cells become HTML and Markdown.
+"""A table between numbers and notation: the same cells become HTML (by the report's template) and Markdown (here).
 
-Knows text, a sign and perhaps a small drawing per cell; knows nothing of runs. Escapes here and nowhere else.
+Knows text, a sign and perhaps a small drawing per cell; knows nothing of runs.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ckcontrol.views.html import table
-from ckcontrol.views.safe_text import clean, escape
+from ...views.canvas import Canvas
+from ...views.safe_text import clean
 
-from ...views.canvas import Canvas, svg
-
-__all__ = ["Cell", "Grid", "html_grid", "markdown_grid", "plain"]
+__all__ = ["MARKS", "Grid", "GridCell", "markdown_grid", "plain"]
 
 MARKS = {1: "▲", -1: "▼", 0: ""}
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One figure.
 
     Attributes:
@@ -42,28 +40,8 @@ class Grid:
     """A table: column names, rows of cells (the first names the row), and a sentence above."""
 
     heads: list[str]
-    rows: list[list[Cell]] = field(default_factory=list)
+    rows: list[list[GridCell]] = field(default_factory=list)
     caption: str = ""
-
-
-def html_grid(grid: Grid, kind: str = "ev-cells") -> str:
-    """Return the table as HTML; rows become cards on narrow screens. `kind` is the layout of its cells."""
-    rows = [[_name(row[0]), *(_figure(cell) for cell in row[1:])] for row in grid.rows]
-    body = table([clean(head, 80) for head in grid.heads], rows, caption=clean(grid.caption, 600))
-    return f'<div class="{kind}">{body}</div>'
-
-
-def _name(cell: Cell) -> str:
-    detail = f'<span class="ev-ci">{escape(cell.detail, 120)}</span>' if cell.detail else ""
-    return f"<bdi>{escape(cell.text, 80)}</bdi>{detail}"
-
-
-def _figure(cell: Cell) -> str:
-    sign = {1: "ev-up", -1: "ev-down", 0: ""}[cell.sign if cell.merit else 0]
-    figure = f"{escape(cell.text, 160)} {MARKS[cell.sign]}".strip()
-    glyph = svg(cell.glyph) if cell.glyph else ""
-    detail = f'<span class="ev-ci">{escape(cell.detail, 120)}</span>' if cell.detail else ""
-    return f'<span class="{f"ev-v {sign}".strip()}">{figure}</span>{glyph}{detail}'
 
 
 def markdown_grid(grid: Grid) -> str:

@@ -1,4 +1,4 @@
-"""Figures in words: percentages, intervals, differences, and the marks that stand for a tested difference.
+"""Figures in words: percentages, intervals, differences, counts.
 
 Knows numbers; knows nothing of HTML. A missing value is a dash, never a zero.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 
-from .runs import Estimate, Pair
+from ..figures.intervals import Estimate
 
-__all__ = ["LABELS", "MISSING", "UNMARKED", "count", "interval", "mark", "n_of", "percent", "plain", "points", "pvalue"]
+__all__ = ["LABELS", "MISSING", "count", "interval", "n_of", "percent", "plain", "points"]
 
 MISSING = "–"
-UNMARKED = ""
 LABELS = {
     "mr": "memory ratio",
     "parr": "memory's answer",
@@ -35,7 +34,7 @@ def interval(estimate: Estimate | None) -> str:
 
 
 def plain(value: float) -> str:
-    """Return a figure that is no share, with three significant places."""
+    """Return a figure that is not a share, with three significant places."""
     return MISSING if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}".replace("-", "−")
 
 
@@ -47,18 +46,8 @@ def points(difference: float | None) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def mark(pair: Pair | None) -> str:
-    """Return ▲ or ▼ for a difference that holds after Holm's correction; empty otherwise."""
-    return UNMARKED if pair is None else {1: "▲", -1: "▼", 0: UNMARKED}[pair.sign]
-
-
-def pvalue(p: float) -> str:
-    """Return p with two significant places; very small ones as a bound."""
-    return MISSING if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
 def n_of(n: int) -> str:
-    """Return "n = 177" that no line break parts."""
+    """Return "n = 177", which no line break parts."""
     return f"n\u00a0=\u00a0{n}"
 
 

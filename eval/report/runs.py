@@ -1,7 +1,7 @@
 """A finished run as the report reads it: estimates, paired differences and arms, looked up by task, state and arm.
 
-Knows results.json and the run card; computes no metric. Holm's correction is over the arms of one task, state and
-metric, as results.json has it.
+Knows results.json and the run card; computes nothing. Holm's correction, over the arms of one task, state and metric,
+is that of results.json.
 """
 
 from __future__ import annotations
@@ -15,59 +15,22 @@ from typing import Any
 
 from ckcontrol.errors import EvalError
 
-from ..figures.intervals import holm
+from ..figures.intervals import Difference, Estimate
+from ..figures.rows import number, read_difference, read_estimate
 from ..records import STATES
 from ..run_files import read_json
 
-__all__ = ["HARM_STATES", "LEVEL", "STATES", "Arm", "Estimate", "Pair", "Run", "headline", "number", "read_runs"]
+__all__ = ["BASELINES", "Run", "Setting", "headline", "read_runs"]
 
-HARM_STATES = ("agree", "helpful", "irrelevant")
-LEVEL = 0.05
 BASELINES = ("off", "closed-book")
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A metric with its 95 % interval; NaN where it is undefined."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The paired difference of an arm to `off`.
-
-    Attributes:
-        difference: Mean difference, arm minus off.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        p: Of the paired test, as results.json has it.
-        adjusted: p after Holm's correction over the arms of the same task, state and metric.
-        n: Pairs.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    adjusted: float
-    n: int
-
-    @property
-    def sign(self) -> int:
-        """1 higher, -1 lower, 0 not told apart from `off` at 5 % after Holm's correction."""
-        return 0 if not self.adjusted < LEVEL or not self.difference else (1 if self.difference > 0 else -1)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One setting of one method; `series` is what its points are joined under, `alpha` None without a dial."""
+class Setting:
+    """An arm as the run card has it: one setting of one method; `alpha` is None without a dial."""
 
     name: str
-    series: str
+    method: str
     alpha: float | None
 
 
@@ -99,34 +62,35 @@ class Run:
         return read_json(path) if path.exists() else None
 
     @cached_property
-    def arms(self) -> list[Arm]:
+    def arms(self) -> list[Setting]:
         """Every arm, in the order of the run card; arms that only the cells know come last."""
         told = {str(arm["name"]): arm for arm in self.card.get("arms", ())}
-        names = [*told, *(c["arm"] for c in self.results.get("cells", ()) if c["arm"] not in told)]
         arms = []
-        for name in dict.fromkeys(names):
-            alpha = told.get(name, {}).get("alpha")
-            alpha = float(alpha) if _is_number(alpha) else None
-            arms.append(Arm(name, name if alpha is None else name.rsplit("@", 1)[0], alpha))
+        for name in dict.fromkeys([*told, *(cell["arm"] for cell in self.results.get("cells", ()))]):
+            alpha = number(told.get(name, {}).get("alpha"))
+            dialled = not math.isnan(alpha)
+            arms.append(
+                Setting(name, str(told[name].get("method", name)) if dialled else name, alpha if dialled else None)
+            )
         return arms
 
     @cached_property
-    def series(self) -> dict[str, list[Arm]]:
-        """Arms by what they are joined under, each by alpha, in order of appearance."""
-        found: dict[str, list[Arm]] = {}
+    def methods(self) -> dict[str, list[Setting]]:
+        """Arms by method, each method's by alpha, in order of appearance."""
+        found: dict[str, list[Setting]] = {}
         for arm in self.arms:
-            found.setdefault(arm.series, []).append(arm)
+            found.setdefault(arm.method, []).append(arm)
         return {name: sorted(arms, key=lambda arm: arm.alpha or 0.0) for name, arms in found.items()}
 
     @cached_property
     def dials(self) -> list[str]:
-        """The series with at least two values of alpha."""
-        return [name for name, arms in self.series.items() if len({a.alpha for a in arms} - {None}) > 1]
+        """The methods with at least two values of alpha."""
+        return [name for name, arms in self.methods.items() if len({a.alpha for a in arms} - {None}) > 1]
 
     @cached_property
     def inks(self) -> dict[str, int]:
-        """A number for every series but the baselines, dials first; colour and mark follow from it."""
-        names = dict.fromkeys([*self.dials, *self.series])
+        """A number for every method but the baselines, dials first; colour and mark follow from it."""
+        names = dict.fromkeys([*self.dials, *self.methods])
         return {name: place for place, name in enumerate(n for n in names if n not in BASELINES)}
 
     @cached_property
@@ -153,36 +117,21 @@ class Run:
 
     def get(self, task: str, state: str, arm: str, metric: str) -> Estimate | None:
         """Return an estimate; None where the cell, the metric or its value is missing."""
-        found = (self._cells.get((task, state, arm)) or {}).get("metrics", {}).get(metric)
-        if not isinstance(found, Mapping) or math.isnan(number(found.get("value"))):
-            return None
-        value, low, high = (number(found.get(name)) for name in ("value", "low", "high"))
-        return Estimate(value, low, high, int(found.get("n") or 0))
+        return read_estimate((self.cell(task, state, arm) or {}).get("metrics", {}).get(metric))
 
     @cached_property
-    def _pairs(self) -> dict[tuple[str, str, str, str], Pair]:
-        families: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-        for row in self.results.get("pairs", ()):
-            if row.get("against") == "off":
-                families.setdefault((row["task"], row["state"], row["metric"]), []).append(row)
-        found = {}
-        for (task, state, metric), rows in families.items():
-            corrected = holm([number(row.get("p")) for row in rows])
-            for row, anew in zip(rows, corrected, strict=True):
-                adjusted = number(row["p_holm"]) if "p_holm" in row else anew
-                difference, low, high, p = (number(row.get(k)) for k in ("difference", "low", "high", "p"))
-                pair = Pair(difference, low, high, p, adjusted, int(row.get("n") or 0))
-                found[task, state, row["arm"], metric] = pair
-        return found
+    def _differences(self) -> dict[tuple[str, str, str, str], Difference]:
+        rows = (row for row in self.results.get("pairs", ()) if row.get("against") == "off")
+        return {(row["task"], row["state"], row["arm"], row["metric"]): read_difference(row) for row in rows}
 
-    def pair(self, task: str, state: str, arm: str, metric: str) -> Pair | None:
+    def against_off(self, task: str, state: str, arm: str, metric: str) -> Difference | None:
         """Return the paired difference to `off`; None where there is none."""
-        return self._pairs.get((task, state, arm, metric))
+        return self._differences.get((task, state, arm, metric))
 
-    def summary(self, task: str, series: str) -> Mapping[str, Any]:
+    def summary(self, task: str, method: str) -> Mapping[str, Any]:
         """Return the curve summary of a method on a task; empty where there is none."""
         for curve in self.results.get("curves", ()):
-            if curve.get("task") == task and curve.get("method") == series:
+            if curve.get("task") == task and curve.get("method") == method:
                 return dict(curve.get("summary") or {})
         return {}
 
@@ -190,15 +139,6 @@ class Run:
 def headline(state: str, kind: str = "generate") -> str:
     """Return the metric that speaks for a state: the memory ratio in conflict, accuracy elsewhere."""
     return "mr" if state == "conflict" and kind == "generate" else "accuracy"
-
-
-def number(value: Any) -> float:
-    """Return a finite float, NaN for anything else: null, a word, infinity, true."""
-    return float(value) if _is_number(value) and math.isfinite(value) else math.nan
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

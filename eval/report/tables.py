@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterable, Sequence
 
 from ...views.canvas import Canvas
+from ..figures.dial_curve import HARM_STATES
+from ..figures.intervals import Difference, Estimate
 from ..judging.measures import METRICS
 from .charts.axes import Scale, look
-from .grid import Cell, Grid
+from .grid import Grid, GridCell
 from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points
-from .runs import BASELINES, HARM_STATES, Arm, Estimate, Pair, Run, headline
+from .runs import BASELINES, Run, Setting, headline
 
 __all__ = ["by_state", "by_task", "glance", "other_metrics", "reach", "worst"]
 
@@ -24,7 +26,7 @@ GLYPH, DOT = 200.0, 112.0  # px
 # --- one figure ---
 
 
-def figure(run: Run, task: str, state: str, arm: Arm, *, with_n: bool) -> Cell:
+def figure(run: Run, task: str, state: str, arm: Setting, *, with_n: bool) -> GridCell:
     """Return the headline figure of a cell: value, mark against `off`, interval, n and errors."""
     metric = headline(state, run.kind(task))
     found = run.get(task, state, arm.name, metric)
@@ -32,8 +34,8 @@ def figure(run: Run, task: str, state: str, arm: Arm, *, with_n: bool) -> Cell:
     failed = int(cell.get("errors") or 0)
     silent = run.get(task, state, arm.name, "neither") if metric == "mr" else None  # what a ratio hides
     if found is None:
-        return Cell(MISSING, f"{failed} failed" if failed else ("undefined" if cell else "not run"))
-    pair = run.pair(task, state, arm.name, metric)
+        return GridCell(MISSING, f"{failed} failed" if failed else ("undefined" if cell else "not run"))
+    change = run.against_off(task, state, arm.name, metric)
     detail = [
         interval(found),
         n_of(found.n) if with_n else "",
@@ -41,9 +43,9 @@ def figure(run: Run, task: str, state: str, arm: Arm, *, with_n: bool) -> Cell:
         f"{failed}\u00a0failed" if failed else "",
     ]
     off = run.get(task, state, "off", metric)
-    ink = "text" if arm.name in BASELINES else look(run.inks[arm.series])[0]
-    sign = pair.sign if pair else 0
-    return Cell(percent(found.value), " ".join(filter(None, detail)), sign, _dot(found, off, ink), metric != "mr")
+    ink = "text" if arm.name in BASELINES else look(run.inks[arm.method])[0]
+    sign = change.sign if change else 0
+    return GridCell(percent(found.value), " ".join(filter(None, detail)), sign, _dot(found, off, ink), metric != "mr")
 
 
 def _neither(found: Estimate | None) -> str:
@@ -77,7 +79,7 @@ def by_state(run: Run, task: str) -> Grid:
             for h, s in zip(heads, ["", *states], strict=True)
         ]
     arms = [arm for arm in run.arms if any(run.cell(task, state, arm.name) for state in states)]
-    rows = [[Cell(arm.name), *(figure(run, task, s, arm, with_n=len(ns[s]) > 1) for s in states)] for arm in arms]
+    rows = [[GridCell(arm.name), *(figure(run, task, s, arm, with_n=len(ns[s]) > 1) for s in states)] for arm in arms]
     return Grid(heads, rows, f"%; {n_of(*everywhere)} in every state." if len(everywhere) == 1 else "%.")
 
 
@@ -88,7 +90,7 @@ def by_task(run: Run, state: str) -> Grid:
     same = len(set(metrics)) == 1
     heads = ["method", *(task if same else f"{task}: {metric}" for task, metric in zip(tasks, metrics, strict=True))]
     arms = [arm for arm in run.arms if any(run.cell(task, state, arm.name) for task in tasks)]
-    rows = [[Cell(arm.name), *(figure(run, task, state, arm, with_n=True) for task in tasks)] for arm in arms]
+    rows = [[GridCell(arm.name), *(figure(run, task, state, arm, with_n=True) for task in tasks)] for arm in arms]
     return Grid(heads, rows, f"{state}: {metrics[0]}, %." if same and metrics else f"{state}, %.")
 
 
@@ -100,14 +102,14 @@ def other_metrics(run: Run, task: str, state: str) -> Grid:
     names = [name for name in METRICS if name in known] + sorted(known - set(METRICS))
     rows = []
     for arm in arms:
-        row = [Cell(arm.name)]
+        row = [GridCell(arm.name)]
         for name in names:
             found = run.get(task, state, arm.name, name)
-            pair = run.pair(task, state, arm.name, name)
+            change = run.against_off(task, state, arm.name, name)
             share = name in METRICS and METRICS[name].bounded
             ends = "" if found is None else interval(found) if share else f"[{plain(found.low)}, {plain(found.high)}]"
             value = MISSING if found is None else percent(found.value) if share else plain(found.value)
-            row.append(Cell(value, ends, pair.sign if pair else 0, merit=False))
+            row.append(GridCell(value, ends, change.sign if change else 0, merit=False))
         rows.append(row)
     return Grid(["method", *names], rows, "Shares in %; length in tokens, margin in nats; ▲▼ against off as above.")
 
@@ -115,37 +117,37 @@ def other_metrics(run: Run, task: str, state: str) -> Grid:
 # --- at a glance ---
 
 
-def reach(run: Run, task: str, series: str) -> tuple[float, float] | None:
+def reach(run: Run, task: str, method: str) -> tuple[float, float] | None:
     """Return the lowest and the highest memory ratio in conflict of a method on a task; None without one."""
-    values = [e.value for arm in run.series[series] if (e := run.get(task, "conflict", arm.name, "mr"))]
+    values = [e.value for arm in run.methods[method] if (e := run.get(task, "conflict", arm.name, "mr"))]
     return (min(values), max(values)) if values else None
 
 
-def worst(run: Run, arms: Iterable[Arm], states: Sequence[str]) -> tuple[Pair, str, str, Arm] | None:
+def worst(run: Run, arms: Iterable[Setting], states: Sequence[str]) -> tuple[Difference, str, str, Setting] | None:
     """Return the largest loss of accuracy against `off`, with its task, state and arm; None where none was tested."""
     found = [
-        (pair, task, state, arm)
+        (change, task, state, arm)
         for arm in arms
         for task in run.tasks
         for state in states
-        if (pair := run.pair(task, state, arm.name, "accuracy")) and not math.isnan(pair.difference)
+        if (change := run.against_off(task, state, arm.name, "accuracy")) and not math.isnan(change.value)
     ]
-    return min(found, key=lambda row: row[0].difference, default=None)
+    return min(found, key=lambda row: row[0].value, default=None)
 
 
 def glance(run: Run) -> Grid:
     """Return one row per method: how far it reaches in conflict, and what it costs where the passages are fine."""
-    tasks = [t for t in run.tasks if any(reach(run, t, name) for name in run.series)]
+    tasks = [t for t in run.tasks if any(reach(run, t, name) for name in run.methods)]
     harmed = [state for state in HARM_STATES if state in run.states()]
     reached = f"reach: memory ratio in conflict, %{f', {tasks[0]}' if len(tasks) == 1 else ''}"
     heads = ["method", *([reached] if tasks else [])]
     heads += [f"worst change, {state}" for state in harmed] + (["accuracy against off"] if harmed else [])
     losses = "Worst change: of accuracy, paired difference to off in points, at the task and alpha where it is lowest."
     grid = Grid(heads, caption=losses if harmed else "")
-    order = [n for n in run.series if n in BASELINES]
-    for name in dict.fromkeys([*order, *run.dials, *run.series]):
-        arms = run.series[name]
-        row = [Cell(name, _settings(arms))]
+    order = [n for n in run.methods if n in BASELINES]
+    for name in dict.fromkeys([*order, *run.dials, *run.methods]):
+        arms = run.methods[name]
+        row = [GridCell(name, _settings(arms))]
         row += [_reach_cell(run, tasks, name)] if tasks else []
         row += [_loss_cell(run, arms, state, len(run.tasks) > 1) for state in harmed]
         row += [_tested_cell(run, arms, harmed)] if harmed else []
@@ -153,14 +155,14 @@ def glance(run: Run) -> Grid:
     return grid
 
 
-def _settings(arms: Sequence[Arm]) -> str:
+def _settings(arms: Sequence[Setting]) -> str:
     alphas = [arm.alpha for arm in arms if arm.alpha is not None]
     if not alphas:
         return ""
     return f"alpha {alphas[0]:g}" if len(alphas) == 1 else f"alpha {min(alphas):g} to {max(alphas):g}"
 
 
-def _reach_cell(run: Run, tasks: Sequence[str], name: str) -> Cell:
+def _reach_cell(run: Run, tasks: Sequence[str], name: str) -> GridCell:
     """Draw one bar per task; in words: the span of a dial, the shift of a method without one."""
     ink = "text" if name in BASELINES else look(run.inks[name])[0]
     canvas = Canvas(GLYPH, 9 * len(tasks) + 4, "")
@@ -183,13 +185,13 @@ def _reach_cell(run: Run, tasks: Sequence[str], name: str) -> Cell:
         found.append(span)
         shifts += [span[1] - off.value] if off is not None else []
     if not found:
-        return Cell(MISSING, "no conflict items")
+        return GridCell(MISSING, "no conflict items")
     if name in run.dials:
         spans = [high - low for low, high in found]
         words = f"{_range([low for low, _ in found])} → {_range([high for _, high in found])}"
-        return Cell(words, f"spans {_range(spans)} points", glyph=canvas)
+        return GridCell(words, f"spans {_range(spans)} points", glyph=canvas)
     shift = "" if name == "off" or not shifts else f"{_span(points(min(shifts)), points(max(shifts)))} points to off"
-    return Cell(_range([low for low, _ in found]), shift, glyph=canvas)
+    return GridCell(_range([low for low, _ in found]), shift, glyph=canvas)
 
 
 def _range(values: Sequence[float]) -> str:
@@ -200,23 +202,23 @@ def _span(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}" if "−" in low + high or "+" in low + high else f"{low}–{high}"
 
 
-def _loss_cell(run: Run, arms: Sequence[Arm], state: str, several: bool) -> Cell:
+def _loss_cell(run: Run, arms: Sequence[Setting], state: str, several: bool) -> GridCell:
     found = worst(run, arms, [state])
     if found is None:
-        return Cell(MISSING, "reference" if any(arm.name == "off" for arm in arms) else "not tested")
-    pair, task, _, arm = found
+        return GridCell(MISSING, "reference" if any(arm.name == "off" for arm in arms) else "not tested")
+    change, task, _, arm = found
     where = [task if several else "", f"alpha {arm.alpha:g}" if arm.alpha is not None and len(arms) > 1 else ""]
-    return Cell(points(pair.difference), ", ".join(filter(None, where)), pair.sign)
+    return GridCell(points(change.value), ", ".join(filter(None, where)), change.sign)
 
 
-def _tested_cell(run: Run, arms: Sequence[Arm], states: Sequence[str]) -> Cell:
+def _tested_cell(run: Run, arms: Sequence[Setting], states: Sequence[str]) -> GridCell:
     signs = [
-        pair.sign
+        change.sign
         for arm in arms
         for task in run.tasks
         for state in states
-        if (pair := run.pair(task, state, arm.name, "accuracy"))
+        if (change := run.against_off(task, state, arm.name, "accuracy"))
     ]
     if not signs:
-        return Cell(MISSING)
-    return Cell(f"{signs.count(1)} ▲  {signs.count(-1)} ▼", f"of {count(len(signs), 'test')}")
+        return GridCell(MISSING)
+    return GridCell(f"{signs.count(1)} ▲  {signs.count(-1)} ▼", f"of {count(len(signs), 'test')}")

@@ -9,6 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ckcontrol.eval.figures.rows import with_holm
+
 STATES = ("conflict", "agree", "helpful", "irrelevant", "noisy")
 TASKS = ("capitals", "confiqa_mr", "counterfact", "mquake", "nq_swap")
 DIALS = {"ck-plug": (0.0, 0.25, 0.5, 0.75, 1.0), "cad": (0.1, 0.25, 0.5, 0.75, 0.9)}
@@ -101,7 +103,7 @@ def results(run: dict[str, Any], tasks: tuple[str, ...], seed: int) -> dict[str,
             off = next((cell for cell in row if cell["arm"] == "off"), None)
             if off is not None:
                 names = ("mr", "accuracy") if state == "conflict" else ("accuracy",)
-                pairs += [pair(c, off, m, rng) for c in row if c is not off for m in names]
+                pairs += with_holm([pair(c, off, m, rng) for c in row if c is not off for m in names])
         curves += [_curve(run, task, cells, m) for m in {a["method"]: 0 for a in run["arms"] if a["alpha"] is not None}]
     return {
         "schema": 1,

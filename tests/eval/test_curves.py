@@ -5,20 +5,21 @@ from __future__ import annotations
 import doctest
 import math
 import sys
-from typing import Any
 
 import pytest
 
 from ckcontrol.eval.figures.dial_curve import area_gap, harm, spearman, summary, violations
+from ckcontrol.eval.figures.intervals import Estimate
 
 
-def points(values: list[tuple[float, float]]) -> list[dict[str, Any]]:
+def points(values: list[tuple[float, float]]) -> list[tuple[float, dict[str, Estimate]]]:
     """(conr, parr) at evenly spaced alphas."""
     out = []
     for place, (conr, parr) in enumerate(values):
-        ratio = parr / (parr + conr) if parr + conr else None
-        figures = {name: {"value": value} for name, value in (("conr", conr), ("parr", parr), ("mr", ratio))}
-        out.append({"alpha": place / (len(values) - 1), "arm": f"dial@{place}", **figures})
+        ratio = parr / (parr + conr) if parr + conr else math.nan
+        told = {"conr": conr, "parr": parr, "mr": ratio}
+        figures = {name: Estimate(value, math.nan, math.nan, 1) for name, value in told.items()}
+        out.append((place / (len(values) - 1), figures))
     return out
 
 

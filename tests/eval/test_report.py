@@ -88,11 +88,11 @@ def test_marks_are_the_differences_that_hold_after_holm(run, page):
     (found,) = read_runs([run])
     signs = {0: 0, 1: 0, -1: 0}
     for arm in found.arms:
-        pair = found.pair("capitals", "helpful", arm.name, "accuracy")
+        pair = found.against_off("capitals", "helpful", arm.name, "accuracy")
         if pair:
             signs[pair.sign] += 1
-            assert (pair.sign != 0) == (pair.adjusted < 0.05)
-            assert pair.adjusted >= pair.p
+            assert (pair.sign != 0) == (pair.p_holm < 0.05)
+            assert pair.p_holm >= pair.p
     assert signs[-1] > 0 and signs[0] > 0
     table = page.split("<h3>capitals</h3>")[1].split("</table>")[0]
     marked = [part for part in table.split('data-label="helpful: accuracy"')[1:] if "▼" in part.split("</td>")[0]]

@@ -18,8 +18,7 @@ from ckcontrol.eval.report.charts.labels import dodge, settle
 from ckcontrol.eval.report.charts.tradeoff import costs, tradeoff
 from ckcontrol.eval.report.runs import Run, read_runs
 from ckcontrol.views.canvas import Canvas, Line, Mark, Text, sheet, svg, text_width
-from ckcontrol.views.inks import DARK_INKS, LIGHT_INKS
-from ckcontrol.views.palette import contrast
+from ckcontrol.views.palette import DARK_INKS, LIGHT_INKS, contrast
 
 from .invented_run import arms, write_run
 
@@ -71,7 +70,7 @@ def test_points_stand_at_their_memory_ratio(run):
 def test_every_method_is_named_and_no_text_covers_another(run):
     canvas = memory_ratio(run, "nq_swap", "nq_swap")
     words = {shape.words for shape in canvas.shapes if isinstance(shape, Text)}
-    assert set(run.series) <= words
+    assert set(run.methods) <= words
     assert overlaps(canvas) == []
     assert all(0 <= left and right <= canvas.width + 1 for _, left, _, right, _ in boxes(canvas))
 
@@ -99,7 +98,9 @@ def test_what_answers_named_has_its_ceilings(run):
 def test_costs_are_the_worst_of_three_states(run):
     ratio, lost, state = costs(run, "nq_swap")["ck-plug@0"]
     assert ratio == run.get("nq_swap", "conflict", "ck-plug@0", "mr").value
-    pairs = {s: run.pair("nq_swap", s, "ck-plug@0", "accuracy").difference for s in ("agree", "helpful", "irrelevant")}
+    pairs = {
+        s: run.against_off("nq_swap", s, "ck-plug@0", "accuracy").value for s in ("agree", "helpful", "irrelevant")
+    }
     assert lost == min(pairs.values()) and pairs[state] == lost
     assert costs(run, "nq_swap")["off"][1] == 0.0
 
@@ -120,7 +121,7 @@ def test_the_forest_fills_what_differs(run):
     found = {tuple(s.tip.split(":")[0].split(", ")): s for s in canvas.shapes if isinstance(s, Mark)}
     assert len(found) == 18 * 5
     for (arm, state), mark in found.items():
-        pair = run.pair("nq_swap", state, arm, "mr" if state == "conflict" else "accuracy")
+        pair = run.against_off("nq_swap", state, arm, "mr" if state == "conflict" else "accuracy")
         assert mark.filled == (arm == "off" or bool(pair and pair.sign))
     assert overlaps(canvas) == []
 
@@ -200,5 +201,5 @@ def test_intervals_without_ends_are_left_out():
 
 @pytest.mark.parametrize("name", ["axes", "labels"])
 def test_the_examples_in_the_docstrings_hold(name):
-    module = importlib.import_module(f"ckcontrol.eval.report.{name}")
+    module = importlib.import_module(f"ckcontrol.eval.report.charts.{name}")
     assert doctest.testmod(module).failed == 0

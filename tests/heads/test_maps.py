@@ -15,6 +15,7 @@ from ckcontrol.heads.finding import maps
 from ckcontrol.heads.finding.find import find
 from ckcontrol.heads.finding.maps import figure, html_map, relations_table, save_png, top_table
 from ckcontrol.heads.finding.scores import HeadScores
+from ckcontrol.views.canvas import LIGHT, Tile
 
 from .known import AGAINST, CONTEXT, MEMORY, known_model
 
@@ -74,14 +75,14 @@ def test_a_cell_for_every_head_and_a_number_on_the_best(scores):
     mean = scores.importance("context")[CONTEXT]
     assert re.search(rf"<title>layer 1, head 1: \+{mean:.3f} ± [\d.]+, 100% of examples agree</title>", page)
     cell = page[page.index(f"<title>layer {CONTEXT[0]}, head {CONTEXT[1]}: +{mean:.3f}") :].split("</g>")[0]
-    assert 'style="fill:var(--ck-s8)' in cell and ">1</text>" in cell  # the bluest step, the first place
+    assert 'class="ev-f-g8 ' in cell and ">1</text>" in cell  # the bluest step, the first place
     assert "−" in page and "Positive heads promote the source" in page
 
 
 def test_signs_have_their_colours(scores):
     page = html_map(scores)
     against = page[page.rindex(f"<title>layer {AGAINST[0]}, head {AGAINST[1]}: −") :].split("</g>")[0]
-    shade = int(re.search(r"--ck-s(\d)", against).group(1))
+    shade = int(re.search(r"ev-f-g(\d)", against).group(1))
     assert shade < 4
 
 
@@ -120,23 +121,26 @@ def test_a_model_without_any_effect_is_drawn(scores):
 def test_the_png_shows_the_heads_where_they_are(scores, tmp_path):
     pytest.importorskip("matplotlib")
     drawn = figure(scores, k=1)
-    for axes, (layer, head) in zip(drawn.axes[:2], (MEMORY, CONTEXT), strict=True):
-        (number,) = axes.texts
-        assert number.get_text() == "1" and number.get_position() == (layer, head)
-        image = axes.images[0]
-        assert image.get_array().shape == (3, 2)  # heads down, layers across
-        red, _, blue, _ = image.cmap(image.norm(image.get_array()[head, layer]))
-        assert blue > red
+    tiles = [shape for shape in drawn.shapes if isinstance(shape, Tile) and shape.tip]
+    for cells, (layer, head) in zip((tiles[:6], tiles[6:]), (MEMORY, CONTEXT), strict=True):
+        (number,) = [tile for tile in cells if tile.words]
+        left, top = cells[0].at
+        size = cells[1].at[1] - top
+        places = [(round((tile.at[0] - left) / size), round((tile.at[1] - top) / size)) for tile in cells]
+        assert number.words == "1" and places[cells.index(number)] == (layer, head)
+        assert number.tip.startswith(f"layer {layer}, head {head}: ")
+        assert sorted(places) == [(x, y) for x in range(2) for y in range(3)]  # heads down, layers across
+        assert int(LIGHT[number.ink][5:], 16) > int(LIGHT[number.ink][1:3], 16)  # more blue than red
     save_png(scores, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_the_error_names_the_extra(scores, monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(scores, monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtra, match=r"ckcontrol\[plots\]"):
-        figure(scores)
+        save_png(scores, tmp_path / "map.png")
 
 
 @pytest.mark.parametrize("count", [1, 9, 16, 32, 80])

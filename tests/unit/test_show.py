@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,10 +15,11 @@ from rich.console import Console
 from ckcontrol.answer import Answer, Draft, TokenTrace
 from ckcontrol.control import Control
 from ckcontrol.views import describe, palette
-from ckcontrol.views.html import answer_html, answer_page, page, table
-from ckcontrol.views.html_css import stylesheet
+from ckcontrol.views.html import answer_html, answer_page, stylesheet, templates
 from ckcontrol.views.safe_text import clean, escape, escape_json
 from ckcontrol.views.terminal import answer_text, print_answer, print_table
+
+from .test_repository import TREES
 
 HOSTILE = {
     "script": "</script><script>alert(1)</script>",
@@ -307,12 +309,36 @@ def test_fragment_carries_its_own_style_and_every_figure() -> None:
     assert "<style>" not in answer_html(answer(token()), style=False)
 
 
+PAGE = """
+{% extends "page.html" %}{% from "parts.html" import section, table %}
+{% block sections %}{% call section(heading) %}{{ table(heads, rows) }}{% endcall %}{% endblock %}
+"""
+
+
 def test_page_escapes_titles_and_tables_label_their_cells() -> None:
-    assert "<h1>a &lt;b&gt;</h1>" in page("a <b>", [("c <d>", "")]) and "<h2>c &lt;d&gt;</h2>" in page(
-        "", [("c <d>", "")]
-    )
-    source = table(["a", 'b "x"'], [["1", "2"]])
+    told = {"title": "a <b>", "heading": "c <d>", "heads": ["a", 'b "x"'], "rows": [["1", "2"]]}
+    source = templates().from_string(PAGE).render(told)
+    assert "<h1>a &lt;b&gt;</h1>" in source and "<h2>c &lt;d&gt;</h2>" in source
     assert '<th scope="row">1</th><td data-label="b &quot;x&quot;">' in source
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_whatever_a_template_prints_is_cleaned_cut_and_escaped(text: str) -> None:
+    source = templates().from_string("{{ a }}{{ a|cut(3) }}<b title='{{ a }}'>{{ [a, a]|join(', ') }}</b>")
+    found = Page(source.render(a=text))
+    assert found.tags == ["b"] and [name for name, _ in found.attributes] == ["title"]
+    assert found.text == clean(text) + clean(text, 3) + clean(f"{text}, {text}")
+    assert len(source.render(a="<" * 1_000_000)) < 10_000
+
+
+def test_no_template_lets_text_of_others_through() -> None:
+    files = [path for tree in TREES.values() for kind in ("*.html", "*.css") for path in tree.rglob(kind)]
+    assert len(files) >= 6
+    for path in files:
+        tags = re.findall(r"{[{%].*?[%}]}", path.read_text(encoding="utf-8"), re.DOTALL)
+        assert not [tag for tag in tags if re.search(r"\|\s*(safe|e|escape|tojson)\b|\bMarkup\b|~|autoescape", tag)], (
+            path
+        )
 
 
 def test_answer_methods_use_these_views(capsys: pytest.CaptureFixture[str]) -> None:

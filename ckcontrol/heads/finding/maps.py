@@ -1,7 +1,7 @@
-"""Layer by head maps of a scores file: a PNG (matplotlib, an extra) and a self-contained HTML page.
+"""Layer by head maps of a scores file, drawn on one canvas: a PNG (matplotlib, an extra) and a self-contained HTML page.
 
 Blue heads promote their source, orange heads work against it; the k best are numbered, so colour is never alone. Knows
-scores and drawing; measures nothing. File and relation names are escaped, and the page loads nothing.
+scores and how they are drawn; measures nothing. The page's template is maps.html.
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import math
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import HeadsError, MissingExtra
-from ...views.html import page, table
-from ...views.palette import LIGHT, MIDDLE, SATURATION, STEPS, step
-from ...views.safe_text import clean, escape
+from ...errors import HeadsError
+from ...views import canvas_png
+from ...views.canvas import Canvas, sheet, text_width
+from ...views.html import templates
+from ...views.palette import SATURATION, STEPS, scale_rules, step
 from .agreement import overlap
 from .scores import SOURCES, HeadScores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["figure", "html_map", "relations_table", "save_png", "top_table"]
 
 Floats = NDArray[np.float64]
-CELL = 20  # px, of the HTML map
+CELL = 20  # px
 LABELS, TOP = 46, 18  # px left of the cells and above them
 
 
@@ -61,10 +59,10 @@ def top_table(scores: HeadScores, source: str, k: int = 10, form: str | None = N
 
 
 def relations_table(scores: HeadScores, source: str, k: int = 10, form: str | None = None) -> list[dict[str, Any]]:
-    """How many of their k best heads two relations share, for every pair of relations with at least 8 facts each.
+    """How many of their k best heads two relations share, for any two relations with at least 8 facts each.
 
     Returns:
-        Per pair: relations, shared, jaccard, expected (of random sets), p (chance of as many; exact).
+        Per two: relations, shared, jaccard, expected (of random sets), p (chance of as many; exact).
     """
     form = form or scores.formats[0]
     counts: dict[str, int] = {}
@@ -76,64 +74,45 @@ def relations_table(scores: HeadScores, source: str, k: int = 10, form: str | No
     return [{"relations": (a, b), **overlap(best[a], best[b], total)._asdict()} for a, b in combinations(names, 2)]
 
 
-# --- PNG --------------------------------------------------------------------------------------------------------------
+# --- maps -------------------------------------------------------------------------------------------------------------
 
 
-def figure(scores: HeadScores, *, k: int = 10, form: str | None = None) -> Figure:
-    """Draw both maps, one above the other, as a matplotlib figure; no window, no global state.
+def figure(scores: HeadScores, *, k: int = 10, form: str | None = None) -> Canvas:
+    """Draw both maps, one above the other, each with its title and its scale.
 
     Args:
         scores: From `find`.
         k: Heads to number in each map.
         form: Prompt format; None: the first scored.
+    """
+    form = form or scores.formats[0]
+    model = scores.model
+    note = f"{model.family}, {model.layers} layers of {model.heads} heads · {form} prompts"
+    panels = []
+    for source in SOURCES:
+        drawn, bound = _map(scores, source, k, form, top=TOP + 44)
+        drawn.text((0, 14), drawn.label, bold=True, size=14)
+        drawn.text((0, 31), note, "muted")
+        low, high = f"−{bound:.2g} logits or less", f"+{bound:.2g} or more"
+        x = text_width(low, 11) + 4
+        drawn.text((0, drawn.height + 10), low, "muted", size=11)
+        for shade in range(2 * STEPS + 1):
+            drawn.tile((x + shade * CELL, drawn.height - 4), CELL - 1, f"g{shade}")
+        x += (2 * STEPS + 1) * CELL + 4
+        drawn.text((x, drawn.height + 10), high, "muted", size=11)
+        drawn.height += 18
+        drawn.width = max(drawn.width, x + text_width(high, 11), text_width(drawn.label, 14), text_width(note))
+        panels.append(drawn)
+    return sheet(panels, 1, note)
+
+
+def save_png(scores: HeadScores, path: str | Path, *, k: int = 10, form: str | None = None) -> None:
+    """Write `figure` as a PNG, at two dots per pixel.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    try:
-        from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.figure import Figure as MatplotlibFigure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plots") from error
-    form = form or scores.formats[0]
-    layers, heads = scores.model.layers, scores.model.heads
-    colours = LinearSegmentedColormap.from_list("heads", [MIDDLE["confused"], LIGHT.surface, MIDDLE["surer"]])
-    size = max(0.17, min(0.36, 14 / layers, 9 / heads))  # inches a cell
-    drawn: Figure = MatplotlibFigure(
-        figsize=(layers * size + 2.6, 2 * (heads * size + 1.15)), layout="constrained", facecolor=LIGHT.surface
-    )
-    drawn.suptitle(f"{scores.model.family}, {layers} layers of {heads} heads · {form} prompts", fontsize=11)
-    for axes, source in zip(drawn.subplots(2, 1), SOURCES, strict=True):
-        stats = scores.statistics(source, form=form)
-        bound = _bound(stats.mean)
-        image = axes.imshow(stats.mean.T, cmap=colours, vmin=-bound, vmax=bound, aspect="equal", origin="upper")
-        for place, (layer, head) in enumerate(scores.top(source, k, form=form), 1):
-            strong = stats.mean[layer, head] > 0.6 * bound
-            axes.text(
-                layer, head, str(place), ha="center", va="center", fontsize=7, color="white" if strong else LIGHT.text
-            )
-        axes.set_title(_title(source, stats.count, stats.split_half), fontsize=10, loc="left")
-        axes.set_xlabel("layer", fontsize=9)
-        axes.set_ylabel("query head", fontsize=9)
-        axes.set_xticks(_ticks(layers))
-        axes.set_yticks(_ticks(heads))
-        axes.set_xticks([x - 0.5 for x in range(1, layers)], minor=True)
-        axes.set_yticks([y - 0.5 for y in range(1, heads)], minor=True)
-        axes.grid(which="minor", color=LIGHT.line, linewidth=0.4)
-        axes.tick_params(labelsize=8, length=2)
-        axes.tick_params(which="minor", length=0)
-        bar = drawn.colorbar(image, ax=axes, shrink=0.9, aspect=14, pad=0.01, extend="both")
-        bar.set_label("importance, logits", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
-    return drawn
-
-
-def save_png(scores: HeadScores, path: str | Path, *, k: int = 10, form: str | None = None) -> None:
-    """Write `figure` as a PNG of 160 dots an inch."""
-    figure(scores, k=k, form=form).savefig(path, dpi=160, format="png")
-
-
-# --- HTML -------------------------------------------------------------------------------------------------------------
+    canvas_png.save_png(figure(scores, k=k, form=form), Path(path))
 
 
 def html_map(scores: HeadScores, *, k: int = 10) -> str:
@@ -141,14 +120,12 @@ def html_map(scores: HeadScores, *, k: int = 10) -> str:
 
     Point at a cell for its figures. Numbers mark the k best heads.
     """
-    sections = []
-    for form in scores.formats:
-        maps = [_svg(scores, source, k, form) for source in SOURCES if _has(scores, source, form)]
-        sections.append((f"Maps, {form} prompts", "\n".join(maps)))
-    for source in SOURCES:
-        rows = top_table(scores, source, k)
-        heads = ["head", "mean", "± se", "same sign", *(f"{name} mean" for name in scores.formats)]
-        cells = [
+    maps = {
+        form: [(source, *_map(scores, source, k, form)) for source in SOURCES if _has(scores, source, form)]
+        for form in scores.formats
+    }
+    best = {
+        source: [
             [
                 f"layer {row['layer']}, head {row['head']}",
                 _signed(row["mean"]),
@@ -156,82 +133,55 @@ def html_map(scores: HeadScores, *, k: int = 10) -> str:
                 f"{row['agreement']:.0%}",
                 *(_signed(row["formats"].get(name, math.nan)) for name in scores.formats),
             ]
-            for row in rows
+            for row in top_table(scores, source, k)
         ]
-        caption = (
-            f"Ranked in {scores.formats[0]} prompts. A head whose sign differs between formats is not to be trusted."
-        )
-        body = _scroll(table(heads, cells, caption=caption, kind="ck-num"))
-        sections.append((f"Heads that promote {source}", body if rows else '<p class="ck-note">None.</p>'))
+        for source in SOURCES
+    }
     shared = [
         [
-            f"{escape(source)}: {escape(a)}, {escape(b)}",
-            str(row["shared"]),
+            f"{source}: {', '.join(row['relations'])}",
+            row["shared"],
             f"{row['jaccard']:.2f}",
             f"{row['expected']:.2f}",
             f"{row['p']:.1g}",
         ]
         for source in SOURCES
         for row in relations_table(scores, source, k)
-        for a, b in [row["relations"]]
     ]
-    if shared:
-        caption = f"Of the {k} best heads of each relation; p: chance that two random sets share as many."
-        head = ["relations", "shared", "Jaccard", "by chance", "p"]
-        sections.append(("Overlap between relations", _scroll(table(head, shared, caption=caption, kind="ck-num"))))
-    return page("Memory heads and context heads", sections, lead=_lead(scores))
+    told = {
+        "scores": scores,
+        "columns": ["head", "mean", "± se", "same sign", *(f"{name} mean" for name in scores.formats)],
+        "relations": sorted({record.relation for record in scores.records}),
+        "left": [f"{count} {why}" for why, count in sorted(scores.settings.get("left_out", {}).items()) if count],
+    }
+    page = templates("ckcontrol.heads.finding").get_template("maps.html")
+    return page.render(told, maps=maps, best=best, shared=shared, k=k, scale_rules=scale_rules())
 
 
-def _svg(scores: HeadScores, source: str, k: int, form: str) -> str:
+def _map(scores: HeadScores, source: str, k: int, form: str, top: float = TOP) -> tuple[Canvas, float]:
+    """Draw one map, labelled with its title; return it with the importance at which colours saturate."""
     stats = scores.statistics(source, form=form)
     bound = _bound(stats.mean)
     layers, heads = stats.mean.shape
-    places = {head: place for place, head in enumerate(scores.top(source, k, form=form), 1)}
-    parts = []
+    bottom = top + heads * CELL
+    drawn = Canvas(LABELS + layers * CELL + 6, bottom + 40, _title(source, stats.count, stats.split_half))
+    places = {head: str(place) for place, head in enumerate(scores.top(source, k, form=form), 1)}
     for layer, head in np.ndindex(layers, heads):
         mean = float(stats.mean[layer, head])
-        shade = step(SATURATION * mean / bound) + STEPS
-        x, y = LABELS + layer * CELL, TOP + head * CELL
         told = (
             f"layer {layer}, head {head}: {_signed(mean)} ± {_plain(float(stats.error[layer, head]))}, "
             f"{float(stats.agreement[layer, head]):.0%} of examples agree"
         )
-        parts.append(
-            f'<g><title>{told}</title><rect x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" rx="2" '
-            f'style="fill:var(--ck-s{shade});stroke:var(--ck-line);stroke-width:.5"/>'
-        )
-        if (layer, head) in places:
-            parts.append(_label(x + CELL / 2 - 0.5, y + CELL / 2 + 4, str(places[layer, head]), "middle", bold=True))
-        parts.append("</g>")
-    parts += [_label(LABELS - 6, TOP + y * CELL + CELL / 2 + 4, str(y), "end") for y in _ticks(heads)]
-    parts += [_label(LABELS + x * CELL + CELL / 2, TOP + heads * CELL + 14, str(x), "middle") for x in _ticks(layers)]
-    parts.append(_label(LABELS, TOP + heads * CELL + 32, "layer →", "start"))
-    parts.append(_label(LABELS - 6, 11, "head", "end"))
-    width, height = LABELS + layers * CELL + 6, TOP + heads * CELL + 40
-    name = _title(source, stats.count, stats.split_half)
-    legend = (
-        f'<p class="ck-legend"><span>{_swatch(2 * STEPS)} promotes {source}: +{bound:.2g} logits or more</span>'
-        f"<span>{_swatch(0)} works against it: −{bound:.2g} or less</span><span>numbers: the best heads</span></p>"
-    )
-    return (
-        f"<h3>{escape(name)}</h3>"
-        f'<div class="ck-scroll" tabindex="0"><svg role="img" aria-label="{escape(name)}" width="{width}" '
-        f'height="{height}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg></div>{legend}'
-    )
-
-
-def _lead(scores: HeadScores) -> str:
-    left = ", ".join(
-        f"{count} {clean(why)}" for why, count in sorted(scores.settings.get("left_out", {}).items()) if count
-    )
-    relations = sorted({record.relation for record in scores.records})
-    return (
-        f'<p class="ck-lead">{escape(scores.model.family)}, {scores.model.layers} layers of {scores.model.heads} query '
-        f"heads, {len(scores.records)} facts of {len(relations)} relations ({escape(', '.join(relations))}).</p>"
-        "<p>Importance is what the difference between the two answers' logits loses when one head takes its value from "
-        "a corrupted prompt while all others are frozen (path patching). Positive heads promote the source."
-        f"{f' Left out: {escape(left)}.' if left else ''}</p>"
-    )
+        ink = f"g{step(SATURATION * mean / bound) + STEPS}"
+        at = (LABELS + layer * CELL, top + head * CELL)
+        drawn.tile(at, CELL - 1, ink, words=places.get((layer, head), ""), tip=told)
+    for y in _ticks(heads):
+        drawn.text((LABELS - 6, top + y * CELL + CELL / 2 + 4), str(y), "muted", anchor="end", size=11)
+    for x in _ticks(layers):
+        drawn.text((LABELS + x * CELL + CELL / 2, bottom + 14), str(x), "muted", anchor="middle", size=11)
+    drawn.text((LABELS, bottom + 32), "layer →", "muted", size=11)
+    drawn.text((LABELS - 6, top - 7), "head", "muted", anchor="end", size=11)
+    return drawn, bound
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -258,23 +208,6 @@ def _title(source: str, count: int, split_half: float) -> str:
 
 def _ticks(count: int) -> list[int]:
     return list(range(0, count, 1 if count <= 16 else 2 if count <= 32 else 4))
-
-
-def _label(x: float, y: float, text: str, anchor: str, *, bold: bool = False) -> str:
-    colour = "text" if bold else "muted"
-    weight = ";font-weight:700" if bold else ""
-    return (
-        f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" '
-        f'style="fill:var(--ck-{colour});font-size:11px{weight}">{text}</text>'
-    )
-
-
-def _swatch(shade: int) -> str:
-    return f'<span class="ck-t ck-g{shade}">&nbsp;&nbsp;&nbsp;</span>'
-
-
-def _scroll(body: str) -> str:
-    return f'<div class="ck-scroll" tabindex="0">{body}</div>'
 
 
 def _signed(value: float) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ....views.canvas import SHAPES, Canvas, Point, short
-from ....views.inks import SERIES
-from ..runs import Estimate
+from ....views.palette import SERIES
+from ...figures.intervals import Estimate
 
 __all__ = ["Scale", "dot", "frame", "look", "nice_range"]
 

@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 
 from ....views.canvas import Canvas, Point, short, text_width
+from ...figures.intervals import Estimate
 from ..number_texts import interval, percent
-from ..runs import Arm, Estimate, Run
+from ..runs import Run, Setting
 from .axes import Scale, dot, frame, look
 from .labels import dodge
 
@@ -19,7 +20,7 @@ __all__ = ["memory_ratio", "named"]
 
 TOP, BOTTOM, LEFT = 48, 42, 34
 HEIGHT = 292
-SLOT = 12  # pixels a method without a dial
+SLOT = 12  # pixels per method without a dial
 NAMES = 130  # pixels for the labels on the right
 ALPHA_TICKS = ((0.0, "0"), (0.25, ".25"), (0.5, ".5"), (0.75, ".75"), (1.0, "1"))
 SHARE_TICKS = ((0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (1.0, "100"))
@@ -55,14 +56,14 @@ def memory_ratio(run: Run, task: str, title: str, width: float = 470) -> Canvas:
             end = (width - NAMES - 6, y(found.value))
             canvas.line([(x.start, end[1]), end], "text", 1.3, DASHES[arm.name])
             labels.append((end, arm.name, "text", False))
-    for name, arms in run.series.items():
+    for name, arms in run.methods.items():
         points = [(arm, shown[arm]) for arm in arms if arm.alpha is not None and arm in shown]
         if points:
             ink, shape = look(run.inks.get(name, 0))
             end = _curve(canvas, x, y, points, ink, shape)
             labels.append((end, name if len(points) > 1 else points[0][0].name, ink, len(points) > 1))
     for place, arm in enumerate(beside):
-        ink, shape = look(run.inks[arm.series])
+        ink, shape = look(run.inks[arm.method])
         at = x.end + 14 + place * SLOT
         labels.append((dot(canvas, at, shown[arm], y, ink, shape, _tip(arm.name, shown[arm])), arm.name, ink, False))
     if beside:
@@ -73,7 +74,13 @@ def memory_ratio(run: Run, task: str, title: str, width: float = 470) -> Canvas:
 
 
 def _curve(
-    canvas: Canvas, x: Scale, y: Scale, points: Sequence[tuple[Arm, Estimate]], ink: str, shape: str, size: float = 4
+    canvas: Canvas,
+    x: Scale,
+    y: Scale,
+    points: Sequence[tuple[Setting, Estimate]],
+    ink: str,
+    shape: str,
+    size: float = 4,
 ) -> Point:
     """Draw one curve with its band, or one point with its interval; return where it ends."""
     if len(points) == 1:
@@ -115,7 +122,7 @@ PARTS = (
 CEILINGS = (("ceiling_memory", "memory"), ("ceiling_context", "context"))
 
 
-def named(run: Run, task: str, series: str, title: str, width: float) -> Canvas:
+def named(run: Run, task: str, method: str, title: str, width: float) -> Canvas:
     """Draw what the answers of one dial named: memory's answer, the passages', neither, and the accuracy.
 
     Dashed: the ceilings of the summary, what the closed-book and the context-only answers reach.
@@ -134,13 +141,13 @@ def named(run: Run, task: str, series: str, title: str, width: float) -> Canvas:
         yticks=SHARE_TICKS,
         xname=ALPHA_NAME,
     )
-    summary = run.summary(task, series)
+    summary = run.summary(task, method)
     for key, ink in CEILINGS:
         value = summary.get(key)
         if isinstance(value, (int, float)) and 0 <= value <= 1:
             canvas.line([(x.start, y(value)), (x.end, y(value))], ink, 1.2, (5, 4))
     labels: list[Label] = []
-    arms = [arm for arm in run.series[series] if arm.alpha is not None]
+    arms = [arm for arm in run.methods[method] if arm.alpha is not None]
     for metric, name, ink, shape, dash in PARTS:
         points = [(arm, e) for arm in arms if (e := run.get(task, "conflict", arm.name, metric))]
         if not points:

@@ -16,7 +16,7 @@ NAMES, PANEL, GAP, ROW, TOP = 128, 168, 22, 19, 62
 
 
 def forest(run: Run, task: str, title: str) -> Canvas:
-    """Draw the states of a task beside each other, one row an arm."""
+    """Draw the states of a task beside each other, one row per arm."""
     states = run.states(task)
     arms = [arm for arm in run.arms if any(run.cell(task, state, arm.name) for state in states)]
     height = TOP + ROW * len(arms) + 30
@@ -43,10 +43,10 @@ def forest(run: Run, task: str, title: str) -> Canvas:
             if found is None:
                 canvas.text((x(0.5), at + 4), "–", "muted", anchor="middle")
                 continue
-            pair = run.pair(task, state, arm.name, metric)
-            ink, shape = ("text", "circle") if arm.name in BASELINES else look(run.inks[arm.series])
+            change = run.against_off(task, state, arm.name, metric)
+            ink, shape = ("text", "circle") if arm.name in BASELINES else look(run.inks[arm.method])
             canvas.whisker((x(found.low), at), (x(found.high), at), ink, 2)
             tip = f"{arm.name}, {state}: {percent(found.value)} % {interval(found)}, n = {found.n}"
-            filled = arm.name == "off" or bool(pair and pair.sign)
+            filled = arm.name == "off" or bool(change and change.sign)
             canvas.mark((x(found.value), at), shape, ink, size=4, filled=filled, tip=tip)
     return canvas

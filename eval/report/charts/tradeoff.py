@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 from ....views.canvas import Canvas, Line, Point, short, text_width
+from ...figures.dial_curve import HARM_STATES
 from ..number_texts import percent, points
-from ..runs import BASELINES, HARM_STATES, Arm, Run
+from ..runs import BASELINES, Run, Setting
 from .axes import Scale, frame, look, nice_range
 from .labels import Box, settle
 
@@ -32,9 +33,9 @@ def costs(run: Run, task: str) -> dict[str, tuple[float, float, str]]:
         lost = []
         for state in HARM_STATES:
             here, off = (run.get(task, state, name, "accuracy") for name in (arm.name, "off"))
-            pair = run.pair(task, state, arm.name, "accuracy")
-            if pair and not math.isnan(pair.difference):
-                lost.append((pair.difference, state))
+            change = run.against_off(task, state, arm.name, "accuracy")
+            if change and not math.isnan(change.value):
+                lost.append((change.value, state))
             elif here and off:
                 lost.append((here.value - off.value, state))
         if ratio and lost:
@@ -72,9 +73,9 @@ def tradeoff(run: Run, task: str, title: str, width: float = 470) -> Canvas | No
 
 def _paths(
     canvas: Canvas, run: Run, found: dict[str, tuple[float, float, str]], x: Scale, y: Scale
-) -> list[tuple[Arm, Point]]:
-    marks: list[tuple[Arm, Point]] = []
-    for name, arms in run.series.items():
+) -> list[tuple[Setting, Point]]:
+    marks: list[tuple[Setting, Point]] = []
+    for name, arms in run.methods.items():
         ink, shape = ("text", "circle") if name in BASELINES else look(run.inks[name])
         drawn = [(arm, (x(found[arm.name][0]), y(found[arm.name][1]))) for arm in arms if arm.name in found]
         if len(drawn) > 1:
@@ -91,15 +92,15 @@ def _name(
     canvas: Canvas,
     run: Run,
     found: dict[str, tuple[float, float, str]],
-    marks: list[tuple[Arm, Point]],
+    marks: list[tuple[Setting, Point]],
     room: Box,
 ) -> None:
     """Name every point: a dial's by alpha, its ends by the method too."""
-    ends = {arms[-1].name for name, arms in run.series.items() if name in run.dials}
+    ends = {arms[-1].name for name, arms in run.methods.items() if name in run.dials}
     words = [
         arm.name
-        if arm.alpha is None or arm.series not in run.dials
-        else f"{arm.series} {arm.alpha:g}"
+        if arm.alpha is None or arm.method not in run.dials
+        else f"{arm.method} {arm.alpha:g}"
         if arm.name in ends
         else ""
         if arm.alpha == 0.5  # unmodified: where `off` is
@@ -116,7 +117,7 @@ def _name(
     )
     for i, (left, top, right, bottom) in zip(order, boxes, strict=True):
         arm, at = marks[i]
-        ink = "text" if arm.series in BASELINES else look(run.inks[arm.series])[0]
+        ink = "text" if arm.method in BASELINES else look(run.inks[arm.method])[0]
         near = (min(max(at[0], left), right), min(max(at[1], top), bottom))
         if math.dist(at, near) > 12:
             canvas.line([at, near], ink, 0.6)
