@@ -1,4 +1,4 @@
-"""Layer by head maps of a scores file, drawn on one canvas: a PNG (matplotlib, an extra) and a self-contained HTML page.
+"""Layer by head maps of a scores file, on one canvas: a PNG (matplotlib, an extra), a self-contained HTML page.
 
 Blue heads promote their source, orange heads work against it; the k best are numbered, so colour is never alone. Knows
 scores and how they are drawn; measures nothing. The page's template is maps.html.
