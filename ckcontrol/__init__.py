@@ -21,6 +21,7 @@ _WHERE = {
     "Rag": ".rag",
     "RagAnswer": ".rag",
     "Recorder": ".decoding.recorder",
+    "Shortlist": ".fusion.distributions",
     "Signals": ".fusion.signals",
     "TokenTrace": ".answer",
     "build_pair": ".decoding.prompts",
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from .decoding.recorder import Recorder
     from .decoding.reference import reference_generate
     from .decoding.transformers_loop import decoding_loop
-    from .fusion.distributions import head_set
+    from .fusion.distributions import Shortlist, head_set
     from .fusion.kernel import fuse
     from .fusion.signals import Signals, confidence_gain
     from .models.load import load
@@ -61,6 +62,7 @@ __all__ = [
     "Rag",
     "RagAnswer",
     "Recorder",
+    "Shortlist",
     "Signals",
     "TokenTrace",
     "build_pair",

@@ -1,6 +1,6 @@
-"""What is recorded about a generation: one `TokenTrace` a token, one `Answer` a question.
+"""What is recorded about a generation: one `TokenTrace` per token, one `Answer` per question.
 
-Knows plain Python values only (no tensors, no model); `show.py` draws these records, the engine fills them.
+Knows plain Python values only (no tensors, no model). Decoding fills these records in; views draw them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Draft:
         name: Who wrote it: ``"unmodified"``, ``"memory"`` or ``"context"``.
         token_ids: Its ids, the end token included.
         surprise_ctx: Length of the contextual stream's surprises at its tokens, ``sqrt(sum(log p ** 2))``, in nats.
-        surprise_par: The same of the parametric stream.
+        surprise_par: The same for the parametric stream.
         given: This draft became the answer.
         text: As `Answer.text`.
     """

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import ControlError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["check_integer", "check_number"]
 
@@ -22,7 +19,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
     return float(value)
 
 
-def check_integer(name: str, value: Any, low: int, high: int) -> int:
+def check_integer(name: str, value: Any, low: float, high: float) -> int:
     """Return `value` if it is an int in [low, high]; anything else raises `ControlError`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ControlError(f"{name}={value!r} is not valid.", f"Give a whole number from {low} to {high}.")

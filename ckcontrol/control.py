@@ -1,7 +1,7 @@
-"""What a caller asks for: `Control` (which policy, how far) and `GenerateOptions` (how tokens are drawn).
+"""What a caller asks for: `Control`, which policy and how far. Frozen and checked on construction.
 
-Both are frozen and checked on construction, so a bad value never reaches a model. Knows the policy registry by
-name only; knows nothing of tensors or transformers.
+So a bad value never reaches a model. Importing this module loads no tensor library; making a `Control` does, because
+its policy is built there, once. Knows nothing of models or transformers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .arguments import check_integer, check_number
 from .errors import ControlError
 
 if TYPE_CHECKING:
+    from .fusion.distributions import Shortlist
     from .policies.base import Policy
 
 __all__ = ["Control"]
@@ -27,11 +28,12 @@ class Control:
     Attributes:
         method: Registered policy name: ``off``, ``ck-plug``, ``ck-plug-repo``, ``cad``, ``adacad``, ``coiecd``,
             ``acd``, ``arr``, ``grd``, ``nwcad``, ``dial``, or one that an installed package registers.
-        alpha: The dial, one way in every method: 0 = context, 0.5 = the unmodified model, 1 = memory. None means
-            0.5 for methods that have the dial, and is required for those that choose by themselves.
-        candidates: k of the head set: where context is amplified (tau > 1) a token must be among the k best of
+        alpha: The position between passages and memory, the same way round in every method: 0 = context, 0.5 = the
+            unmodified model, 1 = memory. None means 0.5 for methods that take it, and is required for those that
+            choose by themselves.
+        candidates: k of the shortlist: where context is amplified (tau > 1) a token must be among the k best of
             either stream, or reach `candidate_ratio` of that stream's best probability.
-        candidate_ratio: r of the head set; 0 admits the whole vocabulary (as published CAD does).
+        candidate_ratio: r of the shortlist; 0 admits the whole vocabulary (as published CAD does).
         params: The policy's own parameters under their papers' names, e.g. ``gate``, ``adaptive``, ``warmup``.
 
     Raises:
@@ -61,14 +63,23 @@ class Control:
         set_field(self, "candidates", check_integer("candidates", candidates, 1, 1_000_000))
         set_field(self, "candidate_ratio", check_number("candidate_ratio", candidate_ratio, 0.0, 1.0))
         set_field(self, "params", MappingProxyType(dict(params)))
+        from .fusion.distributions import Shortlist
         from .policies import build
 
-        set_field(self, "_policy", build(self))  # names and ranges are checked here, not at the first token
+        # Kept beside the fields, so neither takes part in ==, hash, repr or to_dict.
+        set_field(self, "_policy", build(method, alpha, params))  # checks names and ranges
+        set_field(self, "_shortlist", Shortlist(self.candidates, self.candidate_ratio))
 
     def policy(self) -> Policy:
-        """Return the policy of this control, always the same object."""
-        policy: Policy = self.__dict__["_policy"]
+        """Return this control's policy, which was built with it."""
+        policy: Policy = vars(self)["_policy"]
         return policy
+
+    @property
+    def shortlist(self) -> Shortlist:
+        """`candidates` and `candidate_ratio` as one value."""
+        shortlist: Shortlist = vars(self)["_shortlist"]
+        return shortlist
 
     def to_dict(self) -> dict[str, Any]:
         """Return a flat, JSON-ready form; `from_dict` reads it back."""
@@ -104,13 +115,13 @@ def controls_for(control: Control | Sequence[Control] | None, rows: int) -> list
     """Return one control per row: one for all, or a list of them; None is ``Control()``.
 
     Raises:
-        ControlError: The list has another length, or its controls differ in the head set they share.
+        ControlError: The list has another length, or its controls differ in the shortlist they share.
     """
     if control is None or isinstance(control, Control):
         return [control or Control()] * rows
     controls = list(control)
     if len(controls) != rows:
         raise ControlError(f"{len(controls)} controls for {rows} rows.", "Pass one control, or one per question.")
-    if len({(c.candidates, c.candidate_ratio) for c in controls}) > 1:
+    if len({c.shortlist for c in controls}) > 1:
         raise ControlError("the controls of one batch differ in candidates or candidate_ratio.", "Make them equal.")
     return controls

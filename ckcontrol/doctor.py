@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
 from .control import Control
+from .decoding.options import GenerateOptions
 from .errors import CKError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["Check", "check", "environment"]
 PACKAGES = ("torch", "transformers", "numpy", "sentence-transformers", "faiss-cpu", "gguf")
 QUESTION = "What is the capital of Australia?"
 PASSAGE = "After the reform of 1997 the government moved, and Perth became the capital of Australia."
-TOKENS = 12
+OPTIONS = GenerateOptions(max_new_tokens=12)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _run(name: str, test: Callable[[_Bench], tuple[bool, str]], bench: _Bench) -
 
 
 class _Bench:
-    """A model and the answers already made with it."""
+    """A model and the answers made with it so far."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
@@ -101,9 +102,7 @@ class _Bench:
         key = (control, passages)
         if key not in self._made:
             given = [PASSAGE] if passages else []
-            self._made[key] = generate(
-                self.model, self.tokenizer, QUESTION, given, control=control, max_new_tokens=TOKENS
-            )
+            self._made[key] = generate(self.model, self.tokenizer, QUESTION, given, control=control, options=OPTIONS)
         return self._made[key]
 
     def plain(self) -> list[int]:
@@ -118,7 +117,7 @@ class _Bench:
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=TOKENS,
+            max_new_tokens=OPTIONS.max_new_tokens,
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,  # a checkpoint's own generation config is no part of the comparison

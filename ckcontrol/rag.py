@@ -56,7 +56,7 @@ class RagAnswer:
 
     @property
     def notice(self) -> str | None:
-        """One sentence when the prompt did not hold all that was asked for; None when it did."""
+        """One sentence when the prompt did not hold everything that was found; None when it did."""
         if not self.hits:
             return "Nothing was found: answered closed book, from memory alone."
         if self.closed_book:
@@ -129,17 +129,18 @@ class Rag:
         index: An `Index`, a `MilvusIndex`, what `from_retriever` returns, or anything with their ``search``.
         tokenizer: The tokenizer, when `model` is a model alone.
         template: Wording of the prompts.
-        control: Policy and dial of every answer; None is ``Control()``, the unmodified model.
+        control: Which policy and how far, for every answer; None is ``Control()``, the unmodified model.
         k: Passages per question.
         mode: How to search, e.g. "hybrid"; None leaves it to the index ("dense" for an `Index`).
         where: A filter that every search keeps to; the one `ask` gets can only narrow it.
-        reranker: Orders what was found anew; see `Index.search`.
+        reranker: Puts what was found in a new order; see `Index.search`.
         truncate: "passages": a passage that does not fit the model's window is cut, or left out with those after it,
             and `RagAnswer.notice` says so. None: such a question raises `PromptTooLong`.
-        **options: The fields of `GenerateOptions`, e.g. ``max_new_tokens``.
+        options: How tokens are drawn and when to stop, as one value.
+        **keywords: The same as single fields of `GenerateOptions`, instead of `options`, e.g. ``max_new_tokens``.
 
     Raises:
-        ControlError: A bad option, or a model without its tokenizer.
+        ControlError: A bad option, keywords beside `options`, or a model without its tokenizer.
         ModelUnavailable: `model` is a name that cannot be loaded.
         RetrievalError: `index` has no ``search``.
         TokenizerMismatch, UnsupportedMode: The model and the tokenizer do not fit, or cannot be steered.
@@ -163,10 +164,11 @@ class Rag:
         where: Mapping[str, Any] | None = None,
         reranker: Any = None,
         truncate: str | None = "passages",
-        **options: Any,
+        options: GenerateOptions | None = None,
+        **keywords: Any,
     ) -> None:
         check_integer("k", k, 1, 10_000)
-        GenerateOptions.from_kwargs(options)
+        self.options = GenerateOptions.one_of(options, keywords)
         if truncate not in (None, "passages"):
             raise ControlError(f"truncate={truncate!r}.", did_you_mean(str(truncate), ["passages"]) + " None refuses.")
         if not callable(getattr(index, "search", None)):
@@ -180,7 +182,6 @@ class Rag:
         self.index = index
         self.template, self.control, self.truncate = template, control, truncate
         self.k, self.mode, self.where, self.reranker = k, mode, where, reranker
-        self.options = options
 
     @overload
     def ask(
@@ -230,7 +231,7 @@ class Rag:
             where: A further filter: what is found meets this one and the object's.
             mode: As for the object.
             streamer: transformers streamer; gets the prompt and every token.
-            **options: Override the object's fields of `GenerateOptions`.
+            **options: Fields of `GenerateOptions` that replace the object's.
 
         Raises:
             ControlError, PromptError, RetrievalError: A bad option, question or filter; before anything slow.
@@ -238,7 +239,7 @@ class Rag:
         """
         from .decoding.generate import generate
 
-        GenerateOptions.from_kwargs({**self.options, **options})
+        chosen = GenerateOptions.from_kwargs(options, self.options)
         single = isinstance(question, str)
         questions = [question] if isinstance(question, str) else list(question)
         if not questions:
@@ -258,7 +259,7 @@ class Rag:
             template=self.template,
             truncate=self.truncate,
             streamer=streamer,
-            **{**self.options, **options},
+            options=chosen,
         )
         made = [RagAnswer(answer, tuple(hits)) for answer, hits in zip(answers, found, strict=True)]
         return made[0] if single else made
@@ -287,7 +288,7 @@ def _pair(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         return load(model)
     if isinstance(model, (tuple, list)):
         if len(model) != 2 or tokenizer is not None:
-            raise ControlError("model is no pair of a model and its tokenizer.", "Pass what ckcontrol.load returns.")
+            raise ControlError("model is not a pair of a model and its tokenizer.", "Pass what ckcontrol.load returns.")
         return model[0], model[1]
     if tokenizer is None:
         raise ControlError(f"a {type(model).__name__} came without its tokenizer.", "Pass tokenizer=.")

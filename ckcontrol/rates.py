@@ -1,4 +1,4 @@
-"""The interval of a rate: what every share this project prints stands beside. Knows counts; knows nothing else."""
+"""The interval of a rate, printed beside every share in this project. Knows counts; knows nothing else."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["wilson"]
 
 
 def wilson(k: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return the Wilson interval of a rate of `k` in `n` (of an effective sample: fractions); 95 % unless `z` differs.
+    """Return the Wilson interval of a rate of `k` in `n`: 95 % unless `z` differs.
 
-    It stays inside [0, 1] and is honest at 0 and n, where the textbook interval has no width. With n = 0
-    nothing is known: (0, 1).
+    An effective sample may make `k` and `n` fractions. The interval stays inside [0, 1] and is honest at 0 and n,
+    where the textbook interval has no width. With n = 0 nothing is known: (0, 1).
 
     Example:
         >>> [round(end, 3) for end in wilson(0, 10)]

@@ -30,7 +30,7 @@ def main(name: str = "demo") -> None:
             print(f"{token.text!r}: gain {token.gain:+.2f} nats, tau {token.tau:g}, rank in memory {token.rank_par}")
 
     path = Path(tempfile.mkdtemp()) / "answers.jsonl"
-    write_jsonl([answer], path)  # appends: one line an answer
+    write_jsonl([answer], path)  # appends: one line per answer
     print(f"wrote {path}; read back equal: {read_jsonl(path) == [answer]}")
 
 

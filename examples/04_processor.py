@@ -2,7 +2,7 @@
 
     python examples/04_processor.py [model]
 
-Where you can choose, prefer `ck.generate` or `ck.decoding_loop`: one forward a token instead of two.
+Where you can choose, prefer `ck.generate` or `ck.decoding_loop`: one forward per token instead of two.
 """
 
 import sys

@@ -31,7 +31,7 @@ class Truce(Policy):
 
     @property
     def amplifies(self) -> bool:
-        """Never: tau does not exceed 1, so no head set is needed."""
+        """Never: tau does not exceed 1, so no shortlist is needed."""
         return False
 
     def decide(self, signals: ck.Signals) -> Decision:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -55,14 +55,13 @@ def ask(
     if not question.strip():
         raise PromptError("the question is empty.", "Ask something.")
     control = Control(method, alpha, **files.parse_params(param))
-    traced = json or explain is not None
-    drawn: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": sample,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    GenerateOptions.from_kwargs(drawn)
+    drawn = GenerateOptions(
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+        temperature=temperature,
+        seed=seed,
+        trace=json or explain is not None,
+    )
     conditions = files.parse_where(where)
     if explain is not None:
         check_writable(explain)
@@ -73,8 +72,8 @@ def ask(
     from ..rag import Rag
     from .stream import TextStream
 
-    rag = Rag(loaded, opened, control=control, k=k, mode=mode.value, where=conditions, reranker=reranker, **drawn)
-    answer = rag.ask(question, streamer=TextStream(loaded[1]) if stream else None, trace=traced)
+    rag = Rag(loaded, opened, control=control, k=k, mode=mode.value, where=conditions, reranker=reranker, options=drawn)
+    answer = rag.ask(question, streamer=TextStream(loaded[1]) if stream else None)
     if json:
         typer.echo(escape_json(answer.to_json()))
     else:

@@ -46,7 +46,7 @@ class Request:
         from ..decoding.options import GenerateOptions
 
         control = Control(self.method, self.alpha, **self.params)
-        GenerateOptions.from_kwargs(self.options)
+        chosen = GenerateOptions.from_kwargs(self.options)
         mask = self._mask()
         model, tokenizer = options.load(self.model, self.device, self.dtype)
         from .. import generate
@@ -62,7 +62,7 @@ class Request:
                 control=control,
                 truncate="passages" if self.truncate else None,
                 streamer=streamer,
-                **self.options,
+                options=chosen,
             )
         return answer
 

@@ -1,7 +1,7 @@
-"""Rows of a batch as drafts: policies that choose between whole answers have several rows a question.
+"""Rows of a batch as drafts: policies that choose between whole answers have several rows per question.
 
-Knows policies, recorded evidence and row numbers; knows no model and no loop (decode.py runs the rows). A row of the
-batch is a draft; as long as the drafts of every question begin alike, the streams hold one row a question.
+Knows policies, recorded evidence and row numbers; knows no model and no loop (loop.py runs the rows). A row of the
+batch is a draft; as long as the drafts of every question begin alike, the streams hold one row per question.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["Beginnings", "Drafts", "choose"]
 
 
 class Drafts:
-    """What is decoded for some questions, and which row of it each of them is answered with.
+    """What is decoded for a batch of questions, and the row that each of them is answered with.
 
     Args:
-        policies: One a question.
+        policies: One per question.
 
     Attributes:
         policy: Decides the rows.
@@ -77,7 +77,7 @@ def choose(
         policy: Chooses.
         names: Of `policy.drafts`, in order.
         token_ids: Of each draft, the end token included.
-        evidence: Of each draft, a number per token.
+        evidence: Of each draft, one number per token.
     """
     given = policy.choose(evidence)
     return [
@@ -87,11 +87,12 @@ def choose(
 
 
 class Beginnings:
-    """One row of the streams for all drafts of a question until some part.
+    """One row of the streams for all drafts of a question, until the first of them part.
 
     Args:
         items: Draft to question.
-        device: Of the streams. An accelerator would have to be asked whether drafts have parted; there they do at once.
+        device: Of the streams. Whether drafts have parted cannot be seen on an accelerator without waiting for it, so
+            there every draft has a row of its own from the first token.
     """
 
     def __init__(self, items: Sequence[int], device: torch.device) -> None:
@@ -100,11 +101,11 @@ class Beginnings:
         self._shared = True
 
     def widen(self, rows: Tensor) -> Tensor:
-        """Return a row a draft, from what the streams gave, [rows of the streams, ...]."""
+        """Return one row per draft, from what the streams gave, [rows of the streams, ...]."""
         return rows[self._items] if self._shared else rows
 
     def feed(self, tokens: Tensor, select: Callable[[Tensor], None]) -> Tensor:
-        """Return the tokens that the streams take next, from one a draft; `select` gives the streams a row a draft."""
+        """Return the tokens that the streams take next, from one per draft; `select` gives every draft its own row."""
         if self._shared:
             if tokens.device.type == "cpu" and torch.equal(tokens, tokens[self._first][self._items]):
                 return tokens[self._first]

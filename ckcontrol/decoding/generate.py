@@ -1,7 +1,7 @@
-"""The front doors: `generate` (questions and passages in, `Answer`s out) and `decoding_loop` (transformers-native).
+"""The front door: `generate`, questions and passages in, `Answer`s out.
 
-Both prepare a `Plan` and hand it to the one loop in decode.py. Knows prompts, options and batching; the arithmetic is
-elsewhere.
+It prepares a `DecodingPlan` and hands it to the one loop in loop.py. Knows prompts, options and batching; the
+arithmetic is elsewhere.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from typing import TYPE_CHECKING, Any, overload
 from ..answer import Answer, Draft
 from ..control import Control, controls_for
 from ..errors import NonFiniteLogits, PromptError
-from ..policies import Off
+from ..policies.off import OFF
 from .drafts import Drafts
-from .inputs import _share, processors_for, stream_of
-from .loop import Draw, Plan, decode
+from .inputs import processors_for, stream_of
+from .loop import DecodingPlan, decode
 from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, position_limit
-from .token_texts import pieces
+from .token_texts import answer_text, pieces
 
 if TYPE_CHECKING:
-    from transformers import (
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-    )
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
 __all__ = ["generate"]
@@ -44,7 +41,8 @@ def generate(
     template: PromptTemplate | None = None,
     truncate: str | None = None,
     streamer: BaseStreamer | None = None,
-    **options: Any,
+    options: GenerateOptions | None = None,
+    **keywords: Any,
 ) -> Answer: ...
 
 
@@ -59,7 +57,8 @@ def generate(
     template: PromptTemplate | None = None,
     truncate: str | None = None,
     streamer: BaseStreamer | None = None,
-    **options: Any,
+    options: GenerateOptions | None = None,
+    **keywords: Any,
 ) -> list[Answer]: ...
 
 
@@ -73,7 +72,8 @@ def generate(
     template: PromptTemplate | None = None,
     truncate: str | None = None,
     streamer: BaseStreamer | None = None,
-    **options: Any,
+    options: GenerateOptions | None = None,
+    **keywords: Any,
 ) -> Answer | list[Answer]:
     """Answer one question or a batch of them, steered between passages and memory.
 
@@ -82,25 +82,27 @@ def generate(
         tokenizer: The model's own tokenizer.
         question: A question, or a list of them (one batch).
         passages: For one question its passages; for a list one list each. None or empty: closed book.
-        control: Policy and dial; for a list of questions optionally one control each. None is ``Control()``, the
-            unmodified model.
+        control: Which policy and how far; for a list of questions optionally one control each. None is
+            ``Control()``, the unmodified model.
         template: Wording of the prompts.
         truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
         streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once.
-        **options: The fields of `GenerateOptions`: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``,
-            ``top_p``, ``seed``, ``repetition_penalty``, ``penalty_scope``, ``stop_token_ids``, ``trace``.
+        options: How tokens are drawn and when to stop, as one value.
+        **keywords: The same as single fields of `GenerateOptions`, instead of `options`: ``max_new_tokens``,
+            ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``seed``, ``repetition_penalty``,
+            ``penalty_scope``, ``stop_token_ids``, ``trace``. Giving both is refused.
 
     Returns:
         An `Answer`, or a list of them for a list of questions.
 
     Raises:
-        ControlError: A control or option that cannot be honoured.
+        ControlError: A control or option that cannot be honoured, or keywords beside `options`.
         PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
         TokenizerMismatch: The tokenizer is not the model's.
         UnsupportedMode: The model cannot be decoded in two streams.
         NonFiniteLogits: The model broke down; ``error.partial`` holds what was generated until then.
     """
-    chosen = GenerateOptions.from_kwargs(options)
+    chosen = GenerateOptions.one_of(options, keywords)
     single = isinstance(question, str)
     questions, passage_lists = _batch(question, passages)
     controls = controls_for(control, len(questions))
@@ -126,32 +128,25 @@ def generate(
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
-    drafts = Drafts([c.policy() if p.passages else Off() for c, p in zip(controls, pairs, strict=True)])
-    policy = drafts.policy
+    drafts = Drafts([c.policy() if p.passages else OFF for c, p in zip(controls, pairs, strict=True)])
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
-    parametric = None
-    if chosen.trace or not policy.neutral:
-        parametric = stream_of(model, [p.parametric for p in pairs], pad)
     longest = contextual.input_ids.shape[1] + chosen.max_new_tokens
     criteria = StoppingCriteriaList([MaxLengthCriteria(longest)])
     if ends:
         criteria.append(EosTokenCriteria(ends))
     recorder = Recorder() if chosen.trace else None
-    seeds = None if chosen.seed is None else [chosen.seed] * len(drafts.items)
-    plan = Plan(
-        policy=policy,
+    plan = DecodingPlan(
+        drafts=drafts,
+        shortlist=controls[0].shortlist,
         contextual=contextual,
-        parametric=parametric,
+        parametric=lambda: stream_of(model, [p.parametric for p in pairs], pad),
         processors=processors_for(chosen),
         criteria=criteria,
         max_new_tokens=chosen.max_new_tokens,
-        draw=Draw(chosen.do_sample, seeds, contextual.input_ids.device),
+        sample=chosen.do_sample,
+        seed=chosen.seed,
         pad_token_id=pad,
         vocab_size=vocab_size,
-        candidates=controls[0].candidates,
-        candidate_ratio=controls[0].candidate_ratio,
-        share=_share(model),
-        drafts=drafts if drafts.several else None,
         recorder=recorder,
         streamer=streamer,
         penalise=chosen.penalty_scope,
@@ -211,7 +206,7 @@ def _answer(
 ) -> Answer:
     stopped = bool(ids) and (ids[-1] in ends or len(ids) < max_new_tokens)
     return Answer(
-        text=_text(tokenizer, ids),
+        text=answer_text(tokenizer, ids),
         tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
         token_ids=tuple(ids),
         question=question,
@@ -220,9 +215,5 @@ def _answer(
         finish_reason="stop" if stopped else "length",
         context_tokens=len(pair.contextual),
         parametric_tokens=len(pair.parametric),
-        drafts=tuple(replace(d, text=_text(tokenizer, d.token_ids)) for d in drafts),
+        drafts=tuple(replace(d, text=answer_text(tokenizer, d.token_ids)) for d in drafts),
     )
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -1,4 +1,4 @@
-"""What both loops are given: padded streams, transformers' processors for our options, one forward for both or two."""
+"""What the loop is given: padded streams, and transformers' processors for our options."""
 
 from __future__ import annotations
 
@@ -11,18 +11,9 @@ from .options import GenerateOptions
 from .streams import Stream
 
 if TYPE_CHECKING:
-    from transformers import (
-        LogitsProcessorList,
-        PreTrainedModel,
-    )
+    from transformers import LogitsProcessorList, PreTrainedModel
 
 __all__ = ["processors_for", "stream_of"]
-
-
-def _share(model: PreTrainedModel) -> bool:
-    from .pair_cache import can_share_forward
-
-    return can_share_forward(model)
 
 
 def stream_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Stream:

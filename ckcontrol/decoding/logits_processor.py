@@ -42,7 +42,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         model: The model that generates.
         parametric_ids: The prompts without passages, left-padded, [B, L_par]: one row per generated row.
         parametric_mask: Their attention mask, or None.
-        control: Policy and dial, or one per row. None leaves the scores alone.
+        control: Which policy and how far, or one per row. None leaves the scores alone.
         vocab_size: ``len(tokenizer)``: higher ids can never win.
 
     Example:
@@ -67,7 +67,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self.parametric_mask = parametric_mask
         controls = controls_for(control, parametric_ids.shape[0])
         self.policy = per_row([token_policy(c.policy()) for c in controls])
-        self._head = (controls[0].candidates, controls[0].candidate_ratio)
+        self._shortlist = controls[0].shortlist
         self.vocab_size = vocab_size
         self.reset()
 
@@ -95,7 +95,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             bad = nonfinite_rows(logits)
             if bad.any():
                 raise NonFiniteLogits(int(bad.nonzero()[0]), step, name)
-        signals = Signals(ctx, logits_par, *self._head)
+        signals = Signals(ctx, logits_par, shortlist=self._shortlist)
         return fuse_scores(self.policy, signals, self.policy.decide(signals))
 
     def _advance(self, input_ids: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """The decoding loop: fuse, process, draw, append to both streams, until every row has ended.
 
-One loop serves every door (generation.py). Order at each step: raw logits of both streams -> fusion ->
-logits processors and warpers, once, on the fused scores -> one draw per pair. Knows streams, policies and
+One loop serves both doors (generate.py, transformers_loop.py). Order at each step: raw logits of both streams ->
+fusion -> logits processors and warpers, once, on the fused scores -> one draw per pair. Knows streams, policies and
 transformers' processor and stopping interfaces; knows nothing of prompts or text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteLogits
-from ..fusion.distributions import nonfinite_rows
+from ..fusion.distributions import Shortlist, nonfinite_rows
 from ..fusion.kernel import choose, fuse
 from ..fusion.signals import Signals
 from ..policies.base import Decision, Policy
@@ -26,7 +26,7 @@ from .streams import Stream, TwoStreams
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-__all__ = ["Draw", "Generated", "Plan", "decode", "fuse_scores", "mask_spare_ids"]
+__all__ = ["DecodingPlan", "Draw", "Generated", "decode", "fuse_scores", "mask_spare_ids"]
 
 _STREAMS = ("contextual", "parametric", "fused")
 
@@ -81,44 +81,42 @@ class _Poll:
 
 
 @dataclass
-class Plan:
-    """Everything one run of the loop needs.
+class DecodingPlan:
+    """Everything one run of the loop needs; every door fills in one of these.
 
     Attributes:
-        policy: Chooses tau; see `policies.per_row` for a batch of several controls.
-        contextual: Prompts with passages.
-        parametric: Prompts without; required unless the policy is neutral.
+        drafts: The rows and their policies: one row per question, or several of which one is returned. The prompts are
+            run once per question.
+        shortlist: Of every row.
+        contextual: Prompts with passages, one row per question.
+        parametric: Makes the stream of the prompts without; called only if that stream has to run.
         processors: transformers' logits processors and warpers, applied to the fused scores.
         criteria: transformers' stopping criteria.
         max_new_tokens: Longest answer.
-        draw: How a token is picked.
+        sample: Draw from the scores instead of taking the maximum.
+        seed: Of every row; see `Draw`.
         pad_token_id: What ended rows are filled with.
         vocab_size: Number of ids the tokenizer knows; higher ids can never win. None: the model's width.
-        candidates: k of the head set.
-        candidate_ratio: r of the head set.
-        share: Decode both streams in one forward.
-        drafts: Several rows a question, of which one is returned; the prompts are run once for all of them. `policy`
-            is then that of the rows, and `draw` has one seed a row. None: a row a question.
         recorder: Collects the trace; None records nothing.
         streamer: transformers streamer; gets every token, and `end()` exactly once.
         penalise: ``"all"`` shows processors the prompt and the answer, ``"generated"`` only the answer.
         keep_scores: Keep the processed scores of each step.
         keep_logits: Keep the raw contextual logits of each step.
+        scores: What `keep_scores` kept, [rows, V] per step.
+        logits: What `keep_logits` kept, likewise.
     """
 
-    policy: Policy
+    drafts: Drafts
+    shortlist: Shortlist
     contextual: Stream
-    parametric: Stream | None
+    parametric: Callable[[], Stream]
     processors: LogitsProcessorList
     criteria: StoppingCriteriaList
     max_new_tokens: int
-    draw: Draw
+    sample: bool
+    seed: int | None
     pad_token_id: int
     vocab_size: int | None = None
-    candidates: int = 10
-    candidate_ratio: float = 0.01
-    share: bool = True
-    drafts: Drafts | None = None
     recorder: Recorder | None = None
     streamer: Any = None
     penalise: str = "all"
@@ -126,6 +124,18 @@ class Plan:
     keep_logits: bool = False
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
+
+    def streams(self) -> TwoStreams:
+        """Return both streams; the contextual one alone if nothing is steered and nothing recorded."""
+        from .pair_cache import can_share_forward
+
+        steered = not self.drafts.policy.neutral
+        return TwoStreams(
+            self.contextual,
+            self.parametric() if steered or self.recorder is not None else None,
+            share=steered and can_share_forward(self.contextual.model),
+            reserve=self.max_new_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ class Generated:
 
 
 @torch.no_grad()
-def decode(plan: Plan) -> Generated:
+def decode(plan: DecodingPlan) -> Generated:
     """Run the loop.
 
     Rows that ended are filled with `pad_token_id`; both streams of a pair end together. A neutral policy leaves the
@@ -152,14 +162,15 @@ def decode(plan: Plan) -> Generated:
         NonFiniteLogits: A running row met NaN, +inf or an empty distribution.
     """
     try:
-        return _decode(plan) if plan.drafts is None else _decode_drafts(plan, plan.drafts)
+        return _decode_drafts(plan) if plan.drafts.several else _decode(plan)
     finally:
         if plan.streamer is not None:
             plan.streamer.end()
 
 
-def _decode_drafts(plan: Plan, drafts: Drafts) -> Generated:
-    """Run all drafts side by side and keep one a question; a streamer gets it when it is complete."""
+def _decode_drafts(plan: DecodingPlan) -> Generated:
+    """Run all drafts side by side and keep one per question; a streamer gets it when it is complete."""
+    drafts = plan.drafts
     recorder = plan.recorder or Recorder()
     try:
         made = _decode(replace(plan, streamer=None, recorder=recorder))  # its lists of scores and logits are the plan's
@@ -179,12 +190,13 @@ def _decode_drafts(plan: Plan, drafts: Drafts) -> Generated:
     return Generated(sequences, lengths)
 
 
-def _decode(plan: Plan) -> Generated:
+def _decode(plan: DecodingPlan) -> Generated:
+    running = plan.streams()
     ids = plan.contextual.input_ids
     prompt_length, device = ids.shape[1], ids.device
     if plan.streamer is not None:
         plan.streamer.put(ids.cpu())
-    beginnings = None if plan.drafts is None else Beginnings(plan.drafts.items, device)
+    beginnings = Beginnings(plan.drafts.items, device) if plan.drafts.several else None
     if beginnings is not None:
         ids = beginnings.widen(ids)
     rows = ids.shape[0]
@@ -193,11 +205,9 @@ def _decode(plan: Plan) -> Generated:
     broken_at = torch.full((len(_STREAMS), rows), -1, dtype=torch.long, device=device)
     has_eos = any(hasattr(criterion, "eos_token_id") for criterion in plan.criteria)
     poll = _Poll(device, plan.streamer is not None)
-    neutral = plan.policy.neutral
+    draw = Draw(plan.sample, None if plan.seed is None else [plan.seed] * rows, device)
 
-    with TwoStreams(
-        plan.contextual, plan.parametric, share=plan.share and not neutral, reserve=plan.max_new_tokens
-    ) as streams:
+    with running as streams:
         fed = ids[:, -1]
         for step in range(plan.max_new_tokens):
             # 1) One more position of both streams.
@@ -214,13 +224,13 @@ def _decode(plan: Plan) -> Generated:
             seen = ids if plan.penalise == "all" else ids[:, prompt_length:]
             scores = plan.processors(seen, scores)
 
-            # 4) Watch for numbers that mean nothing; rows that ended no longer count.
+            # 4) Watch for NaN and infinities; rows that ended no longer count.
             bad = torch.stack([nonfinite_rows(x) if x is not None else ~unfinished for x in (logits_ctx, logits_par)])
             bad = torch.cat([bad, (nonfinite_rows(scores) & ~bad.any(0))[None]]) & unfinished
             broken_at = torch.where((broken_at < 0) & bad, step, broken_at)
 
             # 5) One draw per pair.
-            tokens = plan.draw(scores, bad.any(0))
+            tokens = draw(scores, bad.any(0))
             if has_eos:
                 tokens = torch.where(unfinished, tokens, plan.pad_token_id)
             if plan.keep_scores:
@@ -246,19 +256,20 @@ def _decode(plan: Plan) -> Generated:
 
 
 def _fuse_step(
-    plan: Plan, logits_ctx: Tensor, logits_par: Tensor | None
+    plan: DecodingPlan, logits_ctx: Tensor, logits_par: Tensor | None
 ) -> tuple[Signals | None, Decision | None, Tensor]:
     """Return the signals, the decision and the fused scores of one step, in the gauge of the contextual logits."""
     if logits_par is None:
         return None, None, logits_ctx
-    neutral = plan.policy.neutral
+    policy = plan.drafts.policy
+    neutral = policy.neutral
     if not neutral:
-        mask_spare_ids(plan.policy, plan.vocab_size, logits_ctx, logits_par)
-    signals = Signals(logits_ctx, logits_par, plan.candidates, plan.candidate_ratio)
-    decision = plan.policy.decide(signals)
+        mask_spare_ids(policy, plan.vocab_size, logits_ctx, logits_par)
+    signals = Signals(logits_ctx, logits_par, shortlist=plan.shortlist)
+    decision = policy.decide(signals)
     if neutral:
         return signals, decision, logits_ctx.clone()  # a processor may write in place; the trace reads the original
-    return signals, decision, fuse_scores(plan.policy, signals, decision)
+    return signals, decision, fuse_scores(policy, signals, decision)
 
 
 def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, logits_par: Tensor) -> None:
@@ -285,12 +296,12 @@ def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
 
 
 def _fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
-    needs_head = policy.amplifies or decision.truncate is not None
+    needed = policy.amplifies or decision.truncate is not None
     fused = fuse(
         signals.logp_ctx,
         signals.logp_par,
         decision.tau,
-        head=signals.head if needs_head else None,
+        shortlisted=signals.shortlisted if needed else None,
         scale=decision.scale,
         truncate=decision.truncate,
         check=False,

@@ -2,8 +2,8 @@
 
 Decoding a pair multiplies 2B rows with every weight matrix. For few rows MKL's ``x @ W.T`` is far from memory speed,
 and slower with 2 rows than with 4; ``(W @ x.T).T`` is the same product and up to 4 times faster (measured by
-benchmarks/matmul.py). Knows torch functions; knows nothing of models. One row is left alone, so is everything on
-accelerators and in half precision, and plain generation never comes here.
+benchmarks/matmul.py). Knows torch functions; knows nothing of models. A single row is left alone, and so is everything
+on accelerators and in half precision; plain generation never comes here.
 """
 
 from __future__ import annotations

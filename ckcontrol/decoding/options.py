@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from ..arguments import check_integer, check_number
 from ..errors import ControlError, did_you_mean
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["OPTION_BOUNDS", "GenerateOptions"]
 
-# Least and greatest value of each number; whole numbers where the bounds are.
-OPTION_BOUNDS: Mapping[str, tuple[float, float]] = {
+# Least and greatest value of each number, both allowed: what every reader of options checks against.
+OPTION_BOUNDS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, 1_000_000),
     "temperature": (1e-4, 100.0),
     "top_k": (0, 10_000_000),
     "top_p": (1e-6, 1.0),
-    "repetition_penalty": (0.01, 100.0),
     "seed": (0, 2**63 - 1),
+    "repetition_penalty": (0.01, 100.0),
+    "stop_token_ids": (0, 2**31),
 }
 
 
@@ -57,12 +55,10 @@ class GenerateOptions:
     trace: bool = True
 
     def __post_init__(self) -> None:
-        for name, (low, high) in OPTION_BOUNDS.items():
-            value = getattr(self, name)
-            if isinstance(low, float):
-                check_number(name, value, low, high)
-            elif value is not None or name != "seed":
-                check_integer(name, value, low, int(high))
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            check_number(name, getattr(self, name), *OPTION_BOUNDS[name])
+        for name in ("max_new_tokens", "top_k", *(() if self.seed is None else ("seed",))):
+            check_integer(name, getattr(self, name), *OPTION_BOUNDS[name])
         if self.penalty_scope not in ("all", "generated"):
             raise ControlError(
                 f"penalty_scope={self.penalty_scope!r}.",
@@ -73,16 +69,44 @@ class GenerateOptions:
                 raise ControlError(f"{name}={getattr(self, name)!r} is not True or False.")
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token in self.stop_token_ids:
-            check_integer("stop_token_ids", token, 0, 2**31)
+            check_integer("stop_token_ids", token, *OPTION_BOUNDS["stop_token_ids"])
 
     @classmethod
-    def from_kwargs(cls, options: Mapping[str, Any]) -> GenerateOptions:
-        """Build from keyword arguments; an unknown name raises `ControlError` with the nearest known one."""
+    def from_kwargs(cls, options: Mapping[str, Any], base: GenerateOptions | None = None) -> GenerateOptions:
+        """Build from keyword arguments; an unknown name raises `ControlError` with the nearest known one.
+
+        Args:
+            options: Fields and their values.
+            base: Where the other fields come from, instead of the defaults; returned itself when nothing is set.
+        """
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:
                 raise ControlError(f"unknown option {name!r}.", did_you_mean(name, known))
-        return cls(**options)
+        if base is None:
+            return cls(**options)
+        return replace(base, **options) if options else base
+
+    @classmethod
+    def one_of(cls, options: GenerateOptions | None, keywords: Mapping[str, Any]) -> GenerateOptions:
+        """Return the options of a call that takes them either as one value or as keyword arguments.
+
+        Raises:
+            ControlError: Both were given, so that it cannot be told which was meant; or as `from_kwargs`.
+        """
+        if options is None:
+            return cls.from_kwargs(keywords)
+        if not isinstance(options, cls):
+            raise ControlError(
+                f"options={options!r:.80} is not a GenerateOptions.", "Pass ckcontrol.GenerateOptions(...)."
+            )
+        if keywords:
+            name, value = next(iter(keywords.items()))
+            raise ControlError(
+                f"{name}={value!r:.80} was given beside options.",
+                f"Set it there: options=dataclasses.replace(options, {name}=...).",
+            )
+        return options
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -1,4 +1,4 @@
-"""Collects, per step, what a trace needs, as tensors on the device; one transfer to the host at the end.
+"""Collects what a trace needs of each step, as tensors on the device; one transfer to the host at the end.
 
 Knows the signals and decisions of the loop; turns them into `TokenTrace` records when asked. Knows no tokenizer: the
 caller passes the texts.
@@ -105,7 +105,7 @@ def measure(
 
 
 def evidence(values: Sequence[Sequence[float]]) -> Evidence:
-    """Return what both streams made of an answer, from what `measure` collected of its tokens, moved to the host."""
+    """Return what both streams made of an answer, from what `measure` collected at its tokens, moved to the host."""
     columns = dict(zip(_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
     return Evidence(**{name: columns.get(name, ()) for name in _EVIDENCE})
 

@@ -1,4 +1,4 @@
-"""The naive twin: no cache, one question at a time, both prompts re-run whole for every token.
+"""The naive twin: no cache, one question at a time, both prompts run again in full for every token.
 
 Slow and obvious on purpose. Every fast path of the library is tested equal to this loop. It shares the policies and
 the kernel with the engine, because those are tested by their own algebra, and nothing else.
@@ -65,7 +65,7 @@ def reference_generate(
             logits_par = model(memory_ids, use_cache=False).logits[:, -1].float()
             if vocab_size is not None and not by.neutral:
                 logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-            signals = Signals(logits_ctx, logits_par, control.candidates, control.candidate_ratio)
+            signals = Signals(logits_ctx, logits_par, shortlist=control.shortlist)
             if by.neutral:
                 scores = logits_ctx
             else:
@@ -74,7 +74,7 @@ def reference_generate(
                     signals.logp_ctx,
                     signals.logp_par,
                     decision.tau,
-                    head=signals.head,
+                    shortlisted=signals.shortlisted,
                     scale=decision.scale,
                     truncate=decision.truncate,
                 )
@@ -89,16 +89,8 @@ def reference_generate(
             answer.append(token)
             ctx, par = signals.logp_ctx[0], signals.logp_par[0]
             rank = int((par > par[token]).sum())
-            seen.append(
-                (
-                    float(ctx[token]),
-                    float(par[token]),
-                    float(signals.h_ctx),
-                    float(signals.h_par),
-                    rank,
-                    float(par.max()),
-                )
-            )
+            entropies = float(signals.h_ctx), float(signals.h_par)
+            seen.append((float(ctx[token]), float(par[token]), *entropies, rank, float(par.max())))
             if token in eos:
                 break
         return answer, Evidence(*zip(*seen, strict=True))

@@ -1,7 +1,7 @@
 """Refusals, before any forward: models, tokenizers and generation modes that two-stream decoding cannot honour.
 
-Knows transformers' model and generation configs; changes nothing. Everything refused here is listed with its reason
-in `REFUSED`, which the tests walk through.
+Knows transformers' model and generation configs; changes nothing. Every refused mode is listed with its remedy in
+`REFUSED`, which the tests walk through.
 """
 
 from __future__ import annotations

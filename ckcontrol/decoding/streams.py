@@ -1,7 +1,7 @@
 """The two streams: prompts with and without the passages, advanced by the same tokens.
 
 A `Stream` is one prompt batch with its own cache, mask and positions. `TwoStreams` prefills both separately, then
-decodes them in one shared forward where the model allows it (cache.py), else in two. Knows forward passes, masks
+decodes them in one shared forward where the model allows it (pair_cache.py), else in two. Knows forward passes, masks
 and positions; knows nothing of fusion, sampling or stopping.
 """
 
@@ -114,7 +114,7 @@ class Stream:
 
 
 def last_logits(logits: Tensor) -> Tensor:
-    """Return the last position as an own float32 copy, [B, L, V] -> [B, V]."""
+    """Return the last position as a float32 copy of its own, [B, L, V] -> [B, V]."""
     return logits[:, -1].to(dtype=torch.float32, copy=True)
 
 

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["pieces"]
+__all__ = ["answer_text", "pieces"]
 
 _WINDOW = 6  # tokens re-decoded before the new one, so that spaces and multi-token characters come out right
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of a whole answer, special tokens and outer white space removed."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

@@ -10,20 +10,14 @@ from torch import Tensor
 from ..control import Control, controls_for
 from ..errors import ControlError, PromptTooLong, UnsupportedMode
 from .drafts import Drafts
-from .inputs import _share
-from .loop import Draw, Generated, Plan, decode
+from .loop import DecodingPlan, Generated, decode
 from .options import GenerateOptions
 from .recorder import Recorder
 from .refusals import check_mode, check_model, position_limit
 from .streams import Stream
 
 if TYPE_CHECKING:
-    from transformers import (
-        GenerationConfig,
-        LogitsProcessorList,
-        PreTrainedModel,
-        StoppingCriteriaList,
-    )
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
     from transformers.generation.streamers import BaseStreamer
 
 __all__ = ["decoding_loop"]
@@ -47,7 +41,7 @@ def decoding_loop(
     draw per pair.
 
     Args:
-        control: Policy and dial; a list gives one per row.
+        control: Which policy and how far; a list gives one per row.
         parametric_ids: The prompts without passages, left-padded, [B, L_par] int64: one row per row of `input_ids`.
             With ``num_return_sequences=n`` pass B rows; they are repeated.
         parametric_mask: Their attention mask, [B, L_par]; None means nothing is padded.
@@ -63,10 +57,10 @@ def decoding_loop(
         ``return_dict_in_generate=True`` (scores are the fused, processed scores; logits the raw contextual ones).
 
     Raises:
-        UnsupportedMode: From within generate, before the first forward: see `checks.REFUSED`.
+        UnsupportedMode: From within generate, before the first forward: see `refusals.REFUSED`.
         ControlError: Row counts of the two prompts differ, or an option is out of range.
     """
-    GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
+    drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
 
     def loop(
         model: PreTrainedModel,
@@ -83,8 +77,6 @@ def decoding_loop(
         rows = input_ids.shape[0]
         ids, mask = _repeat(parametric_ids.to(input_ids.device), parametric_mask, rows, generation_config)
         controls = controls_for(control, rows)
-        drafts = Drafts([c.policy() for c in controls])
-        policy = drafts.policy
         longest = stopping_criteria.max_length or generation_config.max_length
         budget = int(longest) - input_ids.shape[1]
         limit = position_limit(model)
@@ -92,25 +84,21 @@ def decoding_loop(
         if limit is not None and max(widths) + budget > limit:
             raise PromptTooLong(*widths, limit - budget, budget)
         pad = getattr(generation_config, "_pad_token_tensor", None)
-        seeds = None if seed is None else [seed] * len(drafts.items)
-        draw = Draw(bool(generation_config.do_sample), seeds, input_ids.device)
-        plan = Plan(
-            policy=policy,
+        plan = DecodingPlan(
+            drafts=Drafts([c.policy() for c in controls]),
+            shortlist=controls[0].shortlist,
             contextual=Stream(model, input_ids, attention_mask),
-            parametric=Stream(model, ids, mask) if recorder is not None or not policy.neutral else None,
+            parametric=lambda: Stream(model, ids, mask),
             processors=logits_processor,
             criteria=stopping_criteria,
             max_new_tokens=budget,
-            draw=draw,
+            sample=bool(generation_config.do_sample),
+            seed=drawn.seed,
             pad_token_id=int(pad) if pad is not None else int(generation_config.pad_token_id or 0),
             vocab_size=vocab_size,
-            candidates=controls[0].candidates,
-            candidate_ratio=controls[0].candidate_ratio,
-            share=_share(model),
-            drafts=drafts if drafts.several else None,
             recorder=recorder,
             streamer=streamer,
-            penalise=penalty_scope,
+            penalise=drawn.penalty_scope,
             keep_scores=bool(generation_config.output_scores),
             keep_logits=bool(generation_config.output_logits),
         )
@@ -119,7 +107,7 @@ def decoding_loop(
     return loop
 
 
-def _native_result(plan: Plan, made: Generated, config: GenerationConfig) -> Any:
+def _native_result(plan: DecodingPlan, made: Generated, config: GenerationConfig) -> Any:
     if not config.return_dict_in_generate:
         return made.sequences
     from transformers.generation import GenerateDecoderOnlyOutput

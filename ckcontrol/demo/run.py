@@ -10,12 +10,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..answer import Answer
 from ..control import Control
+from ..decoding.options import GenerateOptions
 from .result import DemoResult, Item, Row, judge
 
 __all__ = ["load_items", "run_demo", "settings"]
@@ -140,18 +142,17 @@ def _answer(
     """Answer closed book, then once per column; a list per column, closed book first."""
     from .. import generate
 
+    drawn = GenerateOptions(max_new_tokens=max_new_tokens)
     questions = [item.question for item in items]
     steps = _Steps(report, max_new_tokens * (1 + len(columns)))
     closed = generate(  # nothing to compare with: untraced, it runs one stream
-        *loaded, questions, control=Control("off"), max_new_tokens=max_new_tokens, trace=False, streamer=steps
+        *loaded, questions, control=Control("off"), options=replace(drawn, trace=False), streamer=steps
     )
     answers = [closed]
     for number, control in enumerate(columns.values(), 1):
         steps.start = number * max_new_tokens
         given = [[passage.text] for passage in passages]
-        answers.append(
-            generate(*loaded, questions, given, control=control, max_new_tokens=max_new_tokens, streamer=steps)
-        )
+        answers.append(generate(*loaded, questions, given, control=control, options=drawn, streamer=steps))
     report("Answering", steps.total, steps.total)
     return answers
 

@@ -1,4 +1,4 @@
-"""Distributions over the vocabulary: log-probabilities, entropy, divergence, head sets. Float32, natural log.
+"""Distributions over the vocabulary: log-probabilities, entropy, divergence, shortlists. Float32, natural log.
 
 Knows tensors of shape [rows, vocabulary] and nothing else: no model, no policy, no tokenizer. Every function is
 free of host synchronisation, leaves its inputs untouched, and is defined where probabilities are exactly zero.
@@ -7,11 +7,21 @@ free of host synchronisation, leaves its inputs untouched, and is defined where 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["entropy", "first_max", "head_set", "jensen_shannon", "log_probs", "nonfinite_rows", "normalised"]
+__all__ = [
+    "Shortlist",
+    "entropy",
+    "first_max",
+    "head_set",
+    "jensen_shannon",
+    "log_probs",
+    "nonfinite_rows",
+    "normalised",
+]
 
 # exp(-1e4) is 0 in float32, so a probability of 0 contributes exactly 0 instead of 0 * -inf = NaN.
 _FLOOR = -1e4
@@ -49,25 +59,32 @@ def jensen_shannon(logp_a: Tensor, logp_b: Tensor) -> Tensor:
     return (0.5 * (kl_a + kl_b)).clamp(0.0, math.log(2))
 
 
-def head_set(logp: Tensor, k: int, ratio: float) -> Tensor:
-    """Return the mask of a stream's plausible tokens: its `k` best, and any with p >= ratio * max p.
+@dataclass(frozen=True, order=True)
+class Shortlist:
+    """The tokens of a stream that are plausible at all: its `k` best, and any with p >= ratio * max p.
 
-    This is the head of the released CK-PLUG code, ``{x : log p(x) >= min(log p of rank k, max log p + ln ratio)}``;
-    ``ratio=0`` admits every token.
+    The released CK-PLUG code calls it the head: ``{x : log p(x) >= min(log p of rank k, max log p + ln ratio)}``.
 
-    Args:
-        logp: Log-probabilities, [B, V].
-        k: Rank that is always admitted.
-        ratio: Share of the best probability that is always admitted.
-
-    Returns:
-        Boolean mask, [B, V].
+    Attributes:
+        k: Rank up to which a token is always admitted.
+        ratio: Share of the best probability from which a token is always admitted; 0 admits every token.
     """
-    if ratio == 0:
-        return torch.ones_like(logp, dtype=torch.bool)
-    best = _best(logp, min(k, logp.shape[-1]))
-    threshold = torch.minimum(best[..., -1:], best[..., :1] + math.log(ratio))
-    return logp >= threshold
+
+    k: int = 10
+    ratio: float = 0.01
+
+    def mask(self, logp: Tensor) -> Tensor:
+        """Return which tokens are on the shortlist, log-probabilities [B, V] -> [B, V] bool."""
+        if self.ratio == 0:
+            return torch.ones_like(logp, dtype=torch.bool)
+        best = _best(logp, min(self.k, logp.shape[-1]))
+        threshold = torch.minimum(best[..., -1:], best[..., :1] + math.log(self.ratio))
+        return logp >= threshold
+
+
+def head_set(logp: Tensor, k: int, ratio: float) -> Tensor:
+    """Return ``Shortlist(k, ratio).mask(logp)``; the older name of the same thing."""
+    return Shortlist(k, ratio).mask(logp)
 
 
 def _best(logp: Tensor, k: int) -> Tensor:

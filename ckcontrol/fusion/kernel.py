@@ -22,15 +22,16 @@ def fuse(
     logp_par: Tensor,
     tau: Tensor | float,
     *,
-    head: Tensor | None = None,
+    shortlisted: Tensor | None = None,
     scale: Tensor | None = None,
     truncate: Tensor | None = None,
     check: bool = True,
+    head: Tensor | None = None,
 ) -> Tensor:
     """Fuse two distributions into one.
 
     Order of operations: mix; restore the exact ends (tau = 1 copies `logp_ctx`, tau = 0 copies `logp_par`); apply
-    the head set to rows that amplify (tau > 1) or ask for truncation; mask what the context masked; multiply by
+    the shortlist to rows that amplify (tau > 1) or ask for truncation; mask what the context masked; multiply by
     `scale`; normalise. Rows that are exact copies and not truncated or scaled are returned bit for bit.
 
     Args:
@@ -38,11 +39,12 @@ def fuse(
         logp_par: Log-probabilities without them, [B, V].
         tau: Exponent of the context: a number, [B], or [B, V] for policies that mix within a step. 1 = context,
             0 = memory, between = interpolation, above = amplified context.
-        head: Tokens that may win where context is amplified, [B, V] bool. Required where tau > 1: an unbounded
-            ratio on a token both streams find absurd would win otherwise.
+        shortlisted: Tokens that may win where context is amplified, [B, V] bool; see `Shortlist`. Required where
+            tau > 1: an unbounded ratio on a token that both streams find absurd would win otherwise.
         scale: s, the inverse temperature some papers couple to their knob, [B]; None means 1.
-        truncate: Rows to cut to the head although tau <= 1, [B] bool (the released CK-PLUG code does this).
-        check: Verify the inputs. This synchronises with the device; the engine checks by itself and passes False.
+        truncate: Rows to cut to the shortlist although tau <= 1, [B] bool (the released CK-PLUG code does this).
+        check: Verify the inputs. This synchronises with the device; the loop checks for itself and passes False.
+        head: The older name of `shortlisted`.
 
     Returns:
         Normalised log-probabilities, [B, V] float32. A token at -inf in `logp_ctx` stays -inf. A token at -inf only
@@ -51,12 +53,13 @@ def fuse(
 
     Raises:
         NonFiniteLogits: A row holds NaN, +inf or nothing finite (`check` only; step is 0).
-        ControlError: tau is negative or NaN, or exceeds 1 without a head set (`check` only).
+        ControlError: tau is negative or NaN, or exceeds 1 without a shortlist (`check` only).
     """
     ctx, par = logp_ctx.float(), logp_par.float()
     tau = torch.as_tensor(tau, dtype=torch.float32, device=ctx.device)
+    shortlisted = head if shortlisted is None else shortlisted
     if check:
-        _check(ctx, par, tau, head)
+        _check(ctx, par, tau, shortlisted)
     if tau.ndim < 2:
         tau = tau.expand(ctx.shape[0])[:, None]  # [B, 1]
     banned = ctx == -math.inf
@@ -66,12 +69,12 @@ def fuse(
     mixed = choose(tau == 1, ctx, mixed)
     mixed = choose(tau == 0, par, mixed)
     copied = ((tau == 1).all(-1) | (tau == 0).all(-1))[:, None]  # [B, 1]
-    if head is not None:
+    if shortlisted is not None:
         cut = (tau > 1).any(-1, keepdim=True)
         if truncate is not None:
             cut = cut | truncate[:, None]
             copied = copied & ~truncate[:, None]
-        banned = banned | (cut & ~head)
+        banned = banned | (cut & ~shortlisted)
     mixed = mixed.masked_fill(banned, -math.inf)
     if scale is not None:
         mixed = mixed * scale[:, None]
@@ -80,21 +83,21 @@ def fuse(
 
 
 def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return ``torch.where(where, a, b)``; `b` itself if nothing is chosen, on a CPU, which need not wait to know."""
+    """Return ``torch.where(where, a, b)``; on a CPU, which need not wait to know, `b` itself if nothing is chosen."""
     if where.device.type == "cpu" and not len(where.any(-1).nonzero()):
         return b
     return torch.where(where, a, b)
 
 
-def _check(ctx: Tensor, par: Tensor, tau: Tensor, head: Tensor | None) -> None:
+def _check(ctx: Tensor, par: Tensor, tau: Tensor, shortlisted: Tensor | None) -> None:
     for name, stream in (("contextual", ctx), ("parametric", par)):
         bad = nonfinite_rows(stream)
         if bad.any():
             raise NonFiniteLogits(int(bad.nonzero()[0]), 0, name)
     if not bool((tau >= 0).all()):
         raise ControlError("tau is negative or NaN.", "Use 0 (memory) to 1 (context), or above to amplify context.")
-    if head is None and bool((tau > 1).any()):
+    if shortlisted is None and bool((tau > 1).any()):
         raise ControlError(
-            f"tau={float(tau.max()):g} amplifies the context without a head set.",
-            "Pass head=head_set(logp_ctx, 10, 0.01) | head_set(logp_par, 10, 0.01).",
+            f"tau={float(tau.max()):g} amplifies the context without a shortlist.",
+            "Pass shortlisted=Shortlist(10, 0.01).mask(logp_ctx) | Shortlist(10, 0.01).mask(logp_par).",
         )

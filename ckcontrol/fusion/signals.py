@@ -1,7 +1,7 @@
 """Per-step signals of the two streams: entropies, confidence gain, divergence, margins, disagreement.
 
-Computed at most once per step, as tensors, on first use; policies and the trace read the same object. Knows the
-two logit tensors of one step; knows nothing of policies, sampling or text.
+Each is computed at most once per step, as a tensor, on first use; policies and the trace read the same object. Knows
+the two logit tensors of one step; knows nothing of policies, sampling or text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .distributions import entropy, head_set, jensen_shannon, log_probs, normalised
+from .distributions import Shortlist, entropy, jensen_shannon, log_probs, normalised
 
 __all__ = ["Signals", "confidence_gain"]
 
@@ -35,17 +35,23 @@ class Signals:
     Args:
         logits_ctx: Last-position logits with the passages, [B, V] float32.
         logits_par: The same without them.
-        candidates: k of the head set.
-        candidate_ratio: r of the head set.
+        candidates: k of the shortlist, where `shortlist` is not given.
+        candidate_ratio: Its ratio, likewise.
+        shortlist: Which tokens of a stream are plausible.
     """
 
     def __init__(
-        self, logits_ctx: Tensor, logits_par: Tensor, candidates: int = 10, candidate_ratio: float = 0.01
+        self,
+        logits_ctx: Tensor,
+        logits_par: Tensor,
+        candidates: int = 10,
+        candidate_ratio: float = 0.01,
+        *,
+        shortlist: Shortlist | None = None,
     ) -> None:
         self.logits_ctx = logits_ctx
         self.logits_par = logits_par
-        self.candidates = candidates
-        self.candidate_ratio = candidate_ratio
+        self.shortlist = shortlist or Shortlist(candidates, candidate_ratio)
 
     @cached_property
     def norm_ctx(self) -> Tensor:
@@ -83,10 +89,24 @@ class Signals:
         return jensen_shannon(self.logp_ctx, self.logp_par)
 
     @cached_property
+    def shortlisted(self) -> Tensor:
+        """Union of the two streams' shortlists, [B, V] bool."""
+        return self.shortlist.mask(self.logp_ctx) | self.shortlist.mask(self.logp_par)
+
+    @property
     def head(self) -> Tensor:
-        """Union of the two streams' head sets, [B, V] bool."""
-        ctx = head_set(self.logp_ctx, self.candidates, self.candidate_ratio)
-        return ctx | head_set(self.logp_par, self.candidates, self.candidate_ratio)
+        """The older name of `shortlisted`."""
+        return self.shortlisted
+
+    @property
+    def candidates(self) -> int:
+        """The shortlist's k."""
+        return self.shortlist.k
+
+    @property
+    def candidate_ratio(self) -> float:
+        """The shortlist's ratio."""
+        return self.shortlist.ratio
 
     @cached_property
     def top_ctx(self) -> Tensor:
@@ -122,7 +142,7 @@ class Signals:
 
         A slice copies nothing.
         """
-        part = Signals(self.logits_ctx[index], self.logits_par[index], self.candidates, self.candidate_ratio)
+        part = Signals(self.logits_ctx[index], self.logits_par[index], shortlist=self.shortlist)
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and name not in ("logits_ctx", "logits_par"):
                 vars(part)[name] = value[index]

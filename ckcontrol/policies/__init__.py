@@ -1,4 +1,4 @@
-"""Policies: one file a method, its equation and paper on top. `Control(method=...)` finds them by name."""
+"""One file per method, its equation and paper on top; `Control(method=...)` finds them by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .dial import Dial
 from .grd import GRD
 from .nwcad import NWCAD
 from .off import Off
-from .per_row import per_row
+from .per_row import PerRow, per_row
 
 __all__ = [
     "ACD",
@@ -33,6 +33,7 @@ __all__ = [
     "Dial",
     "Evidence",
     "Off",
+    "PerRow",
     "Policy",
     "build",
     "draft_policies",

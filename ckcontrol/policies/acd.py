@@ -23,11 +23,7 @@ class ACD(Policy):
     """Entropy-weighted interpolation; no parameters."""
 
     name: ClassVar[str] = "acd"
-
-    @property
-    def amplifies(self) -> bool:
-        """Never."""
-        return False
+    amplifies = False
 
     def decide(self, signals: Signals) -> Decision:
         """Return tau = H_par / (H_par + H_ctx)."""

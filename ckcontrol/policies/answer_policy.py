@@ -2,7 +2,7 @@
 
 Token by token, a blend compares the streams before both have proposed an answer: one opens with a name, the other
 with "The capital of". A whole answer has no such beginning; what both streams make of it is two numbers. Knows plain
-numbers of finished drafts; knows no tensor, no model and no loop (decode.py runs the drafts side by side).
+numbers of finished drafts; knows no model and no loop (decoding/loop.py runs the drafts side by side).
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, sqrt
-from typing import ClassVar
 
 from ..errors import UnsupportedMode
 from ..fusion.signals import Signals
-from .base import Decision, Policy, ones
+from .base import Decision, Policy
 
-__all__ = ["AnswerPolicy", "Evidence", "Unmodified", "draft_policies", "surprise", "token_policy"]
+__all__ = ["AnswerPolicy", "Evidence", "draft_policies", "surprise", "token_policy"]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What both streams make of one draft: a number per token, the end token included; nats, raw distributions.
+    """What both streams make of one draft: one number per token, the end token included, in nats; raw distributions.
 
     Attributes:
         logp_ctx: Log-probability of the token with the passages.
@@ -65,30 +64,13 @@ def surprise(logp: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Unmodified(Policy):
-    """The contextual stream as it is, but for ids the tokenizer does not know: a draft. Not registered."""
-
-    name: ClassVar[str] = "unmodified"
-
-    @property
-    def amplifies(self) -> bool:
-        """Never."""
-        return False
-
-    def decide(self, signals: Signals) -> Decision:
-        """Leave every row alone."""
-        tau = ones(signals.logits_ctx)
-        return Decision(tau, tau != 1)
-
-
-@dataclass(frozen=True)
 class AnswerPolicy(Policy):
     """Base of policies that choose between drafts. Both streams read every draft, so its evidence costs no forward."""
 
     @property
     @abstractmethod
     def drafts(self) -> Mapping[str, Policy]:
-        """The token policies that write the drafts, by what the draft is called; one leaves nothing to choose."""
+        """The token policies that write the drafts, by each draft's name; with one there is nothing to choose."""
 
     @abstractmethod
     def choose(self, drafts: Sequence[Evidence]) -> int:
@@ -100,7 +82,7 @@ class AnswerPolicy(Policy):
 
     @property
     def amplifies(self) -> bool:
-        """When a draft does."""
+        """True when any draft does."""
         return any(draft.amplifies for draft in self.drafts.values())
 
     def decide(self, signals: Signals) -> Decision:

@@ -7,10 +7,10 @@ derived from `Policy` and register it, or name it in the entry-point group ``ckc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,7 @@ from torch import Tensor
 from ..errors import ControlError, did_you_mean
 from ..fusion.signals import Signals
 
-if TYPE_CHECKING:
-    from ..control import Control
-
-__all__ = ["TAU_MAX", "Decision", "Policy", "build", "names", "register", "tau_from_alpha"]
+__all__ = ["TAU_MAX", "Decision", "OnDial", "Policy", "build", "names", "ones", "register", "tau_from_alpha"]
 
 # alpha = 0 means tau = infinity (the pure contrast log p_ctx - log p_par); at 1e4 the greedy choice is that limit's,
 # with the contextual score as a tie-breaker of one part in ten thousand.
@@ -41,7 +38,7 @@ class Decision:
         tau: Exponent of the contextual stream, [B], or [B, V] when it differs between tokens; float32.
         switched: Rows the policy acted on, [B] bool.
         scale: Inverse temperature coupled to the knob, [B]; None means 1.
-        truncate: Rows to cut to the head set even where tau <= 1, [B] bool; None means none.
+        truncate: Rows to cut to the shortlist even where tau <= 1, [B] bool; None means none.
     """
 
     tau: Tensor
@@ -75,19 +72,19 @@ class Policy(ABC):
     """Base of all policies. Fields are the method's parameters, under the paper's names, validated on construction.
 
     A policy is stateless: the same signals always give the same decision, so rows may be batched, reordered or
-    replayed. A field called ``alpha`` makes the method accept the dial.
+    replayed. A field called ``alpha`` makes the method accept one; see `OnDial`.
     """
 
     name: ClassVar[str]
 
     @property
     def neutral(self) -> bool:
-        """True when tau is 1 at every step for certain; the engine then is plain generation, bit for bit."""
+        """True when tau is certainly 1 at every step; decoding then is plain generation, bit for bit."""
         return False
 
     @property
     def amplifies(self) -> bool:
-        """True when tau may exceed 1, so that a head set must be computed. Claiming False wrongly is an error."""
+        """True when tau may exceed 1, so that the shortlist must be computed. Claiming False wrongly is an error."""
         return True
 
     def steered_rows(self, like: Tensor) -> Tensor | slice:
@@ -97,6 +94,29 @@ class Policy(ABC):
     @abstractmethod
     def decide(self, signals: Signals) -> Decision:
         """Choose tau for every row of one step, without synchronising with the device."""
+
+
+@dataclass(frozen=True)
+class OnDial(Policy):
+    """Base of policies with one knob from context to memory.
+
+    Attributes:
+        alpha: 0 = context, 0.5 = the unmodified model, 1 = memory; None leaves the model as it is.
+    """
+
+    alpha: float | None = None
+
+    @property
+    def position(self) -> float:
+        """alpha, 0.5 unless given."""
+        return 0.5 if self.alpha is None else self.alpha
+
+    def _check_adaptive(self, adaptive: bool) -> None:
+        """Refuse an `adaptive` that is no truth value, or that would make alpha meaningless."""
+        if not isinstance(adaptive, bool):
+            raise ControlError(f"adaptive={adaptive!r} is not True or False.")
+        if adaptive and self.alpha is not None:
+            raise ControlError(f"adaptive chooses alpha by itself; alpha={self.alpha!r} would be ignored.", "Drop one.")
 
 
 P = TypeVar("P", bound=type[Policy])
@@ -122,34 +142,39 @@ def names() -> list[str]:
     return sorted(_REGISTRY.keys() | _installed().keys())
 
 
-def build(control: Control) -> Policy:
-    """Return the policy of a control.
+def build(method: str, alpha: float | None = None, params: Mapping[str, Any] | None = None) -> Policy:
+    """Return a new policy.
+
+    Args:
+        method: A name from `names`.
+        alpha: 0 = context, 0.5 = the unmodified model, 1 = memory; None for the method's own default.
+        params: The method's parameters, by name.
 
     Raises:
         ControlError: Unknown method, unknown parameter, or an alpha given to a method that chooses by itself.
     """
-    if control.method not in _REGISTRY:
+    if method not in _REGISTRY:
         installed = _installed()
-        if control.method not in installed:
-            raise ControlError(f"unknown method {control.method!r}.", did_you_mean(str(control.method), names()))
-        register(installed[control.method]())
-    policy = _REGISTRY[control.method]
+        if method not in installed:
+            raise ControlError(f"unknown method {method!r}.", did_you_mean(str(method), names()))
+        register(installed[method]())
+    policy = _REGISTRY[method]
+    given = dict(params or {})
     known = [f.name for f in fields(policy)]
-    for name in control.params:
+    for name in given:
         if name not in known:
             raise ControlError(
-                f"method {control.method!r} has no parameter {name!r}.",
+                f"method {method!r} has no parameter {name!r}.",
                 did_you_mean(name, known) if known else "It has none.",
             )
-    params = dict(control.params)
-    if control.alpha is not None:
+    if alpha is not None:
         if "alpha" not in known:
             raise ControlError(
-                f"method {control.method!r} has no alpha: it chooses by itself at every token.",
+                f"method {method!r} has no alpha: it chooses by itself at every token.",
                 "Drop alpha, or use a method with a dial: ck-plug, cad.",
             )
-        params["alpha"] = control.alpha
-    return policy(**params)
+        given["alpha"] = alpha
+    return policy(**given)
 
 
 def ones(like: Tensor) -> Tensor:

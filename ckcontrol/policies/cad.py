@@ -1,8 +1,8 @@
 """CAD, context-aware decoding (Shi et al., arXiv 2305.14739): log q = (1 + cad_alpha) log p_ctx - cad_alpha log p_par.
 
-That is tau = 1 + cad_alpha at every step, no gate. The dial maps by ``cad_alpha = 1/alpha - 2`` (alpha 1/3 = CAD 1,
+That is tau = 1 + cad_alpha at every step, with no gate. alpha maps by ``cad_alpha = 1/alpha - 2`` (alpha 1/3 = CAD 1,
 0.4 = CAD 0.5, 0.5 = off), and beyond 0.5 continues as the interpolation tau = (1 - alpha)/alpha down to memory.
-Published CAD has no head set: ``candidate_ratio=0`` reproduces it, and equals transformers' ``guidance_scale = tau``.
+Published CAD has no shortlist: ``candidate_ratio=0`` reproduces it, and equals transformers' ``guidance_scale = tau``.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ import torch
 from ..arguments import check_number
 from ..errors import ControlError
 from ..fusion.signals import Signals
-from .base import TAU_MAX, Decision, Policy, ones, register, tau_from_alpha
+from .base import TAU_MAX, Decision, OnDial, ones, register, tau_from_alpha
 
 __all__ = ["CAD"]
 
 
 @register
 @dataclass(frozen=True)
-class CAD(Policy):
+class CAD(OnDial):
     """A constant tau.
 
     Attributes:
-        alpha: The dial; 0 is the pure contrast, which CAD reaches only in the limit (tau capped at 1e4).
+        alpha: 0 is the pure contrast, which CAD reaches only in the limit (tau capped at 1e4), 1 is memory.
         cad_alpha: The paper's own parameter, tau = 1 + cad_alpha; -1 is memory, 0 is off. Give this or alpha.
     """
 
     name: ClassVar[str] = "cad"
-    alpha: float | None = None
     cad_alpha: float | None = None
 
     def __post_init__(self) -> None:
@@ -47,7 +46,7 @@ class CAD(Policy):
         """The constant exponent."""
         if self.cad_alpha is not None:
             return 1 + self.cad_alpha
-        return tau_from_alpha(0.5 if self.alpha is None else self.alpha)
+        return tau_from_alpha(self.position)
 
     @property
     def neutral(self) -> bool:

@@ -20,16 +20,15 @@ from typing import ClassVar
 import torch
 
 from ..arguments import check_number
-from ..errors import ControlError
 from ..fusion.signals import Signals
-from .base import TAU_MAX, Decision, Policy, ones, register, tau_from_alpha
+from .base import TAU_MAX, Decision, OnDial, ones, register, tau_from_alpha
 
 __all__ = ["CKPlug"]
 
 
 @register
 @dataclass(frozen=True)
-class CKPlug(Policy):
+class CKPlug(OnDial):
     """The published gate and blend, at temperature 1.
 
     Attributes:
@@ -39,31 +38,22 @@ class CKPlug(Policy):
     """
 
     name: ClassVar[str] = "ck-plug"
-    alpha: float | None = None
     gate: float = 1.0
     adaptive: bool = False
 
     def __post_init__(self) -> None:
         check_number("gate", self.gate, 0.0, 1e6)
-        if not isinstance(self.adaptive, bool):
-            raise ControlError(f"adaptive={self.adaptive!r} is not True or False.")
-        if self.adaptive and self.alpha is not None:
-            raise ControlError(f"adaptive chooses alpha by itself; alpha={self.alpha!r} would be ignored.", "Drop one.")
-
-    @property
-    def dial(self) -> float:
-        """alpha, 0.5 unless given."""
-        return 0.5 if self.alpha is None else self.alpha
+        self._check_adaptive(self.adaptive)
 
     @property
     def neutral(self) -> bool:
         """At alpha = 0.5."""
-        return self.dial == 0.5 and not self.adaptive
+        return self.position == 0.5 and not self.adaptive
 
     @property
     def amplifies(self) -> bool:
         """Below alpha = 0.5; adaptively when the gate admits H_par > H_ctx."""
-        return self.gate > 1 if self.adaptive else self.dial < 0.5
+        return self.gate > 1 if self.adaptive else self.position < 0.5
 
     def decide(self, signals: Signals) -> Decision:
         """Gate on the entropies, then set tau."""
@@ -71,5 +61,5 @@ class CKPlug(Policy):
         if self.adaptive:
             tau = (signals.h_par / signals.h_ctx.clamp_min(1e-12)).clamp(0.0, min(self.gate, TAU_MAX))
         else:
-            tau = ones(signals.logits_ctx) * tau_from_alpha(self.dial)
+            tau = ones(signals.logits_ctx) * tau_from_alpha(self.position)
         return Decision(torch.where(switched, tau, 1.0), switched & (tau != 1))

@@ -3,7 +3,7 @@
 The bound as released reduces to ``p_ctx(x) > max p_ctx / coiecd_ratio``, because the entropy in it is removed by the
 log-softmax that follows. Tokens above it get tau = 1 + coiecd_alpha, the others tau = coiecd_alpha; if only one token
 is above, all get the latter. With coiecd_alpha = 1 that is 2 and 1. The code's second branch, which also amplifies
-the very rarest tokens (p < 4 min p), is an artefact and left out; the head set would remove them anyway.
+the very rarest tokens (p < 4 min p), is an artefact and left out; the shortlist would remove them anyway.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""dial: the one equation on whole answers. The streams write drafts; the draft that surprises both least is given.
+"""dial: the one equation on whole answers. The streams write drafts; the one that surprises both least is given.
 
 Drafts:    y_ctx, the unmodified model's answer; beside it
            alpha > 0.5: y_par, the answer without the passages;
@@ -12,10 +12,10 @@ Adaptive:  tau = 1/2 between y_ctx and y_par: both streams count alike.
 
 With -log p(y), the sum of surprises, in the place of their length this is the kernel's equation, unnormalised, on
 whole answers. What follows from it: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit,
-with one draft each. Score differences are linear in tau, so an answer changes at most once on either side of 0.5, and
-S_ctx - S_par of the answer given never falls as alpha rises: the dial is monotone, question by question. Every answer
-was written by one distribution from first to last token, so nothing breaks in the middle of a name. The price: two
-answers are decoded, side by side, and nothing can be streamed before they are complete.
+with a single draft each. Score differences are linear in tau, so an answer changes at most once on either side of
+0.5, and S_ctx - S_par of the answer given never falls as alpha rises: the dial is monotone, question by question.
+Every answer was written by one distribution from its first token to its last, so nothing breaks in the middle of a
+name. The price: two answers are decoded, side by side, and nothing can be streamed before they are complete.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..arguments import check_number
-from ..errors import ControlError
-from .answer_policy import AnswerPolicy, Evidence, Unmodified, surprise
-from .base import Policy, register, tau_from_alpha
+from .answer_policy import AnswerPolicy, Evidence, surprise
+from .base import OnDial, Policy, register, tau_from_alpha
 from .cad import CAD
-from .off import Off
+from .off import OFF, UNMODIFIED
 
 __all__ = ["Dial"]
 
@@ -39,7 +38,7 @@ _MEMORY = CAD(cad_alpha=-1.0)
 
 @register
 @dataclass(frozen=True)
-class Dial(AnswerPolicy):
+class Dial(OnDial, AnswerPolicy):
     """The equation on whole answers.
 
     Attributes:
@@ -49,21 +48,12 @@ class Dial(AnswerPolicy):
     """
 
     name: ClassVar[str] = "dial"
-    alpha: float | None = None
     amplify: float = 0.5
     adaptive: bool = False
 
     def __post_init__(self) -> None:
         check_number("amplify", self.amplify, 0.01, 100.0)
-        if not isinstance(self.adaptive, bool):
-            raise ControlError(f"adaptive={self.adaptive!r} is not True or False.")
-        if self.adaptive and self.alpha is not None:
-            raise ControlError(f"adaptive has no alpha; alpha={self.alpha!r} would be ignored.", "Drop one.")
-
-    @property
-    def position(self) -> float:
-        """alpha, 0.5 unless given."""
-        return 0.5 if self.alpha is None else self.alpha
+        self._check_adaptive(self.adaptive)
 
     @property
     def tau(self) -> float:
@@ -77,17 +67,17 @@ class Dial(AnswerPolicy):
 
     @cached_property
     def drafts(self) -> Mapping[str, Policy]:
-        """The unmodified model, and whom alpha leans to; memory alone at alpha = 1."""
+        """The unmodified model, and the side that alpha leans to; memory alone at alpha = 1."""
         if self.neutral:
-            return {"unmodified": Off()}
+            return {"unmodified": OFF}
         if self.position == 1:
             return {"memory": _MEMORY}
         if self.adaptive or self.position > 0.5:
-            return {"unmodified": Unmodified(), "memory": _MEMORY}
-        return {"unmodified": Unmodified(), "context": CAD(cad_alpha=self.amplify)}
+            return {"unmodified": UNMODIFIED, "memory": _MEMORY}
+        return {"unmodified": UNMODIFIED, "context": CAD(cad_alpha=self.amplify)}
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
-        """Return the draft of the highest score."""
+        """Return the draft with the highest score."""
         if len(drafts) == 1:
             return 0
         first, other = drafts

@@ -22,8 +22,9 @@ import torch
 
 from ..arguments import check_number
 from ..fusion.signals import Signals
-from .answer_policy import AnswerPolicy, Evidence, Unmodified
+from .answer_policy import AnswerPolicy, Evidence
 from .base import Decision, Policy, register
+from .off import UNMODIFIED
 
 __all__ = ["GRD"]
 
@@ -34,11 +35,7 @@ class _Memory(Policy):
 
     name: ClassVar[str] = "grd-memory"
     relax: float = 0.75
-
-    @property
-    def amplifies(self) -> bool:
-        """Never."""
-        return False
+    amplifies = False
 
     def decide(self, signals: Signals) -> Decision:
         tie = signals.margin_par / (signals.margin_ctx + signals.margin_par).clamp_min(1e-12)
@@ -48,7 +45,7 @@ class _Memory(Policy):
 @register
 @dataclass(frozen=True)
 class GRD(AnswerPolicy):
-    """The gate at the first conflict.
+    """A gate at the first conflict.
 
     Attributes:
         relax: The paper's lambda: how far past the tie memory is taken.
@@ -66,7 +63,7 @@ class GRD(AnswerPolicy):
     @cached_property
     def drafts(self) -> Mapping[str, Policy]:
         """The unmodified model, and memory past the tie."""
-        return {"unmodified": Unmodified(), "memory": _Memory(self.relax)}
+        return {"unmodified": UNMODIFIED, "memory": _Memory(self.relax)}
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Gate on the first token of the unmodified answer that is not memory's favourite."""

@@ -7,7 +7,7 @@
 
 The paper takes the divergence over the 50 likeliest tokens and falls back to CoCoA; here the divergence is over the
 full vocabulary and the fallback is an even mixture. Its three thresholds, tuned on one model, could not be verified:
-these are ours, so results are those of a method in its style.
+these are ours, so the results are those of a method in its style.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class NWCAD(Policy):
     Attributes:
         js: Largest divergence, in nats, at which memory may be copied.
         k_par: Least margin of memory's favourite, as a probability.
-        k_ctx: The same of the context's favourite.
+        k_ctx: The same for the context's favourite.
         fallback: tau where neither is sure.
     """
 
@@ -42,15 +42,11 @@ class NWCAD(Policy):
     k_par: float = 0.5
     k_ctx: float = 0.3
     fallback: float = 0.5
+    amplifies = False
 
     def __post_init__(self) -> None:
         for name in ("js", "k_par", "k_ctx", "fallback"):
             check_number(name, getattr(self, name), 0.0, 1.0)
-
-    @property
-    def amplifies(self) -> bool:
-        """Never."""
-        return False
 
     def decide(self, signals: Signals) -> Decision:
         """Take the first stage that applies."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from ..fusion.signals import Signals
 from .base import Decision, Policy, ones, register
 
-__all__ = ["Off"]
+__all__ = ["OFF", "UNMODIFIED", "Off", "Unmodified"]
 
 
 @register
@@ -19,18 +17,21 @@ class Off(Policy):
     """Plain context decoding; token-identical to ``model.generate``."""
 
     name: ClassVar[str] = "off"
-
-    @property
-    def neutral(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def amplifies(self) -> bool:
-        """Never."""
-        return False
+    neutral = True
+    amplifies = False
 
     def decide(self, signals: Signals) -> Decision:
         """Return tau = 1."""
         tau = ones(signals.logits_ctx)
-        return Decision(tau, torch.zeros_like(tau, dtype=torch.bool))
+        return Decision(tau, tau != 1)
+
+
+@dataclass(frozen=True)
+class Unmodified(Off):
+    """`Off` as a draft: ids that the tokenizer does not know are masked, as in the drafts beside it. Not registered."""
+
+    name: ClassVar[str] = "unmodified"
+    neutral = False
+
+
+OFF, UNMODIFIED = Off(), Unmodified()

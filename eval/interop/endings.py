@@ -13,7 +13,7 @@ from ckcontrol.decoding.generate import generate
 from ckcontrol.decoding.prompts import build_pair, plain_ids
 from ckcontrol.decoding.refusals import check_tokenizer, eos_ids, position_limit
 from ckcontrol.errors import PromptError
-from ckcontrol.policies import Off
+from ckcontrol.policies.off import OFF
 
 from ..running.likelihood import likelihoods
 
@@ -66,7 +66,7 @@ def compare(
         max_new_tokens=room,
         truncate=truncate,
     )
-    policy = control.policy() if pair.passages else Off()
+    policy = control.policy() if pair.passages else OFF
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids(model, tokenizer), default=0)
     prompts = [(pair.contextual, pair.parametric)] * len(ids)
     table = likelihoods(model, prompts, ids, [policy], vocab_size=vocab_size, pad=int(pad)) if ids else []

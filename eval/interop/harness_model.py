@@ -198,8 +198,7 @@ class _Steering:
                     control=self.control,
                     template=template,
                     truncate=self.truncate,
-                    trace=False,
-                    **options,
+                    options=options,
                 )
                 for i, answer in zip(batch, made, strict=True):
                     answers[i] = _cut(answer.text, until)
@@ -219,7 +218,7 @@ class _Steering:
         return results
 
 
-def _options(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _options(given: dict[str, Any]) -> tuple[GenerateOptions, list[str]]:
     """Return the harness's generation options as ours, and the stop strings."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -228,8 +227,7 @@ def _options(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     options["max_new_tokens"] = options.pop("max_gen_toks")
     if not options.setdefault("do_sample", False):
         options.pop("temperature", None)  # the harness writes 0 there
-    GenerateOptions.from_kwargs(options)
-    return options, until
+    return GenerateOptions.from_kwargs({**options, "trace": False}), until
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckcontrol import __version__
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import EvalError, HeadsError, PromptError
-from ckcontrol.policies import Off, Policy
+from ckcontrol.policies import Policy
+from ckcontrol.policies.off import OFF
 
 from ..records import Record
 from .arms import Arm
@@ -121,7 +122,7 @@ class Local:
                 made[i] = [{"error": str(error)} for _ in arms]
         for told in (True, False):
             # Without passages the streams are one: nothing to steer, as in `ckcontrol.generate`.
-            policies = [arm.control.policy() if told else Off() for arm in arms]
+            policies = [arm.control.policy() if told else OFF for arm in arms]
             mine = [i for i in pairs if bool(records[i].passages) == told]
             free = [i for i in mine if not records[i].choices]
             bound = [i for i in mine if records[i].choices]
@@ -144,8 +145,7 @@ class Local:
             ends=self.ends,
             pad=self.pad,
             vocab_size=self.vocab_size,
-            candidates=arms[0].control.candidates,
-            candidate_ratio=arms[0].control.candidate_ratio,
+            shortlist=arms[0].control.shortlist,
             width=self.width,
         )
         return [[self._sample(answer) for answer in answers] for answers in found]

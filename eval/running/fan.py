@@ -21,7 +21,7 @@ from ckcontrol.decoding.pair_cache import can_share_forward
 from ckcontrol.decoding.prompts import PromptPair
 from ckcontrol.decoding.streams import TwoStreams
 from ckcontrol.errors import NonFiniteLogits
-from ckcontrol.fusion.distributions import nonfinite_rows
+from ckcontrol.fusion.distributions import Shortlist, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row
 
@@ -80,8 +80,7 @@ def fan(
     ends: Sequence[int],
     pad: int,
     vocab_size: int,
-    candidates: int = 10,
-    candidate_ratio: float = 0.01,
+    shortlist: Shortlist | None = None,
     width: Width | None = None,
 ) -> list[list[Made]]:
     """Answer every question under every policy.
@@ -98,8 +97,7 @@ def fan(
         ends: Ids that end an answer.
         pad: Id that fills prompts.
         vocab_size: Ids the tokenizer knows.
-        candidates: k of the head set.
-        candidate_ratio: r of the head set.
+        shortlist: Of every policy; None is the default one.
         width: Counted into, if given.
 
     Returns:
@@ -128,7 +126,7 @@ def fan(
             running = [answer for answer in running if row[answer] not in broken]
             raw = logits_ctx.clone() if vocab_size < logits_ctx.shape[1] else logits_ctx
             logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-            signals = Signals(logits_ctx, logits_par, candidates, candidate_ratio)
+            signals = Signals(logits_ctx, logits_par, shortlist=shortlist)
             decisions = {arm: token_policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
             rows = [row[answer] for answer in running]
             tokens = choose(running, rows, raw, signals, decisions)
@@ -218,7 +216,7 @@ class _Choice:
 
     def __init__(self, policies: Sequence[Policy], options: GenerateOptions, prompts: Tensor) -> None:
         self.policies, self.options, self.prompts = policies, options, prompts
-        self.blend = per_row(policies)  # only asked whether a head set is needed
+        self.blend = per_row(policies)  # only asked whether the shortlist is needed
         self.processors = processors_for(options)
         self.generators: dict[tuple[int, int], torch.Generator] = {}
         self.chosen: dict[tuple[int, int], list[int]] = {}
@@ -265,7 +263,7 @@ class _Choice:
         """Fuse row i under decision i, [K, V]."""
         device, size = signals.logits_ctx.device, signals.logits_ctx.shape[1]
         if self.blend.amplifies:
-            signals.head  # noqa: B018  computed once for all rows, then picked from
+            signals.shortlisted  # noqa: B018  computed once for all rows, then picked from
         picked = signals.rows(torch.tensor([row for row, _ in blends], device=device))
         taus = [decision.tau[row] for row, decision in blends]
         if any(tau.ndim for tau in taus):

@@ -1,6 +1,6 @@
 """Log-likelihood of given endings under every control: both streams read the ending, each of its tokens is fused.
 
-Knows models, signals, policies and the kernel; knows nothing of texts, tasks or files. No head set: it would give an
+Knows models, signals, policies and the kernel; knows nothing of texts, tasks or files. No shortlist: it would give an
 ending -inf for one unlikely token, and no comparison is left.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ckcontrol.fusion.distributions import Shortlist
 from ckcontrol.fusion.kernel import fuse
 from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import AnswerPolicy, Policy
@@ -57,7 +58,7 @@ def likelihoods(
     ctx[:, vocab_size:] = par[:, vocab_size:] = -torch.inf
     tokens = torch.tensor([token for ending in endings for token in ending], device=ctx.device)[:, None]
     lengths = [len(ending) for ending in endings]
-    signals = Signals(ctx, par, candidate_ratio=0.0)
+    signals = Signals(ctx, par, shortlist=Shortlist(ratio=0.0))
     streams = signals.logp_ctx, signals.logp_par
     made = []
     for policy in policies:
@@ -71,7 +72,12 @@ def likelihoods(
             decision = policy.decide(signals)
             everything = torch.ones_like(ctx, dtype=torch.bool)
             logq = fuse(
-                signals.logp_ctx, signals.logp_par, decision.tau, head=everything, scale=decision.scale, check=False
+                signals.logp_ctx,
+                signals.logp_par,
+                decision.tau,
+                shortlisted=everything,
+                scale=decision.scale,
+                check=False,
             )
         each = logq.gather(1, tokens)[:, 0].double()
         made.append([float(part.sum()) for part in torch.split(each, lengths)])

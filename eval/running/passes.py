@@ -60,9 +60,9 @@ def passes(
         batch_size: Records a pass; up to eight times as many where fewer than eight arms share a wording.
 
     Raises:
-        EvalError: Arms differ in the head set that one pass shares.
+        EvalError: Arms differ in the shortlist that one pass shares.
     """
-    if len({(arm.control.candidates, arm.control.candidate_ratio) for arm in arms}) > 1:
+    if len({arm.control.shortlist for arm in arms}) > 1:
         raise EvalError("the methods differ in candidates or candidate_ratio.", "Run them into separate folders.")
     made = []
     for task, records in tasks:

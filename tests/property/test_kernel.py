@@ -127,7 +127,7 @@ def test_a_token_impossible_for_memory_alone():
 
 def test_an_amplified_context_needs_a_head_set():
     ctx, par = map(log_probs, pair(1))
-    with pytest.raises(ControlError, match="head"):
+    with pytest.raises(ControlError, match="shortlisted=Shortlist"):
         fuse(ctx, par, 1.5)
     for bad in (-0.1, math.nan):
         with pytest.raises(ControlError, match="tau"):

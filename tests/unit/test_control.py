@@ -101,7 +101,7 @@ def test_a_third_party_adds_a_policy_by_entry_point(monkeypatch, llama):
     monkeypatch.setattr(registry, "entry_points", lambda group: [Entry()] if group == "ckcontrol.policies" else real())
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     assert "half" in names()
-    assert build(ck.Control("half", weight=0.25)) == Half(0.25)
+    assert build("half", params={"weight": 0.25}) == ck.Control("half", weight=0.25).policy() == Half(0.25)
     answer = ck.generate(*llama, "Who?", ["Ann."], control=ck.Control("half"), max_new_tokens=3)
     assert {t.tau for t in answer.tokens} == {0.5}
 

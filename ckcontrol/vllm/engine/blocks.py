@@ -1,65 +1,27 @@
 """The pairs of one step, all at once: which rows, which policies, and their fused scores.
 
 Steered pairs that share a shortlist are one `Block`; inside it those of one policy lie side by side, so that a policy
-sees a slice and nothing is copied. The arithmetic is that of `ckcontrol.generate`: signals, policies, kernel and
-`decoding.loop.fuse_scores`. Knows tensors and policies; knows nothing of vLLM.
+sees a slice and nothing is copied. The arithmetic is the library's own (fusion, policies, decoding/loop.py). Knows
+tensors and policies; knows nothing of vLLM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from ...control import Control
 from ...decoding.loop import fuse_scores
-from ...fusion.distributions import nonfinite_rows
+from ...fusion.distributions import Shortlist, nonfinite_rows
 from ...fusion.signals import Signals
-from ...policies import Decision, Policy
+from ...policies.base import Decision, Policy
+from ...policies.per_row import PerRow, runs
 
-__all__ = ["Block", "Fused", "Sliced", "arrange", "fuse_blocks"]
-
-
-@dataclass(frozen=True)
-class Sliced(Policy):
-    """Several policies, each for a run of rows. Not registered: it is built by `arrange`, never named.
-
-    Attributes:
-        parts: A policy, its first row and its last row plus one; the runs follow each other without gaps.
-    """
-
-    name: ClassVar[str] = "sliced"
-    parts: tuple[tuple[Policy, int, int], ...] = ()
-
-    @property
-    def neutral(self) -> bool:
-        """When every row is."""
-        return all(policy.neutral for policy, _, _ in self.parts)
-
-    @property
-    def amplifies(self) -> bool:
-        """When any row may."""
-        return any(policy.amplifies for policy, _, _ in self.parts)
-
-    def decide(self, signals: Signals) -> Decision:
-        """Let each policy decide its run and join the results."""
-        made = [(policy.decide(signals.rows(slice(a, b))), b - a) for policy, a, b in self.parts]
-        if len(made) == 1:
-            return made[0][0]
-        wide = any(d.tau.ndim == 2 for d, _ in made)
-        size = signals.logits_ctx.shape[-1]
-        taus = [d.tau[:, None].expand(-1, size) if wide and d.tau.ndim == 1 else d.tau for d, _ in made]
-        like = taus[0]
-        scale = truncate = None
-        if any(d.scale is not None for d, _ in made):
-            scale = torch.cat([like.new_ones(n) if d.scale is None else d.scale for d, n in made])
-        if any(d.truncate is not None for d, _ in made):
-            none = torch.zeros_like(made[0][0].switched[:1])
-            truncate = torch.cat([none.expand(n) if d.truncate is None else d.truncate for d, n in made])
-        return Decision(torch.cat(taus), torch.cat([d.switched for d, _ in made]), scale, truncate)
+__all__ = ["Block", "Fused", "arrange", "fuse_blocks"]
 
 
 @dataclass(frozen=True)
@@ -70,15 +32,13 @@ class Block:
         first: First pair.
         last: Last pair plus one.
         policy: Of all of them; all are neutral or none is.
-        candidates: k of the head set.
-        candidate_ratio: r of the head set.
+        shortlist: Of all of them.
     """
 
     first: int
     last: int
-    policy: Sliced
-    candidates: int
-    candidate_ratio: float
+    policy: PerRow
+    shortlist: Shortlist
 
 
 @dataclass(frozen=True)
@@ -102,24 +62,16 @@ def arrange(policies: Sequence[Policy], controls: Sequence[Control]) -> tuple[li
 
     Args:
         policies: Of each pair.
-        controls: Of each pair, for its head set.
+        controls: Of each pair, for its shortlist.
     """
-    heads = [(p.neutral, c.candidates, c.candidate_ratio) for p, c in zip(policies, controls, strict=True)]
-    rank: dict[Policy, int] = {}
-    for policy in policies:
-        rank.setdefault(policy, len(rank))
-    order = sorted(range(len(controls)), key=lambda i: (heads[i], rank[policies[i]]))
+    kinds = [(policy.neutral, control.shortlist) for policy, control in zip(policies, controls, strict=True)]
+    rank = {policy: place for place, policy in enumerate(dict.fromkeys(policies))}
+    order = sorted(range(len(kinds)), key=lambda i: (kinds[i], rank[policies[i]]))
     blocks: list[Block] = []
-    at = 0
-    while at < len(order):
-        first, head = at, heads[order[at]]
-        parts: list[tuple[Policy, int, int]] = []
-        while at < len(order) and heads[order[at]] == head:
-            policy, start = policies[order[at]], at
-            while at < len(order) and heads[order[at]] == head and policies[order[at]] == policy:
-                at += 1
-            parts.append((policy, start - first, at - first))
-        blocks.append(Block(first, at, Sliced(tuple(parts)), *head[1:]))
+    for (_, shortlist), pairs in groupby(order, key=lambda i: kinds[i]):
+        parts = runs([policies[i] for i in pairs])
+        first = blocks[-1].last if blocks else 0
+        blocks.append(Block(first, first + parts[-1][2], PerRow(parts), shortlist))
     return order, tuple(blocks)
 
 
@@ -138,7 +90,7 @@ def fuse_blocks(
     parts: list[tuple[Block, Signals, Decision | None]] = []
     for block in blocks:
         rows = slice(block.first, block.last)
-        signals = Signals(logits_ctx[rows], logits_par[rows], block.candidates, block.candidate_ratio)
+        signals = Signals(logits_ctx[rows], logits_par[rows], shortlist=block.shortlist)
         if block.policy.neutral:
             scores.append(signals.logits_ctx)
             parts.append((block, signals, None))
