@@ -26,7 +26,7 @@ __all__ = ["Block", "Fused", "arrange", "fuse_blocks"]
 
 @dataclass(frozen=True)
 class Block:
-    """Pairs with one shortlist, all steered or all the model as it is.
+    """Pairs with one shortlist; either all are steered or none is.
 
     Attributes:
         first: First pair.

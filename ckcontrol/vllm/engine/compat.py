@@ -52,11 +52,18 @@ def probe() -> Probe:
     from vllm.v1.request import Request
 
     needed = {
-        Scheduler: ("schedule", "update_from_output", "finish_requests", "_update_after_schedule", "_preempt_request"),
+        Scheduler: (
+            "schedule",
+            "update_from_output",
+            "finish_requests",
+            "_update_after_schedule",
+            "_preempt_request",
+            "_free_request",
+        ),
         Request: ("num_tokens", "num_tokens_with_spec", "is_finished"),
     }
     for owner, names in needed.items():
-        for name in (*names, *(("_free_request",) if owner is Scheduler else ())):
+        for name in names:
             if not hasattr(owner, name):
                 raise ServingError(f"vLLM {version} has no {owner.__name__}.{name}.", _window_hint())
     try:

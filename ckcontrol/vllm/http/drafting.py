@@ -15,7 +15,7 @@ from typing import Any
 from ...answer import Draft
 from ...errors import ServingError
 from ..contract.choose_draft import choose_draft
-from .asgi import Message, Route, Send
+from .asgi import Route
 from .exchange import Exchange
 from .inner_bodies import Bodies, redrafted
 from .read_request import Steered
@@ -36,8 +36,8 @@ class _Written:
     text: str
 
 
-class Drafting:
-    """Drafts under way; `parts` is what the contextual row of the given one answered, as from an `Exchange`.
+class Drafting(Exchange):
+    """Drafts under way: the exchange of the first one and beside it those of the others; `parts` is the given one's.
 
     Args:
         route: Where all requests go.
@@ -62,22 +62,22 @@ class Drafting:
         fetch: Callable[[str], Awaitable[Rows]],
     ) -> None:
         self._control, self._pairs, self._fetch = request.control, pairs, fetch
+        super().__init__(route, bodies.contextual, bodies.parametric, seconds)
         _, *others = pairs.items()
-        each = [bodies, *(redrafted(bodies, request, pair, draft) for draft, pair in others)]
-        self._exchanges = [
-            Exchange(route, both.contextual, both.parametric, seconds, named=both is bodies) for both in each
-        ]
+        each = [redrafted(bodies, request, pair, draft) for draft, pair in others]
+        self._others = [Exchange(route, both.contextual, both.parametric, seconds, named=False) for both in each]
         self._drafts: list[tuple[Draft, str]] = []
         self.rows: Rows = ()
         self.id = ""
 
     async def __aenter__(self) -> Drafting:
-        for exchange in self._exchanges:  # never suspends: nobody can be cancelled half-way
-            await exchange.__aenter__()
+        await super().__aenter__()
+        for other in self._others:  # never suspends: nobody can be cancelled half-way
+            await other.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await asyncio.gather(*(exchange.__aexit__(*error) for exchange in self._exchanges))
+        await asyncio.gather(super().__aexit__(*error), *(other.__aexit__(*error) for other in self._others))
 
     async def parts(self) -> AsyncGenerator[Part, None]:
         """Yield the given draft's answer, once, when all have ended; as `Exchange.parts`.
@@ -87,7 +87,8 @@ class Drafting:
                 recorded of one was forgotten (503).
             Gone: The client went away.
         """
-        reading = [asyncio.create_task(_read(exchange)) for exchange in self._exchanges]
+        answers = [super().parts(), *(other.parts() for other in self._others)]
+        reading = [asyncio.create_task(_read(answer)) for answer in answers]
         try:
             written = await asyncio.gather(*reading)
         finally:
@@ -110,32 +111,13 @@ class Drafting:
         self.rows = rows[given]
         return written[given]
 
-    @property
-    def start(self) -> Message | None:
-        """The message that begins the answer; None before."""
-        return self._exchanges[0].start
-
-    @property
-    def streams(self) -> bool:
-        """As `Exchange.streams`."""
-        return self._exchanges[0].streams
-
-    @property
-    def left(self) -> float:
-        """Seconds left for everything."""
-        return self._exchanges[0].left
-
-    async def send(self, send: Send, message: Message) -> None:
-        """As `Exchange.send`."""
-        await self._exchanges[0].send(send, message)
-
     def told(self) -> list[dict[str, Any]]:
         """Return the drafts as the reply tells them."""
         kept = ("name", "surprise_ctx", "surprise_par", "given")
         return [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in self._drafts]
 
 
-async def _read(exchange: Exchange) -> _Written:
+async def _read(answer: AsyncGenerator[Part, None]) -> _Written:
     """Read an answer to its end.
 
     Raises:
@@ -144,7 +126,7 @@ async def _read(exchange: Exchange) -> _Written:
     parts: list[Part] = []
     ids: list[int] = []
     text, name, reason = "", "", None
-    async with aclosing(exchange.parts()) as answer:
+    async with aclosing(answer):
         async for part in answer:
             parts.append(part)
             if isinstance(part, str):

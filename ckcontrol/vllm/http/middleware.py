@@ -147,7 +147,6 @@ class CKMiddleware:
             SteeredReply, server, request, next(iter(pairs.values())), send=send, translated=route.path != request.path
         )
         if not lost:
-            run: Exchange | Drafting
             if len(pairs) == 1:
                 run = Exchange(route, bodies.contextual, bodies.parametric, left)
             else:

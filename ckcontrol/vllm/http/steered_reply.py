@@ -17,16 +17,7 @@ from .drafting import Drafting
 from .ended_pairs import told_trace
 from .exchange import Exchange
 from .read_request import CHAT, Steered
-from .replies import (
-    Lost,
-    Refusal,
-    check_end,
-    error_object,
-    event,
-    finish_reason,
-    to_chat,
-    to_chat_chunk,
-)
+from .replies import Lost, Refusal, check_end, error_object, event, finish_reason, to_chat, to_chat_chunk
 from .server import Server
 
 __all__ = ["SteeredReply", "refuse"]
@@ -53,7 +44,7 @@ class SteeredReply:
         server: Server,
         request: Steered,
         pair: str,
-        exchange: Exchange | Drafting,
+        exchange: Exchange,
         send: Send,
         *,
         translated: bool,
