@@ -26,7 +26,7 @@ from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.prompts import PromptTemplate, build_pair
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.eval.items.shipped_facts import load_capitals
-from ckcontrol.eval.judging.fluency import repeated_ngrams
+from ckcontrol.eval.judging.measures import repeated_ngrams
 from ckcontrol.eval.running.fan import FanAnswer, fan
 
 GRID = {

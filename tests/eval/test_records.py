@@ -38,9 +38,9 @@ def test_the_group_is_the_normalised_question_and_never_empty() -> None:
         ({"passages": ("a", " ")}, "None of them may be empty"),
         ({"ctx_answers": ({"no": "text"},)}, "ctx_answers: {'no': 'text'}"),
         ({"state": "conflikt"}, "Did you mean 'conflict'"),
-        ({"choices": (" a", " b"), "answer_index": 2}, "answer_index=2 is none of 2 choices"),
+        ({"choices": (" a", " b"), "answer_index": 2}, "answer_index=2 is not one of 2 choices"),
         ({"choices": (" a", " b"), "answer_index": True}, "answer_index=True is not a whole number"),
-        ({"answer_index": 0}, "answer_index=0 is none of 0 choices"),
+        ({"answer_index": 0}, "answer_index=0 is not one of 0 choices"),
         ({"meta": ["list"]}, "is not a mapping"),
     ],
 )

@@ -205,7 +205,7 @@ def test_flags_tell_what_else_was_named() -> None:
 
 
 def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(EvalError, match=r"'strikt' is no scoring mode\. Did you mean 'strict'"):
+    with pytest.raises(EvalError, match=r"'strikt' is not a scoring mode\. Did you mean 'strict'"):
         verdict("", [], [], "strikt")
 
 
