@@ -15,7 +15,9 @@ from ckcontrol.eval.records import Record, Rejected, squad, texts, unclean
 CONFLICT = Record("1", "Where is Oslo?", ("Oslo is in Chile.",), ("Chile",), ("Norway", "Norge"))
 
 
-@pytest.mark.parametrize("name", ["records", "states", "tasks", "tasks.base", "tasks.mquake", "tasks.nq_swap"])
+@pytest.mark.parametrize(
+    "name", ["records", "items.states", "tasks.load", "tasks.base", "tasks.mquake", "tasks.nq_swap"]
+)
 def test_examples_in_docstrings_are_true(name: str) -> None:
     module = importlib.import_module(f"ckcontrol.eval.{name}")
     result = doctest.testmod(module)

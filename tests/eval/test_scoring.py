@@ -263,7 +263,7 @@ def test_words_keep_their_place_in_any_text() -> None:
         verdict(text, [text[:3]], [text[3:6]])
 
 
-@pytest.mark.parametrize("module", ["scoring", "words"])
+@pytest.mark.parametrize("module", ["judging.verdict", "judging.word_spans"])
 def test_examples_in_docstrings(module: str) -> None:
     done = doctest.testmod(sys.modules[f"ckcontrol.eval.{module}"])
     assert done.attempted
