@@ -33,7 +33,7 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.cli.main import main as ckcontrol_main
-from ckcontrol.eval.items.shipped_facts import Fact, load_capitals
+from ckcontrol.eval.items.shipped_facts import Capital, load_capitals
 from ckcontrol.eval.metrics import mentions, wilson
 from ckcontrol.retrieval import Index
 
@@ -80,12 +80,12 @@ class Text:
     text: str
 
 
-def place(fact: Fact) -> str:
+def place(fact: Capital) -> str:
     """Return the country as a sentence names it, with its article."""
     return fact.question.removeprefix("What is the capital of ").rstrip("?")
 
 
-def make_corpus(facts: Sequence[Fact], seed: int) -> tuple[list[Text], set[str]]:
+def make_corpus(facts: Sequence[Capital], seed: int) -> tuple[list[Text], set[str]]:
     """Return five passages a country, and the countries whose passage about the capital is false."""
     draw = random.Random(seed)
     wrong = {fact.subject for fact in draw.sample(list(facts), round(FALSE_SHARE * 5 * len(facts)))}
@@ -185,7 +185,9 @@ def main() -> None:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(index: Index, facts: Sequence[Fact], texts: Sequence[Text], wrong: set[str], args: Any) -> dict[str, Any]:
+def measure(
+    index: Index, facts: Sequence[Capital], texts: Sequence[Text], wrong: set[str], args: Any
+) -> dict[str, Any]:
     """Ask, and return the rates."""
     draw = random.Random(args.seed + 1)
     false = [fact for fact in facts if fact.subject in wrong]
@@ -245,7 +247,7 @@ def measure(index: Index, facts: Sequence[Fact], texts: Sequence[Text], wrong: s
 
 
 def judge(
-    asked: Sequence[Fact], wrong: set[str], facts: Sequence[Fact], answers: dict[str, list[str]]
+    asked: Sequence[Capital], wrong: set[str], facts: Sequence[Capital], answers: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
     """Print and return what the answers name, by group and setting; "closed book" is what memory is told by."""
     closed = answers["closed book"]

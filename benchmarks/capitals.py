@@ -27,7 +27,7 @@ import ckcontrol as ck
 from ckcontrol.answer import write_jsonl
 from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.refusals import eos_ids
-from ckcontrol.eval.items.shipped_facts import Fact, load_capitals
+from ckcontrol.eval.items.shipped_facts import Capital, load_capitals
 from ckcontrol.eval.metrics import Conflict, mentions, wilson
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -48,7 +48,7 @@ GRID: list[tuple[str, ck.Control]] = [
 def ask(
     model: Any,
     tokenizer: Any,
-    facts: Sequence[Fact],
+    facts: Sequence[Capital],
     passages: Sequence[list[str]],
     batch: int,
     **options: Any,
@@ -65,7 +65,7 @@ def ask(
 
 
 def identical(
-    model: Any, tokenizer: Any, facts: Sequence[Fact], control: ck.Control, batch: int, new: int, sample: bool
+    model: Any, tokenizer: Any, facts: Sequence[Capital], control: ck.Control, batch: int, new: int, sample: bool
 ) -> int:
     """Count the answers whose tokens are the very ones of ``model.generate`` on the same batch of prompts."""
     how = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0} if sample else {"do_sample": False}

@@ -26,8 +26,8 @@ from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.prompts import PromptTemplate, build_pair
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.eval.items.shipped_facts import load_capitals
-from ckcontrol.eval.judging.fluency import repeated_ngrams
-from ckcontrol.eval.running.fan import Made, fan
+from ckcontrol.eval.judging.measures import repeated_ngrams
+from ckcontrol.eval.running.fan import FanAnswer, fan
 
 GRID = {
     "off": ck.Control("off"),
@@ -44,7 +44,7 @@ TEMPLATE = PromptTemplate(instruction="Write a long and detailed answer of many 
 QUESTION = "Describe {subject}: its capital, its land, its people, its history and its economy."
 
 
-def surprise(made: Made, stream: str) -> float:
+def surprise(made: FanAnswer, stream: str) -> float:
     """Mean negative log-probability of the answer's tokens, in nats."""
     return -fmean(max(value, -50.0) for value in getattr(made, stream))
 
@@ -56,7 +56,9 @@ def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
     return means[int(0.025 * draws)], means[int(0.975 * draws)]
 
 
-def figures(answers: Sequence[tuple[Made, str]], off: Sequence[tuple[Made, str]], ends: set[int]) -> dict[str, Any]:
+def figures(
+    answers: Sequence[tuple[FanAnswer, str]], off: Sequence[tuple[FanAnswer, str]], ends: set[int]
+) -> dict[str, Any]:
     """Figures of one control beside those of the unmodified model."""
     row: dict[str, Any] = {}
     for stream in ("logp_ctx", "logp_par"):
@@ -90,7 +92,7 @@ def main() -> None:
     questions = [QUESTION.format(subject=fact.subject) for fact in facts]
     pairs = [build_pair(tokenizer, q, [p], template=TEMPLATE) for q, p in zip(questions, passages, strict=True)]
     started = time.perf_counter()
-    made: list[list[Made]] = []
+    made: list[list[FanAnswer]] = []
     for start in range(0, len(pairs), given.batch):
         made += fan(
             model,

@@ -1,9 +1,9 @@
 """What a shared pass saves: every method and alpha in one pass against each of them alone.
 
-alone    `ckcontrol.generate` once a control, on the same batches
+alone    `ckcontrol.generate` once per control, on the same batches
 shared   `ckcontrol.eval.running.fan`: prompts run once, answers share every forward until they part
 
-Both answer the same records; rounds are interleaved, ratios are of one round. "rows" is how many rows the shared pass
+Both answer the same records; rounds are interleaved, ratios are within a round. "rows" is how many rows the shared pass
 decoded of those that were asked for.
 
     python benchmarks/eval_pass.py                                   # the demo model, shipped facts, all methods

@@ -21,7 +21,7 @@ import numpy as np
 from ckcontrol.eval.figures.intervals import difference, estimate
 from ckcontrol.eval.figures.resampling import by_group, resample
 
-ROWS = {"1": (1,), "4": (4,), "1-6": (1, 1, 1, 2, 3, 6)}  # rows a question, drawn with equal chance
+ROWS = {"1": (1,), "4": (4,), "1-6": (1, 1, 1, 2, 3, 6)}  # rows per question, drawn with equal chance
 GROUPS = (10, 20, 40, 84, 200, 400)
 RATES = ((0.5, 0.3), (0.2, 0.2), (0.1, 0.05), (0.9, 0.6))  # of arm a and of what arm b does not share with it
 SHARED = 0.5  # share of rows on which both arms do the same
@@ -32,7 +32,7 @@ Floats = Any
 
 
 def draw(rng: np.random.Generator, groups: int, sizes: Sequence[int], rates: tuple[float, float]) -> tuple[Floats, ...]:
-    """Return labels and, a row each, memory and named of both arms as 0 and 1."""
+    """Return labels and, one value per row, memory and named of both arms as 0 and 1."""
     labels = np.repeat(np.arange(groups), rng.choice(sizes, groups))
     count = len(labels)
 
@@ -94,11 +94,11 @@ def shown(x: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws a run")
+    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws per run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default=None, help="also write the figures to this file")
     args = parser.parse_args()
-    print(f"{args.runs} runs a line, {args.draws} draws; coverage width [percentiles]")
+    print(f"{args.runs} runs per line, {args.draws} draws; coverage width [percentiles]")
     print(f"{'groups':>6} {'rows':>5} {'rates':>11}   " + "".join(f"{kind:<33}" for kind in KINDS))
     rows = []
     for groups in GROUPS:

@@ -24,7 +24,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 def normalize(text: str) -> str:
     """Return `text` in lower case without diacritics, punctuation, articles and extra spaces.
 
-    Apostrophes and the dots of initials vanish; every other mark becomes a space, so "Port-au-Prince" and
+    Apostrophes and the dots of initials vanish; every other mark becomes a space, so that "Port-au-Prince" and
     "Port au Prince" agree. Letters of other scripts stay.
 
     Example:
@@ -40,7 +40,7 @@ def normalize(text: str) -> str:
 def mentions(text: str, answers: str | Iterable[str]) -> bool:
     """Tell whether `text` contains one of `answers` as whole words, after `normalize`.
 
-    An answer of which nothing is left ("the") is never mentioned.
+    An answer that normalises to nothing ("the") is never mentioned.
 
     Example:
         >>> mentions("It is Oslo.", ["Oslo"]), mentions("The Romans came.", ["Rome", "Roma"])
@@ -62,7 +62,7 @@ class Conflict:
         n: Number of answers.
         parr: Share that names the parametric answer (ParR).
         conr: Share that names the contextual answer (ConR).
-        mr: Memorisation ratio, ``parr / (parr + conr)``; NaN when neither is ever named. It hides the answers
+        mr: Memorisation ratio, ``parr / (parr + conr)``; NaN if neither is ever named. It hides the answers
             that name neither, so read it beside `neither`.
         both: Share that names both.
         neither: Share that names neither.
@@ -77,16 +77,16 @@ class Conflict:
 
     @classmethod
     def from_hits(cls, hits: Iterable[tuple[bool, bool]]) -> Conflict:
-        """Count ``(parametric answer named, contextual answer named)`` pairs.
+        """Count the answers, each given as ``(parametric answer named, contextual answer named)``.
 
         Example:
             >>> Conflict.from_hits([(True, False), (True, True), (False, True), (False, False)])
             Conflict(n=4, parr=0.5, conr=0.5, mr=0.5, both=0.25, neither=0.25)
         """
-        pairs = [(bool(par), bool(ctx)) for par, ctx in hits]
-        n = len(pairs)
-        par = sum(p for p, _ in pairs)
-        ctx = sum(c for _, c in pairs)
+        named = [(bool(par), bool(ctx)) for par, ctx in hits]
+        n = len(named)
+        par = sum(p for p, _ in named)
+        ctx = sum(c for _, c in named)
 
         def share(count: int, of: int) -> float:
             return count / of if of else math.nan
@@ -96,6 +96,6 @@ class Conflict:
             parr=share(par, n),
             conr=share(ctx, n),
             mr=share(par, par + ctx),
-            both=share(sum(p and c for p, c in pairs), n),
-            neither=share(sum(not p and not c for p, c in pairs), n),
+            both=share(sum(p and c for p, c in named), n),
+            neither=share(sum(not p and not c for p, c in named), n),
         )

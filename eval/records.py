@@ -1,6 +1,6 @@
 """One item of a benchmark, what was rejected, and when a conflict is clean enough to be scored.
 
-Knows strings only; knows no file, no data set and no model (readers.py, tasks and the runner do).
+Knows strings only; knows no file, no data set and no model (items/readers.py, tasks/ and running/ do).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that became no record.
+    """A row that did not become a record.
 
     Attributes:
         id: The record's id, or file and row where there is none.
-        reason: A few words, the same for all rows with the same fault: rejections are counted by it.
+        reason: A few words, the same for all rows with the same fault, since rejections are counted by it.
         detail: What is wrong with this row.
     """
 
@@ -49,13 +49,13 @@ class Record:
         par_answers: The real-world answer, aliases included; in state conflict also the model's memory.
         state: One of `STATES`; "plain" claims nothing.
         group: What intervals are clustered by; the normalised question when left empty.
-        choices: Scored by log-likelihood when not empty, as they are, leading space included.
+        choices: If there are any, they are scored by log-likelihood as they are, leading space included.
         answer_index: Which of `choices` is wanted.
-        cloze: The prompt is a text to complete, not a question.
+        cloze: `question` is a text to complete.
         meta: Whatever else the source says, JSON values only: relation, org_context, known, ...
 
     Raises:
-        EvalError: A field of another type, an unknown state, or an `answer_index` that is no choice.
+        EvalError: A field of another type, an unknown state, or an `answer_index` without its choice.
 
     Example:
         >>> Record("1", "Where is Oslo?", ("Oslo is in Chile.",), ("Chile",), ("Norway",)).group
@@ -78,7 +78,7 @@ class Record:
         for name in ("id", "question"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise EvalError(f"{name}={value!r} is not a text, or an empty one.", "Every record needs one.")
+                raise EvalError(f"{name}={value!r} is not a text, or is empty.", "Every record needs one.")
         for name in ("ctx_answers", "par_answers"):
             object.__setattr__(self, name, texts(getattr(self, name), name))
         for name in ("passages", "choices"):  # twice the same passage is two passages
@@ -92,7 +92,7 @@ class Record:
         if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
             raise EvalError(f"answer_index={index!r} is not a whole number.", "It counts the choices from 0.")
         if index is not None and not 0 <= index < len(self.choices):
-            raise EvalError(f"answer_index={index} is none of {len(self.choices)} choices.", "It counts from 0.")
+            raise EvalError(f"answer_index={index} is not one of {len(self.choices)} choices.", "It counts from 0.")
         if not isinstance(self.meta, Mapping):
             raise EvalError(f"meta={self.meta!r} is not a mapping.", "Write an object, or leave it out.")
         if not self.group:
@@ -100,11 +100,11 @@ class Record:
 
     @property
     def context(self) -> str:
-        """The passages, parted by blank lines."""
+        """The passages, separated by blank lines."""
         return "\n\n".join(self.passages)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the canonical record: what is neither text nor answer goes into `meta`; defaults are left out.
+        """Return the canonical record: what is neither a text nor an answer goes into `meta`; defaults are left out.
 
         Example:
             >>> Record("1", "Where is Oslo?", ("Oslo is in Chile.",), ("Chile",), ("Norway",)).to_dict()["meta"]
@@ -141,7 +141,7 @@ class Record:
             EvalError: A field is missing or of another type, or `context` is not what `meta.docs` says.
         """
         if not isinstance(data, Mapping):
-            raise EvalError(f"{type(data).__name__} is not a record.", "Write one JSON object a line.")
+            raise EvalError(f"{type(data).__name__} is not a record.", "Write one JSON object per line.")
         meta = dict(data.get("meta") or {}) if isinstance(data.get("meta") or {}, Mapping) else None
         if meta is None:
             raise EvalError(f"meta={data['meta']!r} is not an object.", "Write an object, or leave it out.")
@@ -177,9 +177,9 @@ class Record:
 
 
 def texts(value: Any, name: str = "answers") -> tuple[str, ...]:
-    """Return the texts that a field holds, each once: a text or number stands for a list of one, null for none.
+    """Return the texts that a field holds, each once: a text or a number stands for a list of one, null for none.
 
-    Nothing is stripped; blank ones are left out.
+    Nothing is stripped; blank texts are left out.
 
     Raises:
         EvalError: Neither a text, a number nor a flat list of them.
@@ -209,16 +209,16 @@ def squad(text: str) -> str:
 
 
 def unclean(record: Record, by: str = "substring", supported: bool = True) -> tuple[str, str] | None:
-    """Return why this conflict cannot be scored, as (reason, detail); None when it can, or is no conflict.
+    """Return why this conflict cannot be scored, as (reason, detail); None if it can, or is not a conflict.
 
     Unclean: an answer of one side contains one of the other; the parametric answer is in the context; the
     contextual one is not. Records with choices are compared by likelihood, so nothing is wrong with them.
 
     Args:
-        record: Any state; others than conflict and irrelevant are never unclean.
+        record: Of any state; only conflict and irrelevant can be unclean.
         by: "substring" after `squad`, the definition behind published counts, or "words": whole words after
             `ckcontrol.eval.normalize`, for answers so short that they are part of every text.
-        supported: The context must state the contextual answer; False where it takes more than one step.
+        supported: The context must state the contextual answer; False where that takes more than one step.
 
     Raises:
         EvalError: An unknown `by`.
@@ -227,7 +227,7 @@ def unclean(record: Record, by: str = "substring", supported: bool = True) -> tu
         raise EvalError(f"no comparison {by!r}.", did_you_mean(by, ("substring", "words")))
     if record.choices or record.state not in ("conflict", "irrelevant"):
         return None
-    holds = _holds_words if by == "words" else _holds_substring
+    holds = mentions if by == "words" else _holds_substring
     if record.state == "conflict":
         if not record.ctx_answers:
             return "no contextual answer", ""
@@ -248,7 +248,3 @@ def unclean(record: Record, by: str = "substring", supported: bool = True) -> tu
 def _holds_substring(text: str, answers: Iterable[str]) -> bool:
     inside = squad(text)
     return any(wanted in inside for wanted in map(squad, answers))
-
-
-def _holds_words(text: str, answers: Iterable[str]) -> bool:
-    return mentions(text, answers)

@@ -2,7 +2,7 @@
 
     run.json        what was asked, and of which model and data; a run goes on only where all of it is the same
     items.jsonl     the records, in order
-    samples.jsonl   one line an answer; after those of a pass one line that closes it (``{"pass": key, ...}``)
+    samples.jsonl   one line per answer; after those of a pass one line that closes it (``{"pass": key, ...}``)
     results.json    the figures (aggregate.py)
 
 Knows files and JSON; knows nothing of models or scores.
@@ -21,23 +21,35 @@ from filelock import FileLock, Timeout
 
 from ckcontrol.errors import EvalError
 
-__all__ = ["Samples", "check_same", "lines", "read_json", "sample_files", "samples", "write_json"]
+__all__ = [
+    "Sample",
+    "SampleFile",
+    "check_same",
+    "lines",
+    "read_json",
+    "sample_files",
+    "samples",
+    "write_bytes",
+    "write_json",
+]
 
-Line = dict[str, Any]
+# One answer as samples.jsonl holds it: text, n, finish, tokens; or scores, lengths, choice; or error alone.
+Sample = dict[str, Any]
+Line = dict[str, Any]  # any line of a run's files
 _FREE = {"started"}  # fields of run.json that may differ between the two halves of an interrupted run
 
 
-class Samples:
-    """One file of samples, open for appending. Use as a context manager: it is locked meanwhile.
+class SampleFile:
+    """One file of samples, open for appending. Use it as a context manager: it is locked meanwhile.
 
     Args:
-        path: Created when missing. What follows its last whole pass is cut off.
+        path: Created if missing. What follows its last whole pass is cut off.
 
     Attributes:
         done: Keys of the passes it holds, each with the closing line.
 
     Raises:
-        EvalError: Another process writes it, or a line inside it is damaged.
+        EvalError: Another process is writing it, or a line inside it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +58,7 @@ class Samples:
         self._lock = FileLock(f"{path}.lock")
         self._file: IO[bytes]
 
-    def __enter__(self) -> Samples:
+    def __enter__(self) -> SampleFile:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -121,12 +133,12 @@ def lines(path: Path) -> Iterator[Line]:
 
 
 def sample_files(folder: Path) -> list[Path]:
-    """Return the files of samples of a run, one a shard, in order of their names."""
+    """Return the files of samples of a run, one per shard, in order of their names."""
     return sorted(folder.glob("samples*.jsonl"))
 
 
 def samples(folder: Path) -> Iterator[Line]:
-    """Yield the samples of a run, of all its shards, without the lines that close passes.
+    """Yield the samples of a run, of all its shards, without the lines that close the passes.
 
     Raises:
         EvalError: There are none, or a file is damaged.
@@ -150,10 +162,10 @@ def check_same(folder: Path, card: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, card)
         return
-    there = read_json(path)
-    for name in sorted({*there, *card} - _FREE):
-        if there.get(name) != json.loads(json.dumps(card.get(name))):
-            what = _difference(name, there.get(name), json.loads(json.dumps(card.get(name))))
+    there, here = read_json(path), json.loads(json.dumps(card))
+    for name in sorted({*there, *here} - _FREE):
+        if there.get(name) != here.get(name):
+            what = _difference(name, there.get(name), here.get(name))
             raise EvalError(f"{folder} holds another run: {what}.", "Give this one its own --out.")
 
 
@@ -170,7 +182,7 @@ def read_json(path: Path, *, errors: str = "strict") -> dict[str, Any]:
 
     Args:
         path: The file.
-        errors: What becomes of bytes that are no UTF-8, as `bytes.decode` takes it; strict refuses them.
+        errors: What happens to bytes that are not UTF-8, as in `bytes.decode`; strict refuses them.
 
     Raises:
         EvalError: It is missing, damaged, or holds something else.

@@ -1,6 +1,6 @@
 """ckcontrol in other people's evaluation frameworks: lm-evaluation-harness and Inspect.
 
-Neither framework is imported before a function that needs it is called.
+Neither framework is imported until a function that needs it is called.
 """
 
 from .harness import export_harness

@@ -1,6 +1,6 @@
-"""A record as other frameworks need it: its prompt as one text, and its verdicts as numbers.
+"""A record as other frameworks need it: a row with its prompt as one text, and its verdicts as numbers.
 
-Knows records, prompt templates and the scorer; knows no framework, no model and no tokenizer.
+Knows records, prompt templates and the scorer; knows no framework and no tokenizer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckcontrol.errors import EvalError
 
@@ -19,11 +19,23 @@ from ..records import Record
 if TYPE_CHECKING:
     from ckcontrol.decoding.prompts import PromptTemplate
 
-__all__ = ["as_message", "prompt_text", "template_for", "template_json", "unique", "verdicts"]
+__all__ = [
+    "RATES",
+    "as_message",
+    "loaded",
+    "prompt_text",
+    "row_of",
+    "template_for",
+    "template_json",
+    "unique",
+    "verdicts",
+]
+
+RATES = ("parr", "conr", "neither", "mr", "em", "ckplug_parr", "ckplug_conr")  # what `verdicts` gives
 
 
 def template_for(record: Record, template: PromptTemplate | None = None) -> PromptTemplate:
-    """Return `template` (None: the default wording); a record that is a text to complete has its own form."""
+    """Return `template` (None: the default wording); a record that is a text to complete has a form of its own."""
     from ckcontrol.decoding.prompts import PromptTemplate
 
     from ..running.prompt_styles import raw
@@ -60,11 +72,47 @@ def template_json(template: PromptTemplate) -> str:
     return json.dumps(asdict(template), ensure_ascii=False)
 
 
+def row_of(record: Record, template: PromptTemplate) -> dict[str, Any]:
+    """Return what another framework must know of a record: the prompt as a text, and what it is made of."""
+    return {
+        "id": record.id,
+        "group": record.group,
+        "state": record.state,
+        "question": record.question,
+        "passages": list(record.passages),
+        "template": template_json(template),  # an engine with two streams builds the same prompts with it
+        "prompt": prompt_text(template, record.question, record.passages),
+        "ctx_answers": list(record.ctx_answers),
+        "par_answers": list(record.par_answers),
+    }
+
+
+def loaded(model: Any, tokenizer: Any, name: str = "model", **how: Any) -> tuple[Any, Any]:
+    """Return a model and its tokenizer, loaded by name or given.
+
+    Args:
+        model: A name as in `ckcontrol.load`, or a loaded model.
+        tokenizer: That of a loaded model.
+        name: What the caller's argument is called.
+        **how: Further arguments of `ckcontrol.load`, for a name.
+
+    Raises:
+        EvalError: A loaded model without its tokenizer.
+    """
+    if isinstance(model, str):
+        from ckcontrol.models.load import load
+
+        return load(model, **how)
+    if tokenizer is None:
+        raise EvalError(f"{name} is a loaded model without its tokenizer.", "Pass tokenizer as well.")
+    return model, tokenizer
+
+
 def verdicts(text: str, ctx_answers: Sequence[str], par_answers: Sequence[str]) -> dict[str, float]:
-    """Return what one answer counts towards each metric: 0 or 1, and NaN where it does not count.
+    """Return what one answer counts towards each of `RATES`: 0 or 1, and NaN where it does not count.
 
     ``parr``, ``conr`` and ``neither`` are strict: exclusive, they add up to 1, except for a name that belongs to both
-    sides (agreement), which counts in both. The mean of ``mr`` over what is no NaN is the memorisation ratio. ``em``
+    sides (agreement), which counts in both. The mean of ``mr`` over all but NaN is the memorisation ratio. ``em``
     compares the first line with the contextual answers. ``ckplug_parr`` and ``ckplug_conr`` follow the published
     scripts and may both be 1.
 

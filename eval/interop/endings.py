@@ -1,4 +1,4 @@
-"""How likely given endings of a question are under one control: `likelihoods`, from texts, and the greedy answer.
+"""How likely given endings of a question are under one control: `likelihoods` of texts, and whether one is said.
 
 Knows models and prompts; knows nothing of records, tasks or frameworks.
 """
@@ -36,7 +36,7 @@ def compare(
     template: PromptTemplate | None = None,
     truncate: str | None = None,
 ) -> list[float]:
-    """Return the log-likelihood of each ending behind one prompt, in nats.
+    """Return the log-likelihood of each ending after one prompt, in nats.
 
     Args:
         model: A decoder-only model.
@@ -44,12 +44,12 @@ def compare(
         question: As in `ckcontrol.generate`.
         passages: Empty: closed book, and the control has nothing to steer.
         endings: Plain texts, leading space included; they are tokenised apart from the prompt.
-        control: Policy and dial. Its head set is not used, see likelihood.py.
+        control: Policy and dial. Its shortlist is not used, see likelihood.py.
         template: Wording.
         truncate: As in `ckcontrol.generate`; room is left for the longest ending.
 
     Raises:
-        PromptError: As `build_pair`, or an empty ending; `PromptTooLong` if one does not fit.
+        PromptError: As in `build_pair`, or an empty ending; `PromptTooLong` if one does not fit.
         TokenizerMismatch: The tokenizer is not the model's.
     """
     vocab_size = check_tokenizer(model, tokenizer)
@@ -84,7 +84,7 @@ def spoken(
     template: PromptTemplate | None = None,
     truncate: str | None = None,
 ) -> list[bool]:
-    """Tell of each ending whether greedy decoding would begin with exactly its tokens. Arguments as in `compare`."""
+    """Return for each ending whether greedy decoding would begin with exactly its tokens. Arguments as in `compare`."""
     ids = [tuple(plain_ids(tokenizer, ending)) for ending in endings]
     longest = max(map(len, ids), default=1)
     options: dict[str, Any] = {"control": control, "template": template, "truncate": truncate, "trace": False}

@@ -1,7 +1,7 @@
 """Records as tasks of lm-evaluation-harness: a folder of YAML, JSONL and one small Python file.
 
 Any model of the harness can answer them: ``lm_eval run --include_path FOLDER --tasks NAME --model ...``. Prompts are
-written out in the data, so what is in a line is what a model reads. `load_rows`, `score_row` and `ratio` are what the
+written out in the data, so that a line holds what a model reads. `load_rows`, `score_row` and `ratio` are what the
 exported Python file calls. Knows the harness's task format; imports neither it nor any model.
 """
 
@@ -18,14 +18,13 @@ from ckcontrol.arguments import check_integer
 from ckcontrol.errors import EvalError, MissingExtra
 
 from ..records import Record
-from .common import prompt_text, template_for, template_json, unique, verdicts
+from .common import RATES, row_of, template_for, unique, verdicts
 
 if TYPE_CHECKING:
     from ckcontrol.decoding.prompts import PromptTemplate
 
 __all__ = ["export_harness", "load_rows", "ratio", "score_row"]
 
-METRICS = ("parr", "conr", "neither", "mr", "em", "ckplug_parr", "ckplug_conr")
 HIGHER = {"em"}  # the others are directions, not merits
 CODE = '''"""Data and metrics of these tasks. They need: pip install ckcontrol."""
 
@@ -51,16 +50,16 @@ def export_harness(
     max_new_tokens: int = 64,
     until: Sequence[str] = (),
 ) -> list[str]:
-    """Write records as tasks of lm-evaluation-harness; one task a state, because rates of a mixture mean nothing.
+    """Write records as tasks of lm-evaluation-harness; one task per state, because rates of a mixture mean nothing.
 
     Tasks are called ``NAME_STATE``, or ``NAME_STATE_choices`` for records with choices (scored by log-likelihood,
-    ``acc`` and ``acc_norm``); the group ``NAME`` holds them all. The others are generated and scored by
-    `verdicts`, which needs ckcontrol where the harness runs. Files of that name are overwritten.
+    ``acc`` and ``acc_norm``); the group ``NAME`` holds them all. Answers to the others are generated and scored by
+    `verdicts`, which needs ckcontrol where the harness runs. Existing files of these names are overwritten.
 
     Args:
         records: Of any states. For a closed-book run pass records without passages.
-        folder: Made if it is missing; goes to ``--include_path``.
-        name: Name of the group and beginning of every file; what is no letter or digit becomes ``_``.
+        folder: Made if it is missing; pass it to ``--include_path``.
+        name: Name of the group and beginning of every file name; what is not a letter or digit becomes ``_``.
         template: Wording; None is the default. Its `chat` and `system` are the harness's to choose
             (``--apply_chat_template``, ``--system_instruction``).
         max_new_tokens: Longest answer, in tokens.
@@ -105,7 +104,7 @@ def export_harness(
 
 
 def load_rows(path: str | Path) -> dict[str, Any]:
-    """Return ``{"test": datasets.Dataset}`` of an exported JSONL file; the harness calls it through the task.
+    """Return ``{"test": datasets.Dataset}`` of an exported JSONL file; the harness calls this through the task.
 
     Raises:
         MissingExtra: The `datasets` package, which comes with lm_eval, is missing.
@@ -124,7 +123,7 @@ def score_row(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
 
 
 def ratio(values: Iterable[float]) -> float:
-    """Return the mean of what is no NaN (the harness's aggregation of ``mr``); NaN when nothing is left.
+    """Return the mean of all but NaN (the harness's aggregation of ``mr``); NaN if nothing is left.
 
     Example:
         >>> ratio([1.0, 0.0, float("nan"), 1.0, 1.0])
@@ -135,17 +134,7 @@ def ratio(values: Iterable[float]) -> float:
 
 
 def _row(record: Record, template: PromptTemplate) -> dict[str, Any]:
-    row = {
-        "id": record.id,
-        "group": record.group,
-        "state": record.state,
-        "question": record.question,
-        "passages": list(record.passages),
-        "template": template_json(template),  # how an engine with two streams builds the same prompts
-        "prompt": prompt_text(template, record.question, record.passages),
-        "ctx_answers": list(record.ctx_answers),
-        "par_answers": list(record.par_answers),
-    }
+    row = row_of(record, template)
     if not record.choices:
         return row | {"target": [*record.ctx_answers, *record.par_answers, ""][0]}
     if record.answer_index is None:
@@ -171,7 +160,7 @@ def _generate(stem: str) -> dict[str, Any]:
             "aggregation": f"!function {stem}.ratio" if metric == "mr" else "mean",
             "higher_is_better": metric in HIGHER,
         }
-        for metric in METRICS
+        for metric in RATES
     ]
     return {
         "output_type": "generate_until",
@@ -182,9 +171,8 @@ def _generate(stem: str) -> dict[str, Any]:
 
 
 def _yaml(data: Mapping[str, Any]) -> str:
-    """Return YAML of one key a line, its value as JSON, which YAML contains but for our tag ``!function``."""
-    lines = [f"{key}: {_value(value)}\n" for key, value in data.items()]
-    return "".join(lines)
+    """Return YAML of one key per line, its value as JSON, which is YAML too, except for the tag ``!function``."""
+    return "".join(f"{key}: {_value(value)}\n" for key, value in data.items())
 
 
 def _value(value: Any) -> str:

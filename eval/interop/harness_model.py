@@ -1,8 +1,8 @@
 """lm-evaluation-harness's model ``ckcontrol``: its own ``hf`` model, which steers where a document has passages.
 
-A document is steered when it holds ``question``, ``passages``, ``prompt`` and ``template``, as those of
+A document is steered if it holds ``question``, ``passages``, ``prompt`` and ``template``, as those of
 `export_harness` do: generation is `ckcontrol.generate`, log-likelihoods are those of the fused distribution. All
-other requests of all other tasks go to the harness's ``hf`` model untouched. Knows the harness; imports it when asked.
+other requests go to the harness's ``hf`` model untouched. Knows the harness; imports it when asked.
 
 From a shell: ``python -m ckcontrol.eval.interop run --model ckcontrol --model_args
 pretrained=demo,method=ck-plug,alpha=0.25 --include_path FOLDER --tasks NAME``.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["harness_model", "main"]
 
 FIELDS = ("question", "passages", "prompt", "template")  # what makes a document steerable
-AUTO_BATCH = 8  # for batch_size=auto, which the harness finds out for its own requests only
+AUTO_BATCH = 8  # for batch_size=auto, which the harness works out for its own requests only
 
 
 @cache
@@ -36,7 +36,7 @@ def harness_model() -> type[Any]:
 
     Its arguments: ``pretrained`` (a name as in `ckcontrol.load`, or a loaded model with its ``tokenizer``);
     ``control``, or ``method``, ``alpha`` and further fields of `Control`; ``batch_size``, ``device``, ``dtype``;
-    ``truncate`` as in `ckcontrol.generate`, here ``"passages"`` unless told otherwise.
+    ``truncate`` as in `ckcontrol.generate`, but ``"passages"`` by default.
 
     Raises:
         MissingExtra: lm_eval is not installed.
@@ -75,11 +75,11 @@ class _Work(NamedTuple):
 
 
 class _Steering:
-    """Steers the requests whose document can be; everything else is the ``hf`` model this is mixed into.
+    """Steers the requests whose document allows it; everything else is the ``hf`` model that this is mixed into.
 
-    The prompt that the harness logs must be the one the model reads. So a steered request must carry the document's
-    prompt, plain or as the one message of a chat: few-shot examples and system instructions are refused.
-    ``--use_cache`` keys answers by prompt alone: give every control its own file.
+    The prompt that the harness logs must be the one that the model reads. So a steered request must carry the
+    document's prompt, plain or as the one message of a chat: few-shot examples and system instructions are refused.
+    ``--use_cache`` keys answers by prompt alone: give every control a file of its own.
     """
 
     def __init__(
@@ -101,14 +101,11 @@ class _Steering:
             given = [name for name, value in {"method": method, "alpha": alpha, **params}.items() if value is not None]
             raise EvalError(f"control and {', '.join(given)} are both given.", "Give one or the other.")
         self.control = control or Control(method or "ck-plug", alpha, **params)
-        if isinstance(pretrained, str):
-            from ckcontrol.models.load import load
-
-            pretrained, tokenizer = load(pretrained, device=device, dtype=dtype)
-        elif tokenizer is None:
-            raise EvalError("pretrained is a loaded model without its tokenizer.", "Pass tokenizer as well.")
         from ckcontrol.decoding.refusals import check_model, check_tokenizer
 
+        from .common import loaded
+
+        pretrained, tokenizer = loaded(pretrained, tokenizer, "pretrained", device=device, dtype=dtype)
         check_model(pretrained)
         check_tokenizer(pretrained, tokenizer)
         self.truncate = truncate
@@ -126,7 +123,7 @@ class _Steering:
         return self._split(requests, lambda rest: parent.loglikelihood(rest, disable_tqdm=disable_tqdm), self._score)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what ``hf`` tells about the model, and the control."""
+        """Return what ``hf`` says about the model, and the control."""
         parent: Any = super()
         return {**parent.get_model_info(), "ckcontrol": self.control.to_dict()}
 
@@ -136,7 +133,7 @@ class _Steering:
         plain: Callable[[list[Any]], list[Any]],
         steered: Callable[[list[_Work]], list[Any]],
     ) -> list[Any]:
-        """Have each request answered by who is in charge of it; the results are in the order of `requests`."""
+        """Have each request answered by `plain` or `steered`; the results are in the order of `requests`."""
         tools: Any = self
         works = [self._work(request) for request in requests]  # refusals come before the first forward
         rest = [i for i, work in enumerate(works) if work is None]
@@ -151,7 +148,7 @@ class _Steering:
         return results
 
     def _work(self, request: Any) -> _Work | None:
-        """Return what a request asks of us; None for one that is not ours."""
+        """Return what a request asks for; None for one that is not steered."""
         doc = request.doc
         if not isinstance(doc, dict) or any(name not in doc for name in FIELDS):
             return None

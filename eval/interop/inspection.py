@@ -1,4 +1,4 @@
-"""Records as an evaluation of Inspect (inspect_ai): data set, a solver that steers, scorer, and the task of them.
+"""Records as an evaluation of Inspect (inspect_ai): a data set, a solver that steers, a scorer, and their task.
 
 The solver answers with `ckcontrol.generate` in this process, so the evaluation needs no model of Inspect's: run it
 with ``model=None``. Any other solver can answer the same samples, since their input is the whole prompt. Knows
@@ -18,14 +18,13 @@ from ckcontrol.control import Control
 from ckcontrol.errors import EvalError, MissingExtra
 
 from ..records import Record
-from .common import prompt_text, template_for, template_json, unique, verdicts
+from .common import RATES, loaded, row_of, template_for, unique, verdicts
 
 if TYPE_CHECKING:
     from ckcontrol.decoding.prompts import PromptTemplate
 
 __all__ = ["inspect_samples", "inspect_scorer", "inspect_solver", "inspect_task"]
 
-RATES = ("parr", "conr", "neither", "mr", "em", "ckplug_parr", "ckplug_conr")
 NEEDED = ("question", "passages", "template", "choices")  # what the solver reads of a sample's metadata
 
 
@@ -43,12 +42,12 @@ def inspect_task(
     """Return an Inspect task: these records, answered under a control, with our verdicts.
 
     Every rate is reported for each state and not for their mixture, with a standard error that is clustered by
-    `Record.group` (0 where a state has one group only, as is Inspect's way).
+    `Record.group` (0 for a state with a single group, as Inspect has it).
 
     Args:
-        records: Of any states; those with choices are answered by the likeliest one.
+        records: Of any states; those with choices are answered with the likeliest one.
         model: A name as in `ckcontrol.load`, or a loaded model.
-        tokenizer: Of a loaded model.
+        tokenizer: That of a loaded model.
         control: None is ``Control()``, the unmodified model.
         template: Wording; cloze records have their own.
         max_new_tokens: Longest answer, in tokens.
@@ -92,27 +91,17 @@ def inspect_samples(records: Sequence[Record], *, template: PromptTemplate | Non
 
     samples = []
     for record in unique(records):
-        wording = template_for(record, template)
+        row = row_of(record, template_for(record, template))
         wanted = (
             record.choices[record.answer_index : record.answer_index + 1] if record.answer_index is not None else ()
         )
         samples.append(
             Sample(
-                id=record.id,
-                input=prompt_text(wording, record.question, record.passages),
+                id=row.pop("id"),
+                input=row.pop("prompt"),
                 target=list(wanted or record.par_answers),
                 choices=list(record.choices) or None,
-                metadata={
-                    "question": record.question,
-                    "passages": list(record.passages),
-                    "ctx_answers": list(record.ctx_answers),
-                    "par_answers": list(record.par_answers),
-                    "state": record.state,
-                    "group": record.group,
-                    "template": template_json(wording),
-                    "choices": list(record.choices),
-                    "answer_index": record.answer_index,
-                },
+                metadata=row | {"choices": list(record.choices), "answer_index": record.answer_index},
             )
         )
     return samples
@@ -137,14 +126,15 @@ def inspect_solver(
     from inspect_ai.solver import solver
 
     check_integer("max_new_tokens", max_new_tokens, 1, 1_000_000)
-    label, loaded = _loaded(model, tokenizer)
+    ready = loaded(model, tokenizer)
+    label = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     chosen = control or Control()
     one_at_a_time = threading.Lock()
 
     def work(sample: Mapping[str, Any]) -> tuple[str, str, int, int, dict[str, Any]]:
         from ckcontrol.decoding.prompts import PromptTemplate
 
-        asked = (*loaded, sample["question"], list(sample["passages"]))
+        asked = (*ready, sample["question"], list(sample["passages"]))
         options = {
             "control": chosen,
             "template": PromptTemplate(**json.loads(sample["template"])),
@@ -231,23 +221,13 @@ def _generate(asked: Any, options: Mapping[str, Any]) -> tuple[str, str, int, in
 
 
 def _choose(asked: Any, choices: list[str], options: Mapping[str, Any]) -> tuple[str, str, int, int, dict[str, Any]]:
-    """Return the likeliest choice in the place of a generated text; of equals the first."""
+    """Return the likeliest choice in place of a generated text; of equal ones the first."""
     from .endings import compare
 
     model, tokenizer, question, passages = asked
     scores = compare(model, tokenizer, question, passages, choices, **options)
     best = scores.index(max(scores))
     return choices[best], "stop", 0, 0, {"scores": scores, "choice": best}
-
-
-def _loaded(model: Any, tokenizer: Any) -> tuple[str, tuple[Any, Any]]:
-    if isinstance(model, str):
-        from ckcontrol.models.load import load
-
-        return model, load(model)
-    if tokenizer is None:
-        raise EvalError("model is a loaded model without its tokenizer.", "Pass tokenizer as well.")
-    return str(getattr(model.config, "_name_or_path", "") or type(model).__name__), (model, tokenizer)
 
 
 def _require() -> None:

@@ -1,1 +1,1 @@
-"""Files to facts: rows of any table, the shipped facts, and the five states a fact is asked in."""
+"""Files to facts: the rows of any table, the shipped facts, and the five states that a fact is asked in."""

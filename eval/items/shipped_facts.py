@@ -1,4 +1,4 @@
-"""The shipped facts: country capitals, each with a passage that is true and one that is false.
+"""The shipped capitals: one fact per country, with a passage that is true and one that is false.
 
 Plain data; knows no model and no metric. Origin and changes are stated in NOTICE.
 """
@@ -9,19 +9,19 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["Fact", "load_capitals"]
+__all__ = ["Capital", "load_capitals"]
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One fact, and the same passage telling it rightly and wrongly.
+class Capital:
+    """A country's capital, and one passage that states it rightly and wrongly. Public as `ckcontrol.eval.Fact`.
 
     Attributes:
         subject: The country, without article.
         question: Asks for the capital.
         answer: The capital, in ASCII.
         aliases: Other spellings of the answer.
-        false_answer: Another country's capital, of the same continent.
+        false_answer: The capital of another country on the same continent.
         passage_true: States `answer`.
         passage_false: The same words with `false_answer`.
     """
@@ -40,7 +40,7 @@ class Fact:
         return (self.answer, *self.aliases)
 
 
-def load_capitals() -> list[Fact]:
+def load_capitals() -> list[Capital]:
     """Return the capitals in the order of their file, alphabetical by country.
 
     Example:
@@ -50,4 +50,4 @@ def load_capitals() -> list[Fact]:
     """
     text = (files("ckcontrol.eval") / "data" / "capitals.jsonl").read_text(encoding="utf-8")
     records = (json.loads(line) for line in text.splitlines())
-    return [Fact(**{**record, "aliases": tuple(record["aliases"])}) for record in records]
+    return [Capital(**{**record, "aliases": tuple(record["aliases"])}) for record in records]

@@ -1,6 +1,6 @@
-"""Facts to records: what a passage and a model's memory can have to do with one another, one record a state.
+"""Facts to records: what a passage and a model's memory can have to do with each other, one record per state.
 
-Knows strings only. Whether a model knows a fact is probed elsewhere and told here.
+Knows strings only. Whether a model knows a fact is probed elsewhere and passed in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIVE = ("conflict", "agree", "helpful", "irrelevant", "noisy")
 
 @dataclass(frozen=True)
 class StateFact:
-    """A fact that can be told rightly and wrongly.
+    """A fact that can be stated rightly and wrongly.
 
     Attributes:
         id: Unique among the facts; ``relation/subject`` where the file gives none.
@@ -33,10 +33,10 @@ class StateFact:
         answer: The true answer.
         aliases: Other spellings of it.
         cloze: A text that ends where the answer would begin; may be empty.
-        passage: Tells the fact, with ``{answer}`` for the answer.
-        false_answers: What `passage` is told wrongly with, then its aliases; `completed` fills it.
-        pool: Narrows the false answers to facts of the same pool, such as a continent.
-        other: What an irrelevant passage tells; `completed` fills it.
+        passage: States the fact, with ``{answer}`` in place of the answer.
+        false_answers: What `passage` states wrongly, and its aliases; `completed` fills it.
+        pool: Narrows the false answers to those of the same pool, such as a continent.
+        other: The fact that an irrelevant passage states; `completed` fills it.
     """
 
     id: str
@@ -57,13 +57,13 @@ class StateFact:
         return tuple(dict.fromkeys((self.answer, *self.aliases)))
 
     def told(self, answer: str) -> str:
-        """Return the passage that gives `answer`."""
+        """Return the passage as it states `answer`."""
         return self.passage.replace("{answer}", answer)
 
     def asked(self, cloze: bool = False) -> Record:
         """Return the closed-book record that probes whether a model knows the fact; its id is the fact's.
 
-        Asked with the cloze where `cloze` says so, or where the fact has no question.
+        It asks with the cloze if `cloze` says so, or if the fact has no question.
         """
         complete = bool(self.cloze) and (cloze or self.question == self.cloze)
         text = self.cloze if complete else self.question
@@ -74,10 +74,10 @@ class StateFact:
         """Return the fact of one line of a facts file: the format of `ckcontrol heads`, and `pool`, `false_answer`.
 
         Needed are relation, subject, answer, and a question or a cloze. The passage is `context_template` with
-        ``{subject}`` and ``{answer}``, else the cloze and the answer.
+        ``{subject}`` and ``{answer}``, otherwise the cloze and the answer.
 
         Raises:
-            EvalError: A field is missing or no text, or the passage names the answer before it is filled in.
+            EvalError: A field is missing or not a text, or the passage names the answer before it is filled in.
 
         Example:
             >>> line = {"relation": "r", "subject": "Oslo", "answer": "Norway", "cloze": "The city of Oslo is in"}
@@ -86,21 +86,26 @@ class StateFact:
             ('r/Oslo', 'The city of Oslo is in Chile.')
         """
         if not isinstance(data, Mapping):
-            raise EvalError(f"{type(data).__name__} is not a fact.", "Write one JSON object a line.")
+            raise EvalError(f"{type(data).__name__} is not a fact.", "Write one JSON object per line.")
         field = {key: _text(data, key) for key in ("relation", "subject", "answer", "question", "cloze", "pool", "id")}
         for key in ("relation", "subject", "answer"):
             if not field[key]:
                 raise EvalError(f"field {key!r} is missing.", "A fact has relation, subject and answer.")
         template = _text(data, "context_template") or (f"{field['cloze']} {{answer}}." if field["cloze"] else "")
         if "{answer}" not in template:
-            raise EvalError(f"context_template={template!r} has no {{answer}}.", "Or leave it out and give a cloze.")
+            raise EvalError(
+                f"context_template={template!r} has no {{answer}}.",
+                "Add it, or leave the template out and give a cloze.",
+            )
         found = re.search(rf"(?<!\w){re.escape(field['subject'])}(?!\w)", field["cloze"], re.IGNORECASE)
         surface = found.group() if found else field["subject"]
         passage = template.replace("{subject}", surface)
         aliases = tuple(item.strip() for item in texts(data.get("aliases"), "aliases"))
         answers = (field["answer"], *aliases)
         if mentions(passage.replace("{answer}", " | "), answers) or mentions(field["question"], answers):
-            raise EvalError(f"{field['answer']!r} is in the question or passage of {field['subject']!r}.", "Leave out.")
+            raise EvalError(
+                f"{field['answer']!r} is in the question or passage of {field['subject']!r}.", "Leave it out."
+            )
         return cls(
             id=field["id"] or f"{field['relation']}/{field['subject']}",
             relation=field["relation"],
@@ -118,12 +123,12 @@ class StateFact:
 def completed(facts: Iterable[StateFact], seed: int = 0) -> list[StateFact]:
     """Return the facts, each with a false answer and a fact that has nothing to do with it; given ones are kept.
 
-    A false answer is one of the same relation (and pool) that is no part of a true one nor around it. The other
-    fact tells neither subject nor answers; it is None where there is none. Both draws depend on which facts there
-    are, so complete them before taking a sample, and beyond that on the seed and the fact's id alone.
+    A false answer is one of the same relation (and pool) that neither is part of a true one nor contains one. The
+    other fact names neither subject nor answers; it is None if there is no such fact. Both draws depend on which facts
+    there are, so complete them before taking a sample, and beyond that on the seed and the fact's id alone.
 
     Raises:
-        EvalError: A relation without any other answer that would be false.
+        EvalError: A relation has no other answer that would be false.
     """
     facts = list(facts)
     ordered = sorted(facts, key=lambda fact: fact.id)
@@ -165,19 +170,19 @@ def build_states(
     """Return the records of each fact, in the order of the facts and of `FIVE`.
 
     A known fact becomes conflict (the passage is wrong), agree (right), irrelevant (about something else) and
-    noisy (right and wrong together, in seeded order); an unknown one becomes helpful (right). Where nobody has
-    probed, every state is made. `ctx_answers` are what the passage gives: in irrelevant, its own answer to
-    another question; in noisy, the wrong one.
+    noisy (right and wrong together, in seeded order); an unknown one becomes helpful (right). A fact that has not been
+    probed becomes all of them. `ctx_answers` are what the passage gives: in irrelevant, its own answer to another
+    question; in noisy, the wrong one.
 
     Args:
         facts: Those that lack something go through `completed` first.
-        known: Fact id to whether the model answers it closed-book; None, or an id that is missing: not probed.
+        known: Fact id to whether the model answers it closed-book; None, or a missing id, means not probed.
         states: Which of `FIVE` to build.
         seed: Draws false answers, irrelevant passages and the order of noisy ones.
-        cloze: Ask with the cloze, where there is one, as a text to complete.
+        cloze: Ask with the cloze, if there is one, as a text to complete.
 
     Raises:
-        EvalError: An unknown state; no false answer, or no irrelevant passage to be had among the facts.
+        EvalError: An unknown state; no false answer, or no irrelevant passage, among the facts.
     """
     for state in states:
         if state not in FIVE:
@@ -193,7 +198,7 @@ def build_states(
 
 
 def rank(seed: int, *parts: str) -> str:
-    """Return a text to sort by: an order that looks random and depends on the seed and the parts alone."""
+    """Return a text to sort by: the order looks random and depends on the seed and the parts alone."""
     return hashlib.sha256("\0".join((str(seed), *parts)).encode()).hexdigest()
 
 
@@ -219,7 +224,7 @@ def _record(fact: StateFact, state: str, knows: bool | None, seed: int, cloze: b
 
 
 def _elsewhere(fact: StateFact, facts: Sequence[StateFact], seed: int) -> StateFact | None:
-    """Return a fact whose passage names neither subject nor answers of this one; the search starts at random."""
+    """Return a fact whose passage names neither the subject nor the answers of this one; the search starts anywhere."""
     start = int(rank(seed, fact.id, "irrelevant"), 16) % len(facts)
     unwanted = (fact.subject, *fact.answers, *fact.false_answers)
     for step in range(len(facts)):
@@ -230,7 +235,7 @@ def _elsewhere(fact: StateFact, facts: Sequence[StateFact], seed: int) -> StateF
 
 
 def _is_false(fact: StateFact, answer: str) -> bool:
-    """Whether no spelling of the truth is part of `answer` or around it, and the passage does not name it anyway."""
+    """Whether no spelling of the truth is part of `answer` or contains it, and the passage does not name it anyway."""
     wrong, right = squad(answer), [squad(a) for a in fact.answers]
     apart = bool(wrong) and not any(wrong in true or true in wrong for true in right if true)
     return apart and not mentions(f"{fact.told(' | ')} {fact.question}", [answer])

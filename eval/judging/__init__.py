@@ -1,1 +1,1 @@
-"""One sample to its verdict: which answer was given, and how well it reads."""
+"""One sample to its verdict: which answer was given, and what it contributes to every metric."""

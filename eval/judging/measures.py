@@ -13,23 +13,33 @@ from ckcontrol.errors import EvalError
 
 from ..metrics import normalize
 from ..records import Record
-from .fluency import ended, ignorance, over_inclusion, repeated_ngrams, surprise
 from .verdict import Verdict, exact_match, set_match, verdict
+from .word_spans import words
 
-__all__ = ["METRICS", "Contribution", "Metric", "measure"]
+__all__ = [
+    "METRICS",
+    "Contribution",
+    "MetricRule",
+    "ended",
+    "ignorance",
+    "measure",
+    "over_inclusion",
+    "repeated_ngrams",
+    "surprise",
+]
 
 Contribution = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricRule:
     """How a metric is averaged and compared.
 
     Attributes:
         bounded: It lies in [0, 1].
         logarithmic: What is averaged is a logarithm; value and interval are its exponential.
-        compared: It gets rows among the pairs.
-        ratio: Its weights are counts of something, not 1: both arms of a pair keep all common samples.
+        compared: Arms are compared by it.
+        ratio: Its weights are counts of something, not 1: two arms are compared on all samples that both have.
     """
 
     bounded: bool = True
@@ -38,58 +48,58 @@ class Metric:
     ratio: bool = False
 
 
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, MetricRule] = {
     # which source, strict: parr + conr + neither = 1
-    "parr": Metric(),
-    "conr": Metric(),
-    "mr": Metric(ratio=True),
-    "both": Metric(),
-    "neither": Metric(),
-    "hit": Metric(),
-    "accuracy": Metric(),
-    "set_em": Metric(),
+    "parr": MetricRule(),
+    "conr": MetricRule(),
+    "mr": MetricRule(ratio=True),
+    "both": MetricRule(),
+    "neither": MetricRule(),
+    "hit": MetricRule(),
+    "accuracy": MetricRule(),
+    "set_em": MetricRule(),
     # as published
-    "em": Metric(),
-    "ckplug_parr": Metric(),
-    "ckplug_conr": Metric(),
-    "ckplug_mr": Metric(ratio=True),
+    "em": MetricRule(),
+    "ckplug_parr": MetricRule(),
+    "ckplug_conr": MetricRule(),
+    "ckplug_mr": MetricRule(ratio=True),
     # taking up the context (KnowPO)
-    "ignorance": Metric(),
-    "over_inclusion": Metric(),
+    "ignorance": MetricRule(),
+    "over_inclusion": MetricRule(),
     # choices
-    "accuracy_norm": Metric(),
-    "margin": Metric(bounded=False),
+    "accuracy_norm": MetricRule(),
+    "margin": MetricRule(bounded=False),
     # how it was decoded and how it reads
-    "gate": Metric(compared=False, ratio=True),
-    "gate_answer": Metric(compared=False, ratio=True),
-    "ppl_closed": Metric(bounded=False, logarithmic=True, compared=False, ratio=True),
-    "repeat4": Metric(),
-    "length": Metric(bounded=False),
-    "eos": Metric(),
+    "gate": MetricRule(compared=False, ratio=True),
+    "gate_answer": MetricRule(compared=False, ratio=True),
+    "ppl_closed": MetricRule(bounded=False, logarithmic=True, compared=False, ratio=True),
+    "repeat4": MetricRule(),
+    "length": MetricRule(bounded=False),
+    "eos": MetricRule(),
 }
 
 
 def measure(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribution]:
-    """Return ``{metric: (numerator, weight)}`` of what can be said of one sample; the rest is left out.
+    """Return ``{metric: (numerator, weight)}`` of what can be said about one sample; the rest is left out.
 
-    - ``parr conr mr both neither ckplug_*``: records with answers on both sides that are not the same ones, outside
-      agree and helpful. In strict mode `both` tells that both are named somewhere without negation; `neither` that no
-      answer of one side alone is.
+    - ``parr conr mr both neither ckplug_*``: records with different answers on the two sides, outside agree and
+      helpful. In strict mode `both` says that both are named somewhere without negation; `neither`, that no answer of
+      one side alone is given.
     - Of choices, ``parr conr mr neither`` by the role (``meta.roles``) of the one with the highest score.
     - ``accuracy``: the truth is the first that is named; of choices, the wanted one has the highest score.
-    - ``accuracy_norm``: likewise with scores divided by tokens; ``margin``: its score above the best other, nats.
+    - ``accuracy_norm``: the same with scores divided by tokens; ``margin``: its score above the best other one, nats.
     - ``set_em``: records with ``meta.multi_gold``.
     - ``ignorance`` in agree and helpful, ``over_inclusion`` in irrelevant.
     - ``gate``: share of tokens the policy acted on; ``gate_answer``: among those that spell the named answer.
 
     Raises:
-        EvalError: The sample has neither text nor scores, or its scores do not fit the choices.
+        EvalError: The sample has neither text nor scores, or its scores do not match the choices.
     """
     if record.choices:
         return _of_choices(record, sample)
     text = sample.get("text")
     if not isinstance(text, str):
-        raise EvalError(f"sample {sample.get('id')!r} has no text.", "Samples of questions hold text, or an error.")
+        raise EvalError(f"sample {sample.get('id')!r} has no text.", "Samples of questions hold a text or an error.")
     strict = verdict(text, record.ctx_answers, record.par_answers)
     found = _sources(record, text, strict)
     if record.par_answers:
@@ -188,3 +198,56 @@ def _of_roles(roles: Sequence[str] | None, scores: Sequence[float]) -> dict[str,
     par, ctx = float(role == "parametric"), float(role == "contextual")
     out = {"parr": (par, 1.0), "conr": (ctx, 1.0), "neither": (1.0 - par - ctx, 1.0)}
     return out | ({"mr": (par, 1.0)} if par or ctx else {})
+
+
+# --- what single metrics are made of -------------------------------------------------------------------------------
+
+
+def repeated_ngrams(text: str, size: int = 4) -> float | None:
+    """Return the share of n-grams of words that occurred before in `text`; None if there is no n-gram.
+
+    ``1 - distinct / all``, on words without case, so tokenizers can be compared (Welleck et al., 2020, take tokens).
+
+    Raises:
+        ValueError: `size` is below 1.
+
+    Example:
+        >>> repeated_ngrams("so it is and so it is and so it is"), repeated_ngrams("Rome")
+        (0.5, None)
+    """
+    if size < 1:
+        raise ValueError(f"size={size} is not the length of an n-gram. Give 1 or more.")
+    said = [word.forms[0] for word in words(text)]
+    grams = list(zip(*(said[shift:] for shift in range(size)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def surprise(tokens: Mapping[str, Any] | None, stream: str = "logp_par") -> tuple[float, int]:
+    """Return the summed negative log-probability (nats) and the number of tokens it is the sum of.
+
+    ``exp(sum / number)`` is the perplexity of an answer, by default in the model's own closed-book stream, which the
+    published comparisons lack. Tokens without a finite value (an untraced stream) are left out; (0, 0) if none is left.
+    """
+    values = [value for value in (tokens or {}).get(stream, ()) if value is not None and abs(value) < float("inf")]
+    return -float(sum(values)), len(values)
+
+
+def ended(sample: Mapping[str, Any]) -> bool:
+    """Tell whether an answer ended by itself rather than at the limit of tokens."""
+    return bool(sample["finish"] == "stop")
+
+
+def ignorance(found: Verdict) -> bool:
+    """Contextual ignorance (KnowPO, Zhang et al., 2024): the passages were right and the answer is not theirs.
+
+    Meant for the states helpful and agree.
+    """
+    return found.source not in ("contextual", "both")
+
+
+def over_inclusion(found: Verdict) -> bool:
+    """Contextual over-inclusion (KnowPO, Zhang et al., 2024): an answer from passages that do not bear on the question.
+
+    Meant for the state irrelevant, where the contextual answers are those of the passages to another question.
+    """
+    return found.source == "contextual"

@@ -1,17 +1,17 @@
-"""Which source a prediction followed: its verdict in two modes, exact match, and the set match of several answers.
+"""Which source a prediction followed: its verdict in two modes, the exact match, and the set match of several answers.
 
 `strict` is ours: whole words, exclusive, the earliest mention that is not negated wins. `ckplug` is compatible with
 the published CK-PLUG scripts: SQuAD normalisation, substrings, both sides may count. Knows strings only.
 
 **A mention is negated** when, within its clause, one of the `REACH` words before it is a negator ("not", "never",
-"isn't", "rather than", "non-"), or when it is denied right behind ("Paris is not ...", "Paris isn't ...", "Paris is
+"isn't", "rather than", "non-"), or when it is denied right after ("Paris is not ...", "Paris isn't ...", "Paris is
 wrong"). A clause ends at , ; : . ! ? brackets, a dash, a line break, and at "but", "until", "because" and their like;
 "and" ends it unless the mention follows directly ("not Paris and Rome"). "Not only", "no doubt", "none other than" and
-"no 5" negate nothing, and "non" only the word it is written onto.
+"no 5" negate nothing, and "non" only the word that it is joined to.
 
 Limits: the words of negation are English; irony, hedges ("some say Paris"), double negation and a negator in another
 clause ("It is false, I think, that it is Paris") are not seen; a short answer that is also a function word ("He", "US",
-"Who") is told apart by its case only, so it is found wrongly at the head of a sentence; a minus sign is a hyphen.
+"Who") is recognised by its case alone, so it is found wrongly at the start of a sentence; a minus sign is a hyphen.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NEGATORS = frozenset(
     hadnt hasnt havent isnt mustnt neednt shouldnt wasnt werent wont wouldnt unlike incorrectly wrongly""".split()
 )
 _NEGATING_PAIRS = frozenset({("rather", "than"), ("instead", "of"), ("opposed", "to"), ("other", "than")})
-# What a negator may be followed by without negating: "not only", "no doubt", "none other", "no later than".
+# What may follow a negator that then negates nothing: "not only", "no doubt", "none other", "no later than".
 _HARMLESS = frozenset(
     "only just merely simply solely least doubt question surprisingly other less fewer later earlier sooner".split()
 )
@@ -59,11 +59,11 @@ class Verdict:
     """Which answer a prediction gives.
 
     Attributes:
-        source: ``"parametric"``, ``"contextual"``, ``"neither"``, or ``"both"``: in strict mode only when the name
-            that was given belongs to both lists (agreement), in ckplug mode whenever both were found.
+        source: ``"parametric"``, ``"contextual"``, ``"neither"``, or ``"both"``: in strict mode only if the name that
+            was given is in both lists (agreement), in ckplug mode whenever both were found.
         parametric: A parametric answer is named (strict: at least once without negation).
-        contextual: A contextual answer is named (likewise).
-        span: Where the winning mention stands, ``text[start:end]``; None for neither and in ckplug mode.
+        contextual: The same of a contextual answer.
+        span: Where the winning mention is, ``text[start:end]``; None for neither and in ckplug mode.
     """
 
     source: str
@@ -74,7 +74,7 @@ class Verdict:
 
 class _Mention(NamedTuple):
     first: int  # index of its first word, articles left out
-    last: int  # index behind its last word
+    last: int  # index after its last word
     start: int  # in characters
     end: int
 
@@ -82,10 +82,10 @@ class _Mention(NamedTuple):
 def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[str], mode: str = "strict") -> Verdict:
     """Return which source `prediction` followed.
 
-    In strict mode a name that stands inside a longer name of the other side does not count ("York" in "New York"), a
-    name in both lists decides nothing while another mention does, and text from a new "Q:" or "Question:" line on is
-    not the answer any more. An answer of which normalisation leaves nothing ("The", "!!!") is named only by a first
-    line that is that answer; in ckplug mode, as in the published scripts, it is named by every prediction.
+    In strict mode a name inside a longer name of the other side does not count ("York" in "New York"), a name in both
+    lists decides nothing if another mention does, and from a line that begins with "Q:" or "Question:" the text is no
+    longer the answer. An answer that normalises to nothing ("The", "!!!") is named only by a first line that is that
+    answer; in ckplug mode, as in the published scripts, it is named by every prediction.
 
     Args:
         prediction: The generated text, as decoded.
@@ -107,7 +107,7 @@ def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[s
         par, ctx = (any(squad(a) in inside for a in answers) for answers in (par_answers, ctx_answers))
         return Verdict(_source(par, ctx), par, ctx)
     if mode != "strict":
-        raise EvalError(f"mode={mode!r} is no scoring mode.", did_you_mean(str(mode), MODES))
+        raise EvalError(f"mode={mode!r} is not a scoring mode.", did_you_mean(str(mode), MODES))
     found = _positive_mentions(prediction, ctx_answers, par_answers)
     ordered = sorted({(m.start, -m.end) for side in found for m in side})
     sides = [{(m.start, -m.end) for m in side} for side in found]  # contextual, parametric
@@ -136,7 +136,7 @@ def exact_match(prediction: str, answers: Iterable[str]) -> bool:
 def set_match(prediction: str, golds: Sequence[str], wrong: Sequence[str]) -> bool:
     """Tell whether `prediction` names every one of `golds` and none of `wrong`, in strict mode (RAMDocs).
 
-    A gold is one answer, not an alias. Without golds there is nothing to match: False.
+    A gold is an answer, not an alias. Without golds there is nothing to match: False.
     """
     if not golds:
         return False
@@ -170,7 +170,7 @@ def _positive_mentions(
 
 
 def _mentions(text: str, said: Sequence[Word], answer: str) -> list[_Mention]:
-    """Return every place where the words of `answer` stand in a row."""
+    """Return every place where the words of `answer` follow one another."""
     wanted = [word for word in words(answer) if word.forms[0] not in ARTICLES]
     if not wanted:
         line, name = _first_line(text), answer.strip()
@@ -197,7 +197,7 @@ def _outside(mentions: Sequence[_Mention], others: Sequence[_Mention]) -> list[_
 
 
 def _negated(text: str, said: Sequence[Word], mention: _Mention) -> bool:
-    """Tell whether a mention is denied by the words before it or right behind it, as the module defines it."""
+    """Tell whether a mention is denied by the words before it or right after it, as the module defines it."""
 
     def clause_ends(left: int) -> bool:  # between word `left` and the next
         return bool(_CLAUSE_MARK.search(text[said[left].end : said[left + 1].start]))

@@ -1,7 +1,7 @@
-"""A text as words that remember where they stood: what strict matching is done on.
+"""A text as words with offsets: what strict matching is done on.
 
-Knows characters, not answers or verdicts. Where `metrics.normalize` gives a string, this gives words with their place,
-and it is stricter about numbers and kinder to initials, possessives and scripts that are written without spaces.
+Knows characters, not answers or verdicts. Where `metrics.normalize` gives a string, this gives words with offsets, and
+it is stricter about numbers and more lenient about initials, possessives and scripts that are written without spaces.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ __all__ = ["ARTICLES", "Word", "words"]
 
 ARTICLES = frozenset({"a", "an", "the"})
 APOSTROPHES = "'’‘ʼ`´"
-# Letters that Unicode does not decompose although people leave their marks out.
+# Letters that Unicode does not decompose, although people leave out their marks.
 _PLAIN = str.maketrans(
     {"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ŋ": "n"}
     | {"Ł": "L", "Ø": "O", "Đ": "D", "Ħ": "H", "Æ": "AE", "Œ": "OE", "Ð": "D", "Þ": "TH", "Ŋ": "N"}
 )
-# Scripts in which a word ends where its reader knows it ends: every character is a word of its own, so that an
-# answer is found anywhere. Hangul is among them because particles are written onto the noun.
+# Scripts in which only the reader knows where a word ends: every character is a word of its own, so that an answer is
+# found anywhere. Hangul is among them because particles are joined to the noun.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u309f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
 )
 _KATAKANA = re.compile("[\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
-# The text is read through its shape, one letter a character: L letter, M mark, 0 digit, C unspaced, K katakana,
+# The text is read through its shape, one letter per character: L letter, M mark, 0 digit, C unspaced, K katakana,
 # ' apostrophe, s a space that never breaks (1 000), S any other space; . , : stand for themselves, - for the rest.
 _SHAPES = re.compile(
     r"(?P<initials>(?<![LM0])LM?(?:\.[sS]?LM?(?=\.)|\.LM?(?![LM0]))+\.?)"  # D.C.  U.S  J. R. R.
@@ -47,7 +47,7 @@ class Word:
         forms: What it may be compared as, without case and diacritics; a possessive has two ("pariss", "paris").
         cased: The first form with its case kept.
         start: Index of its first character in the text.
-        end: Index behind its last character.
+        end: Index after its last character.
     """
 
     forms: tuple[str, ...]
@@ -61,9 +61,9 @@ def words(text: str) -> tuple[Word, ...]:
     """Return the words of `text` in order, articles included.
 
     Numbers keep their decimal point and lose their thousands separators ("1,000" is "1000", and neither "1" nor
-    "23" is a word of "1.23"); letters behind a number belong to it ("47th"). Initials are one word however they are
-    written ("J. R. R." is "jrr"). Hyphens separate. Han, hiragana, Hangul, Thai, Lao, Khmer and Burmese give a word
-    a character, katakana a word a run.
+    "23" is a word of "1.23"); letters after a number belong to it ("47th"). Initials are one word however they are
+    written ("J. R. R." is "jrr"). Hyphens separate. Han, hiragana, Hangul, Thai, Lao, Khmer and Burmese give one word
+    per character, katakana one per run.
 
     Example:
         >>> [word.forms[0] for word in words("The U.S. won 1,500 of Bogotá's 东京.")]
@@ -102,7 +102,7 @@ def _shape(char: str) -> str:
 
 
 def _fold(piece: str, kind: str) -> str:
-    """Return a word without diacritics, and without the marks its kind may hold; case is kept."""
+    """Return a word without diacritics, and without the marks that its kind may contain; case is kept."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", piece) if not unicodedata.combining(c)).translate(_PLAIN)
     if kind == "number":
         return _SEPARATORS.sub("", plain)

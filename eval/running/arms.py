@@ -1,6 +1,7 @@
-"""Arms: what is compared. Method names and alphas to controls, and which wording of the prompt each of them gets.
+"""Arms: what is compared. Method names and alphas to controls, and the wording of the prompt that each of them gets.
 
-Knows the registry of policies; knows no model, no data and no file.
+The one place that reads ``method@alpha``; a run card holds both apart. Knows the registry of policies; knows no model,
+no data and no file.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class Arm:
     """One way of answering.
 
     Attributes:
-        name: Unique in a run: the method, with ``@alpha`` where it has the dial.
-        method: The method's name, the same along its control curve.
-        alpha: The dial, or None for a method that has none.
+        name: Unique in a run: the method, with ``@alpha`` if it has the dial.
+        method: The method with its parameters, the same along its control curve.
+        alpha: The setting of the dial; None for a method without one.
         control: What decodes.
-        prompt: Wording of the prompt: "base", "context-only" or "memory-only" (wording.py).
+        prompt: Wording of the prompt: "base", "context-only" or "memory-only" (prompt_styles.py).
     """
 
     name: str
@@ -46,27 +47,32 @@ class Arm:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
-        told = {"name": self.name, "method": self.method, "alpha": self.alpha, "prompt": self.prompt}
-        return {**told, "control": self.control.to_dict()}
+        return {
+            "name": self.name,
+            "method": self.method,
+            "alpha": self.alpha,
+            "prompt": self.prompt,
+            "control": self.control.to_dict(),
+        }
 
 
 def method_names() -> list[str]:
-    """Return the methods an evaluation knows: every policy, the adaptive forms, and those that are no policy."""
+    """Return the methods that an evaluation knows: every policy, the adaptive forms, and what is not a policy."""
     policies = policy_names()
     adaptive = [name + _ADAPTIVE for name in policies if _takes(name, adaptive=True)]
     return ["off", *_FIXED, *sorted({*policies, *adaptive} - {"off"})]
 
 
 def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[Arm]:
-    """Return the arms of some methods, in order: one an alpha for those with the dial, else one.
+    """Return the arms of some methods, in order: one per alpha for a method with the dial, otherwise one.
 
     Args:
-        methods: Names as in `method_names`, or "all". A policy's own parameters follow its name:
-            ``cad:cad_alpha=1``, ``ck-plug:warmup=2:gate=jsd``; an alpha of its own goes last: ``ck-plug:gate=2@0.6``.
-        alphas: Settings of the dial, 0 = context, 1 = memory, for the methods that name no alpha.
+        methods: Names as in `method_names`, or "all". A policy's own parameters follow its name: ``ck-plug:gate=2``,
+            ``coiecd:coiecd_alpha=0.5:coiecd_ratio=2``; an alpha of its own comes last: ``ck-plug:gate=2@0.6``.
+        alphas: Settings of the dial, 0 = context, 1 = memory, for the methods that do not name an alpha themselves.
 
     Raises:
-        EvalError: No or unknown method, a parameter that cannot be read, or no alpha.
+        EvalError: No method or an unknown one, a parameter that cannot be read, or no alpha.
         ControlError: The policy refuses a parameter or an alpha.
 
     Example:
@@ -117,13 +123,13 @@ def _alpha(method: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise EvalError(f"{text!r} in {method!r} is no alpha.", "Write a number behind the @: ck-plug@0.6") from None
+        raise EvalError(f"{text!r} in {method!r} is not an alpha.", "Write a number after the @: ck-plug@0.6") from None
 
 
 def _parameter(method: str, text: str) -> tuple[str, Any]:
     name, mark, value = text.partition("=")
     if not mark or not name:
-        raise EvalError(f"{text!r} in {method!r} is no parameter.", "Write name=value: cad:cad_alpha=1")
+        raise EvalError(f"{text!r} in {method!r} is not a parameter.", "Write name=value: cad:cad_alpha=1")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

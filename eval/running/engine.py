@@ -1,6 +1,6 @@
 """Engines: records and arms in, sample bodies out. `Local` decodes all arms of a pass together; `Served` asks a server.
 
-Knows models, prompts and the `Backend` protocol; knows nothing of tasks, files or scores.
+Knows models, prompts and the `Backend` protocol; knows nothing of tasks or scores, and writes no file.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,20 +19,21 @@ from ckcontrol.policies import Policy
 from ckcontrol.policies.off import OFF
 
 from ..records import Record
+from ..run_files import Sample
 from .arms import Arm
-from .backend import Ask, Backend
 from .prompt_styles import Wording
+from .remote import Ask, Backend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ckcontrol.decoding.prompts import PromptPair
 
-    from .fan import Made, Width
+    from .fan import FanAnswer, Width
 
 __all__ = ["Engine", "Local", "Served"]
 
-Sample = dict[str, Any]
+PAIRS = 4096  # prompt pairs that are kept from measuring their lengths until they are run
 
 
 class Engine(Protocol):
@@ -41,10 +43,10 @@ class Engine(Protocol):
         """Return what a reader must know to repeat the run: model, versions, options, wording."""
 
     def length(self, record: Record, prompt: str) -> int:
-        """Return a measure of the work a record is: tokens or characters."""
+        """Return a measure of the work that a record is: tokens or characters."""
 
     def run(self, records: Sequence[Record], arms: Sequence[Arm], prompt: str) -> list[list[Sample]]:
-        """Return ``[record][arm]`` sample bodies; what fails holds ``error`` and nothing else fails with it."""
+        """Return samples as ``[record][arm]``; one that failed holds ``error``, and no other fails with it."""
 
 
 class Local:
@@ -55,7 +57,7 @@ class Local:
         tokenizer: Its tokenizer.
         name: What the user called it; a local path is shortened to its last part.
         options: How tokens are drawn; ``trace`` is ignored.
-        style: Prompt style, see wording.py.
+        style: Prompt style, see prompt_styles.py.
 
     Attributes:
         width: Rows decoded and rows asked for, all passes together.
@@ -84,6 +86,7 @@ class Local:
         self.pad = int(pad) if pad is not None else (self.ends[0] if self.ends else 0)
         limit = position_limit(model)
         self.wording = Wording(style, tokenizer, None if limit is None else max(0, limit - options.max_new_tokens))
+        self.pair = lru_cache(PAIRS)(self.wording.pair)
         self.width: Width = Width()
 
     def card(self) -> dict[str, Any]:
@@ -94,7 +97,7 @@ class Local:
         versions = {"ckcontrol": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
         return {
             "model": self.name,
-            "model_fingerprint": fingerprint(self.model),
+            "model_fingerprint": _fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "versions": {**versions, "python": platform.python_version()},
@@ -106,7 +109,7 @@ class Local:
     def length(self, record: Record, prompt: str) -> int:
         """Return the tokens of both prompts, endings included."""
         try:
-            pair = self.wording.pair(record, prompt)
+            pair = self.pair(record, prompt)
         except PromptError:
             return 0
         return (len(pair.contextual) + len(pair.parametric)) * max(1, len(record.choices))
@@ -117,13 +120,13 @@ class Local:
         pairs: dict[int, PromptPair] = {}
         for i, record in enumerate(records):
             try:
-                pairs[i] = self.wording.pair(record, prompt)
+                pairs[i] = self.pair(record, prompt)
             except PromptError as error:
                 made[i] = [{"error": str(error)} for _ in arms]
-        for told in (True, False):
+        for open_book in (True, False):
             # Without passages the streams are one: nothing to steer, as in `ckcontrol.generate`.
-            policies = [arm.control.policy() if told else OFF for arm in arms]
-            mine = [i for i in pairs if bool(records[i].passages) == told]
+            policies = [arm.control.policy() if open_book else OFF for arm in arms]
+            mine = [i for i in pairs if bool(records[i].passages) == open_book]
             free = [i for i in mine if not records[i].choices]
             bound = [i for i in mine if records[i].choices]
             if free:
@@ -150,7 +153,7 @@ class Local:
         )
         return [[self._sample(answer) for answer in answers] for answers in found]
 
-    def _sample(self, answer: Made) -> Sample:
+    def _sample(self, answer: FanAnswer) -> Sample:
         from ckcontrol.decoding.token_texts import pieces
 
         if answer.error is not None:
@@ -189,16 +192,17 @@ class Local:
         made = []
         for each in endings:
             table = [next(values) for _ in each]  # [choice][arm]
-            made.append([_choice([row[arm] for row in table], [len(e) for e in each]) for arm in range(len(policies))])
+            lengths = [len(ending) for ending in each]
+            made.append([_compared([row[arm] for row in table], lengths) for arm in range(len(policies))])
         return made
 
 
 class Served:
-    """An endpoint of ours behind the `Backend` protocol, which decides about everything but passages and control.
+    """One of our servers behind the `Backend` protocol; it decides everything but the passages and the control.
 
     Args:
-        backend: Usually a `ckcontrol.eval.running.remote` client.
-        name: Model name as the server knows it.
+        backend: Usually a `RemoteBackend`.
+        name: The model's name at the server.
         options: ``max_new_tokens`` alone is sent.
     """
 
@@ -234,17 +238,11 @@ class Served:
             for record in records
             for arm in arms
         ]
-        replies = iter(self.backend.answer(asks))
-        return [[_reply(next(replies)) for _ in arms] for _ in records]
+        answers = iter(self.backend.answer(asks))
+        return [[next(answers) for _ in arms] for _ in records]
 
 
-def _reply(reply: Any) -> Sample:
-    if reply.error is not None:
-        return {"error": reply.error}
-    return {"text": reply.text, "n": reply.tokens, "finish": reply.finish}
-
-
-def _choice(scores: Sequence[float], lengths: Sequence[int]) -> Sample:
+def _compared(scores: Sequence[float], lengths: Sequence[int]) -> Sample:
     if any(math.isnan(score) for score in scores):
         return {"error": "the model's logits are not finite."}
     kept = [max(score, -1e6) for score in scores]  # impossible: JSON has no -inf
@@ -256,8 +254,8 @@ def _rounded(values: Sequence[float]) -> list[float]:
     return [round(max(value, -1e6), 4) for value in values]
 
 
-def fingerprint(model: PreTrainedModel) -> Mapping[str, Any] | None:
-    """Return the model's fingerprint, or None for a family that heads.py does not know."""
+def _fingerprint(model: PreTrainedModel) -> Mapping[str, Any] | None:
+    """Return the model's fingerprint, or None for a family that `ckcontrol.heads` does not know."""
     from ckcontrol.heads.fingerprint import Fingerprint
 
     try:

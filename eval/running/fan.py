@@ -1,8 +1,8 @@
 """Many controls on the same questions in one pass: prompts run once, answers share every forward until they part.
 
-Two controls that have chosen the same tokens so far stand in the same state of the model, so a row of the batch is a
-distinct beginning, not a control. Twenty controls on one question begin as one row and end as the few answers they
-really give. Knows streams, signals, policies and the kernel; knows nothing of texts, tasks or files.
+Two controls that have chosen the same tokens so far have the model in the same state, so a row of the batch is a
+distinct beginning, not a control. Twenty controls on one question begin as one row and end as the few answers that
+they really give. Knows streams, signals, policies and the kernel; knows nothing of texts, tasks or files.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_p
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Made", "Width", "fan"]
+__all__ = ["FanAnswer", "Width", "fan"]
 
 
 @dataclass
-class Made:
-    """One answer.
+class FanAnswer:
+    """One answer to one question under one policy, as far as it has been decoded.
 
     Attributes:
         ids: Its tokens, the end token included.
@@ -42,9 +42,9 @@ class Made:
         switched: Whether the policy acted.
         logp_ctx: Log-probability of the token with the passages, in nats.
         logp_par: The same without them.
-        evidence: Per token h_ctx, h_par, whether it is not memory's favourite, and that favourite's log-probability;
+        evidence: For each token h_ctx, h_par, 1 if it is not memory's favourite, and that favourite's log-probability;
             kept for drafts only.
-        error: What broke it; the other fields hold what was made until then.
+        error: Why it has no end; the other fields hold what was decoded until then.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -59,11 +59,11 @@ class Made:
 
 @dataclass
 class Width:
-    """What a pass cost: rows run against rows asked for.
+    """What sharing saves: rows that were run beside rows that were asked for.
 
     Attributes:
         rows: Rows of all decode forwards together.
-        asked: Rows that decoding every control by itself would have run.
+        asked: Rows that they would have had if every control had been decoded by itself.
     """
 
     rows: int = 0
@@ -82,7 +82,7 @@ def fan(
     vocab_size: int,
     shortlist: Shortlist | None = None,
     width: Width | None = None,
-) -> list[list[Made]]:
+) -> list[list[FanAnswer]]:
     """Answer every question under every policy.
 
     Each answer is the one that `ckcontrol.generate` gives with that control alone, up to rounding: a matrix product of
@@ -92,28 +92,28 @@ def fan(
     Args:
         model: A decoder-only model.
         pairs: Prompt pairs of similar length; they are padded to the longest.
-        policies: One a control.
-        options: How tokens are drawn. With a seed every answer draws from its own generator with that seed.
+        policies: One per control.
+        options: How tokens are drawn. With a seed, every answer draws from a generator of its own with that seed.
         ends: Ids that end an answer.
-        pad: Id that fills prompts.
-        vocab_size: Ids the tokenizer knows.
+        pad: Id that fills the prompts on the left.
+        vocab_size: Number of ids the tokenizer knows.
         shortlist: Of every policy; None is the default one.
-        width: Counted into, if given.
+        width: Added to, if given.
 
     Returns:
-        ``[question][policy]``. An answer on broken logits holds an error; its neighbours go on.
+        ``[question][policy]``. An answer whose logits became NaN holds an error; its neighbours go on.
     """
     drafts = [tuple(draft_policies(policy).values()) for policy in policies]
     decoded = {draft: i for i, draft in enumerate(dict.fromkeys(draft for each in drafts for draft in each))}
-    told = {decoded[draft] for each in drafts if len(each) > 1 for draft in each}
+    drafted = {decoded[draft] for each in drafts if len(each) > 1 for draft in each}
     device = model.get_input_embeddings().weight.device
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = stream_of(model, [p.parametric for p in pairs], pad)
-    made = [[Made() for _ in decoded] for _ in pairs]
+    made = [[FanAnswer() for _ in decoded] for _ in pairs]
     running = [(item, arm) for item in range(len(pairs)) for arm in range(len(decoded))]
     row = {answer: answer[0] for answer in running}
     token_policies = list(decoded)
-    choose = _Choice(token_policies, options, contextual.input_ids)
+    choose = _NextTokens(token_policies, options, contextual.input_ids)
     with TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens) as streams:
         logits = streams.prefill()
         for step in range(options.max_new_tokens):
@@ -130,7 +130,7 @@ def fan(
             decisions = {arm: token_policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
             rows = [row[answer] for answer in running]
             tokens = choose(running, rows, raw, signals, decisions)
-            _record(made, running, rows, tokens, signals, decisions, told)
+            _record(made, running, rows, tokens, signals, decisions, drafted)
             running, rows, tokens = _unfinished(running, rows, tokens, ends)
             if not running or step + 1 == options.max_new_tokens:
                 break
@@ -150,17 +150,17 @@ def fan(
     ]
 
 
-def _given(policy: Policy, drafts: Sequence[Made]) -> Made:
-    """The draft that a policy gives; one that broke cannot be judged, so it breaks the answer."""
+def _given(policy: Policy, drafts: Sequence[FanAnswer]) -> FanAnswer:
+    """The draft that a policy gives. One with an error cannot be judged, so that it is then what is given."""
     broken = next((draft for draft in drafts if draft.error is not None), None)
     if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
         return broken or drafts[0]
-    told = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
-    return drafts[policy.choose(told)]
+    evidence = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
+    return drafts[policy.choose(evidence)]
 
 
 def _broken(logits_ctx: Tensor, logits_par: Tensor, step: int) -> dict[int, str]:
-    """Rows whose logits mean nothing, with the message of `NonFiniteLogits`."""
+    """Rows whose logits are not finite, with the message of `NonFiniteLogits`."""
     found: dict[int, str] = {}
     for name, logits in (("parametric", logits_par), ("contextual", logits_ctx)):
         for row in nonfinite_rows(logits).nonzero()[:, 0].tolist():
@@ -176,18 +176,18 @@ def _unfinished(
 
 
 def _record(
-    made: Sequence[Sequence[Made]],
+    made: Sequence[Sequence[FanAnswer]],
     running: Sequence[tuple[int, int]],
     rows: Sequence[int],
     tokens: Sequence[int],
     signals: Signals,
     decisions: Mapping[int, Decision],
-    told: Collection[int],
+    drafted: Collection[int],
 ) -> None:
     if not running:
         return
     evidence: list[tuple[float, float, int, float]] = []
-    if told:
+    if drafted:
         columns = (signals.h_ctx, signals.h_par, signals.top_par, signals.logp_par.amax(-1))
         evidence = list(zip(*(column.tolist() for column in columns), strict=True))
     gains = signals.gain.tolist()
@@ -202,21 +202,21 @@ def _record(
         answer.switched.append(bool(decisions[arm].switched[row]))
         answer.logp_ctx.append(logp[0][i])
         answer.logp_par.append(logp[1][i])
-        if arm in told:
+        if arm in drafted:
             h_ctx, h_par, best, logp_best = evidence[row]
             answer.evidence.append((h_ctx, h_par, int(token != best), logp_best))
 
 
-# What an answer's next token is chosen from: a stream as it is, or a blend. Equal sources are computed once.
+# What an answer's next token is chosen from: one stream as it is, or a blend. Equal sources are computed once.
 _Source = tuple[str, int] | tuple[str, int, float, float, bool] | tuple[str, int, int]
 
 
-class _Choice:
-    """Picks the next token of every running answer; fuses only what is neither stream's plain distribution."""
+class _NextTokens:
+    """Picks the next token of every running answer; fuses only what is not one stream's own distribution."""
 
     def __init__(self, policies: Sequence[Policy], options: GenerateOptions, prompts: Tensor) -> None:
         self.policies, self.options, self.prompts = policies, options, prompts
-        self.blend = per_row(policies)  # only asked whether the shortlist is needed
+        self.blend = per_row(policies)  # only asked whether a shortlist is needed
         self.processors = processors_for(options)
         self.generators: dict[tuple[int, int], torch.Generator] = {}
         self.chosen: dict[tuple[int, int], list[int]] = {}
@@ -229,7 +229,7 @@ class _Choice:
         signals: Signals,
         decisions: Mapping[int, Decision],
     ) -> list[int]:
-        """Return one token an answer; `raw` are the contextual logits as the model gave them, [R, V]."""
+        """Return one token per answer; `raw` are the contextual logits as the model gave them, [R, V]."""
         sources = [self._source(arm, row, decisions[arm]) for (_, arm), row in zip(running, rows, strict=True)]
         places = {source: i for i, source in enumerate(dict.fromkeys(sources))}
         arms = dict(zip(sources, (arm for _, arm in running), strict=True))

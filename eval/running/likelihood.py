@@ -1,7 +1,7 @@
-"""Log-likelihood of given endings under every control: both streams read the ending, each of its tokens is fused.
+"""Log-likelihood of given endings under every control: both streams read the ending, and each of its tokens is fused.
 
-Knows models, signals, policies and the kernel; knows nothing of texts, tasks or files. No shortlist: it would give an
-ending -inf for one unlikely token, and no comparison is left.
+Knows models, signals, policies and the kernel; knows nothing of texts, tasks or files. There is no shortlist: it would
+give an ending -inf for a single unlikely token, which leaves nothing to compare.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ckcontrol.decoding.inputs import stream_of
 from ckcontrol.fusion.distributions import Shortlist
 from ckcontrol.fusion.kernel import fuse
 from ckcontrol.fusion.signals import Signals
@@ -36,20 +37,20 @@ def likelihoods(
 ) -> list[list[float]]:
     """Return the log-likelihood of every ending under every policy.
 
-    Order of operations: both prompts followed by the ending are run; at each of its tokens the two distributions are
-    fused under the policy, normalised over the tokenizer's vocabulary, and the token's log-probability is added.
+    Order of operations: both prompts are run, followed by the ending; at each of its tokens the two distributions are
+    fused under the policy and normalised over the tokenizer's vocabulary, and the token's log-probability is added.
 
     Args:
         model: A decoder-only model.
-        prompts: Per ending its contextual and its parametric prompt, token ids.
+        prompts: For each ending its contextual and its parametric prompt, as token ids.
         endings: At least one token each.
-        policies: One a control.
-        vocab_size: Ids the tokenizer knows; others have no probability.
-        pad: Id that fills the rows on the left.
+        policies: One per control.
+        vocab_size: Number of ids the tokenizer knows; the others have no probability.
+        pad: Id that fills the prompts on the left.
 
     Returns:
-        ``[ending][policy]``, in nats; of a policy that chooses between whole answers, its `weigh`.
-        NaN where the model broke down, -inf where a token is impossible.
+        ``[ending][policy]``, in nats; for a policy that chooses between whole answers, what it `weigh`s.
+        NaN where the logits became NaN, -inf where a token is impossible.
     """
     ctx, par = (
         _logits(model, [(*pair[side], *ending) for pair, ending in zip(prompts, endings, strict=True)], endings, pad)
@@ -87,18 +88,15 @@ def likelihoods(
 def _logits(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], endings: Sequence[Sequence[int]], pad: int
 ) -> Tensor:
-    """Logits that predict the endings' tokens, [T, V] float32."""
-    device = model.get_input_embeddings().weight.device
-    longest, last = max(map(len, rows)), max(map(len, endings))
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    """Logits that predict the tokens of the endings, [T, V] float32."""
+    stream = stream_of(model, rows, pad)
     more: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        more["logits_to_keep"] = last + 1
+        more["logits_to_keep"] = max(map(len, endings)) + 1
     logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        input_ids=stream.input_ids,
+        attention_mask=None if stream.keep is None else stream.keep.long(),
+        position_ids=stream.position,
         use_cache=False,
         return_dict=True,
         **more,

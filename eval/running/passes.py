@@ -1,4 +1,4 @@
-"""The work of a run, cut into passes: records of like length under all arms that share a wording of the prompt.
+"""The work of a run, cut into passes: records of similar length under all arms that share a wording of the prompt.
 
 The cut depends on the records and the settings alone, never on what is already done or by whom, so an interrupted run
 and its shards make the very passes of a whole run, and round alike. Knows records, arms and engines' lengths.
@@ -20,7 +20,7 @@ from .arms import Arm
 __all__ = ["Pass", "in_measuring_order", "passes", "shard_of"]
 
 
-TOKENS = 8192  # a pass is widened beyond batch_size only within so many tokens (or characters, of a server)
+TOKENS = 8192  # a pass is widened beyond batch_size only up to so many tokens (of a server: characters)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pass:
         prompt: Wording of the prompts.
         records: Of similar length.
         arms: All that use this wording.
-        work: Measure of the cost: prompt length by records, plus a share for every answer.
+        work: A measure of the cost: prompt length times records, plus a share for every answer.
     """
 
     key: str
@@ -57,10 +57,10 @@ def passes(
         tasks: Names and records.
         arms: All arms of the run.
         length: Length of a record's prompts under a wording.
-        batch_size: Records a pass; up to eight times as many where fewer than eight arms share a wording.
+        batch_size: Records per pass; up to eight times as many where fewer than eight arms share a wording.
 
     Raises:
-        EvalError: Arms differ in the shortlist that one pass shares.
+        EvalError: The arms differ in the shortlist that one pass shares.
     """
     if len({arm.control.shortlist for arm in arms}) > 1:
         raise EvalError("the methods differ in candidates or candidate_ratio.", "Run them into separate folders.")
@@ -68,11 +68,11 @@ def passes(
     for task, records in tasks:
         for prompt in dict.fromkeys(arm.prompt for arm in arms):
             mine = tuple(arm for arm in arms if arm.prompt == prompt)
-            # A text to complete has no instruction that could be worded otherwise.
+            # A text to complete has no instruction that could be worded in another way.
             some = [record for record in records if prompt == "base" or not (record.cloze or record.choices)]
             sizes = {record.id: length(record, prompt) for record in some}
             order = sorted(some, key=lambda record: (-sizes[record.id], record.id))
-            # A row of the batch costs alike whether records or arms fill it, as long as prompts are short.
+            # A row of the batch costs the same whether records or arms fill it, as long as the prompts are short.
             widest = batch_size * max(1, 8 // len(mine))
             start = 0
             while start < len(order):
@@ -80,7 +80,7 @@ def passes(
                 part = tuple(order[start : start + size])
                 start += size
                 longest = max(sizes[record.id] for record in part)
-                # Padding makes every record as long as the longest; answers cost about as much as 10 tokens an arm.
+                # Padding makes every record as long as the longest; an answer costs about as much as 10 tokens per arm.
                 work = len(part) * (longest + 10.0 * len(mine))
                 made.append(Pass(_key(task, prompt, part, mine), task, prompt, part, mine, work))
     return made
@@ -107,7 +107,7 @@ def shard_of(work: Sequence[Pass], shard: tuple[int, int]) -> list[Pass]:
 def in_measuring_order(work: Sequence[Pass]) -> tuple[list[Pass], int]:
     """Put a long and a short pass of every task and wording first, to measure by; return the order and their number.
 
-    A group of fewer than five passes is not measured by itself: it is over before an estimate is of use.
+    A group of fewer than five passes is not measured by itself: it is over before an estimate would be of use.
     """
     groups: dict[tuple[str, str], list[Pass]] = {}
     for each in work:

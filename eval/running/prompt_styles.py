@@ -2,11 +2,11 @@
 
 - chat: the tokenizer's chat template around instruction, passages and question.
 - completion: the same text without a template, ending in "Answer:".
-- A record that is a text to complete is put raw after its passages, whatever the style.
+- A record that is a text to complete follows its passages as it is, whatever the style.
 
 Three wordings: "base" asks for a short answer, "context-only" and "memory-only" tell the model whom to believe (the
 usual remedy by prompt). Few-shot examples are not used: whether the closed-book stream should see them is a choice that
-moves results (specs differ), so none is made here. Knows templates; knows no model.
+moves results, and published protocols differ in it. Knows templates; knows no model.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Wording:
 
     Args:
         style: One of `STYLES`; "auto" is chat where the tokenizer has a chat template.
-        tokenizer: Of the model that answers.
-        limit: Longest prompt in tokens, or None.
+        tokenizer: That of the model that answers.
+        limit: Longest prompt, in tokens; None sets no limit.
 
     Raises:
         EvalError: Unknown style.
@@ -73,14 +73,14 @@ class Wording:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the templates' fields, by wording."""
+        """Return the fields of the templates, by wording."""
         return {name: asdict(template) for name, template in self.templates.items()}
 
 
 def raw(record: Record) -> PromptTemplate:
     """Return the form of a text to complete: each passage on a line of its own, unless ``meta["join"]`` says how.
 
-    With a join, passage and question are what the source had in one piece; the white space between them opens the
+    With a join, passage and question are what the source has in one piece; the white space between them opens the
     question, so that both streams end in the same tokens.
     """
     if "join" not in record.meta:

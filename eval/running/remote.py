@@ -1,9 +1,12 @@
-"""A `Backend` over HTTP: asks ckcontrol's OpenAI-compatible server, many questions at a time.
+"""Questions for a server: `Ask`, what a `Backend` answers it with, and the backend that asks over HTTP.
+
+`RemoteBackend` asks ckcontrol's OpenAI-compatible server, many questions at a time.
 
 Request: ``POST {base_url}/chat/completions`` with the bare question as the user's message and the object ``ck`` beside
 it: the passages, the fields of the control, and those of the prompt template where one is given. The server builds
 both prompts. It must repeat ``ck`` in its reply: a server that does not know the field would answer closed-book and
-nobody would notice, so such an answer is an error here.
+nobody would notice, so such an answer is an error here. A failed question is a sample that says why, so that one bad
+question, or one bad minute of a server, never costs the answers already paid for.
 
 Standard library only. Knows HTTP, retries and threads; knows nothing of models, scoring or files.
 """
@@ -19,20 +22,58 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from ckcontrol.arguments import check_integer, check_number
-from ckcontrol.errors import ControlError
+from ckcontrol.control import Control
+from ckcontrol.errors import ControlError, PromptError
 
-from .backend import Ask, Reply
+from ..run_files import Sample
 
-__all__ = ["RemoteBackend"]
+if TYPE_CHECKING:
+    from ckcontrol.decoding.prompts import PromptTemplate
+
+__all__ = ["Ask", "Backend", "RemoteBackend"]
 
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 LONGEST_WAIT = 60.0  # seconds, also for a Retry-After that asks for more
 LARGEST_REPLY = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question as a server gets it.
+
+    Attributes:
+        question: The question, or the text to complete; the server puts it into the prompt.
+        passages: May be empty: closed book.
+        control: Policy and dial; ``Control()`` is the unmodified model.
+        max_new_tokens: Longest answer, in tokens.
+        template: Wording of the prompts; None is the server's default, `PromptTemplate()`.
+
+    Raises:
+        PromptError: `passages` is one string.
+    """
+
+    question: str
+    passages: tuple[str, ...] = ()
+    control: Control = field(default_factory=Control)
+    max_new_tokens: int = 64
+    template: PromptTemplate | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.passages, str):
+            raise PromptError("passages is one string.", "Pass a list: passages=[text].")
+        object.__setattr__(self, "passages", tuple(self.passages))
+
+
+class Backend(Protocol):
+    """Whatever stands behind a server's address."""
+
+    def answer(self, requests: Sequence[Ask]) -> list[Sample]:
+        """Return one sample per request, in order: text, n and finish, or an error. No single failure is raised."""
 
 
 class RemoteBackend:
@@ -42,19 +83,19 @@ class RemoteBackend:
         base_url: Up to and including the version, ``http://host:8000/v1``.
         model: The model's name at the server.
         concurrency: Requests in flight at once.
-        timeout: Seconds the server may be silent; an attempt whose reply still drips after so long is given up.
+        timeout: Seconds the server may be silent; an attempt whose reply is still dripping in after that is given up.
         retries: Further attempts after the first, on 408, 425, 429, 500, 502, 503, 504, a lost or refused connection,
             a timeout, or a reply that is not JSON. Other refusals are final.
         backoff: Seconds before the first retry; doubled each time, with jitter, at most 60. A server's
-            ``Retry-After`` in seconds counts where it is longer.
+            ``Retry-After``, in seconds, counts where it is longer.
         api_key_env: Environment variable that holds the API key, read at every call and sent as a bearer token;
-            nothing is sent when it is unset. The key stands in no message, and no redirect is followed with it.
+            nothing is sent when it is unset. No message shows the key, and no redirect is followed with it.
 
     Raises:
-        ControlError: `base_url` is no http(s) address, or a number is out of range.
+        ControlError: `base_url` is not an http(s) address, or a number is out of range.
 
     >>> RemoteBackend("http://gpu:8000/v1", "my-model").answer([Ask("Who wrote Faust?")])  # doctest: +SKIP
-    [Reply(text='Goethe', finish='stop', tokens=4, error=None)]
+    [{'text': 'Goethe', 'n': 4, 'finish': 'stop'}]
     """
 
     def __init__(
@@ -71,7 +112,7 @@ class RemoteBackend:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             shown = f"{parts.scheme}://{parts.hostname}" if parts.username else base_url
-            raise ControlError(f"base_url={shown!r} is no plain http(s) address.", 'Like "http://host:8000/v1".')
+            raise ControlError(f"base_url={shown!r} is not a plain http(s) address.", 'Like "http://host:8000/v1".')
         self.url = base_url.rstrip("/") + "/chat/completions"
         self.model = model
         self.concurrency = check_integer("concurrency", concurrency, 1, 1024)
@@ -81,22 +122,24 @@ class RemoteBackend:
         self.api_key_env = api_key_env
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def answer(self, requests: Sequence[Ask]) -> list[Reply]:
-        """Return one reply per request, in order; an item that failed for good has `error` set.
+    def answer(self, requests: Sequence[Ask]) -> list[Sample]:
+        """Return one sample per request, in order; one that failed for good holds ``error`` alone.
+
+        ``n`` counts the tokens, the end token included; None where the server does not say.
 
         Raises:
             ControlError: The API key cannot be sent.
         """
         key = os.environ.get(self.api_key_env, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise ControlError(f"the API key in ${self.api_key_env} cannot stand in an HTTP header.", "Set it anew.")
+            raise ControlError(f"the API key in ${self.api_key_env} cannot be sent in an HTTP header.", "Set it anew.")
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="ckcontrol-remote")
         try:
             return list(pool.map(lambda ask: self._answer(ask, key), requests))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # on Ctrl-C: what has not begun never does
 
-    def _answer(self, ask: Ask, key: str) -> Reply:
+    def _answer(self, ask: Ask, key: str) -> Sample:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -104,12 +147,12 @@ class RemoteBackend:
         tried, wait = 0, self.backoff
         while True:
             try:
-                return _reply(self._post(body, headers))
+                return _sample(self._post(body, headers))
             except _Failure as failure:
                 tried += 1
                 if not failure.retryable or tried > self.retries:
                     text = f"{failure} (tried {tried} times)" if tried > 1 else str(failure)
-                    return Reply(error=text.replace(key, "[API key]") if key else text)
+                    return {"error": text.replace(key, "[API key]") if key else text}
                 time.sleep(min(max(wait * random.uniform(0.5, 1.0), failure.wait), LONGEST_WAIT))
                 wait = min(2 * wait, LONGEST_WAIT)
 
@@ -160,19 +203,19 @@ def _body(model: str, ask: Ask) -> dict[str, Any]:
     return {"model": model, "messages": messages, "max_tokens": ask.max_new_tokens, "temperature": 0, "ck": ck}
 
 
-def _reply(data: Any) -> Reply:
+def _sample(data: Any) -> Sample:
     """Return what the server said, or raise `_Failure` where that is not an answer to our question."""
     try:
         choice = data["choices"][0]
         text, finish = choice["message"]["content"] or "", choice["finish_reason"]
         tokens = (data.get("usage") or {}).get("completion_tokens")
     except (LookupError, TypeError, AttributeError):
-        raise _Failure(f"the reply is no chat completion: {_short(json.dumps(data))!r}", False) from None
+        raise _Failure(f"the reply is not a chat completion: {_short(json.dumps(data))!r}", False) from None
     if not isinstance(text, str) or finish not in ("stop", "length"):
         raise _Failure(f"the reply ended with finish_reason={finish!r}", False)
     if not isinstance(data.get("ck"), dict):
         raise _Failure("the server ignored the field ck, so nothing was steered; is it ckcontrol's server?", False)
-    return Reply(text.strip(), finish, tokens if isinstance(tokens, int) else None)
+    return {"text": text.strip(), "n": tokens if isinstance(tokens, int) else None, "finish": finish}
 
 
 def _read(response: Any, deadline: float) -> bytes:

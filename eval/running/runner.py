@@ -1,7 +1,7 @@
 """A run: probe what the model knows, build the records, run every pass that is not done, and add it all up.
 
 Killed at any point and started again with the same arguments, it goes on where it stopped and ends with the same
-results.json. Knows engines, plans and the run's files; knows no figures but times.
+results.json. Knows engines, passes and the run's files; knows no figures but times.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,7 +22,7 @@ from ..figures.aggregate import aggregate, results_bytes
 from ..items.states import FIVE, build_states
 from ..judging.verdict import verdict
 from ..records import Record
-from ..run_files import Samples, check_same, lines, read_json, sample_files, samples, write_bytes
+from ..run_files import SampleFile, check_same, lines, read_json, sample_files, samples, write_bytes
 from ..tasks.load import Task
 from .arms import Arm, arms_for
 from .engine import Engine
@@ -40,11 +41,11 @@ class Outcome:
     Attributes:
         folder: Where it is.
         results: What results.json holds; None while other shards are missing.
-        passes: Passes of this run, or of its shard.
-        resumed: Of those, how many were there already.
-        seconds: Time of the passes made now.
-        estimate: Seconds estimated for them after the measuring passes; None when nothing was left to estimate.
-        errors: Samples that failed, by message.
+        passes: Number of passes of this run, or of its shard.
+        resumed: How many of those were there already.
+        seconds: Time that the other passes took.
+        estimate: The same as estimated after the measuring passes; None when nothing was left to estimate.
+        errors: How many samples of the folder failed, by message.
     """
 
     folder: Path
@@ -68,18 +69,18 @@ def run(
     on_progress: OnProgress = lambda stage, done, total: None,
     on_note: OnNote = lambda text: None,
 ) -> Outcome:
-    """Run every arm on every record and write the folder described in store.py.
+    """Run every arm on every record and write the folder that run_files.py describes.
 
     Args:
         engine: What answers.
         tasks: From `load_task`; a task of facts is probed closed-book first and becomes the five states.
         arms: From `arms_for`.
-        out: The run's folder; made when missing, continued when it holds the same run.
-        seed: Of false answers and intervals.
-        batch_size: Records a pass. Part of the run's identity: batches round differently.
+        out: The run's folder; made if missing, continued if it holds the same run.
+        seed: Draws false answers and the bootstrap of intervals.
+        batch_size: Records per pass. Part of the run's identity, since batches of different sizes round differently.
         shard: (i, n): make every n-th pass, into a file of its own. See `merge`.
         on_progress: Receives (stage, done, total).
-        on_note: Receives what is worth a line: what was probed, the estimate.
+        on_note: Receives what is worth a line: what was probed, and the estimate.
 
     Raises:
         EvalError: The folder holds another run, or two tasks have one name.
@@ -88,7 +89,7 @@ def run(
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
         raise EvalError(f"two tasks are called {twice[0]!r}.", "Rename one file, or run into two folders.")
     if not tasks or not arms:
-        raise EvalError("there is no task or no method to run.", "Name some with --tasks and --methods.")
+        raise EvalError("there is no task, or no method, to run.", "Name some with --tasks and --methods.")
     out.mkdir(parents=True, exist_ok=True)
     part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
     check_same(out, _card(engine, tasks, arms, seed, batch_size))
@@ -97,11 +98,12 @@ def run(
     _write_items(out / "items.jsonl", records)
     whole = passes(records, arms, engine.length, batch_size=batch_size)
     mine = whole if shard is None else shard_of(whole, shard)
-    with Samples(out / f"samples{part}.jsonl") as store:
+    with SampleFile(out / f"samples{part}.jsonl") as store:
         resumed = sum(each.key in store.done for each in mine)
         seconds, estimate = _make(engine, mine, store, on_progress, on_note)
-    results = _results(out, {each.key for each in whole})
-    return Outcome(out, results, len(mine), resumed, seconds, estimate, _errors(out))
+    closed, errors = _read_through(out)
+    results = _add_up(out) if closed >= {each.key for each in whole} else None  # whichever shard made them
+    return Outcome(out, results, len(mine), resumed, seconds, estimate, errors)
 
 
 def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
         check_same(out, read_json(folder / "run.json"))
         items = (folder / "items.jsonl").read_bytes()
         if (out / "items.jsonl").exists() and (out / "items.jsonl").read_bytes() != items:
-            raise EvalError(f"{folder} has other items than the rest.", "Probing gave other facts there: run it again.")
+            raise EvalError(f"{folder} has other items than the rest.", "Other facts were known there: run it again.")
         write_bytes(out / "items.jsonl", items)
         for path in sample_files(folder):
             if folder.resolve() != out.resolve():
@@ -139,9 +141,7 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
                     continue
                 if (task, record.id, arm) not in found:
                     raise EvalError(f"{task}/{record.id} was not answered by {arm}.", "A shard is missing.")
-    results: dict[str, Any] = aggregate(card, lines(out / "items.jsonl"), samples(out))
-    write_bytes(out / "results.json", results_bytes(results))
-    return results
+    return _add_up(out)
 
 
 def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int, batch_size: int) -> dict[str, Any]:
@@ -170,13 +170,13 @@ def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int,
 def _probe(
     engine: Engine, tasks: Sequence[Task], path: Path, batch_size: int, on_progress: OnProgress, on_note: OnNote
 ) -> dict[str, bool]:
-    """Ask every fact closed-book: known is what the answer names (strict scoring). Kept, like samples."""
+    """Ask every fact closed-book: known is what the answer names (strict scoring). Answers are kept as samples are."""
     facts = {fact.id: fact for task in tasks for fact in task.facts}
     if not facts:
         return {}
     records = [fact.asked(_cloze(task)) for task in tasks for fact in task.facts]
     work = passes([("probe", records)], arms_for(["off"]), engine.length, batch_size=4 * batch_size)
-    with Samples(path) as store:
+    with SampleFile(path) as store:
         _make(engine, work, store, lambda _, done, total: on_progress("Probing", done, total), lambda text: None)
     known: dict[str, bool] = {}
     for line in lines(path):
@@ -203,12 +203,12 @@ def _write_items(path: Path, records: Sequence[tuple[str, Sequence[Record]]]) ->
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     raw = data.encode("utf-8", errors="surrogatepass")
     if path.exists() and path.read_bytes() != raw:
-        raise EvalError(f"{path} holds other records.", "Probing found other facts known: run into another folder.")
+        raise EvalError(f"{path} holds other records.", "Other facts are known now: run into another folder.")
     write_bytes(path, raw)
 
 
 def _make(
-    engine: Engine, work: Sequence[Pass], store: Samples, on_progress: OnProgress, on_note: OnNote
+    engine: Engine, work: Sequence[Pass], store: SampleFile, on_progress: OnProgress, on_note: OnNote
 ) -> tuple[float, float | None]:
     """Run what is not done; return the seconds it took and the estimate that was given."""
     left = [each for each in work if each.key not in store.done]
@@ -248,7 +248,7 @@ def _cost(each: Pass, measured: Mapping[tuple[str, str], tuple[float, float]]) -
 
 
 def clock(seconds: float) -> str:
-    """Return a time in words: 42 s, 3 min 20 s, 2 h 5 min."""
+    """Return a time as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -257,19 +257,21 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _results(out: Path, wanted: set[str]) -> dict[str, Any] | None:
-    """Write results.json when every pass is there, whichever shard made it."""
-    closed = {line["pass"] for path in sample_files(out) for line in lines(path) if "pass" in line}
-    if not wanted <= closed:
-        return None
+def _read_through(out: Path) -> tuple[set[str], dict[str, int]]:
+    """Return the keys of all passes in a folder, and how many of its samples failed, by message."""
+    closed: set[str] = set()
+    errors: Counter[str] = Counter()
+    for path in sample_files(out):
+        for line in lines(path):
+            if "pass" in line:
+                closed.add(line["pass"])
+            elif "error" in line:
+                errors[line["error"]] += 1
+    return closed, dict(errors)
+
+
+def _add_up(out: Path) -> dict[str, Any]:
+    """Write results.json from what is in a folder, and return what it holds."""
     results: dict[str, Any] = aggregate(read_json(out / "run.json"), lines(out / "items.jsonl"), samples(out))
     write_bytes(out / "results.json", results_bytes(results))
     return results
-
-
-def _errors(out: Path) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for line in samples(out):
-        if "error" in line:
-            found[line["error"]] = found.get(line["error"], 0) + 1
-    return found

@@ -1,7 +1,8 @@
-"""What an arm costs by itself: time to the whole answer, tokens a second, memory. Not part of results.json.
+"""What an arm costs by itself: time to the whole answer, tokens per second, memory. Not part of results.json.
 
-A run decodes all arms together, so their times there say nothing; here each answers alone, one question at a time, in
-rounds over all arms, and is compared with `off` in the same round. Knows engines; knows no task and no file.
+A run decodes all arms together, so its times say nothing about any one of them; here each answers alone, one question
+at a time, in rounds over all arms, and is compared with `off` in the same round. Knows engines; knows no task and no
+file.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from .arms import Arm
 if TYPE_CHECKING:
     from .engine import Local
 
-__all__ = ["measure_speed", "one_arm_a_method"]
+__all__ = ["measure_speed", "one_arm_per_method"]
 
 
-def one_arm_a_method(arms: Sequence[Arm]) -> list[Arm]:
-    """Return `off`, and of every other method that words its prompts alike one arm, steered where it has the dial."""
+def one_arm_per_method(arms: Sequence[Arm]) -> list[Arm]:
+    """Return `off` and one arm per method with the same wording of the prompts, a steered one if it has the dial."""
     chosen: dict[str, Arm] = {}
     for arm in sorted(arms, key=lambda arm: (arm.method != "off", arm.control.policy().neutral)):
         if arm.prompt == "base":
@@ -36,19 +37,19 @@ def measure_speed(engine: Local, records: Sequence[Record], arms: Sequence[Arm],
     Args:
         engine: A model in this process.
         records: Questions, not choices.
-        arms: `one_arm_a_method` chooses among them.
-        rounds: How often everything is repeated; figures are medians over the rounds.
+        arms: `one_arm_per_method` chooses among them.
+        rounds: How often everything is repeated; the figures are medians over the rounds.
 
     Returns:
         ``{"records", "rounds", "peak_rss_mb", "arms": [{"arm", "seconds", "tokens_per_s", "against_off",
-        "peak_cuda_mb"}]}``: seconds an answer, `against_off` the ratio of tokens a second in the same round,
-        and memory of the process (all arms; an arm cannot be told apart on a CPU) or of the arm on a GPU, else None.
+        "peak_cuda_mb"}]}``: seconds per answer; `against_off`, the ratio of tokens per second in the same round;
+        the peak memory of the process, in which arms cannot be told apart, and on a GPU that of each arm, else None.
     """
     import torch
 
     from ckcontrol.decoding.generate import generate
 
-    chosen = one_arm_a_method(arms)
+    chosen = one_arm_per_method(arms)
     cuda = engine.model.device.type == "cuda"
     seen: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in chosen}
     memory: dict[str, int] = {}

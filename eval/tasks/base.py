@@ -1,6 +1,6 @@
 """What every adapter is made of: its name card, and helpers that turn one row's faults into a rejection.
 
-Knows rows and records; knows no file and none of the data sets.
+Knows rows and records; knows no file and no particular data set.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ckcontrol.errors import EvalError
 from ..items.readers import Data, Row
 from ..records import Record, Rejected, texts
 
-__all__ = ["Adapter", "Made", "converted", "row_id", "text", "with_answer"]
+__all__ = ["Adapter", "Converted", "converted", "row_id", "text", "with_answer"]
 
-Made = Iterable[Record | Rejected]
+Converted = Iterable[Record | Rejected]
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Adapter:
         name: What the data set is called in a task's name.
         convert: Rows and options to records, in order.
         source: Where the data comes from.
-        licence: Under which terms, as its publishers state them.
-        hub: Hugging Face id to fetch when no path is given; empty: a path is needed.
-        pattern: Which files of the Hub data set.
+        licence: The terms, as its publishers state them.
+        hub: Hugging Face id to fetch if no path is given; empty: a path is needed.
+        pattern: Which files of the data set on the Hub.
         options: Option names and their defaults.
         clean: How `unclean` compares; empty: every record is kept.
         supported: The context of a clean conflict states the contextual answer.
-        load: Reads a place that is no single path; None: `readers.read`.
+        load: Reads a place that is not a single path; None: `readers.read`.
     """
 
     name: str
-    convert: Callable[[Iterable[Row], Mapping[str, str]], Made]
+    convert: Callable[[Iterable[Row], Mapping[str, str]], Converted]
     source: str
     licence: str
     hub: str = ""
@@ -48,7 +48,7 @@ class Adapter:
     load: Callable[[str, Mapping[str, str]], Data] | None = None
 
 
-def converted(rows: Iterable[Row], convert: Callable[[Row], Made]) -> Iterator[Record | Rejected]:
+def converted(rows: Iterable[Row], convert: Callable[[Row], Converted]) -> Iterator[Record | Rejected]:
     """Yield what `convert` makes of each row; a row that it cannot read becomes one rejection, "malformed"."""
     for row in rows:
         try:
@@ -63,7 +63,7 @@ def converted(rows: Iterable[Row], convert: Callable[[Row], Made]) -> Iterator[R
 
 
 def row_id(row: Row) -> str:
-    """Return ``file:row``, by which a row without an id of its own goes."""
+    """Return ``file:row``, the id of a row that has none of its own."""
     return f"{row.file}:{row.number}"
 
 
@@ -71,10 +71,10 @@ def text(data: Mapping[str, Any], key: str) -> str:
     """Return a field that must be a text with something in it.
 
     Raises:
-        EvalError: It is missing, blank, or no text; or `data` is no object.
+        EvalError: It is missing, blank or not a text, or `data` is not an object.
     """
     if not isinstance(data, Mapping):
-        raise EvalError(f"the row is a {type(data).__name__}, not an object.", "Check what the file is.")
+        raise EvalError(f"the row is a {type(data).__name__}, not an object.", "Check what the file holds.")
     value = data.get(key)
     if not isinstance(value, str) or not value.strip():
         raise EvalError(f"field {key!r} is {value!r}, not a text.", f"The row has: {', '.join(map(str, data))[:200]}.")

@@ -1,7 +1,7 @@
 """ConFiQA: passages with one or several counterfactual hops (QA, MR, MC).
 
-Bi et al., 2024, "Context-DPO: Aligning Language Models for Context-Faithfulness" (arXiv 2412.15280). An entity is
-replaced literally, so partial names of the old one survive in the passages: the clean check matters here.
+Bi et al., 2024, "Context-DPO: Aligning Language Models for Context-Faithfulness" (arXiv 2412.15280). Entities
+are replaced literally, so partial names of the old one survive in the passages: the clean check matters here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 
 from ..items.readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, row_id, text, with_answer
+from .base import Adapter, Converted, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER"]
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
-    def convert(row: Row) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
+    def convert(row: Row) -> Converted:
         data = row.data
         meta = {"org_context": text(data, "orig_context")}
         variant = re.search(r"(?<![A-Za-z])(QA|MR|MC)(?![A-Za-z])", row.file)

@@ -1,7 +1,7 @@
 """ConflictQA: a model's own wrong or right belief against a generated counter-evidence, as a three-way choice.
 
-Xie et al., 2023, "Adaptive Chameleon or Stubborn Sloth" (arXiv 2305.13300). Answers are whole sentences, so they are
-lettered options (counter, memory, uncertain; in an order that depends on the row) and the letters are compared.
+Xie et al., 2023, "Adaptive Chameleon or Stubborn Sloth" (arXiv 2305.13300). Answers are whole sentences, so they become
+lettered options (counter, memory, uncertain; in an order that depends on the row), and the letters are compared.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from ..items.readers import Row
 from ..items.states import rank
 from ..records import Record, texts
-from .base import Adapter, Made, converted, row_id, text, with_answer
+from .base import Adapter, Converted, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER"]
 
 ROLES = ("contextual", "parametric", "uncertain")
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
-    def convert(row: Row) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
+    def convert(row: Row) -> Converted:
         data = row.data
         said = {
             "contextual": text(data, "counter_answer").strip(),

@@ -3,7 +3,7 @@
 Zhou et al., 2023, "Context-faithful Prompting" (arXiv 2303.11315) made the conflict file; the CK-PLUG scripts take
 rows 600 to 800 of both. Question, passage and contextual answer come from the conflict file, the parametric answer
 from the original one. With NQ-Swap in place of the conflict file, passages are looked up by question and original
-passage: a surrogate, whose substituted answers may differ from the authors'. Never compare it as a reproduction.
+passage: a surrogate, whose substituted answers may differ from the authors'. Never report it as a reproduction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ckcontrol.errors import EvalError
 
 from ..items.readers import Data, Row, read, sha256
 from ..records import Record, Rejected, squad, texts
-from .base import Adapter, Made, converted, text, with_answer
+from .base import Adapter, Converted, converted, text, with_answer
 from .nq_swap import without_tags
 
 __all__ = ["ADAPTER"]
@@ -23,7 +23,7 @@ SURROGATE = "surrogate: passages and substituted answers from NQ-Swap, not the a
 
 
 def _load(place: str, options: Mapping[str, str]) -> Data:
-    """Return one row a pair: {"original": row, "conflict": row, "surrogate": bool}."""
+    """Return one row per question: {"original": row, "conflict": row, "surrogate": bool}."""
     parts = place.split("+")
     if len(parts) != 2:
         raise EvalError(
@@ -57,7 +57,7 @@ def _from_nq_swap(original: Data, swapped: Data) -> list[Row]:
         found = waiting.get(_key(row.data, "context")) if isinstance(row.data, Mapping) else None
         conflict = None
         if found:
-            # Each swap serves one row; where the original file repeats a pair more often, the last serves again.
+            # Each swap serves one row; where the original file repeats a question more often, the last serves again.
             swap = found.pop(0) if len(found) > 1 else found[0]
             conflict = {"context": swap.data["sub_context"], "answer": swap.data["sub_answer"]}
             conflict["question"] = swap.data["question"]
@@ -69,7 +69,7 @@ def _key(data: Mapping[str, object], context: str) -> tuple[str, str]:
     return squad(str(data.get("question"))), squad(without_tags(str(data.get(context))))
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
     chosen = list(rows)
     if options["slice"]:
         try:
@@ -78,7 +78,7 @@ def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
             raise EvalError(f"slice={options['slice']!r} is not START:STOP.", "For example slice=600:800.") from error
         chosen = [row for row in chosen if start <= row.number < stop]
 
-    def convert(row: Row) -> Made:
+    def convert(row: Row) -> Converted:
         original, conflict = row.data["original"], row.data["conflict"]
         if conflict is None:
             yield Rejected(str(row.number), "no surrogate", "NQ-Swap has no such question and passage.")

@@ -1,29 +1,48 @@
-"""Facts: those we ship, or a facts file of the user's own, as conflicts that no model has been probed for.
+"""Facts: those we ship, or a facts file of the user's own. Whether a model knows them has not been probed yet.
 
 The runner probes `Task.facts` closed-book and makes the five states of them with `build_states`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from importlib.resources import files
 
 from ckcontrol.errors import EvalError
 
-from ..items.readers import Row, parse, sha256
-from ..items.shipped_facts import Fact, load_capitals
+from ..items.readers import Row, parse, read, sha256
+from ..items.shipped_facts import Capital, load_capitals
 from ..items.states import StateFact
 from ..records import Rejected
 
-__all__ = ["LICENCE", "SOURCE", "read_facts", "shipped"]
+__all__ = ["LICENCE", "SOURCE", "load_facts", "read_facts", "shipped"]
 
 SOURCE = "shipped with ckcontrol: capitals.jsonl and facts.jsonl, adapted as NOTICE states"
 LICENCE = "GeoNames: CC BY 4.0; us: BSD-3-Clause; periodictable: public domain"
 
 
+def load_facts(
+    place: str | os.PathLike[str] | None, *, file: str = "", revision: str = ""
+) -> tuple[list[StateFact], list[Rejected], str]:
+    """Return the facts of a place, the rows that are not facts, and the SHA-256 of what was read.
+
+    Args:
+        place: As in `readers.read`; None: the facts we ship.
+        file: As in `readers.read`.
+        revision: As in `readers.read`.
+    """
+    if place is None:
+        rows, digest = shipped()
+        return *read_facts(rows), digest
+    data = read(place, file=file, revision=revision)
+    facts, rejected = read_facts(data.rows)
+    return facts, [*data.rejected, *rejected], data.sha256
+
+
 def shipped() -> tuple[list[Row], str]:
-    """Return the rows of the shipped facts, capitals first, and the SHA-256 over both files' sums."""
+    """Return the rows of the shipped facts, capitals first, and the SHA-256 over the sums of both files."""
     folder = files("ckcontrol.eval") / "data"
     rows = [Row("capitals.jsonl", number, _capital(fact)) for number, fact in enumerate(load_capitals())]
     sums = [sha256((folder / "capitals.jsonl").read_bytes())]
@@ -37,7 +56,7 @@ def shipped() -> tuple[list[Row], str]:
 
 
 def read_facts(rows: Iterable[Row]) -> tuple[list[StateFact], list[Rejected]]:
-    """Return the facts of the rows and the rows that are none, or repeat an id."""
+    """Return the facts of some rows, and the rows that are not facts or repeat an id."""
     found: dict[str, StateFact] = {}
     rejected = []
     for row in rows:
@@ -53,7 +72,7 @@ def read_facts(rows: Iterable[Row]) -> tuple[list[StateFact], list[Rejected]]:
     return list(found.values()), rejected
 
 
-def _capital(fact: Fact) -> dict[str, object]:
+def _capital(fact: Capital) -> dict[str, object]:
     found = re.search(rf"(?<!\w){re.escape(fact.answer)}(?!\w)", fact.passage_true)
     start, end = found.span() if found else (0, 0)
     rest = fact.question.removeprefix("What is the capital of ").rstrip("?")

@@ -13,11 +13,11 @@ from ckcontrol.errors import EvalError
 
 from ..items.readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, row_id, text, with_answer
+from .base import Adapter, Converted, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER"]
 
-# The later of these that a row has wins, and `golds` over all: so read the published scripts.
+# Of those that a row has, the last in this order wins: that is how the published scripts read them.
 GOLDS = ("reference", "output", "answers", "answer", "possible_answers", "answerKey", "AnswerKey", "golds")
 
 
@@ -47,11 +47,11 @@ def _passage(item: Mapping[str, Any]) -> str:
     return text(item, next((key for key in ("text", "passage_text", "segment") if item.get(key)), "text"))
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
     if not options["top"].isdecimal():
         raise EvalError(f"top={options['top']!r} is not a number of passages.", "0 keeps all of them.")
 
-    def convert(row: Row) -> Made:
+    def convert(row: Row) -> Converted:
         data = row.data
         query = next((key for key in ("instruction", "question", "input", "query") if data.get(key)), "input")
         golds = _golds(data)

@@ -1,4 +1,4 @@
-"""Names to tasks: finds the adapter, reads the data, keeps what is clean, counts the rest, takes a sample.
+"""Names to tasks: finds the adapter, reads the data, keeps what is clean, counts the rest and takes a sample.
 
 Knows the adapters; knows no model and no score.
 """
@@ -22,14 +22,13 @@ from . import (
     conflictqa,
     context_faithful_nq,
     counterfact,
-    flashrag,
-    jsonl,
     kilt,
     memotrap,
     mquake,
     nq_swap,
     paraconflict,
     ramdocs,
+    record_files,
     rgb,
 )
 from . import facts as facts_task
@@ -49,8 +48,8 @@ _ALL = (
     ramdocs.ADAPTER,
     rgb.ADAPTER,
     kilt.ADAPTER,
-    flashrag.ADAPTER,
-    jsonl.ADAPTER,
+    record_files.FLASHRAG,
+    record_files.JSONL,
 )
 ADAPTERS: dict[str, Adapter] = {adapter.name: adapter for adapter in _ALL}
 _FACTS = {"states": "", "relations": "", "cloze": ""}
@@ -64,13 +63,13 @@ class Task:
     Attributes:
         name: The adapter's name; for a file of canonical records, the file's.
         records: In the order of the data.
-        rejected: What became no record, each with its reason.
+        rejected: What did not become a record, each with its reason.
         source: Where the data comes from.
-        licence: Under which terms.
-        sha256: Of the bytes that were read.
+        licence: Its terms.
+        sha256: That of the bytes that were read.
         kind: "generate", or "choices" for comparison by likelihood.
-        settings: Options, cleaning and sampling, as a result file states them.
-        facts: What the records of task `facts` were made of, for `build_states`; else empty.
+        settings: Options, cleaning and sampling, as the run card states them.
+        facts: What the records of task `facts` were made of, for `build_states`; otherwise empty.
     """
 
     name: str
@@ -85,7 +84,7 @@ class Task:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many were rejected for what, the commonest first."""
+        """How many were rejected for which reason, the most frequent first."""
         return dict(Counter(item.reason for item in self.rejected).most_common())
 
 
@@ -108,12 +107,12 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0, clean: bool
             what is shipped or the adapter's own data set on the Hub; or the path of canonical records. Options
             follow as in a web address: ``mquake=edits.json?questions=all``.
         limit: At most so many records (of `facts`: facts), spread evenly over the groups; a smaller sample is part
-            of a larger one. The option ``?limit=50`` goes before it.
+            of a larger one. The option ``?limit=50`` takes precedence.
         seed: Draws the sample, and the false answers of facts.
         clean: Reject conflicts that cannot be scored; see `unclean`.
 
     Raises:
-        EvalError: An unknown name or option; no such file; a file that is not what the name says; nothing left.
+        EvalError: An unknown name or option, no such file, a file that is not what the name says, or nothing left.
         MissingExtra: The format needs a package that is not installed.
 
     Example:
@@ -158,7 +157,7 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0, clean: bool
 
 
 def sample(records: Sequence[Record], limit: int, seed: int = 0) -> list[Record]:
-    """Return at most `limit` records in their order: one of every group, then a second of every group, and so on.
+    """Return at most `limit` records in their order: one from every group, then a second from every group, and so on.
 
     Which groups come first, and which of their records, depends on the seed and the names alone.
     """
@@ -190,7 +189,7 @@ def _parsed(spec: str) -> _Spec:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise EvalError(f"limit={text} is no number of records.", "Write ?limit=50")
+        raise EvalError(f"limit={text} is not a number of records.", "Write ?limit=50")
     return int(text)
 
 
@@ -212,7 +211,7 @@ def _read(adapter: Adapter, place: str, options: Mapping[str, str]) -> Data:
 
 
 def _sorted_out(made: Iterable[Record | Rejected]) -> tuple[list[Record], list[Rejected]]:
-    """Part records from rejections; an id that came before is rejected."""
+    """Separate records from rejections; an id that has come before is rejected."""
     records: dict[str, Record] = {}
     rejected = []
     for item in made:
@@ -247,14 +246,8 @@ def _nothing(spec: str, name: str, rejected: Sequence[Rejected]) -> EvalError:
 
 def _facts(place: str, given: Mapping[str, str], limit: int | None, seed: int) -> Task:
     options = _options("facts", given, {**_FACTS, **_WHERE} if place else _FACTS)
-    if place:
-        data = read(place, file=options["file"], revision=options["revision"])
-        rows, digest, origin = data.rows, data.sha256, "a file of the user's own"
-    else:
-        found, digest = facts_task.shipped()
-        data, rows, origin = None, tuple(found), facts_task.SOURCE
-    facts, rejected = facts_task.read_facts(rows)
-    rejected = [*(data.rejected if data else ()), *rejected]
+    where = {key: options[key] for key in _WHERE} if place else {}
+    facts, rejected, digest = facts_task.load_facts(place or None, **where)
     if not facts:
         raise _nothing(place, "facts", rejected)
     wanted = [name for name in options["relations"].split(",") if name]
@@ -278,7 +271,7 @@ def _facts(place: str, given: Mapping[str, str], limit: int | None, seed: int) -
         name="facts",
         records=tuple(build_states(kept, None, states, seed, cloze=options["cloze"] not in ("", "0"))),
         rejected=tuple(rejected),
-        source=origin,
+        source="a file of the user's own" if place else facts_task.SOURCE,
         licence="as the file's owner says" if place else facts_task.LICENCE,
         sha256=digest,
         settings=settings,

@@ -1,8 +1,9 @@
-"""MemoTrap: an instruction against a text the model has by heart; two endings, compared by likelihood.
+"""MemoTrap: an instruction against a text that the model knows by heart; two endings, compared by likelihood.
 
 Liu and Liu, 2023, "The memotrap dataset"; split as in CAD (Shi et al., 2023, arXiv 2305.14739): the instruction is
 the passage and the text to complete the question, so that the parametric stream sees the text without instruction.
-Raw strings, nothing stripped: ``passage + question`` is the published prompt, and each choice begins with its space.
+The strings are raw, nothing is stripped: ``passage + question`` is the published prompt, and each choice begins with
+its space.
 Contains hate speech (sub-task 3).
 """
 
@@ -17,7 +18,7 @@ from ckcontrol.errors import EvalError
 
 from ..items.readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, row_id, text
+from .base import Adapter, Converted, converted, row_id, text
 
 __all__ = ["ADAPTER", "split_prompt"]
 
@@ -26,7 +27,7 @@ _ENDS = (r"\n(?=A\. .*\nB\. )", r"\nto:\n", r'": ', r": ")
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """Return a prompt's instruction and its text to complete; without instruction the first is empty.
+    """Return a prompt's instruction and its text to complete; the first is empty if there is no instruction.
 
     Example:
         >>> split_prompt('Write a quote that ends in the word "heavy": Absence makes the heart grow')
@@ -39,8 +40,8 @@ def split_prompt(prompt: str) -> tuple[str, str]:
     return "", prompt
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
-    def convert(row: Row) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
+    def convert(row: Row) -> Converted:
         data = row.data
         instruction, question = split_prompt(text(data, "prompt"))
         classes = ast.literal_eval(text(data, "classes"))
@@ -59,7 +60,7 @@ def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
             meta={
                 "subtask": PurePosixPath(row.file).name.split(".")[0],
                 "roles": ["contextual" if index == wanted else "parametric" for index in (0, 1)],
-                "join": "",  # between instruction and text: the instruction ends with its own blank or line end
+                "join": "",  # between instruction and text: the instruction ends with its own space or line break
             },
         )
 

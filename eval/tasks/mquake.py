@@ -13,7 +13,7 @@ from ckcontrol.errors import EvalError, did_you_mean
 
 from ..items.readers import Row
 from ..records import Record, texts
-from .base import Adapter, Made, converted, text, with_answer
+from .base import Adapter, Converted, converted, text, with_answer
 
 __all__ = ["ADAPTER", "edit_sentence"]
 
@@ -28,12 +28,12 @@ def edit_sentence(rewrite: Mapping[str, Any]) -> str:
     return f"{text(rewrite, 'prompt').replace('{}', text(rewrite, 'subject'))} {text(rewrite['target_new'], 'str')}."
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
     which = options["questions"]
     if which not in ("first", "all"):
         raise EvalError(f"questions={which!r} is neither first nor all.", did_you_mean(which, ("first", "all")))
 
-    def convert(row: Row) -> Made:
+    def convert(row: Row) -> Converted:
         data = row.data
         questions = texts(data["questions"], "questions")
         name = str(data.get("case_id", row.number))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from ..items.readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, row_id, text, with_answer
+from .base import Adapter, Converted, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER", "without_tags"]
 
@@ -18,7 +18,7 @@ _TAG = re.compile(r"</?(?:P|Ul|Ol|Li|Dl|Dt|Dd|Table|Tr|Td|Th)\b[^<>]*>")
 
 
 def without_tags(passage: str) -> str:
-    """Return a Natural Questions passage without its tags, blanks folded; its tokenised spacing stays.
+    """Return a Natural Questions passage without its tags, white space folded; its tokenised spacing stays.
 
     Example:
         >>> without_tags('<Table> <Td colspan="2"> 23 < 25 </Td> </Table>')
@@ -27,8 +27,8 @@ def without_tags(passage: str) -> str:
     return " ".join(_TAG.sub(" ", passage).split())
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
-    def convert(row: Row) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
+    def convert(row: Row) -> Converted:
         data = row.data
         yield Record(
             id=row_id(row),

@@ -1,7 +1,7 @@
 """ParaConflict: clozes of several relations, each with a bare and an elaborate conflicting context.
 
 Li et al., 2025, "Taming Knowledge Conflicts in Language Models" (JuICE). The published contexts may end with the
-cloze itself, which is taken off here: a record's question is the cloze, and prompts are put together elsewhere.
+cloze itself, which is removed here: a record's question is the cloze, and prompts are put together elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ckcontrol.errors import EvalError, did_you_mean
 
 from ..items.readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, row_id, text, with_answer
+from .base import Adapter, Converted, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER"]
 
@@ -21,7 +21,7 @@ FORMS = {"substitution": "Substitution Conflict", "coherent": "Coherent Conflict
 
 
 def _flat(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield one row an item, its relation beside it: files are mappings of lists, lists of those, or flat lists."""
+    """Yield one row per item, with its relation: files are mappings of lists, lists of those, or flat lists."""
     number = 0
     for row in rows:
         lists = isinstance(row.data, Mapping) and all(isinstance(items, list) for items in row.data.values())
@@ -33,12 +33,12 @@ def _flat(rows: Iterable[Row]) -> Iterator[Row]:
                 number += 1
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
     form = options["form"]
     if form not in FORMS:
         raise EvalError(f"form={form!r} is unknown.", did_you_mean(form, FORMS))
 
-    def convert(row: Row) -> Made:
+    def convert(row: Row) -> Converted:
         data = row.data
         prompt = text(data, "Clean Prompt").strip()
         passage = text(data, FORMS[form]).strip().removesuffix(prompt).strip()

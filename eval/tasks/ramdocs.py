@@ -1,7 +1,7 @@
-"""RAMDocs: several documents a question, some right (for different entities of one name), some wrong, some noise.
+"""RAMDocs: several documents per question, some right (for different entities of one name), some wrong, some noise.
 
 Wang et al., 2025, "Retrieval-Augmented Generation with Conflicting Evidence" (arXiv 2504.13079). A record with wrong
-answers is noisy: right and wrong together; the others claim nothing. All gold answers have to be named.
+answers is noisy, that is right and wrong together; the others claim nothing. All gold answers have to be named.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 
 from ..items.readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, row_id, text, with_answer
+from .base import Adapter, Converted, converted, row_id, text, with_answer
 
 __all__ = ["ADAPTER"]
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
-    def convert(row: Row) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
+    def convert(row: Row) -> Converted:
         data = row.data
         wrong = with_answer(data["wrong_answers"])
         documents = [text(document, "text") for document in data["documents"]]

@@ -1,7 +1,7 @@
-"""RGB: questions on news, with documents that state the answer and the same documents with a wrong one.
+"""RGB: questions about the news, with documents that state the answer and the same documents with a wrong one.
 
 Chen et al., 2024, "Benchmarking Large Language Models in Retrieval-Augmented Generation" (arXiv 2309.01431). Files
-are JSON lines named ``.json``; only en_fact and zh_fact have wrong documents, all others claim no conflict.
+are JSON lines named ``.json``; only en_fact and zh_fact have wrong documents, the others claim no conflict.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 from ..items.readers import Row
 from ..records import Record
-from .base import Adapter, Made, converted, text, with_answer
+from .base import Adapter, Converted, converted, text, with_answer
 
 __all__ = ["ADAPTER"]
 
 
-def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Made:
-    def convert(row: Row) -> Made:
+def _records(rows: Iterable[Row], options: Mapping[str, str]) -> Converted:
+    def convert(row: Row) -> Converted:
         data = row.data
         right = with_answer(_flat(data["answer"]))
         fake = with_answer(_flat(data.get("fakeanswer")))

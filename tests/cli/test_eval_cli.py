@@ -94,7 +94,7 @@ def test_build_conflicts_makes_what_run_reads(tmp_path, capsys):
         (["--tasks", "facts", "--methods", "ck-plugg"], "Did you mean 'ck-plug'"),
         (["--tasks", "facts", "--alpha", "0,x"], "not a list of numbers"),
         (["--tasks", "facts", "--alpha", "0,2"], "alpha=2"),
-        (["--tasks", "facts", "--shard", "1of2"], "is no shard"),
+        (["--tasks", "facts", "--shard", "1of2"], "is not a shard"),
         (["--tasks", "facts", "--style", "chatt", "--model", "tiny"], "no prompt style"),
     ],
 )

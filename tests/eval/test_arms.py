@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from ckcontrol.errors import ControlError, EvalError
@@ -15,7 +18,7 @@ def names(methods, alphas=(0, 0.5, 1)):
     return [arm.name for arm in arms_for(methods, alphas)]
 
 
-def test_one_arm_an_alpha_where_there_is_a_dial():
+def test_one_arm_per_alpha_where_there_is_a_dial():
     assert names(["off", "ck-plug", "adacad", "ck-plug-adaptive"]) == [
         "off",
         "ck-plug@0",
@@ -62,6 +65,38 @@ def test_a_method_may_name_its_own_alpha():
     assert (gated.method, gated.alpha, gated.control.policy().gate) == ("ck-plug:gate=2", 0.75, 2)
 
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "eval.md"
+
+
+def documented():
+    """What the docstring, and the documentation's section on methods, show as a method."""
+    section = DOCS.read_text(encoding="utf-8").split("## What is compared")[1].split("\n## ")[0]
+    shown = re.findall(r"``([^`\s]+)``", arms_for.__doc__) + re.findall(r"`([a-z-]+[:@][^`\s]+)`", section)
+    assert len(shown) >= 7
+    return sorted(set(shown))
+
+
+@pytest.mark.parametrize("method", documented())
+def test_what_is_documented_is_a_method(method):
+    given, _, alpha = method.partition("@")
+    name, *params = given.split(":")
+    for arm in arms_for([method], [0.5]):
+        assert (arm.method, arm.control.method) == (given, name)
+        assert [f"{key}={value:g}" for key, value in arm.control.params.items()] == params
+        assert not alpha or arm.alpha == float(alpha)
+
+
+def test_the_card_holds_method_and_alpha_apart():
+    """Whoever reads a run card need not read names."""
+    told = [arm.to_dict() for arm in arms_for(["off", "ck-plug:gate=2", "cad@0.6", "prompt"], [0.25])]
+    assert [(arm["name"], arm["method"], arm["alpha"]) for arm in told] == [
+        ("off", "off", None),
+        ("ck-plug:gate=2@0.25", "ck-plug:gate=2", 0.25),
+        ("cad@0.6", "cad", 0.6),
+        ("prompt", "prompt", None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
@@ -69,11 +104,11 @@ def test_a_method_may_name_its_own_alpha():
         (["off@0.5"], "'off' takes no alpha"),
         (["ck-plug-adaptive@0.5"], "takes no alpha"),
         (["cad:cad_alpha=1@0.5"], "takes no alpha"),
-        (["cad@high"], "'high' in 'cad@high' is no alpha"),
+        (["cad@high"], "'high' in 'cad@high' is not an alpha"),
         (["cadd@0.5"], "Did you mean 'cad'"),
         (["ck-plugg"], "Did you mean 'ck-plug'"),
         (["adacad-adaptive"], "no method 'adacad-adaptive'"),
-        (["cad:what"], "is no parameter"),
+        (["cad:what"], "is not a parameter"),
         ([], "no method"),
     ],
 )

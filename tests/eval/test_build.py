@@ -68,7 +68,7 @@ def test_one_line_of_known(tmp_path: Path) -> None:
 
 def test_what_cannot_be_built(tmp_path: Path) -> None:
     out = tmp_path / "set.jsonl"
-    with pytest.raises(EvalError, match="known names 'home/Zed', which is no fact"):
+    with pytest.raises(EvalError, match="known names 'home/Zed', which is not a fact"):
         build_conflicts(fixture("facts.jsonl"), out=out, known={"home/Zed": True})
     with pytest.raises(EvalError, match="helpful needs unknown facts"):
         known = {f"home/{name}": True for name in ("Ada", "Bo", "Cy", "Di", "Ed")}

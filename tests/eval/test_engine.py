@@ -9,10 +9,10 @@ from ckcontrol.errors import EvalError
 from ckcontrol.eval.records import Record
 from ckcontrol.eval.run_files import read_json, samples
 from ckcontrol.eval.running.arms import arms_for
-from ckcontrol.eval.running.backend import Ask, Reply
 from ckcontrol.eval.running.engine import Local, Served
+from ckcontrol.eval.running.remote import Ask
 from ckcontrol.eval.running.runner import run
-from ckcontrol.eval.running.speed import measure_speed, one_arm_a_method
+from ckcontrol.eval.running.speed import measure_speed, one_arm_per_method
 from ckcontrol.eval.tasks.load import Task
 
 RECORDS = [Record(str(i), f"Who is {i}?", (f"{i} is Ann.",), ("Ann",), ("Bob",)) for i in range(5)]
@@ -28,9 +28,9 @@ class Server:
     def answer(self, requests):
         self.asked += requests
         return [
-            Reply(error="HTTP 503: overloaded")
+            {"error": "HTTP 503: overloaded"}
             if ask.question == "Who is 3?"
-            else Reply("Bob" if ask.control.alpha == 1 else "Ann", "stop", 1)
+            else {"text": "Bob" if ask.control.alpha == 1 else "Ann", "n": 1, "finish": "stop"}
             for ask in requests
         ]
 
@@ -71,9 +71,9 @@ def test_a_prompt_that_does_not_fit_fails_alone(llama):
     assert "text" in good
 
 
-def test_speed_times_one_steered_arm_a_method(llama):
+def test_speed_times_one_steered_arm_per_method(llama):
     arms = arms_for(["ck-plug", "off", "prompt", "adacad"], [0.5, 1.0])
-    assert [arm.name for arm in one_arm_a_method(arms)] == ["off", "ck-plug@1", "adacad"]
+    assert [arm.name for arm in one_arm_per_method(arms)] == ["off", "ck-plug@1", "adacad"]
     engine = Local(*llama, "tiny", options=GenerateOptions(max_new_tokens=3))
     told = measure_speed(engine, RECORDS[:2], arms, rounds=2)
     assert told["records"] == 2

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ckcontrol.eval.judging.fluency import ended, ignorance, over_inclusion, repeated_ngrams, surprise
+from ckcontrol.eval.judging.measures import ended, ignorance, over_inclusion, repeated_ngrams, surprise
 from ckcontrol.eval.judging.verdict import verdict
 
 
@@ -69,6 +69,6 @@ def test_contextual_over_inclusion(text: str, taken: bool) -> None:
 
 
 def test_examples_in_docstrings() -> None:
-    done = doctest.testmod(sys.modules["ckcontrol.eval.judging.fluency"])
+    done = doctest.testmod(sys.modules["ckcontrol.eval.judging.measures"])
     assert done.attempted
     assert not done.failed

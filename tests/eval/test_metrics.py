@@ -100,7 +100,7 @@ def test_wilson_edges() -> None:
             wilson(k, n)
 
 
-@pytest.mark.parametrize("module", ["metrics", "facts"])
+@pytest.mark.parametrize("module", ["metrics", "items.shipped_facts"])
 def test_examples_in_docstrings(module: str) -> None:
     done = doctest.testmod(sys.modules[f"ckcontrol.eval.{module}"])
     assert done.attempted

@@ -15,7 +15,9 @@ from ckcontrol.eval.records import Record, Rejected, squad, texts, unclean
 CONFLICT = Record("1", "Where is Oslo?", ("Oslo is in Chile.",), ("Chile",), ("Norway", "Norge"))
 
 
-@pytest.mark.parametrize("name", ["records", "states", "tasks", "tasks.base", "tasks.mquake", "tasks.nq_swap"])
+@pytest.mark.parametrize(
+    "name", ["records", "items.states", "tasks.load", "tasks.base", "tasks.mquake", "tasks.nq_swap"]
+)
 def test_examples_in_docstrings_are_true(name: str) -> None:
     module = importlib.import_module(f"ckcontrol.eval.{name}")
     result = doctest.testmod(module)
@@ -38,9 +40,9 @@ def test_the_group_is_the_normalised_question_and_never_empty() -> None:
         ({"passages": ("a", " ")}, "None of them may be empty"),
         ({"ctx_answers": ({"no": "text"},)}, "ctx_answers: {'no': 'text'}"),
         ({"state": "conflikt"}, "Did you mean 'conflict'"),
-        ({"choices": (" a", " b"), "answer_index": 2}, "answer_index=2 is none of 2 choices"),
+        ({"choices": (" a", " b"), "answer_index": 2}, "answer_index=2 is not one of 2 choices"),
         ({"choices": (" a", " b"), "answer_index": True}, "answer_index=True is not a whole number"),
-        ({"answer_index": 0}, "answer_index=0 is none of 0 choices"),
+        ({"answer_index": 0}, "answer_index=0 is not one of 0 choices"),
         ({"meta": ["list"]}, "is not a mapping"),
     ],
 )

@@ -13,10 +13,14 @@ import pytest
 
 import ckcontrol as ck
 from ckcontrol.errors import ControlError, PromptError
-from ckcontrol.eval.running.backend import Ask, Backend, Reply
-from ckcontrol.eval.running.remote import RemoteBackend
+from ckcontrol.eval.running.remote import Ask, Backend, RemoteBackend
 
 Handle = Callable[["_Handler", dict[str, Any]], None]
+
+
+def said(text: str, finish: str = "stop", n: int | None = 3) -> dict[str, Any]:
+    """The sample of an answer."""
+    return {"text": text, "n": n, "finish": finish}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,7 +122,7 @@ def test_answers_come_in_order_whatever_the_order_of_arrival(server: Server) -> 
     )[1]
     backend: Backend = client(server)
     asks = [Ask(text) for text in ("a1", "b1", "a2", "b2")]
-    assert backend.answer(asks) == [Reply(text, "stop", 3) for text in ("A1", "B1", "A2", "B2")]
+    assert backend.answer(asks) == [said(text) for text in ("A1", "B1", "A2", "B2")]
     assert backend.answer([]) == []
 
 
@@ -145,14 +149,14 @@ def test_the_request_carries_passages_control_and_template(server: Server) -> No
 )
 def test_passing_trouble_is_tried_again(server: Server, failure: Handle) -> None:
     server.script = [failure, failure]
-    assert client(server).answer([Ask("x")]) == [Reply("X", "stop", 3)]
+    assert client(server).answer([Ask("x")]) == [said("X")]
     assert len(server.seen) == 3
 
 
 def test_a_silent_server_is_given_up(server: Server) -> None:
     server.script = [hang, hang]
     began = time.monotonic()
-    assert client(server, timeout=0.15, retries=1).answer([Ask("x")])[0].error == (
+    assert client(server, timeout=0.15, retries=1).answer([Ask("x")])[0]["error"] == (
         "no answer within 0.15 s (tried 2 times)"
     )
     assert time.monotonic() - began < 3
@@ -168,13 +172,13 @@ def test_a_dripping_server_is_given_up(server: Server) -> None:
             time.sleep(0.05)
 
     server.script = [drip]
-    assert "no answer within 0.15 s" in str(client(server, timeout=0.15, retries=0).answer([Ask("x")])[0].error)
+    assert "no answer within 0.15 s" in str(client(server, timeout=0.15, retries=0).answer([Ask("x")])[0]["error"])
 
 
 def test_retry_after_is_honoured(server: Server) -> None:
     server.script = [refuse(429, Retry_After="1")]
     began = time.monotonic()
-    assert client(server).answer([Ask("x")])[0].text == "X"
+    assert client(server).answer([Ask("x")])[0]["text"] == "X"
     assert time.monotonic() - began >= 1
 
 
@@ -187,8 +191,8 @@ def test_one_bad_item_costs_only_itself(server: Server) -> None:
 
     server.usual = picky
     good, bad, other = client(server).answer([Ask("a"), Ask("bad"), Ask("c")])
-    assert (good.text, other.text) == ("A", "C")
-    assert bad == Reply(error="HTTP 400: alpha=7 is out of range. Give a number.")
+    assert (good["text"], other["text"]) == ("A", "C")
+    assert bad == {"error": "HTTP 400: alpha=7 is out of range. Give a number."}
     assert len(server.seen) == 3, "a refusal for good is not tried again"
 
 
@@ -196,36 +200,36 @@ def test_no_server_at_all() -> None:
     with Server() as server:
         base = server.base
     reply = RemoteBackend(base, "m", retries=1, backoff=0.01).answer([Ask("x")])[0]
-    assert reply.text == "" and str(reply.error).startswith("connection failed: ConnectionRefusedError")
-    assert str(reply.error).endswith("(tried 2 times)")
+    assert set(reply) == {"error"} and reply["error"].startswith("connection failed: ConnectionRefusedError")
+    assert reply["error"].endswith("(tried 2 times)")
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"choices": []}, "no chat completion"),
-        ([1], "no chat completion"),
-        (None, "no chat completion"),
+        ({"choices": []}, "not a chat completion"),
+        ([1], "not a chat completion"),
+        (None, "not a chat completion"),
         (completion("x", ck=None), "ignored the field ck"),
         (completion("x", choices=[{"message": {"content": "x"}, "finish_reason": "content_filter"}]), "content_filter"),
     ],
 )
 def test_a_reply_that_is_no_answer_is_an_error(server: Server, data: Any, said: str) -> None:
     server.script = [refuse(200, data)]
-    assert said in str(client(server).answer([Ask("x")])[0].error)
+    assert said in client(server).answer([Ask("x")])[0]["error"]
     assert len(server.seen) == 1
 
 
 def test_missing_usage_and_empty_text_are_fine(server: Server) -> None:
     choice = {"message": {"content": None}, "finish_reason": "length"}
     server.script = [refuse(200, {"choices": [choice], "ck": {}})]
-    assert client(server).answer([Ask("x")]) == [Reply("", "length", None)]
+    assert client(server).answer([Ask("x")]) == [said("", "length", None)]
 
 
 def test_no_more_requests_at_once_than_asked_for(server: Server) -> None:
     server.usual = lambda handler, body: (time.sleep(0.03), answer(handler, body))[1]
     replies = client(server, concurrency=3).answer([Ask(str(i)) for i in range(12)])
-    assert [reply.text for reply in replies] == [str(i) for i in range(12)]
+    assert [reply["text"] for reply in replies] == [str(i) for i in range(12)]
     assert 1 < server.most <= 3
 
 
@@ -233,11 +237,11 @@ def test_the_key_is_sent_and_never_shown(server: Server, monkeypatch: pytest.Mon
     monkeypatch.setenv("MY_KEY", "sk-secret\n")
     server.script = [refuse(401, {"error": {"message": "no such key: sk-secret"}})]
     backend = client(server, api_key_env="MY_KEY")
-    assert backend.answer([Ask("x")]) == [Reply(error="HTTP 401: no such key: [API key]")]
+    assert backend.answer([Ask("x")]) == [{"error": "HTTP 401: no such key: [API key]"}]
     assert server.seen[0][1]["Authorization"] == "Bearer sk-secret"
     assert "secret" not in repr(vars(backend))
     monkeypatch.setenv("MY_KEY", "sk-sec\nret")
-    with pytest.raises(ControlError, match=r"\$MY_KEY cannot stand in an HTTP header") as raised:
+    with pytest.raises(ControlError, match=r"\$MY_KEY cannot be sent in an HTTP header") as raised:
         backend.answer([Ask("x")])
     assert "sk-sec" not in str(raised.value)
     monkeypatch.delenv("MY_KEY")
@@ -247,13 +251,13 @@ def test_the_key_is_sent_and_never_shown(server: Server, monkeypatch: pytest.Mon
 
 def test_a_redirect_is_not_followed(server: Server) -> None:
     server.script = [refuse(307, Location=f"{server.base}/elsewhere")]
-    assert client(server).answer([Ask("x")]) == [Reply(error="HTTP 307")]
+    assert client(server).answer([Ask("x")]) == [{"error": "HTTP 307"}]
     assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize("url", ["host:8000/v1", "ftp://host/v1", "http://", "http://me:pw@host/v1", "http://h/v1?a=1"])
 def test_addresses_are_checked(url: str) -> None:
-    with pytest.raises(ControlError, match="no plain http") as raised:
+    with pytest.raises(ControlError, match="not a plain http") as raised:
         RemoteBackend(url, "m")
     assert "pw" not in str(raised.value)
 

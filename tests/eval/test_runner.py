@@ -238,9 +238,9 @@ def test_another_run_is_refused_by_the_field_that_differs(tiny, data, whole, tmp
 
 
 def test_two_writers_do_not_meet(llama, data, tmp_path):
-    from ckcontrol.eval.run_files import Samples
+    from ckcontrol.eval.run_files import SampleFile
 
-    with Samples(tmp_path / "samples.jsonl"), pytest.raises(EvalError, match="written by another process"):
+    with SampleFile(tmp_path / "samples.jsonl"), pytest.raises(EvalError, match="written by another process"):
         ran(llama, data, tmp_path)
 
 
@@ -289,7 +289,7 @@ def test_damage_inside_the_samples_is_named(whole, tmp_path):
     raw = (whole / "samples.jsonl").read_bytes().split(b"\n")
     raw[1] = raw[1][:20]
     (tmp_path / "samples.jsonl").write_bytes(b"\n".join(raw))
-    from ckcontrol.eval.run_files import Samples
+    from ckcontrol.eval.run_files import SampleFile
 
-    with pytest.raises(EvalError, match="line 2 is damaged"), Samples(tmp_path / "samples.jsonl"):
+    with pytest.raises(EvalError, match="line 2 is damaged"), SampleFile(tmp_path / "samples.jsonl"):
         pass

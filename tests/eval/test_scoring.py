@@ -205,7 +205,7 @@ def test_flags_tell_what_else_was_named() -> None:
 
 
 def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(EvalError, match=r"'strikt' is no scoring mode\. Did you mean 'strict'"):
+    with pytest.raises(EvalError, match=r"'strikt' is not a scoring mode\. Did you mean 'strict'"):
         verdict("", [], [], "strikt")
 
 
@@ -263,7 +263,7 @@ def test_words_keep_their_place_in_any_text() -> None:
         verdict(text, [text[:3]], [text[3:6]])
 
 
-@pytest.mark.parametrize("module", ["scoring", "words"])
+@pytest.mark.parametrize("module", ["judging.verdict", "judging.word_spans"])
 def test_examples_in_docstrings(module: str) -> None:
     done = doctest.testmod(sys.modules[f"ckcontrol.eval.{module}"])
     assert done.attempted

@@ -314,7 +314,7 @@ def test_the_request_of_our_evaluation_client_is_understood(method: str) -> None
     remote = pytest.importorskip("ckcontrol.eval.running.remote")
     from ckcontrol.control import Control
     from ckcontrol.decoding.prompts import PromptTemplate, build_pair
-    from ckcontrol.eval.running.backend import Ask
+    from ckcontrol.eval.running.remote import Ask
 
     control = Control(method, 0.2 if method == "ck-plug" else None)
     template = PromptTemplate(instruction="Say it.\n")

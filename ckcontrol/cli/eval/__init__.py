@@ -1,1 +1,1 @@
-"""The `ckcontrol eval` commands: run, compare, report and the data around them."""
+"""The `ckcontrol eval` commands: run, merge, report, compare, build-conflicts."""

@@ -19,7 +19,7 @@ METRICS = "accuracy,parr,conr"
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A run's folder.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another; the same to compare its arms.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another; the same one to compare its arms.")],
     arms: Annotated[
         str | None,
         typer.Option(metavar="A=B,...", help="An arm of A with one of B.", show_default="every arm with itself"),
@@ -37,7 +37,7 @@ def compare(
     rows = compared(
         cells[0],
         cells[1],
-        arms=None if arms is None else _pairs(arms),
+        arms=None if arms is None else _matched(arms),
         metrics=None if metrics == "all" else [name.strip() for name in metrics.split(",")],
         longest=max(card["options"].get("max_new_tokens", 0) for card in cards) or None,
     )
@@ -47,12 +47,12 @@ def compare(
         _print(rows)
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
+def _matched(text: str) -> list[tuple[str, str]]:
     found = []
     for part in text.split(","):
         one, mark, other = part.partition("=")
         if not mark or not one or not other:
-            raise EvalError(f"--arms {part!r} is no pair.", "Write --arms off=ck-plug@0,closed-book=ck-plug@1")
+            raise EvalError(f"--arms {part!r} is not two arms.", "Write --arms off=ck-plug@0,closed-book=ck-plug@1")
         found.append((one.strip(), other.strip()))
     return found
 

@@ -44,15 +44,15 @@ def run(
     alpha: Annotated[str, typer.Option(metavar="X,...", help="Settings of the dial.")] = "0,0.25,0.5,0.75,1",
     model: options.Model = "demo",
     url: Url = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Records a task.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Records per task.", show_default="all")] = None,
     max_new_tokens: options.Tokens = 24,
     style: Annotated[str, typer.Option(help="Prompts: auto, chat or completion.")] = "auto",
     sample: options.Sample = False,
     temperature: options.Temperature = 1.0,
-    seed: Annotated[int, typer.Option(help="Of samples of records, false answers, draws and intervals.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records a pass.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws records, false answers, tokens and intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records per pass.")] = 4,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Make every n-th pass only.", show_default=False)
+        str | None, typer.Option(metavar="I/N", help="Make only every n-th pass.", show_default=False)
     ] = None,
     speed: Annotated[int, typer.Option(metavar="N", min=0, help="Then time every method alone on N questions.")] = 0,
     dirty: Annotated[bool, typer.Option("--dirty", help="Keep records that cannot be scored cleanly.")] = False,
@@ -61,8 +61,8 @@ def run(
 ) -> None:
     """Answer every record under every method and alpha, and add it up.
 
-    The methods of a pass share prompts and every forward until their answers part. Interrupted? The same command goes
-    on where it stopped and ends with the same results.json.
+    The methods of a pass share the prompts, and every forward until their answers part. Interrupted? The same command
+    goes on where it stopped and ends with the same results.json.
     """
     from ...decoding.options import GenerateOptions
     from ...eval.running.arms import arms_for
@@ -156,7 +156,7 @@ def _shard(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found:
-        raise EvalError(f"--shard {text!r} is no shard.", "Write --shard 1/4 for the first of four.")
+        raise EvalError(f"--shard {text!r} is not a shard.", "Write --shard 1/4 for the first of four.")
     return int(found[1]), int(found[2])
 
 
@@ -203,9 +203,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where it goes.", show_default="the first folder")
     ] = None,
-    items: Annotated[int, typer.Option(min=0, help="Items shown a task; 0 keeps the data's text out.")] = 20,
+    items: Annotated[int, typer.Option(min=0, help="Items shown per task; 0 leaves the data's text out.")] = 20,
 ) -> None:
-    """Draw a report of one or more runs: one HTML page that loads nothing, tables in Markdown, pictures."""
+    """Make a report of one or more runs: one HTML page that loads nothing, tables in Markdown, pictures."""
     from ...eval.report import write_report
 
     typer.echo(str(write_report(folders, out, items=items)))
@@ -220,11 +220,11 @@ def build_conflicts(
     ),
     known: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON: fact id to true or false.", show_default="nobody asked a model"),
+        typer.Option(metavar="FILE", help="JSON: fact id to true or false.", show_default="no model was asked"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws false answers.")] = 0,
 ) -> None:
-    """Make a set of conflicts of your own facts: records that `eval run --tasks` reads."""
+    """Make a set of conflicts from your own facts: records that `eval run --tasks` reads."""
     from ...eval.tasks.build_conflicts import build_conflicts as build
 
     made = build(facts, [part.strip() for part in types.split(",")], out, known=known, seed=seed)
