@@ -65,7 +65,7 @@ SAME = {"dial@0.5": "off", "dial@1": "closed-book"}
 
 
 def in_report_half(fact: str) -> bool:
-    """Whether a fact, by its id, is none of those the method was developed on."""
+    """Return whether a fact, by its id, is not one of those the method was developed on."""
     return int(hashlib.sha256(fact.encode()).hexdigest(), 16) % 2 == 1
 
 
@@ -77,7 +77,7 @@ class Answers:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "results.json").is_file():
-            raise EvalError(f"{folder} holds no finished run.", "The command that began it goes on.")
+            raise EvalError(f"{folder} holds no finished run.", "The command that began it continues it.")
         self.card = read_json(folder / "run.json")
         self.longest = (self.card.get("options") or {}).get("max_new_tokens")
         items = list(lines(folder / "items.jsonl"))
@@ -123,7 +123,7 @@ class Answers:
 
 
 def figure(cell: Cell, metric: str, longest: float | None = None) -> Line | None:
-    """Return a figure with its interval; None where nothing is known of it."""
+    """Return a figure with its interval; None where it is unknown."""
     return estimate_row(cell.estimate(metric, longest)) if cell.has(metric) else None
 
 
@@ -214,7 +214,7 @@ def spread(values: Floats, t: float, groups: int) -> Line:
 
 
 def frontier(answers: Answers, draws: int = DRAWS) -> list[Line]:
-    """Return one line a family of methods: its areas, and the dial's (whole and with four settings) minus them."""
+    """Return one line per family of methods: its areas, and the dial's (whole and with four settings) minus them."""
     families = {name: [a for a in arms if a in answers.arms] for name, arms in FAMILIES.items()}
     families = {name: [*ENDS, *arms] for name, arms in families.items() if arms or not FAMILIES[name]}
     arms = sorted({arm for members in families.values() for arm in members})
@@ -291,7 +291,7 @@ def turned(cells: Sequence[Cell], metric: str = "mr") -> Line:
 
 
 def monotone(answers: Answers) -> list[Line]:
-    """Return one line a data set and knob."""
+    """Return one line per data set and knob."""
     out = []
     for task in CONFLICTS:
         for name, arms in KNOBS.items():

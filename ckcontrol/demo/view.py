@@ -1,7 +1,7 @@
 """Draws a `DemoResult`: in the terminal and as one HTML page, with the same tables, notes and token views.
 
 Knows rich, its template (demo.html) and the result; computes no verdict. What an answer relied on is told by a symbol
-and a word, never by colour alone; in the totals every symbol is one question.
+and a word, never by colour alone; in the totals each symbol is one question.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..views.html import templates
-from ..views.safe_text import clean
+from ..views.safe_text import clean, short
 from .result import DemoResult, DemoRow
 
 if TYPE_CHECKING:
@@ -72,11 +72,6 @@ def _tally(counts: Counter[str]) -> list[tuple[str, str]]:
     return [(SYMBOLS[name] * counts[name], f"{counts[name]} {name}") for name in order]
 
 
-def _short(text: str, limit: int) -> str:
-    line = " ".join(clean(text).split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
-
-
 def _says(row: DemoRow) -> str:
     return row.item.claim if row.expected else "(another passage was retrieved)"
 
@@ -98,7 +93,7 @@ def print_demo(result: DemoResult, console: Console) -> None:
     else:
         for row in result.rows:
             console.print(_block(result, row))
-    console.print(Text("\nTotals, one symbol a question", "bold"))
+    console.print(Text("\nTotals, one symbol per question", "bold"))
     console.print(_totals(result))
     for line in notes(result):
         console.print(Text(f"· {line}", "dim"), highlight=False)
@@ -128,7 +123,7 @@ def _known(row: DemoRow) -> Text:
     from rich.text import Text
 
     text = Text().append("✓ knows\n" if row.knows else "✗ does not know\n", "bold")
-    return text.append(_short(row.closed_book.text, 90), "dim")
+    return text.append(short(row.closed_book.text, 90), "dim")
 
 
 def _matrix(result: DemoResult) -> Table:
@@ -144,7 +139,7 @@ def _matrix(result: DemoResult) -> Table:
         grid.add_column(name, ratio=5)
     for row in result.rows:
         cells = [
-            Text().append(f"{SYMBOLS[verdict]} {verdict}\n", "bold").append(_short(answer.text, 76), "dim")
+            Text().append(f"{SYMBOLS[verdict]} {verdict}\n", "bold").append(short(answer.text, 76), "dim")
             for answer, verdict in zip(row.answers, row.verdicts, strict=True)
         ]
         grid.add_row(Text(clean(row.item.question)), _flag(row), _known(row), *cells)
@@ -162,10 +157,10 @@ def _block(result: DemoResult, row: DemoRow) -> Table:
     grid.title, grid.title_justify = Text(f"\n{clean(row.item.question)}", "bold"), "left"
     grid.add_row("passage", Text("FALSE" if row.item.false else "true", "bold"), Text(clean(_says(row))))
     knows = Text("✓ knows" if row.knows else "✗ no", "bold")
-    grid.add_row("closed book", knows, Text(_short(row.closed_book.text, 110), "dim"))
+    grid.add_row("closed book", knows, Text(short(row.closed_book.text, 110), "dim"))
     for name, answer, verdict in zip(result.columns, row.answers, row.verdicts, strict=True):
         said = Text(f"{SYMBOLS[verdict]} {verdict}", "bold")
-        grid.add_row(name, said, Text(_short(answer.text, 110), "dim"))
+        grid.add_row(name, said, Text(short(answer.text, 110), "dim"))
     return grid
 
 

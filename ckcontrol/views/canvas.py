@@ -25,7 +25,6 @@ __all__ = [
     "Tile",
     "corners",
     "sheet",
-    "short",
     "svg",
     "text_width",
     "words_of",
@@ -59,7 +58,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Mark:
-    """A data point; hollow marks are filled with the surface. `tip` is shown on pointing at it."""
+    """A data point; a hollow mark is filled with the surface. `tip` is shown on pointing at it."""
 
     at: Point
     shape: str
@@ -154,12 +153,6 @@ class Canvas:
 def text_width(words: str, size: float = 12) -> float:
     """Return a generous estimate of the width of `words`, in pixels: fonts differ, overlaps must not."""
     return sum(0.33 if char in "il.,:'|·1 " else 0.62 for char in words) * size + 2
-
-
-def short(words: str, limit: int) -> str:
-    """Return `words` on one line of at most `limit` characters."""
-    line = " ".join(clean(words, 4 * limit).split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def corners(mark: Mark) -> tuple[Point, ...]:

@@ -95,7 +95,8 @@ def _part(name: str, *given: Any) -> str:
 
 
 def _captioned(answer: AnswerShape, captions: Sequence[str]) -> list[tuple[str | None, str]]:
-    return list(zip(captions or [None] * len(answer.passages), answer.passages, strict=True))
+    above: Sequence[str | None] = captions or [None] * len(answer.passages)
+    return list(zip(above, answer.passages, strict=True))
 
 
 def _token_rows(answer: AnswerShape) -> list[list[Any]]:

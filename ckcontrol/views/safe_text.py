@@ -10,7 +10,7 @@ import html
 import re
 import unicodedata
 
-__all__ = ["DISPLAY_LIMIT", "clean", "escape", "escape_json"]
+__all__ = ["DISPLAY_LIMIT", "clean", "escape", "escape_json", "short"]
 
 DISPLAY_LIMIT = 400
 
@@ -45,6 +45,12 @@ def _visible(char: str) -> str:
         return char
     category = unicodedata.category(char)
     return "" if category in HIDDEN else BREAKS.get(category, char)
+
+
+def short(words: str, limit: int) -> str:
+    """Return `words` on one line of at most `limit` characters."""
+    line = " ".join(clean(words, 4 * limit).split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def escape(text: str, limit: int | None = DISPLAY_LIMIT) -> str:

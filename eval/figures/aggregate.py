@@ -1,7 +1,7 @@
 """A run's samples to its figures: results.json as a value and as bytes.
 
 Knows run cards, items and samples; knows no model and no file. The figures depend on what was sampled, not on when or
-in which order: an interrupted and resumed run gives the same bytes.
+in which order: a run that was interrupted and resumed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Figures = Mapping[str, Estimate]  # of one cell, by metric
 def aggregate(run: Mapping[str, Any], items: Iterable[Mapping[str, Any]], samples: Iterable[Mapping[str, Any]]) -> Line:
     """Return what results.json holds.
 
-    Failed samples are counted under `errors` and averaged nowhere; of several samples of one task, id and arm the
+    Failed samples are counted under `errors` and averaged nowhere. Of several samples of one task, id and arm, the
     first counts; samples of unknown items do not. Ceilings of a curve: the share of the same items that
     `closed-book` answers from memory, and the accuracy of `off` where the passages are right (helpful, else agree).
 
@@ -38,7 +38,7 @@ def aggregate(run: Mapping[str, Any], items: Iterable[Mapping[str, Any]], sample
         samples: The lines of samples.jsonl, in any order.
 
     Raises:
-        EvalError: An item is no record, or a sample does not match its item.
+        EvalError: An item is not a record, or a sample does not match its item.
     """
     cells = collect(items, samples)
     order = {arm["name"]: place for place, arm in enumerate(run.get("arms", ()))}

@@ -36,7 +36,7 @@ class Cell:
         return [num for num, _ in found], [den for _, den in found], [self.rows[i][0] for i in ids]
 
     def has(self, metric: str) -> bool:
-        """Whether any sample contributes to a metric."""
+        """Return whether any sample contributes to a metric."""
         return any(metric in row for _, row in self.rows.values())
 
     def estimate(self, metric: str, longest: float | None = None) -> Estimate:

@@ -1,6 +1,6 @@
 """Two runs, or two arms, on the samples both have: differences, intervals, tests.
 
-Knows cells as `collect` makes them; knows no file. Runs may differ in model, precision or prompt, not in the records.
+Knows cells as `collect` makes them; knows no file. Runs may differ in model, precision or prompt, but not in records.
 """
 
 from __future__ import annotations

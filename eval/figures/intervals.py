@@ -6,8 +6,8 @@ Knows arrays of numbers and group labels; knows no metric by name. Every figure 
 and swapped whole, because the rows of one question are not independent evidence.
 
 Intervals are 95 %. The cluster bootstrap gives the standard error; its percentiles are not used. In
-``benchmarks/intervals.py`` they hold the truth as rarely as 36 times in 100 at 10 groups and 77 at 40; what follows
-holds it 93 to 98 times from 84 groups on, 94 to 97 from 200, and below, where it errs on the wide side, 92 to 100. So
+``benchmarks/intervals.py`` they cover the truth as rarely as 36 times in 100 at 10 groups and 77 at 40; what follows
+covers it 93 to 98 times from 84 groups on, 94 to 97 from 200, and below, where it errs on the wide side, 92 to 100. So
 
 - a figure with bounds gets Wilson's interval of as many observations as would have that standard error (Korn and
   Graubard, 1998; Dean and Pagano, 2015), one without bounds ``value ± t se``;
@@ -15,7 +15,7 @@ holds it 93 to 98 times from 84 groups on, 94 to 97 from 200, and below, where i
   2005) among the m that would have that standard error;
 - t has the degrees of freedom of the effective number of groups, ``sum(w)² / sum(w²) - 1`` (Kish, 1965).
 
-Where all groups are equal a bootstrap has no width: then each group counts as one observation, so 0 of 20 groups gives
+Where all groups are equal, a bootstrap has no width; then each group counts as one observation, so 0 of 20 groups gives
 [0, 0.16], and 20 groups without a difference give ±0.16.
 """
 

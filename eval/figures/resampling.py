@@ -1,4 +1,4 @@
-"""Sums by group, resampled: the arithmetic below `stats.py`. Knows arrays, no figure, interval or test."""
+"""Sums by group, resampled: the arithmetic below `intervals.py`. Knows arrays, no figure, interval or test."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def signs(groups: int, flips: int, seed: int) -> NDArray[np.int8]:
 
 
 def times(small: NDArray[Any], sums: Floats) -> Floats:
-    """Return ``small @ sums``, with as much of the integer matrix expanded at a time as fits a cache."""
+    """Return ``small @ sums``, expanding only as much of the integer matrix at a time as fits a cache."""
     step = max(1, _BLOCK // max(1, small.shape[1]))
     return np.vstack([small[i : i + step].astype(np.float64) @ sums for i in range(0, len(small), step)])
 

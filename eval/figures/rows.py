@@ -47,7 +47,8 @@ def read_estimate(row: Any) -> Estimate | None:
     """Return the estimate of a row; None where there is no row, or no value in it."""
     if not isinstance(row, Mapping) or math.isnan(number(row.get("value"))):
         return None
-    return Estimate(*(number(row.get(name)) for name in ("value", "low", "high")), n=int(row.get("n") or 0))
+    value, low, high = (number(row.get(name)) for name in ("value", "low", "high"))
+    return Estimate(value, low, high, int(row.get("n") or 0))
 
 
 def difference_row(found: Difference) -> Line:
@@ -58,9 +59,10 @@ def difference_row(found: Difference) -> Line:
 
 def read_difference(row: Mapping[str, Any]) -> Difference:
     """Return the difference of a row; NaN and 0 for what is not in it."""
-    values = {field: number(row.get(name)) for name, field in _NUMBERS.items()}
-    values |= {name: number(row.get(name)) for name in ("a", "b", "p_holm")}
-    return Difference(**values, **{name: int(row.get(name) or 0) for name in _COUNTS})  # type: ignore[arg-type]
+    a, b, p_holm = (number(row.get(name)) for name in ("a", "b", "p_holm"))
+    value, low, high, p = (number(row.get(name)) for name in _NUMBERS)
+    n, groups, up, down, ties = (int(row.get(name) or 0) for name in _COUNTS)
+    return Difference(a, b, value, low, high, p, n, groups, up, down, ties, p_holm)
 
 
 def with_holm(rows: Sequence[Line]) -> list[Line]:

@@ -1,7 +1,7 @@
 """The report of one evaluation run or several: a page that loads nothing, tables in Markdown, and the charts as files.
 
-Reads run directories and writes files; computes no metric. Everything is made of results.json and the run card, but for
-the items, which are read from the samples.
+Reads run directories and writes files; computes no metric. Everything comes from results.json and the run card, except
+the items, which come from the samples.
 
 Example:
     >>> write_report([Path("runs/a"), Path("runs/b")], out=Path("report"), items=20)  # doctest: +SKIP
@@ -28,7 +28,7 @@ def write_report(
 ) -> Path:
     """Write report.html, report.md, curves.svg and four_states.svg; the charts as PNG too, given matplotlib.
 
-    The page is one file without script; it loads nothing. Bytes depend on the run directories alone.
+    The page is one file without scripts; it loads nothing. Its bytes depend on the run directories alone.
 
     Args:
         run_dirs: Directories with results.json, run.json, items.jsonl and samples.jsonl; several stand side by side.
@@ -59,7 +59,7 @@ def write_report(
 
 
 def _files(runs: Sequence[Run]) -> dict[str, Canvas]:
-    """The drawings that become files: only those that have something to show."""
+    """Return the drawings that become files: only those that have something to show."""
     files = {}
     if curves := curve_panels(runs):
         files["curves"] = sheet(curves, 2, "Control curves")

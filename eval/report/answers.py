@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ckcontrol.errors import EvalError
-from ckcontrol.views.safe_text import clean
 
+from ...views.safe_text import clean
 from ..judging.verdict import verdict
 from ..records import STATES, Record
 from ..run_files import sample_files
@@ -53,7 +53,7 @@ class TaskItems:
         total: Items of the task that have samples.
         disagreed: Of these, how many the arms judged differently.
         items: The chosen ones.
-        unread: Lines that could not be read, of both files, over all tasks.
+        unread: Lines of either file that could not be read, over all tasks.
     """
 
     task: str
@@ -84,7 +84,7 @@ def judge(record: Record, sample: dict[str, Any]) -> str:
 def choose(folder: Path, limit: int) -> list[TaskItems]:
     """Return at most `limit` items per task: those the arms disagree on most, the states in turn.
 
-    Items without any sample are left out. Half-written and foreign lines are counted, not repaired.
+    Items without a sample are left out. Half-written and foreign lines are counted, not repaired.
 
     Args:
         folder: A run directory.
@@ -127,7 +127,7 @@ def _pick(
     verdicts: dict[tuple[str, str], dict[str, str]],
     limit: int,
 ) -> list[tuple[str, str]]:
-    """The states take turns, so that conflict does not hide what happens to questions with good passages."""
+    """Pick items with the states in turn, so that conflicts do not crowd out questions with good passages."""
     queues = {
         state: sorted(
             (key for key in keys if records[key].state == state),
@@ -145,7 +145,7 @@ def _pick(
 
 
 def _disagreement(verdicts: dict[str, str]) -> float:
-    """The chance that two arms drawn at random were judged differently."""
+    """Return the chance that two arms drawn at random were judged differently."""
     total = len(verdicts)
     return 1.0 - sum((n / total) ** 2 for n in Counter(verdicts.values()).values())
 
@@ -156,13 +156,13 @@ def item_rows(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
 
 
 def sample_rows(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield the answers of a run, all shards; the lines that close a pass are none. Counts what cannot be read."""
+    """Yield the answers of a run, of all shards, without the lines that close passes; count what cannot be read."""
     for path in sample_files(folder):
         yield from (row for row in _rows(path, unread) if "arm" in row)
 
 
 def _rows(path: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Lines end at a line feed and nowhere else: texts hold other separators."""
+    """Yield the objects of a file. Only a line feed ends a line: texts hold other separators."""
     with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
         for line in lines:
             if not line.strip():

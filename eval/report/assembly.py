@@ -1,6 +1,6 @@
 """Puts the report together: findings, tables, charts, items and run cards of one run or several beside each other.
 
-Knows the other modules of the report and what each makes; report.html lays the page out, which forbids every load.
+Knows the other modules of the report and what each makes. report.html lays out the page, which forbids every load.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def report_page(runs: Sequence[Run], items: int) -> str:
 
 
 def report_markdown(runs: Sequence[Run]) -> str:
-    """Return the findings and the tables as GitHub Markdown, short enough to paste into an issue; no benchmark text."""
+    """Return findings and tables as GitHub Markdown, short enough to paste into an issue; no text of any benchmark."""
     blocks = [f"# {plain(title(runs))}", READING]
     if len(runs) > 1 and (differ := differences(runs)):
         blocks.append(f"The runs differ in: {plain(', '.join(differ))}.")
@@ -108,7 +108,7 @@ def _told(run: Run) -> str:
 
 
 def places(runs: Sequence[Run]) -> list[tuple[Run, str, str]]:
-    """Return every run and task with the heading of its charts; a task's runs stand beside each other."""
+    """Return every run and task with the heading of its charts, the runs of a task together."""
     return [
         (run, task, f"{task}, run {run.label}" if len(runs) > 1 else task)
         for task in sorted({task for run in runs for task in run.tasks})
@@ -134,7 +134,7 @@ def _conflicts(run: Run, task: str) -> bool:
 
 
 def _beside(runs: Sequence[Run]) -> tuple[str, list[tuple[str, Grid]]]:
-    """Return what runs beside each other differ in, and for each state a table."""
+    """Return in what the runs differ, and a table for each state."""
     differ = differences(runs)
     note = f"The runs differ in: {', '.join(differ)}." if differ else "The run cards agree in all but date and arms."
     changes, why = tested(runs)

@@ -1,6 +1,6 @@
 """Several runs beside each other; two runs on the same items are compared sample by sample.
 
-Knows runs, and for the test their samples; the test itself is `ckcontrol.eval.figures.compare`.
+Knows runs and, for the test, their samples; the test itself is `ckcontrol.eval.figures.compare`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Key = tuple[str, str, str, str]  # task, state, arm, metric
 def tested(runs: Sequence[Run]) -> tuple[dict[Key, Difference], str]:
     """Return the paired differences of two runs, second minus first, and a sentence about them.
 
-    None of them where there are more than two runs, no sample in common, or samples that cannot be read.
+    There are none with more than two runs, no sample in common, or samples that cannot be read.
     """
     if len(runs) != 2:
         return {}, "Differences between runs are tested two at a time."

@@ -119,8 +119,9 @@ def _said(record: Record, sample: dict[str, Any]) -> Said:
         return Said(failure=failure(sample))
     if record.choices:
         place = sample.get("choice")
-        known = isinstance(place, int) and 0 <= place < len(record.choices)
-        return Said(clean(record.choices[place], 240) if known else None)
+        if not isinstance(place, int) or not 0 <= place < len(record.choices):
+            return Said()
+        return Said(clean(record.choices[place], 240))
     text = str(sample.get("text", ""))
     tokens = _tokens(sample)
     shown = describe.shown(SampleText(text, tokens, str(sample.get("finish", "length"))))[:TOKENS]

@@ -1,6 +1,6 @@
 """The run card: what was run, on what, with what, and what was left out.
 
-Knows run.json and results.json and tells what they say, unknown keys included; judges nothing and draws nothing.
+Knows run.json and results.json and passes on what they say, unknown keys included; judges nothing and draws nothing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def rejected(task: Mapping[str, Any]) -> str:
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-    """Return what runs beside each other do not share: fields of the card, data and prompts of shared tasks."""
+    """Return what differs between runs: fields of the card, and data, settings and records of shared tasks."""
     fields = sorted({key for run in runs for key in run.card} - {"started", "arms", "tasks", "schema"})
     found = [name for name in fields if len({_json(run.card.get(name)) for run in runs}) > 1]
     for task in sorted(set.intersection(*({*run.card.get("tasks", {})} for run in runs))):
@@ -82,7 +82,7 @@ def _speed(told: Mapping[str, Any]) -> Lines:
         ratio, memory = row.get("against_off"), row.get("peak_cuda_mb")
         beside = "" if ratio is None or row.get("arm") == "off" else f", {ratio:.2f} of off"
         beside += "" if memory is None else f", {memory:,} MB"
-        figures = f"{row.get('seconds'):.2f} s an answer, {row.get('tokens_per_s'):.1f} tokens/s{beside}"
+        figures = f"{row.get('seconds'):.2f} s per answer, {row.get('tokens_per_s'):.1f} tokens/s{beside}"
         lines.append(("", f"{clean(str(row.get('arm')), 60)}: {figures}"))
     return lines
 

@@ -26,7 +26,7 @@ class Sentence:
 
 
 def findings(run: Run) -> list[Sentence]:
-    """Return the sentences of one run, the good and the bad."""
+    """Return the sentences about one run, the good and the bad."""
     return [*_widest(run), *_cost(run), *_tested(run), *_beware(run)]
 
 

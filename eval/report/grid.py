@@ -59,7 +59,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text on one line in which Markdown and HTML find nothing to act on."""
+    """Return text on one line that means nothing but itself in Markdown and HTML."""
     line = " ".join(clean(text, 600).split()).replace("&", "&amp;").replace("<", "&lt;")
     for char in "\\`*_[]|#!":
         line = line.replace(char, "\\" + char)

@@ -42,7 +42,7 @@ class Run:
         label: Its short name in the report.
 
     Raises:
-        EvalError: results.json or run.json is missing or is not what `aggregate` writes.
+        EvalError: results.json or run.json is missing, damaged, or of another schema.
     """
 
     def __init__(self, folder: Path, label: str) -> None:
@@ -67,11 +67,10 @@ class Run:
         told = {str(arm["name"]): arm for arm in self.card.get("arms", ())}
         arms = []
         for name in dict.fromkeys([*told, *(cell["arm"] for cell in self.results.get("cells", ()))]):
-            alpha = number(told.get(name, {}).get("alpha"))
-            dialled = not math.isnan(alpha)
-            arms.append(
-                Setting(name, str(told[name].get("method", name)) if dialled else name, alpha if dialled else None)
-            )
+            card = told.get(name, {})
+            alpha = number(card.get("alpha"))
+            fixed = math.isnan(alpha)
+            arms.append(Setting(name, name, None) if fixed else Setting(name, str(card.get("method", name)), alpha))
         return arms
 
     @cached_property
@@ -137,7 +136,7 @@ class Run:
 
 
 def headline(state: str, kind: str = "generate") -> str:
-    """Return the metric that speaks for a state: the memory ratio in conflict, accuracy elsewhere."""
+    """Return the metric that stands for a state: the memory ratio in conflict, accuracy elsewhere."""
     return "mr" if state == "conflict" and kind == "generate" else "accuracy"
 
 

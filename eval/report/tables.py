@@ -1,7 +1,7 @@
-"""The tables: methods at a glance, states by arm, arms by task, two runs beside each other.
+"""The tables: methods at a glance, arms by states, arms by tasks, and every other metric.
 
-Knows a `Run` and which figure speaks for which state. Worse is marked as plainly as better, and every figure has its
-interval and n; where n is one for a whole column it stands in the column's head.
+Knows a `Run` and which figure stands for which state. Worse is marked as plainly as better, and every figure has its
+interval and n; where a whole column has one n, it stands in the column's head.
 """
 
 from __future__ import annotations

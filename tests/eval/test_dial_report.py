@@ -34,7 +34,7 @@ def figures(dial: Any) -> Any:
 
 
 def cell(values: Any, metric: str, prefix: str = "q", copies: int = 1, start: int = 0) -> Cell:
-    """One row a value and copy; the copies of a value are one question."""
+    """One row per value and copy; the copies of a value are one question."""
     out = Cell()
     for i, value in enumerate(values, start):
         for copy in range(copies):

@@ -79,7 +79,7 @@ def test_every_headline_figure_is_on_the_page_as_results_has_it(run, page):
         ends = f"[{percent(metric['low'])}, {percent(metric['high'])}]"
         label = f'data-label="{cell["state"]}: '
         mine = [row for row in rows if f"<bdi>{cell['arm']}</bdi>" in row and label in row]
-        assert len(mine) == 2  # one row a task
+        assert len(mine) == 2  # one row per task
         cells = [part.split("</td>")[0] for row in mine for part in row.split(label)[1:]]
         assert any(f">{percent(metric['value'])}" in found and ends in found for found in cells), cell
 

@@ -1,4 +1,4 @@
-"""Layer by head maps of a scores file, on one canvas: a PNG (matplotlib, an extra), a self-contained HTML page.
+"""Layer by head maps of a scores file, drawn on one canvas: as a PNG (matplotlib, an extra) and in an HTML page.
 
 Blue heads promote their source, orange heads work against it; the k best are numbered, so colour is never alone. Knows
 scores and how they are drawn; measures nothing. The page's template is maps.html.
@@ -30,7 +30,7 @@ LABELS, TOP = 46, 18  # px left of the cells and above them
 
 
 def top_table(scores: HeadScores, source: str, k: int = 10, form: str | None = None) -> list[dict[str, Any]]:
-    """The k heads that promote a source most, with their statistics, best first.
+    """Return the k heads that promote a source most, with their statistics, best first.
 
     Args:
         scores: From `find`.
@@ -59,10 +59,10 @@ def top_table(scores: HeadScores, source: str, k: int = 10, form: str | None = N
 
 
 def relations_table(scores: HeadScores, source: str, k: int = 10, form: str | None = None) -> list[dict[str, Any]]:
-    """How many of their k best heads two relations share, for any two relations with at least 8 facts each.
+    """Return how many of their k best heads two relations share, for any two with at least 8 facts each.
 
     Returns:
-        Per two: relations, shared, jaccard, expected (of random sets), p (chance of as many; exact).
+        For each two: relations, shared, jaccard, expected (of random sets), p (chance of as many; exact).
     """
     form = form or scores.formats[0]
     counts: dict[str, int] = {}
@@ -95,12 +95,12 @@ def figure(scores: HeadScores, *, k: int = 10, form: str | None = None) -> Canva
         drawn.text((0, 31), note, "muted")
         low, high = f"−{bound:.2g} logits or less", f"+{bound:.2g} or more"
         x = text_width(low, 11) + 4
-        drawn.text((0, drawn.height + 10), low, "muted", size=11)
+        drawn.text((0, drawn.height + 18), low, "muted", size=11)
         for shade in range(2 * STEPS + 1):
-            drawn.tile((x + shade * CELL, drawn.height - 4), CELL - 1, f"g{shade}")
+            drawn.tile((x + shade * CELL, drawn.height + 4), CELL - 1, f"g{shade}")
         x += (2 * STEPS + 1) * CELL + 4
-        drawn.text((x, drawn.height + 10), high, "muted", size=11)
-        drawn.height += 18
+        drawn.text((x, drawn.height + 18), high, "muted", size=11)
+        drawn.height += 26
         drawn.width = max(drawn.width, x + text_width(high, 11), text_width(drawn.label, 14), text_width(note))
         panels.append(drawn)
     return sheet(panels, 1, note)
@@ -188,7 +188,7 @@ def _map(scores: HeadScores, source: str, k: int, form: str, top: float = TOP) -
 
 
 def _bound(mean: Floats) -> float:
-    """Where colours saturate: the fifth largest absolute value, so that one huge head does not pale the rest."""
+    """Return where colours saturate: the fifth largest absolute value, lest one huge head pale the rest."""
     ordered = np.sort(np.abs(mean).ravel())[::-1]
     found = float(ordered[min(4, len(ordered) - 1)])
     if not math.isfinite(found):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ....views.canvas import SHAPES, Canvas, Point, short
+from ....views.canvas import SHAPES, Canvas, Point
 from ....views.palette import SERIES
+from ....views.safe_text import short
 from ...figures.intervals import Estimate
 
 __all__ = ["Scale", "dot", "frame", "look", "nice_range"]

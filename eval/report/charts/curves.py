@@ -1,7 +1,7 @@
 """Control curves: how far a dial moves the answers from the passages to memory, and what the answers named on the way.
 
 Knows a `Run` and draws on a `Canvas`. Methods with a dial are curves with a band, methods without one stand beside the
-axis, the unmodified model and the closed-book answers are dashed lines. Every line has its name at its end.
+axis, and the unmodified model and the closed-book answers are dashed lines. Every line is named at its end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ....views.canvas import Canvas, Point, short, text_width
+from ....views.canvas import Canvas, Point, text_width
+from ....views.safe_text import short
 from ...figures.intervals import Estimate
 from ..number_texts import interval, percent
 from ..runs import Run, Setting
@@ -125,7 +126,7 @@ CEILINGS = (("ceiling_memory", "memory"), ("ceiling_context", "context"))
 def named(run: Run, task: str, method: str, title: str, width: float) -> Canvas:
     """Draw what the answers of one dial named: memory's answer, the passages', neither, and the accuracy.
 
-    Dashed: the ceilings of the summary, what the closed-book and the context-only answers reach.
+    Dashed: the ceilings of the summary, what answers reach closed book and with right passages.
     """
     canvas = Canvas(width, HEIGHT, f"{title}: what the answers named, by alpha")
     y = Scale(0, 1, HEIGHT - BOTTOM, TOP)

@@ -5,7 +5,8 @@ Knows a `Run` and draws on a `Canvas`. The dashed line is `off`; a hollow mark i
 
 from __future__ import annotations
 
-from ....views.canvas import Canvas, short
+from ....views.canvas import Canvas
+from ....views.safe_text import short
 from ..number_texts import LABELS, interval, percent
 from ..runs import BASELINES, Run, headline
 from .axes import Scale, look

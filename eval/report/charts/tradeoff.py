@@ -1,4 +1,4 @@
-"""Reach against cost: where the memory ratio ends up in conflict, and what accuracy that loses elsewhere.
+"""Reach against cost: where the memory ratio ends up in conflict, and how much accuracy that loses elsewhere.
 
 Knows a `Run` and draws on a `Canvas`. A dial is a path of points, each named by its alpha; `off` is where the two
 dashed lines cross. The better a method, the flatter its path runs along the top.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from ....views.canvas import Canvas, Line, Point, short, text_width
+from ....views.canvas import Canvas, Line, Point, text_width
+from ....views.safe_text import short
 from ...figures.dial_curve import HARM_STATES
 from ..number_texts import percent, points
 from ..runs import BASELINES, Run, Setting
@@ -125,7 +126,7 @@ def _name(
 
 
 def _crossed(canvas: Canvas) -> list[Box]:
-    """Small boxes along every line that is drawn, but for the quiet grid: labels keep clear of them."""
+    """Return small boxes along every line but those of the grid: labels keep clear of them."""
     boxes = []
     for shape in canvas.shapes:
         if isinstance(shape, Line) and shape.ink != "line":
