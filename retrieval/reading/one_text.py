@@ -1,6 +1,7 @@
 """Files of one text to documents: plain text, Markdown, HTML and PDF. Knows bytes and formats; opens nothing.
 
-A reader takes an open file and yields documents and `Skipped`; a `RetrievalError` means the whole file is no use.
+A reader takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the whole
+file is no use.
 """
 
 from __future__ import annotations
@@ -14,23 +15,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ckcontrol.errors import MissingExtra, RetrievalError
+from ckcontrol.tables import decode, marked_encoding
 
 from ..types import Document, Skipped
 
 if TYPE_CHECKING:
     from bs4 import Tag
 
-__all__ = ["Source", "fit", "marked_encoding", "read_html", "read_pdf", "read_text"]
+__all__ = ["Source", "fit", "read_html", "read_pdf", "read_text"]
 
 LIMIT = 100_000_000  # bytes of a text file
 HTML_LIMIT = 20_000_000  # a parsed page takes some thirty times its size
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 # What html.parser takes quadratic time over is cut out before it: comments and elements whose content is no text.
 UNSEEN = re.compile(r"<(?:!--|(script|style|template|noscript|svg|iframe)\b)", re.IGNORECASE)
 DROPPED = {"script", "style", "template", "noscript", "svg", "iframe", "nav", "title"}
@@ -53,11 +48,6 @@ class Source(NamedTuple):
     name: str
     encoding: str = "utf-8"
     text_field: str | None = None
-
-
-def marked_encoding(data: bytes) -> str | None:
-    """Return the encoding that a byte order mark at the start names, else None."""
-    return next((name for mark, name in BOMS if data.startswith(mark)), None)
 
 
 def fit(document: Document) -> Document:
@@ -84,7 +74,8 @@ def read_text(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     """Yield a text file as it is, Markdown included.
 
     Raises:
-        RetrievalError: Too large, not in its encoding, or binary.
+        RetrievalError: Too large, or binary.
+        TableError: Not in its encoding.
     """
     text = _decode(_bytes(file, LIMIT), source.encoding)
     yield fit(Document(source.name, text, source.name, {"path": source.name}))
@@ -96,7 +87,8 @@ def read_html(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     A byte order mark decides the encoding, then the page's meta tag, then `source.encoding`.
 
     Raises:
-        RetrievalError: Too large, not in its encoding, or beyond the parser.
+        RetrievalError: Too large, or beyond the parser.
+        TableError: Not in its encoding.
         MissingExtra: beautifulsoup4 is not installed.
     """
     try:
@@ -181,15 +173,7 @@ def _bytes(file: BinaryIO, limit: int) -> bytes:
 
 
 def _decode(data: bytes, encoding: str) -> str:
-    name = marked_encoding(data) or encoding
-    try:
-        text = data.decode(name)
-    except UnicodeDecodeError as error:
-        byte = data[error.start : error.start + 1].hex()
-        raise RetrievalError(
-            f"byte 0x{byte} at position {error.start} is not {name}.", "Convert the file, or name its encoding."
-        ) from error
-    return text
+    return decode(data, marked_encoding(data) or encoding)
 
 
 def _why(error: Exception) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ckcontrol.errors import RetrievalError
+from ckcontrol.tables import TableError
 
 from ..types import Document, Skipped
 from .files import Found, as_paths, find_files
@@ -118,7 +119,7 @@ def _file(found: Found, source: Source, report: Callable[[int], None]) -> Iterat
                         told = file.tell()
                         report(told)
                     yield item
-        except RetrievalError as error:
+        except (RetrievalError, TableError) as error:
             yield Skipped(found.name, str(error))
         except OSError as error:
             yield Skipped(found.name, f"cannot be read: {error.strerror or error}.")
