@@ -21,8 +21,17 @@ from typing import Any, BinaryIO, NamedTuple
 from .errors import CKError, MissingExtra
 
 __all__ = [
-    *("TableError", "TableRow", "decode", "marked_encoding", "text_lines", "unpacked"),
-    *("best_delimiter", "csv_rows", "json_lines", "json_rows", "parquet_rows"),
+    "TableError",
+    "TableRow",
+    "best_delimiter",
+    "csv_rows",
+    "decode",
+    "json_lines",
+    "json_rows",
+    "marked_encoding",
+    "parquet_rows",
+    "text_lines",
+    "unpacked",
 ]
 
 BATCH = 64  # rows of a Parquet file in memory
