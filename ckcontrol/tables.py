@@ -120,22 +120,21 @@ def decode(data: bytes, encoding: str, hint: str = "Convert the file, or name it
 
 
 def text_lines(file: BinaryIO, encoding: str, newline: str, limit: int) -> Iterator[str]:
-    """Yield lines with their ends. One longer than `limit` is cut to one character more; the rest of it is dropped.
+    """Yield lines with their ends; of a line longer than `limit`, that many characters and one more.
 
-    Bytes that are not in the encoding come as surrogates, which `csv_rows` and `json_lines` refuse row by row.
-
-    Args:
-        file: Open for reading; left open.
-        encoding: A name that Python knows.
-        newline: What ends a line, as for `open`.
-        limit: Characters of a line.
+    Bytes that are not in the encoding come as surrogates, which `csv_rows` and `json_lines` refuse row by row. What
+    ends a line is `newline`, as for `open`; `limit` counts characters. The file stays open.
 
     Raises:
-        TableError: The encoding breaks in a way that leaves no later line readable.
+        TableError: The encoding breaks in a way that leaves no later line readable, or a line of a CSV file (newline
+            "") is longer than `limit`.
     """
     text = io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline=newline)
     try:
         while line := text.readline(limit + 1):
+            if len(line) > limit and not newline:  # what is cut may hold a quote: nothing after it can be trusted
+                what = f"a line is longer than {limit // 1_000_000} million characters."
+                raise TableError(what, "Split the file.")
             yield line
             while len(line) > limit and not line.endswith("\n"):
                 line = text.readline(limit + 1)
@@ -166,11 +165,7 @@ def _clean(text: str, encoding: str, limit: int) -> str:
 def json_rows(data: bytes, limit: int) -> list[TableRow]:
     """Return the rows of JSON of either sort, told apart by content: a list gives one row per item, another value one.
 
-    What is not JSON as a whole is read by `json_lines`; only ASCII white space makes a blank line here.
-
-    Args:
-        data: UTF-8, with or without a byte order mark.
-        limit: Characters of a line.
+    What is not JSON as a whole is read by `json_lines`; only ASCII white space makes a blank line here. UTF-8 alone.
 
     Raises:
         TableError: A list that does not end or is broken inside, or no line that is JSON.
@@ -193,13 +188,11 @@ def json_rows(data: bytes, limit: int) -> list[TableRow]:
 def json_lines(file: BinaryIO, encoding: str, limit: int, *, blank: str | None = None) -> Iterator[TableRow]:
     """Yield the JSON value of every line that is not blank.
 
-    Lines end with a line feed alone, since texts may hold U+2028 and other separators.
+    Lines end with a line feed alone, since texts may hold U+2028 and other separators. `blank` are the characters of a
+    blank line; None: all white space.
 
-    Args:
-        file: Open for reading.
-        encoding: A name that Python knows.
-        limit: Characters of a line.
-        blank: The characters of a blank line; None: all white space.
+    Raises:
+        TableError: As `text_lines`.
     """
     for number, line in enumerate(text_lines(file, encoding, "\n", limit), 1):
         if line.strip(blank):
@@ -233,7 +226,7 @@ def csv_rows(
     Args:
         lines: With their ends, as `text_lines` yields them when its newline is "".
         delimiter: What parts the cells.
-        limit: Characters of a line or a cell.
+        limit: Characters of a cell.
         strict: Refuse quotes that do not match and a header that is missing, broken or names a column twice; blanks
             around names go, and a column without a name is called ``column_<n>``. Otherwise names stay as they are,
             and the last of several columns of one name counts.
@@ -241,9 +234,9 @@ def csv_rows(
         on_names: Called with the names of the columns before the first row.
 
     Raises:
-        TableError: The header is refused, or a line is too long.
+        TableError: The header is refused, or whatever `lines` raise.
     """
-    reader = csv.reader(_short_lines(lines, limit), delimiter=delimiter, strict=strict)
+    reader = csv.reader(lines, delimiter=delimiter, strict=strict)
     header: list[str] | None = None
     number = 0
     while True:
@@ -269,10 +262,7 @@ def csv_rows(
 def best_delimiter(file: BinaryIO, encoding: str, wanted: Collection[str]) -> str:
     """Return the one of comma, semicolon, tab and bar that gives the header a wanted name, else the most columns.
 
-    Args:
-        file: At its start, to which it returns.
-        encoding: Of the file.
-        wanted: Names of columns.
+    The file is read from its start and put back there.
     """
     sample = file.read(65536).decode(encoding, "replace")
     file.seek(0)
@@ -286,13 +276,6 @@ def best_delimiter(file: BinaryIO, encoding: str, wanted: Collection[str]) -> st
         if score > best:
             best, delimiter = score, candidate
     return delimiter
-
-
-def _short_lines(lines: Iterable[str], limit: int) -> Iterator[str]:
-    for line in lines:
-        if len(line) > limit:
-            raise TableError(f"a line is longer than {limit // 1_000_000} million characters.", "Split the file.")
-        yield line
 
 
 def _next_cells(reader: Iterator[list[str]], limit: int) -> list[str] | None:
@@ -329,12 +312,9 @@ def _record(header: list[str], cells: list[str], encoding: str, limit: int) -> d
 def parquet_rows(
     file: BinaryIO, *, light: bool = False, on_names: Callable[[list[str]], object] | None = None
 ) -> Iterator[TableRow]:
-    """Yield the rows as dicts.
+    """Yield the rows as dicts; before the first, `on_names` is called with the names of all columns.
 
-    Args:
-        file: Open for reading.
-        light: Leave out columns of bytes and of vectors, and give dates and times as texts.
-        on_names: Called with the names of all columns before the first row.
+    `light` leaves out columns of bytes and of vectors, and gives dates and times as texts.
 
     Raises:
         TableError: Broken.

@@ -12,6 +12,7 @@ from typing import Any
 
 from ckcontrol.errors import MissingExtra, RetrievalError
 
+from .embed import name_of
 from .types import Document, Passage
 
 __all__ = ["RESERVED", "Chunker"]
@@ -69,7 +70,7 @@ class Chunker:
         Raises:
             RetrievalError: The embedder has no tokenizer or window, or its window does not hold `size`.
         """
-        name = getattr(embedder, "name", type(embedder).__name__)
+        name = name_of(embedder)
         tokenizer, window = getattr(embedder, "tokenizer", None), getattr(embedder, "window", 0)
         if tokenizer is None or not window:
             raise RetrievalError(

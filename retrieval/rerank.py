@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from ckcontrol.errors import MissingExtra, RetrievalError
+from ckcontrol.errors import RetrievalError
 
-from .embed import no_bar
+from .embed import load_model
 from .types import Hit, check_count
 
 __all__ = ["Reranker", "TextScorer", "rerank"]
@@ -39,24 +39,7 @@ class Reranker:
     """
 
     def __init__(self, name_or_path: str, device: str | None = None, *, batch_size: int = 32) -> None:
-        try:
-            from sentence_transformers import CrossEncoder
-        except ImportError as error:
-            raise MissingExtra("sentence-transformers", "retrieval") from error
-        try:
-            with no_bar(name_or_path):
-                self._model: Any = CrossEncoder(
-                    name_or_path,
-                    device=device,
-                    trust_remote_code=False,
-                    model_kwargs={"use_safetensors": True},
-                )
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
-            raise RetrievalError(
-                f"the re-ranker {name_or_path!r} could not be loaded: {reason}.",
-                "Give a cross-encoder folder or a Hugging Face id, and check the network.",
-            ) from error
+        self._model = load_model("CrossEncoder", name_or_path, lambda: name_or_path, device=device)
         if self._model.num_labels != 1:
             raise RetrievalError(
                 f"the model {name_or_path!r} has {self._model.num_labels} outputs, a re-ranker one.",

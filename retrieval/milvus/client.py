@@ -84,6 +84,14 @@ class Client:
             reason = " ".join(str(getattr(error, "message", "") or error).split())[:300]
             raise RetrievalError(f"Milvus at {self.uri} failed to {method.replace('_', ' ')}: {reason}.") from error
 
+    def count(self, collection: str, filter: str) -> int:
+        """Return how many rows of a collection a filter leaves.
+
+        Raises:
+            RetrievalError: As `call`.
+        """
+        return int(self.call("query", collection, filter=filter, output_fields=["count(*)"])[0]["count(*)"])
+
     def close(self) -> None:
         """Disconnect; the last to leave an embedded database stops it."""
         if self._client is None:

@@ -1,25 +1,36 @@
 """Files of many texts to documents: JSON lines, CSV and TSV, Parquet. One record is in memory at a time.
 
-Knows which rows become documents; how rows are read is in `ckcontrol.tables`, what a field means in `fields`. A reader
-takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the rest of the
-file is no use.
+Knows which field is the text, which the id, and what becomes metadata; how rows are read is in `ckcontrol.tables`. A
+reader takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the rest of
+the file is no use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import datetime
+import decimal
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from ckcontrol import tables
 from ckcontrol.errors import RetrievalError
 
 from ..types import Document, Skipped
-from .fields import TEXT_FIELDS, find_text, kind_of, plain_cell, plain_value, record_document
-from .one_text import Source
+from .one_text import Source, fit
 
 __all__ = ["read_csv", "read_jsonl", "read_parquet"]
 
 LIMIT = 50_000_000  # characters of a line or a cell
+VALUE_LIMIT = 4_000  # characters of one metadata value: every passage of the document repeats it
+TEXT_FIELDS = ("text", "contents", "content", "page_content", "body")
+ID_FIELDS = ("id", "_id", "doc_id")
+SOURCE_FIELDS = ("source", "url")
+NESTED_FIELDS = ("metadata", "meta")
+TAKEN = {"id", "source", "document", "start", "end", "path"}  # names that mean something else in an index
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d{1,17})?")
 
 
 def read_jsonl(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
@@ -103,3 +114,107 @@ def _documents(
         yield item
     if empty:
         raise RetrievalError(*nothing)
+
+
+# --- fields -----------------------------------------------------------------------------------------------------
+
+
+def record_document(source: Source, number: int, record: Mapping[str, Any], plain: Callable[[Any], Any]) -> Document:
+    """Turn the fields of a record into a document.
+
+    text: `source.text_field`, else the first of text, contents, content, page_content, body that is not null. A title
+        the text does not start with is put on a line before it, and kept as metadata.
+    id: the first of id, _id, doc_id that is a text or a number, else ``<file>#<number>``.
+    source: the first of source, url that is a text, else the file.
+    metadata: every other field, and the members of an object named metadata or meta; see `plain_value`. A name that an
+        index uses itself (id, source, document, start, end, path) gets a ``_`` behind it.
+
+    Args:
+        source: The file.
+        number: The record's, from 1.
+        record: Names to values.
+        plain: Makes a value fit for metadata; None leaves it out.
+
+    Raises:
+        RetrievalError: No such field, or it is no text, or `fit` refuses it.
+    """
+    fields = dict(record)
+    text_field = find_text(fields, source.text_field)
+    text = fields.pop(text_field)
+    if not isinstance(text, str):
+        raise RetrievalError(
+            f"the field {text_field!r} is {kind_of(text)}, not a text.", "Name another with text_field=."
+        )
+    name = next(
+        (f for f in ID_FIELDS if kind_of(fields.get(f)) in ("a text", "a number") and str(fields[f]).strip()), None
+    )
+    own = str(fields.pop(name)) if name else f"{source.name}#{number}"
+    for nested in NESTED_FIELDS:
+        if isinstance(fields.get(nested), Mapping):
+            inner = fields.pop(nested)
+            fields = {**inner, **fields}
+    name = next((f for f in SOURCE_FIELDS if isinstance(fields.get(f), str) and fields[f].strip()), None)
+    where = fields.pop(name) if name else source.name
+    title = fields.pop("title") if isinstance(fields.get("title"), str) else ""
+    metadata: dict[str, Any] = {"path": source.name}
+    if title.strip():
+        title = " ".join(title.split())
+        metadata["title"] = title[:VALUE_LIMIT]
+        if text.strip() and not text.lstrip().startswith(title):
+            text = f"{title}\n{text}"
+    for key, value in fields.items():
+        kept = plain(value)
+        if kept is not None:
+            metadata[f"{key}_" if key in TAKEN else str(key)] = kept
+    return fit(Document(own, text, where, metadata))
+
+
+def find_text(names: Mapping[str, Any], wanted: str | None) -> str:
+    """Return which field holds the text.
+
+    Raises:
+        RetrievalError: None does.
+    """
+    looked = (wanted,) if wanted else TEXT_FIELDS
+    there = [field for field in looked if field in names]
+    if there:
+        return next((field for field in there if names[field] is not None), there[0])
+    listed = ", ".join(map(repr, list(names)[:12])) or "none"
+    missing = f"no field {wanted!r}" if wanted else f"no field for the text ({', '.join(TEXT_FIELDS)})"
+    raise RetrievalError(f"{missing}; its fields: {listed}.", "Name the one that holds the text with text_field=.")
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value as metadata holds it: a text, number or boolean; None leaves it out.
+
+    Dates become ISO texts, decimals numbers, whole numbers beyond 64 bits texts, lists and objects JSON. Left out are
+    null, NaN, infinity, bytes, and whatever is longer than 4,000 characters.
+    """
+    if isinstance(value, (bool, float)):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else plain_value(str(value))
+    if isinstance(value, decimal.Decimal):
+        return plain_value(float(value) if value % 1 else int(value)) if value.is_finite() else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (list, tuple, dict)) and len(value) <= VALUE_LIMIT // 3:
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        except (TypeError, ValueError, RecursionError):
+            return None
+    return value if isinstance(value, str) and len(value) <= VALUE_LIMIT else None
+
+
+def plain_cell(cell: Any) -> Any:
+    """Return a CSV cell as metadata: what reads as a number is one, ``007`` and ``1e5`` stay texts, blank is None."""
+    if not isinstance(cell, str) or not cell.strip():
+        return plain_value(cell) if not isinstance(cell, str) else None
+    found = NUMBER.fullmatch(cell)
+    return plain_value((float(cell) if found[2] else int(cell)) if found else cell)
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, in words for a message."""
+    kinds = ((type(None), "null"), (bool, "a boolean"), ((int, float), "a number"), (str, "a text"), (list, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "an object")

@@ -54,11 +54,6 @@ class Snapshot:
         self._remembered: OrderedDict[str, Rows] = OrderedDict()
         self._lock = Lock()
 
-    @property
-    def generation(self) -> Generation:
-        """The files this reads."""
-        return self._generation
-
     def close(self) -> None:
         """Let go of the files; searches under way end first."""
         self.texts.close()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ckcontrol.errors import IndexMismatch
 
-from ..identity import check_identity
+from ..embed import check_identity
 
 __all__ = ["EmbeddingCache"]
 

@@ -18,7 +18,6 @@ from ckcontrol.errors import MissingExtra, RetrievalError, did_you_mean
 __all__ = ["KINDS", "Rows", "Vectors", "build_ann", "choose", "new_exact", "prepare"]
 
 EXACT, ANN = "vectors.faiss", "ann.faiss"
-METRICS = ("cosine", "ip")
 DTYPES = ("float32", "float16")
 KINDS = ("flat", "hnsw", "ivf", "ivfpq")
 DECIMALS = 6  # scores that agree to these are a tie: the last bits depend on what was embedded beside a text

@@ -17,10 +17,10 @@ from ckcontrol.errors import RetrievalError
 from .snapshot import Snapshot
 from .vectors import BLOCK
 
-__all__ = ["Finding", "verify"]
+__all__ = ["CheckResult", "verify"]
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """The outcome of one check.
 
     Attributes:
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     detail: str
 
 
-def verify(path: Path) -> list[Finding]:
+def verify(path: Path) -> list[CheckResult]:
     """Check an index inside and out. Stops after the digests when one is wrong: nothing damaged is parsed.
 
     Returns:
@@ -43,10 +43,10 @@ def verify(path: Path) -> list[Finding]:
     try:
         snapshot = Snapshot(path)
     except RetrievalError as error:
-        return [Finding("files", False, str(error))]
+        return [CheckResult("files", False, str(error))]
     manifest = snapshot.manifest
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    findings = [Finding("files", True, f"{len(manifest.files)} files, {size:,} bytes, every sha256 right")]
+    findings = [CheckResult("files", True, f"{len(manifest.files)} files, {size:,} bytes, every sha256 right")]
     checks: list[tuple[str, Callable[[Snapshot], str]]] = [
         ("texts", _texts),
         ("words", _words),
@@ -56,9 +56,9 @@ def verify(path: Path) -> list[Finding]:
     try:
         for name, check in checks:
             try:
-                findings.append(Finding(name, True, check(snapshot)))
+                findings.append(CheckResult(name, True, check(snapshot)))
             except (ValueError, sqlite3.Error, RuntimeError) as error:
-                findings.append(Finding(name, False, str(error)))
+                findings.append(CheckResult(name, False, str(error)))
     finally:
         snapshot.close()
     return findings

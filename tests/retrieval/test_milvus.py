@@ -249,7 +249,7 @@ def test_remove_by_metadata_and_unknown_names(build: Build) -> None:
         (Passage("x", "ü" * 33_000), "text of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": "b" * 70_000}), "metadata of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": float("nan")}), "cannot be kept"),
-        (Passage("x", "gold \ud800"), "no Unicode text"),
+        (Passage("x", "gold \ud800"), "is no text: 'gold"),
         (Passage("", "gold"), "no text"),
         (Document("x", "gold", metadata={"start": 1}), "reserved"),
     ],

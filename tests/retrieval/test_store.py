@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ckcontrol.errors import RetrievalError
 from ckcontrol.retrieval import Document, Index, Passage, Skipped
 from ckcontrol.retrieval.store.manifest import digest_of
-from ckcontrol.retrieval.store.writer import PENDING, Change
+from ckcontrol.retrieval.store.writer import PENDING
+from ckcontrol.retrieval.writing import Change
 
 from .hashes import Hashes, corpus, state
 
