@@ -165,7 +165,8 @@ def _clean(text: str, encoding: str, limit: int) -> str:
 def json_rows(data: bytes, limit: int) -> list[TableRow]:
     """Return the rows of JSON of either sort, told apart by content: a list gives one row per item, another value one.
 
-    What is not JSON as a whole is read by `json_lines`; only ASCII white space makes a blank line here. UTF-8 alone.
+    What is not JSON as a whole is read by `json_lines`; only ASCII white space makes a blank line here. The data
+    is UTF-8.
 
     Raises:
         TableError: A list that does not end or is broken inside, or no line that is JSON.
@@ -181,14 +182,14 @@ def json_rows(data: bytes, limit: int) -> list[TableRow]:
     rows = list(json_lines(io.BytesIO(data), "utf-8-sig", limit, blank=" \t\n\r\v\f"))
     if all(row.error for row in rows):
         first = "".join(f" (line {row.number} {row.error.reason.rstrip('.')})" for row in rows[:1] if row.error)
-        raise TableError(f"is none of JSON, JSON lines, CSV and Parquet{first}.", "Check what it is.")
+        raise TableError(f"is in no known format: not JSON, JSON lines, CSV or Parquet{first}.", "Check what it is.")
     return rows
 
 
 def json_lines(file: BinaryIO, encoding: str, limit: int, *, blank: str | None = None) -> Iterator[TableRow]:
     """Yield the JSON value of every line that is not blank.
 
-    Lines end with a line feed alone, since texts may hold U+2028 and other separators. `blank` are the characters of a
+    Only a line feed ends a line, since texts may hold U+2028 and other separators. `blank` are the characters of a
     blank line; None: all white space.
 
     Raises:
@@ -225,7 +226,7 @@ def csv_rows(
 
     Args:
         lines: With their ends, as `text_lines` yields them when its newline is "".
-        delimiter: What parts the cells.
+        delimiter: What separates the cells.
         limit: Characters of a cell.
         strict: Refuse quotes that do not match and a header that is missing, broken or names a column twice; blanks
             around names go, and a column without a name is called ``column_<n>``. Otherwise names stay as they are,

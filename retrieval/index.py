@@ -1,4 +1,4 @@
-"""The index: build, open, add, remove, search. The one class that users of retrieval meet.
+"""The index: build, open, add, remove, search. The class that users of retrieval meet first.
 
 Knows when to lock, write and swap; how each is done is in the modules it calls.
 """
@@ -84,14 +84,14 @@ class Index(PassageIndex):
             kind: "flat" (exact), "hnsw", "ivf", "ivfpq", or "auto": chosen by size, see `info()["kind"]`.
             metric: "cosine", or "ip": inner products of the embedder's vectors as they come.
             dtype: Of the stored vectors: "float32", or "float16" (half the size; scores differ by about 1e-4).
-            chunk_size: Most tokens a passage of a document has; None: 256, or what its window holds.
+            chunk_size: Most tokens that a passage cut from a document has; None: 256, or what the window holds.
             overlap: Tokens that neighbouring passages share at most.
             overwrite: Replace an index that is there.
-            on_skip: Told of every item that is left out (blank, or its id occurred already); None: raise instead.
+            on_skip: Told of every item that is left out (blank, or its id occurred before); None: raise instead.
             on_progress: Called with (stage, done, total); total 0: length unknown.
 
         Raises:
-            RetrievalError: There is an index already, a bad option, an item left out, or nothing to index.
+            RetrievalError: There is an index already, a bad option, an item that is left out, or nothing to index.
             IndexLocked: Another process is writing there.
             MissingExtra: A package of the `retrieval` extra is missing.
         """
@@ -104,14 +104,18 @@ class Index(PassageIndex):
         check_choice("dtype", dtype, DTYPES)
         for name, tokens, least in (("chunk_size", chunk_size, 1), ("overlap", overlap, 0)):
             if (tokens is not None or not least) and (type(tokens) is not int or tokens < least):
-                raise RetrievalError(f"{name}={tokens!r} is no number of tokens.", f"Give a whole one from {least}.")
+                raise RetrievalError(
+                    f"{name}={tokens!r} is not a number of tokens.", f"Give a whole number from {least} on."
+                )
         settings = Settings(metric, dtype, kind, chunk_size, overlap)
         root = Path(path if path is not None else tempfile.mkdtemp(prefix="ckcontrol-index-"))
         if root.exists() and not root.is_dir():
             raise RetrievalError(f"{str(root)!r} is a file.", "Give a folder.")
         foreign = generations.foreign(root)
         if foreign:
-            raise RetrievalError(f"{str(root)!r} holds {foreign!r}, which is no index's.", "Give an empty folder.")
+            raise RetrievalError(
+                f"{str(root)!r} holds {foreign!r}, which does not belong to an index.", "Give an empty folder."
+            )
         try:
             with generations.write_lock(root):
                 number = _next_number(root, overwrite)
@@ -206,7 +210,7 @@ class Index(PassageIndex):
         return self.change
 
     def refresh(self) -> bool:
-        """Look whether another process has written; if so, search what it wrote from now on.
+        """Check whether another process has written; if so, search what it wrote from now on.
 
         Raises:
             IndexMismatch: What it wrote is damaged or of another embedder; this object goes on with what it has.
@@ -238,7 +242,7 @@ class Index(PassageIndex):
         from .store.snapshot import MODES
 
         if mode not in MODES:
-            raise RetrievalError(f"mode={mode!r} is no way to search.", did_you_mean(str(mode), MODES))
+            raise RetrievalError(f"mode={mode!r} is not a way to search.", did_you_mean(str(mode), MODES))
 
     def _find(
         self, queries: list[str], k: int, conditions: tuple[Condition, ...], mode: str, effort: int | None

@@ -67,7 +67,7 @@ class PassageIndex(ABC):
             k: How many passages a question gets.
             where: What their metadata must be, e.g. ``{"year": {"$gte": 2000}, "lang": ["en", "de"]}``.
             mode: "dense": by meaning; "bm25": by words; "hybrid": both, fused by reciprocal rank. A `MilvusIndex` has
-                "dense" alone.
+                only "dense".
             reranker: Reads the first 5 k candidates with the question and orders them anew.
             effort: How far an approximate index looks (ef_search of HNSW, nprobe of an IVF); None: a good default.
 

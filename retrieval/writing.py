@@ -116,7 +116,7 @@ class ItemWriter:
         for name in ("id", "text", "source"):
             value = getattr(item, name)
             if not is_text(value) or (name == "id" and not value):
-                reason = f"the {name} of {kind} {item.id!r} is no text: {value!r:.80}."
+                reason = f"the {name} of {kind} {item.id!r} is not text: {value!r:.80}."
                 shown = item.id if is_text(item.id) else ascii(item.id)
                 self.skip(shown, reason, "Give one that can be written as UTF-8.")
                 return []
@@ -161,9 +161,9 @@ def check_metadata(item: Passage | Document) -> str:
     try:
         data = dict(item.metadata)
         if not all(isinstance(name, str) for name in data):
-            raise TypeError("a name is no text")
+            raise TypeError("a name is not text")
         content = json.dumps(data, ensure_ascii=False, allow_nan=False)
-        content.encode()  # half a surrogate pair is no character
+        content.encode()  # half a surrogate pair is not a character
         return content
     except (TypeError, ValueError, RecursionError) as error:
         raise RetrievalError(

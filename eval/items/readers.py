@@ -167,7 +167,7 @@ def _download(name: str, file: str, revision: str) -> Path:
         )
     except Exception as error:  # the hub's own errors, the HTTP library's, and the network's
         raise EvalError(
-            f"data set {name!r} is no path here and could not be fetched from huggingface.co "
+            f"data set {name!r} is not a path here and could not be fetched from huggingface.co "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}).",
             "Download its file by hand and give the path, for example nq_swap=dev.parquet.",
         ) from error

@@ -25,7 +25,7 @@ KINDS = {"flat": ("FLAT", {}), "hnsw": ("HNSW", {"M": 32, "efConstruction": 200}
 
 @dataclass(frozen=True)
 class CollectionSettings:
-    """What was chosen for a collection, and who made its vectors."""
+    """What was chosen for a collection, and which embedder made its vectors."""
 
     format: int
     metric: str

@@ -196,7 +196,7 @@ class MilvusIndex(PassageIndex):
             for name in names:
                 filters.append(f'{field} == "{key_of(name)}"')
                 if not self._client.count(self.collection, filters[-1]):
-                    raise RetrievalError(f"there is no {kind} {name!r}.", "Ids are those that were given.")
+                    raise RetrievalError(f"there is no {kind} {name!r}.", "Use the ids that were given.")
         removed = 0
         for chosen in [*filters, *([to_filter(conditions)] if conditions else [])]:
             removed += self._client.count(self.collection, chosen)
@@ -224,7 +224,7 @@ class MilvusIndex(PassageIndex):
         return hits
 
     def _nearest(self, vectors: list[list[float]], k: int, chosen: str, effort: int) -> list[list[Hit]]:
-        """Widen until no tie crosses the end and enough texts differ: Milvus knows neither."""
+        """Widen until no tie crosses the end and enough texts differ: Milvus does neither."""
         from ..store.vectors import DECIMALS
 
         width = k

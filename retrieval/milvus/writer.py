@@ -1,4 +1,4 @@
-"""What goes into a Milvus collection, and in which order, so that whatever interrupts a write can be made good.
+"""What goes into a Milvus collection, and in which order, so that an interrupted write can be finished.
 
 A document's new passages are written before its old ones are deleted; a document counts as there only when all of its
 passages are. So adding the same again finishes what was interrupted, and embeds nothing twice that had arrived.

@@ -1,6 +1,6 @@
 """Paths, folders and patterns to files, in a stable order. Knows the file system; knows nothing of formats.
 
-Every folder is visited once, so links cannot lead in circles; only regular files are given, so a pipe cannot hang.
+Every folder is visited once, so links cannot lead in circles; only regular files are returned, so a pipe cannot hang.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Found(NamedTuple):
 
 
 def as_paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    """Check what a caller gave and return it as paths; one path alone will do.
+    """Check what a caller gave and return it as paths; a single path will do.
 
     Raises:
-        RetrievalError: Something that is no path, or an empty one.
+        RetrievalError: Something that is not a path, or an empty one.
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     for path in given:
@@ -148,5 +148,5 @@ def _file(path: Path) -> Found | Skipped:
 
 
 def _shown(path: Path) -> str:
-    """Return the path with forward slashes; bytes of a name that are no text are written as escapes."""
+    """Return the path with forward slashes; bytes of a name that are not text are written as escapes."""
     return path.as_posix().encode("utf-8", "backslashreplace").decode()

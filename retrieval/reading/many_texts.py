@@ -2,7 +2,7 @@
 
 Knows which field is the text, which the id, and what becomes metadata; how rows are read is in `ckcontrol.tables`. A
 reader takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the rest of
-the file is no use.
+the file is of no use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d{1,17})?")
 
 
 def read_jsonl(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
-    """Yield the object of every line; its number is its line's. Blank lines are passed over.
+    """Yield the object of every line; its number is that of its line. Blank lines are passed over.
 
     Raises:
         RetrievalError: There is no line.
@@ -47,8 +47,8 @@ def read_jsonl(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
 def read_csv(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     """Yield the rows below the header, numbered from 1; blank lines are passed over.
 
-    A .tsv is parted by tabs; a .csv by the one of comma, semicolon, tab and bar that gives its header a text field,
-    else the most columns. A column without a name is called ``column_<n>``.
+    Cells are separated by tabs in a .tsv; in a .csv by the one of comma, semicolon, tab and bar that gives its header a
+    text field, else the most columns. A column without a name is called ``column_<n>``.
 
     Raises:
         RetrievalError: No column for the text, or no rows.
@@ -136,7 +136,7 @@ def record_document(source: Source, number: int, record: Mapping[str, Any], plai
         plain: Makes a value fit for metadata; None leaves it out.
 
     Raises:
-        RetrievalError: No such field, or it is no text, or `fit` refuses it.
+        RetrievalError: No such field, or it is not text, or `fit` refuses it.
     """
     fields = dict(record)
     text_field = find_text(fields, source.text_field)

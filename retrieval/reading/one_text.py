@@ -1,7 +1,7 @@
 """Files of one text to documents: plain text, Markdown, HTML and PDF. Knows bytes and formats; opens nothing.
 
 A reader takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the whole
-file is no use.
+file is of no use.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Source", "fit", "read_html", "read_pdf", "read_text"]
 
 LIMIT = 100_000_000  # bytes of a text file
-HTML_LIMIT = 20_000_000  # a parsed page takes some thirty times its size
-# What html.parser takes quadratic time over is cut out before it: comments and elements whose content is no text.
+HTML_LIMIT = 20_000_000  # bytes; a parsed page takes some thirty times its size
+# What html.parser takes quadratic time over is cut out before it: comments and elements whose content is not text.
 UNSEEN = re.compile(r"<(?:!--|(script|style|template|noscript|svg|iframe)\b)", re.IGNORECASE)
 DROPPED = {"script", "style", "template", "noscript", "svg", "iframe", "nav", "title"}
 LINES = {"address", "br", "caption", "dd", "div", "dt", "figcaption", "li", "option", "tr"}
@@ -60,7 +60,7 @@ def fit(document: Document) -> Document:
         raise RetrievalError("holds no text.", "Leave it out.")
     for text in (document.text, document.id, document.source, *document.metadata, *document.metadata.values()):
         if isinstance(text, str) and "\0" in text:
-            raise RetrievalError(f"character {text.index(chr(0))} is NUL, so this is no text.", "Leave it out.")
+            raise RetrievalError(f"character {text.index(chr(0))} is NUL, so this is not text.", "Leave it out.")
         if isinstance(text, str) and not text.isascii():
             try:
                 text.encode()
@@ -82,7 +82,7 @@ def read_text(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
 
 
 def read_html(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
-    """Yield the text of a page, a block a line, without scripts, styles and navigation; its title in the metadata.
+    """Yield the text of a page, one block per line, without scripts, styles and navigation; its title in the metadata.
 
     A byte order mark decides the encoding, then the page's meta tag, then `source.encoding`.
 
@@ -113,7 +113,7 @@ def read_html(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
 
 
 def read_pdf(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
-    """Yield the text layer of a PDF, pages parted by a blank line, and `Skipped` once for pages that are damaged.
+    """Yield the text layer of a PDF, with a blank line between pages, and `Skipped` once for pages that are damaged.
 
     Characters that no text can hold (NUL, halves of surrogate pairs) become U+FFFD: some fonts produce them.
 
@@ -209,7 +209,7 @@ def _unseen_cut(html: str) -> str:
 
 
 def _page_text(root: Tag) -> str:
-    """Return the text below a node: blanks folded, blocks on lines of their own, paragraphs parted by a blank line."""
+    """Return the text below a node: blanks folded, blocks on lines of their own, a blank line between paragraphs."""
     from bs4.element import CData, NavigableString, Tag
 
     out: list[str] = []

@@ -209,7 +209,7 @@ class TextWriter:
         return self._db.execute("SELECT 1 FROM texts WHERE digest = ?", (digest,)).fetchone() is not None
 
     def owner(self, passage: str) -> str | None:
-        """Return the document that has a passage of this id; None: nobody."""
+        """Return the document that has a passage of this id; None: there is none."""
         row = self._db.execute("SELECT document FROM passages WHERE id = ?", (passage,)).fetchone()
         return None if row is None else row[0]
 
@@ -279,7 +279,7 @@ class TextWriter:
         for name in dict.fromkeys(passages):
             gone = self._drop("id = ?", (name,)) if is_text(name) else set()
             if not gone:
-                raise RetrievalError(f"there is no passage {name!r}.", "Search with --json shows the ids.")
+                raise RetrievalError(f"there is no passage {name!r}.", "Searching with --json shows the ids.")
             orphans |= gone
         if conditions:
             sql, bound = to_sql(conditions, "passages")

@@ -1,4 +1,4 @@
-"""Every check of an index that is too slow for every opening: what is inside the files, not only their digests.
+"""The checks of an index that are too slow to run at every opening: what is inside the files, not only their digests.
 
 Knows all the parts; changes nothing.
 """
@@ -38,7 +38,7 @@ def verify(path: Path) -> list[CheckResult]:
     """Check an index inside and out. Stops after the digests when one is wrong: nothing damaged is parsed.
 
     Returns:
-        One finding a check; the index is sound when all are `ok`. Raises nothing for a damaged index.
+        One result per check; the index is sound when all are `ok`. A damaged index raises nothing.
     """
     try:
         snapshot = Snapshot(path)

@@ -1,7 +1,7 @@
 """One write: documents in, a new generation out, or nothing.
 
 Knows the order of things: cut, compare with what is stored, embed what is new, number it, index it, publish. Memory
-grows with the vectors alone; texts stream through. The parts know nothing of one another.
+grows only with the vectors; texts are streamed. The parts know nothing of one another.
 """
 
 from __future__ import annotations
