@@ -42,7 +42,7 @@ class Retriever(Protocol):
         """Return the best passages of one question, or of each of several."""
 
 
-class Found(NamedTuple):
+class FoundDocument(NamedTuple):
     """A document as its framework gave it, before it is checked."""
 
     id: Any
@@ -100,7 +100,7 @@ class AdaptedRetriever:
         name: The class of what was adapted.
     """
 
-    def __init__(self, name: str, fetch: Callable[[str, int], list[Found]]) -> None:
+    def __init__(self, name: str, fetch: Callable[[str, int], list[FoundDocument]]) -> None:
         self.name = name
         self._fetch = fetch
 
@@ -196,7 +196,7 @@ class AdaptedRetriever:
             )
         return number
 
-    def _passage(self, document: Found, rank: int) -> Passage:
+    def _passage(self, document: FoundDocument, rank: int) -> Passage:
         where = f"document {rank} of {self.name}"
         if not isinstance(document.text, str) or not document.text.strip():
             raise RetrievalError(
@@ -218,14 +218,16 @@ class AdaptedRetriever:
 # --- one function per framework ---------------------------------------------------------------------------------
 
 
-def _langchain(retriever: Any, query: str, k: int) -> list[Found]:
+def _langchain(retriever: Any, query: str, k: int) -> list[FoundDocument]:
     """Only a vector store's retriever has `search_kwargs`; only it is told `k`."""
     told = {"k": k} if isinstance(getattr(retriever, "search_kwargs", None), dict) else {}
     documents = _documents(retriever, retriever.invoke(query, **told), "page_content")
-    return [Found(getattr(d, "id", None), d.page_content, getattr(d, "metadata", None), None) for d in documents]
+    return [
+        FoundDocument(getattr(d, "id", None), d.page_content, getattr(d, "metadata", None), None) for d in documents
+    ]
 
 
-def _llama_index(retriever: Any, query: str, k: int) -> list[Found]:
+def _llama_index(retriever: Any, query: str, k: int) -> list[FoundDocument]:
     limit = getattr(retriever, "similarity_top_k", None)
     if isinstance(limit, int) and limit < k:
         raise RetrievalError(
@@ -239,14 +241,14 @@ def _llama_index(retriever: Any, query: str, k: int) -> list[Found]:
             raise RetrievalError(f"{type(retriever).__name__} gave a {type(node).__name__} that has no text.", "")
         content = node.get_content()
         found.append(
-            Found(
+            FoundDocument(
                 getattr(node, "node_id", None), content, getattr(node, "metadata", None), getattr(scored, "score", None)
             )
         )
     return found
 
 
-def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[Found]]:
+def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[FoundDocument]]:
     """Look at what `run` takes once, and return what asks it."""
     name = type(retriever).__name__
     takes = inspect.signature(retriever.run).parameters
@@ -271,7 +273,7 @@ def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[F
         if callable(getattr(component, "warm_up", None)):
             component.warm_up()
 
-    def fetch(query: str, k: int) -> list[Found]:
+    def fetch(query: str, k: int) -> list[FoundDocument]:
         asked: dict[str, Any] = {"top_k": k} if "top_k" in takes else {}
         if embeds:
             embedded = text_embedder.run(text=query)
@@ -285,7 +287,7 @@ def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[F
             raise RetrievalError(f"{name}.run gave no 'documents'.", "Give a retriever component.")
         documents = _documents(retriever, result["documents"], "content")
         return [
-            Found(getattr(d, "id", None), d.content, getattr(d, "meta", None), getattr(d, "score", None))
+            FoundDocument(getattr(d, "id", None), d.content, getattr(d, "meta", None), getattr(d, "score", None))
             for d in documents
         ]
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedder", "TextEncoder", "check_identity", "identify"]
 
+MODELS = {  # class of sentence_transformers -> what it is called here, and its folder
+    "SentenceTransformer": ("embedder", "sentence-transformers"),
+    "CrossEncoder": ("re-ranker", "cross-encoder"),
+}
 QUERY = "Which river runs through the old city, and where does the king keep his gold?"
 PASSAGE = "The committee crossed the bridge at dawn; salt, maps and letters for the moon expedition were in bag 27."
 LARGEST = 60_000  # what float16 holds, nearly
@@ -151,9 +155,7 @@ def load_model(kind: str, name: str, place: Callable[[], str], **options: Any) -
             make = getattr(sentence_transformers, kind)
             return make(folder, trust_remote_code=False, model_kwargs={"use_safetensors": True}, **options)
     except (OSError, ValueError) as error:
-        what, wanted = (
-            ("re-ranker", "cross-encoder") if kind == "CrossEncoder" else ("embedder", "sentence-transformers")
-        )
+        what, wanted = MODELS[kind]
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         raise RetrievalError(
             f"the {what} {name!r} could not be loaded: {reason}.",

@@ -104,18 +104,14 @@ class Index(PassageIndex):
         check_choice("dtype", dtype, DTYPES)
         for name, tokens, least in (("chunk_size", chunk_size, 1), ("overlap", overlap, 0)):
             if (tokens is not None or not least) and (type(tokens) is not int or tokens < least):
-                raise RetrievalError(
-                    f"{name}={tokens!r} is not a number of tokens.", f"Give a whole number from {least} on."
-                )
+                raise RetrievalError(f"{name}={tokens!r} is not a number of tokens.", f"Give {least} or more.")
         settings = Settings(metric, dtype, kind, chunk_size, overlap)
         root = Path(path if path is not None else tempfile.mkdtemp(prefix="ckcontrol-index-"))
         if root.exists() and not root.is_dir():
             raise RetrievalError(f"{str(root)!r} is a file.", "Give a folder.")
         foreign = generations.foreign(root)
         if foreign:
-            raise RetrievalError(
-                f"{str(root)!r} holds {foreign!r}, which does not belong to an index.", "Give an empty folder."
-            )
+            raise RetrievalError(f"{str(root)!r} holds {foreign!r}, not an index's file.", "Give an empty folder.")
         try:
             with generations.write_lock(root):
                 number = _next_number(root, overwrite)

@@ -54,15 +54,7 @@ class Change:
 
 
 class ItemWriter:
-    """The part of a write that comes before anything is stored.
-
-    Args:
-        embedder: Whose tokenizer cuts documents; None if nothing will be added.
-        chunk_size: Tokens a passage may have; None: 256, or what the embedder's window holds.
-        overlap: Tokens that neighbouring passages share at most.
-        on_skip: Told of inputs that are left out; None raises instead.
-        on_progress: Told how far the write is.
-    """
+    """The part of a write that comes before anything is stored; `Writer` and `MilvusWriter` say what it is given."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from ckcontrol.errors import RetrievalError
 from ckcontrol.tables import TableError
 
 from ..types import Document, Skipped
-from .files import Found, as_paths, find_files
+from .files import FoundFile, as_paths, find_files
 from .many_texts import read_csv, read_jsonl, read_parquet
 from .one_text import Source, read_html, read_pdf, read_text
 
@@ -83,7 +83,7 @@ def _documents(
     on_skip: Callable[[Skipped], None] | None,
     on_file: Callable[[str, int, int], None] | None,
 ) -> Iterator[Document]:
-    total = sum(item.size for item in find_files(paths) if isinstance(item, Found)) if on_file else 0
+    total = sum(item.size for item in find_files(paths) if isinstance(item, FoundFile)) if on_file else 0
     done = 0
     for found in find_files(paths):
         source = Source(found.name, encoding, text_field)
@@ -100,10 +100,10 @@ def _documents(
                 raise RetrievalError(f"{item.name}: {item.reason}", "Pass on_skip= to leave such inputs out.")
             else:
                 on_skip(item)
-        done += found.size if isinstance(found, Found) else 0
+        done += found.size if isinstance(found, FoundFile) else 0
 
 
-def _file(found: Found, source: Source, report: Callable[[int], None]) -> Iterator[Document | Skipped]:
+def _file(found: FoundFile, source: Source, report: Callable[[int], None]) -> Iterator[Document | Skipped]:
     """Yield what one file holds; a failure of the whole file ends it with one `Skipped`."""
     reader = READERS.get(found.path.suffix.lower())
     report(0)

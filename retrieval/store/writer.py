@@ -70,12 +70,12 @@ class Writer(ItemWriter):
         super().__init__(embedder, settings.chunk_size, settings.overlap, on_skip, on_progress)
         self._root, self._base, self._settings = root, base, settings
         self._cache: EmbeddingCache | None = None
-        if embedder is not None:
-            if base is not None:
+        if base is not None:
+            if embedder is not None:
                 check_identity(embedder, base.manifest.embedder, settings.metric)
-            self._identity = identify(embedder) if base is None else base.manifest.embedder
-        elif base is not None:
             self._identity = base.manifest.embedder
+        elif embedder is not None:
+            self._identity = identify(embedder)
         self._number = number or (base.manifest.generation + 1 if base is not None else 1)
         with generations.storing(root):
             if embedder is not None:
