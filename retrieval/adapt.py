@@ -18,13 +18,19 @@ from .types import Hit, Passage, check_count, check_queries
 
 __all__ = ["AdaptedRetriever", "Retriever", "from_retriever"]
 
-SOURCES = ("source", "file_path", "file_name", "url", "title")  # what frameworks' loaders call it, most telling first
+SOURCES = (
+    "source",
+    "file_path",
+    "file_name",
+    "url",
+    "title",
+)  # what frameworks' loaders call it, the most telling first
 TEXTS = "Leave text_embedder out; it is for Haystack's embedding retrievers."
 UNSUPPORTED = "Set it on the retriever itself, or build an Index, which has all of them."
 
 
 class Retriever(Protocol):
-    """What can be asked for passages: an `Index`, a `MilvusIndex`, or anything that went through `from_retriever`."""
+    """What can be asked for passages: an `Index`, a `MilvusIndex`, or anything that `from_retriever` returned."""
 
     @overload
     def search(self, queries: str, k: int = 5) -> list[Hit]: ...
@@ -36,7 +42,7 @@ class Retriever(Protocol):
         """Return the best passages of one question, or of each of several."""
 
 
-class Found(NamedTuple):
+class FoundDocument(NamedTuple):
     """A document as its framework gave it, before it is checked."""
 
     id: Any
@@ -53,7 +59,7 @@ def from_retriever(retriever: Any, *, text_embedder: Any = None) -> AdaptedRetri
     - LangChain: a ``BaseRetriever`` (``invoke``), or a ``VectorStore`` (its ``as_retriever()`` is used);
     - LlamaIndex: a ``BaseRetriever`` (``retrieve``), or an index (its ``as_retriever()`` is used);
     - Haystack: a retriever component with ``run(query=...)``, or one with ``run(query_embedding=...)`` together with
-      the `text_embedder` that belongs to it. A ``Pipeline`` is refused: its inputs and outputs have any names.
+      the `text_embedder` that belongs to it. A ``Pipeline`` is refused: its inputs and outputs can have any names.
 
     Args:
         retriever: The object. Its class is named in every error.
@@ -79,7 +85,7 @@ def from_retriever(retriever: Any, *, text_embedder: Any = None) -> AdaptedRetri
     if "run" in methods:
         return AdaptedRetriever(name, _haystack(retriever, text_embedder))
     raise RetrievalError(
-        f"{name} is no retriever: it has neither invoke, retrieve, run nor as_retriever.",
+        f"{name} is no retriever: it has none of invoke, retrieve, run and as_retriever.",
         "Give a LangChain, LlamaIndex or Haystack retriever, or build an Index.",
     )
 
@@ -88,13 +94,13 @@ class AdaptedRetriever:
     """A retriever of another framework with the search of an `Index`. Made by `from_retriever`.
 
     The framework decides what is found and in which order; both are kept. A LangChain vector store and a Haystack
-    component are told `k`. Other retrievers bring as many as they were made to bring, and at most `k` are kept.
+    component are told `k`. Other retrievers return as many as they were set up to return, and at most `k` are kept.
 
     Attributes:
         name: The class of what was adapted.
     """
 
-    def __init__(self, name: str, fetch: Callable[[str, int], list[Found]]) -> None:
+    def __init__(self, name: str, fetch: Callable[[str, int], list[FoundDocument]]) -> None:
         self.name = name
         self._fetch = fetch
 
@@ -134,22 +140,22 @@ class AdaptedRetriever:
     ) -> list[Hit] | list[list[Hit]]:
         """Return at most `k` passages, in the framework's order.
 
-        Scores are the framework's. Where it gives none (LangChain never does) or not for every document, all of the
-        result carry reciprocal ranks instead: 1, 1/2, 1/3. A document without an id is called by a digest of its
-        text, the same at every search. Its source is the metadata's "source", "file_path", "file_name", "url" or
+        Scores are the framework's. Where it gives none (LangChain never does) or not for every document, the whole
+        result carries reciprocal ranks instead: 1, 1/2, 1/3. A document without an id is named by a digest of its
+        text, the same in every search. Its source is the metadata's "source", "file_path", "file_name", "url" or
         "title", the first that is there.
 
         Args:
             queries: One question (a list of hits comes back) or several (a list of lists, in order).
             k: How many passages a question gets.
-            where: Refused unless None, as are `mode`, `reranker` and `effort`: a framework has its own ways to them.
+            where: Refused unless None, as are `mode`, `reranker` and `effort`: frameworks set these their own way.
             mode: See `where`.
             reranker: See `where`; `ckcontrol.retrieval.rerank` re-ranks any hits.
             effort: See `where`.
 
         Raises:
             RetrievalError: A question is blank, `k` is not a positive whole number, an option is not supported, the
-                retriever failed, or a document has no text or is no document.
+                retriever failed, or what it gave has no text or is not a document.
         """
         for option, value in {"where": where, "mode": mode, "reranker": reranker, "effort": effort}.items():
             if value is not None:
@@ -165,7 +171,9 @@ class AdaptedRetriever:
         except RetrievalError:
             raise
         except Exception as error:  # whatever the framework, its store or its network raises
-            raise RetrievalError(f"{self.name} failed: {type(error).__name__}: {error}", "Try it by itself.") from error
+            raise RetrievalError(
+                f"{self.name} failed: {type(error).__name__}: {error}", "Try it on its own."
+            ) from error
         given = [self._score(document.score, rank) for rank, document in enumerate(found, 1)]
         scores = [score for score in given if score is not None]
         if len(scores) < len(found):
@@ -188,7 +196,7 @@ class AdaptedRetriever:
             )
         return number
 
-    def _passage(self, document: Found, rank: int) -> Passage:
+    def _passage(self, document: FoundDocument, rank: int) -> Passage:
         where = f"document {rank} of {self.name}"
         if not isinstance(document.text, str) or not document.text.strip():
             raise RetrievalError(
@@ -207,17 +215,19 @@ class AdaptedRetriever:
         return Passage(name, document.text, named[0] if named else "", dict(metadata))
 
 
-# --- one function a framework ------------------------------------------------------------------------------------
+# --- one function per framework ---------------------------------------------------------------------------------
 
 
-def _langchain(retriever: Any, query: str, k: int) -> list[Found]:
+def _langchain(retriever: Any, query: str, k: int) -> list[FoundDocument]:
     """Only a vector store's retriever has `search_kwargs`; only it is told `k`."""
     told = {"k": k} if isinstance(getattr(retriever, "search_kwargs", None), dict) else {}
     documents = _documents(retriever, retriever.invoke(query, **told), "page_content")
-    return [Found(getattr(d, "id", None), d.page_content, getattr(d, "metadata", None), None) for d in documents]
+    return [
+        FoundDocument(getattr(d, "id", None), d.page_content, getattr(d, "metadata", None), None) for d in documents
+    ]
 
 
-def _llama_index(retriever: Any, query: str, k: int) -> list[Found]:
+def _llama_index(retriever: Any, query: str, k: int) -> list[FoundDocument]:
     limit = getattr(retriever, "similarity_top_k", None)
     if isinstance(limit, int) and limit < k:
         raise RetrievalError(
@@ -231,14 +241,14 @@ def _llama_index(retriever: Any, query: str, k: int) -> list[Found]:
             raise RetrievalError(f"{type(retriever).__name__} gave a {type(node).__name__} that has no text.", "")
         content = node.get_content()
         found.append(
-            Found(
+            FoundDocument(
                 getattr(node, "node_id", None), content, getattr(node, "metadata", None), getattr(scored, "score", None)
             )
         )
     return found
 
 
-def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[Found]]:
+def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[FoundDocument]]:
     """Look at what `run` takes once, and return what asks it."""
     name = type(retriever).__name__
     takes = inspect.signature(retriever.run).parameters
@@ -263,7 +273,7 @@ def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[F
         if callable(getattr(component, "warm_up", None)):
             component.warm_up()
 
-    def fetch(query: str, k: int) -> list[Found]:
+    def fetch(query: str, k: int) -> list[FoundDocument]:
         asked: dict[str, Any] = {"top_k": k} if "top_k" in takes else {}
         if embeds:
             embedded = text_embedder.run(text=query)
@@ -277,7 +287,7 @@ def _haystack(retriever: Any, text_embedder: Any) -> Callable[[str, int], list[F
             raise RetrievalError(f"{name}.run gave no 'documents'.", "Give a retriever component.")
         documents = _documents(retriever, result["documents"], "content")
         return [
-            Found(getattr(d, "id", None), d.content, getattr(d, "meta", None), getattr(d, "score", None))
+            FoundDocument(getattr(d, "id", None), d.content, getattr(d, "meta", None), getattr(d, "score", None))
             for d in documents
         ]
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from ckcontrol.errors import MissingExtra, RetrievalError
 
+from .embed import name_of
 from .types import Document, Passage
 
 __all__ = ["RESERVED", "Chunker"]
 
 RESERVED = ("document", "start", "end")  # metadata a Chunker writes
 SHORTEST = 8
-USUAL = 256  # tokens of a passage where nobody said: some embedders read 8,000, no prompt holds several of those
+USUAL = 256  # tokens of a passage unless told: some embedders read 8,000, but no prompt holds several of those
 WINDOW = 16  # characters the library sees at once, for each token of a chunk
 WIDEST = 8  # characters a chunk may have for each of its tokens; blanks and endless words count few tokens
 GAP = re.compile(r"\s{100,}")
@@ -34,8 +35,8 @@ class Chunker:
     Args:
         tokenizer: The embedder's: a fast tokenizer of transformers, or a `tokenizers.Tokenizer`. It is not changed.
         size: Tokens a passage may have, without special tokens: the embedder's window less
-            ``tokenizer.num_special_tokens_to_add()``. A passage has at most 8 characters a token besides.
-        overlap: Tokens at most that a passage repeats of the passage before it.
+            ``tokenizer.num_special_tokens_to_add()``. Besides, a passage has at most 8 characters per token.
+        overlap: Tokens that a passage repeats of the one before it, at most.
 
     Raises:
         RetrievalError: `size` is below 8, `overlap` is not from 0 to `size` - 1, or the tokenizer is a slow one.
@@ -44,7 +45,7 @@ class Chunker:
 
     def __init__(self, tokenizer: Any, size: int, overlap: int = 32) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < SHORTEST:
-            raise RetrievalError(f"size={size!r} is no chunk size.", f"Give a whole number of tokens from {SHORTEST}.")
+            raise RetrievalError(f"size={size!r} is not a chunk size.", f"Give {SHORTEST} tokens or more.")
         if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap < size:
             raise RetrievalError(f"overlap={overlap!r} does not suit size={size}.", f"Give 0 to {size - 1} tokens.")
         try:
@@ -69,7 +70,7 @@ class Chunker:
         Raises:
             RetrievalError: The embedder has no tokenizer or window, or its window does not hold `size`.
         """
-        name = getattr(embedder, "name", type(embedder).__name__)
+        name = name_of(embedder)
         tokenizer, window = getattr(embedder, "tokenizer", None), getattr(embedder, "window", 0)
         if tokenizer is None or not window:
             raise RetrievalError(

@@ -1,4 +1,4 @@
-"""The index: build, open, add, remove, search. The one class that users of retrieval meet.
+"""The index: build, open, add, remove, search. The class that users of retrieval meet first.
 
 Knows when to lock, write and swap; how each is done is in the modules it calls.
 """
@@ -8,32 +8,31 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from ckcontrol.errors import IndexMismatch, RetrievalError, did_you_mean
 
+from .passage_index import PassageIndex, check_removal
 from .store import generations
 from .store.manifest import Settings
-from .types import Document, Hit, Passage, check_count, check_queries
-from .where import parse_where
+from .types import METRICS, Document, Hit, Passage, check_choice
 
 if TYPE_CHECKING:
     from .embed import TextEncoder
-    from .rerank import TextScorer
     from .store.manifest import Manifest
-    from .store.verify import Finding
-    from .store.writer import Change, OnProgress, OnSkip
+    from .store.verify import CheckResult
+    from .store.writer import Writer
+    from .where import Condition
+    from .writing import Change, OnProgress, OnSkip
 
 __all__ = ["Index"]
 
-RERANK_DEPTH = 5  # candidates a re-ranker reads, times k
 
-
-class Index:
+class Index(PassageIndex):
     """Passages that can be found by meaning, by words, or both. Made by `Index.build` or `Index.open`.
 
     Searching is safe from many threads, also while this or another process adds: a search sees one generation, whole.
@@ -85,40 +84,39 @@ class Index:
             kind: "flat" (exact), "hnsw", "ivf", "ivfpq", or "auto": chosen by size, see `info()["kind"]`.
             metric: "cosine", or "ip": inner products of the embedder's vectors as they come.
             dtype: Of the stored vectors: "float32", or "float16" (half the size; scores differ by about 1e-4).
-            chunk_size: Most tokens a passage of a document has; None: 256, or what its window holds.
+            chunk_size: Most tokens that a passage cut from a document has; None: 256, or what the window holds.
             overlap: Tokens that neighbouring passages share at most.
             overwrite: Replace an index that is there.
-            on_skip: Told of every item that is left out (blank, or its id occurred already); None: raise instead.
+            on_skip: Told of every item that is left out (blank, or its id occurred before); None: raise instead.
             on_progress: Called with (stage, done, total); total 0: length unknown.
 
         Raises:
-            RetrievalError: There is an index already, a bad option, an item left out, or nothing to index.
+            RetrievalError: There is an index already, a bad option, an item that is left out, or nothing to index.
             IndexLocked: Another process is writing there.
             MissingExtra: A package of the `retrieval` extra is missing.
         """
-        from .store.vectors import DTYPES, METRICS, choose, faiss_module
+        from .store.vectors import DTYPES, choose, faiss_module
         from .store.writer import Writer
 
         faiss_module()
         choose(kind, 0)
-        for name, value, known in (("metric", metric, METRICS), ("dtype", dtype, DTYPES)):
-            if value not in known:
-                raise RetrievalError(f"{name}={value!r} is unknown.", did_you_mean(str(value), known))
+        check_choice("metric", metric, METRICS)
+        check_choice("dtype", dtype, DTYPES)
         for name, tokens, least in (("chunk_size", chunk_size, 1), ("overlap", overlap, 0)):
             if (tokens is not None or not least) and (type(tokens) is not int or tokens < least):
-                raise RetrievalError(f"{name}={tokens!r} is no number of tokens.", f"Give a whole one from {least}.")
+                raise RetrievalError(f"{name}={tokens!r} is not a number of tokens.", f"Give {least} or more.")
         settings = Settings(metric, dtype, kind, chunk_size, overlap)
         root = Path(path if path is not None else tempfile.mkdtemp(prefix="ckcontrol-index-"))
         if root.exists() and not root.is_dir():
             raise RetrievalError(f"{str(root)!r} is a file.", "Give a folder.")
         foreign = generations.foreign(root)
         if foreign:
-            raise RetrievalError(f"{str(root)!r} holds {foreign!r}, which is no index's.", "Give an empty folder.")
+            raise RetrievalError(f"{str(root)!r} holds {foreign!r}, not an index's file.", "Give an empty folder.")
         try:
             with generations.write_lock(root):
                 number = _next_number(root, overwrite)
                 writer = Writer(root, None, settings, embedder, on_skip, on_progress, number, overwrite)
-                change = _finish(writer, lambda: writer.add(items), empty=True)
+                change = _finish(writer, lambda writer: writer.add(items), empty=True)
                 generations.clean(root)
             index = cls(root, embedder)
         except BaseException:
@@ -145,7 +143,7 @@ class Index:
         return cls(Path(path), embedder)
 
     @staticmethod
-    def verify(path: str | Path) -> list[Finding]:
+    def verify(path: str | Path) -> list[CheckResult]:
         """Check an index inside and out; see `verify.verify`."""
         from .store.verify import verify
 
@@ -168,15 +166,7 @@ class Index:
         Raises:
             RetrievalError, IndexLocked: As for `build`.
         """
-        from .store.writer import Writer
-
-        with generations.write_lock(self.path):
-            with closing(generations.open_current(self.path)) as base:
-                writer = Writer(self.path, base, base.manifest.settings, self.embedder, on_skip, on_progress)
-                self.change = _finish(writer, lambda: writer.add(items))
-            self._swap()
-            generations.clean(self.path)
-        return self.change
+        return self._write(lambda writer: writer.add(items), on_skip, on_progress, adds=True)
 
     def remove(
         self,
@@ -191,24 +181,32 @@ class Index:
             RetrievalError: A name that is not in the index (nothing is removed then), or nothing was named.
             IndexLocked: Another process is writing.
         """
+        conditions = check_removal(documents, passages, where)
+        return self._write(lambda writer: writer.remove(documents, passages, conditions))
+
+    def _write(
+        self,
+        work: Callable[[Writer], None],
+        on_skip: OnSkip | None = None,
+        on_progress: OnProgress | None = None,
+        adds: bool = False,
+    ) -> Change:
+        """Do the work on top of what is published now, by whomever, and search the result from now on."""
         from .store.writer import Writer
 
-        conditions = parse_where(where)
-        if isinstance(documents, str) or isinstance(passages, str):
-            raise RetrievalError("a single text was given.", "Give a list of ids.")
-        if not (documents or passages or conditions):
-            raise RetrievalError("nothing to remove was named.", "Give documents=, passages= or where=.")
         with generations.write_lock(self.path):
             with closing(generations.open_current(self.path)) as base:
-                self._check(base.manifest)
-                writer = Writer(self.path, base, base.manifest.settings)
-                self.change = _finish(writer, lambda: writer.remove(documents, passages, conditions))
+                if not adds:  # a writer that embeds checks its embedder itself
+                    self._check(base.manifest)
+                embedder = self.embedder if adds else None
+                writer = Writer(self.path, base, base.manifest.settings, embedder, on_skip, on_progress)
+                self.change = _finish(writer, work)
             self._swap()
             generations.clean(self.path)
         return self.change
 
     def refresh(self) -> bool:
-        """Look whether another process has written; if so, search what it wrote from now on.
+        """Check whether another process has written; if so, search what it wrote from now on.
 
         Raises:
             IndexMismatch: What it wrote is damaged or of another embedder; this object goes on with what it has.
@@ -230,81 +228,26 @@ class Index:
     def _check(self, manifest: Manifest) -> None:
         """Refuse an index that the embedder in use did not make."""
         if self._embedder is not None:
-            from .identity import check_identity
+            from .embed import check_identity
 
             check_identity(self._embedder, manifest.embedder, manifest.settings.metric)
 
     # --- asking -----------------------------------------------------------------------------------
 
-    @overload
-    def search(
-        self,
-        queries: str,
-        k: int = 5,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        reranker: TextScorer | None = None,
-        effort: int | None = None,
-    ) -> list[Hit]: ...
-
-    @overload
-    def search(
-        self,
-        queries: list[str] | tuple[str, ...],
-        k: int = 5,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        reranker: TextScorer | None = None,
-        effort: int | None = None,
-    ) -> list[list[Hit]]: ...
-
-    def search(
-        self,
-        queries: str | list[str] | tuple[str, ...],
-        k: int = 5,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        reranker: TextScorer | None = None,
-        effort: int | None = None,
-    ) -> list[Hit] | list[list[Hit]]:
-        """Return the `k` best passages, best first; all of them when there are fewer.
-
-        Args:
-            queries: One question (a list of hits comes back) or several (a list of lists, in order).
-            k: How many passages a question gets.
-            where: What their metadata must be, e.g. ``{"year": {"$gte": 2000}, "lang": ["en", "de"]}``.
-            mode: "dense": by meaning; "bm25": by words; "hybrid": both, fused by reciprocal rank.
-            reranker: Reads the first 5 k candidates with the question and orders them anew.
-            effort: How far an approximate index looks (ef_search of HNSW, nprobe of an IVF); None: a good default.
-
-        Raises:
-            RetrievalError: A blank question, or an option out of range.
-        """
+    def _check_mode(self, mode: str) -> None:
         from .store.snapshot import MODES
 
-        check_count("k", k)
-        if effort is not None:
-            check_count("effort", effort)
         if mode not in MODES:
-            raise RetrievalError(f"mode={mode!r} is no way to search.", did_you_mean(str(mode), MODES))
-        conditions = parse_where(where)
-        several = check_queries(queries)
-        if not several:
-            return []
+            raise RetrievalError(f"mode={mode!r} is not a way to search.", did_you_mean(str(mode), MODES))
+
+    def _find(
+        self, queries: list[str], k: int, conditions: tuple[Condition, ...], mode: str, effort: int | None
+    ) -> list[list[Hit]]:
         if self._closed:
             raise RetrievalError(f"the index at {str(self.path)!r} is closed.", "Open it again.")
         snapshot = self._snapshot
-        vectors = None if mode == "bm25" else self.embedder.encode(several, query=True)
-        wanted = k if reranker is None else k * RERANK_DEPTH
-        hits = snapshot.search(several, vectors, wanted, conditions, mode, effort)
-        if reranker is not None:
-            from .rerank import rerank
-
-            hits = [rerank(query, found, reranker, k) for query, found in zip(several, hits, strict=True)]
-        return hits[0] if isinstance(queries, str) else hits
+        vectors = None if mode == "bm25" else self.embedder.encode(queries, query=True)
+        return snapshot.search(queries, vectors, k, conditions, mode, effort)
 
     @property
     def embedder(self) -> TextEncoder:
@@ -314,8 +257,7 @@ class Index:
             IndexMismatch: The model of that name is not the one that made the index.
         """
         if self._embedder is None:
-            from .embed import Embedder
-            from .identity import check_identity
+            from .embed import Embedder, check_identity
 
             manifest = self._snapshot.manifest
             saved = manifest.embedder
@@ -348,18 +290,12 @@ class Index:
         if self._temporary is not None:
             self._temporary()
 
-    def __enter__(self) -> Index:
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _finish(writer: Any, work: Any, empty: bool = False) -> Change:
+def _finish(writer: Writer, work: Callable[[Writer], None], empty: bool = False) -> Change:
     """Do the work and publish it if it changed anything; on any failure leave the index as it was."""
     try:
-        work()
-        change: Change = writer.change
+        work(writer)
+        change = writer.change
         if empty and not change.any:
             raise RetrievalError("the corpus is empty.", "Give at least one passage.")
         if change.any:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from ckcontrol.errors import MissingExtra, RetrievalError
+from ckcontrol.errors import RetrievalError
 
-from .embed import no_bar
+from .embed import load_model
 from .types import Hit, check_count
 
 __all__ = ["Reranker", "TextScorer", "rerank"]
@@ -22,14 +22,14 @@ class TextScorer(Protocol):
     """What can say how well each of some texts answers a question."""
 
     def score(self, query: str, texts: Sequence[str]) -> Sequence[float]:
-        """Return one finite number a text, in order; higher is better."""
+        """Return one finite number per text, in order; higher is better."""
 
 
 class Reranker:
     """A sentence-transformers cross-encoder. Code shipped with a checkpoint is never run, pickles are never read.
 
     Args:
-        name_or_path: A model folder or a Hugging Face id. It must have one output a pair.
+        name_or_path: A model folder or a Hugging Face id. It must have one output per pair.
         device: None lets sentence-transformers choose.
         batch_size: Pairs per forward.
 
@@ -39,27 +39,10 @@ class Reranker:
     """
 
     def __init__(self, name_or_path: str, device: str | None = None, *, batch_size: int = 32) -> None:
-        try:
-            from sentence_transformers import CrossEncoder
-        except ImportError as error:
-            raise MissingExtra("sentence-transformers", "retrieval") from error
-        try:
-            with no_bar(name_or_path):
-                self._model: Any = CrossEncoder(
-                    name_or_path,
-                    device=device,
-                    trust_remote_code=False,
-                    model_kwargs={"use_safetensors": True},
-                )
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
-            raise RetrievalError(
-                f"the re-ranker {name_or_path!r} could not be loaded: {reason}.",
-                "Give a cross-encoder folder or a Hugging Face id, and check the network.",
-            ) from error
+        self._model = load_model("CrossEncoder", name_or_path, lambda: name_or_path, device=device)
         if self._model.num_labels != 1:
             raise RetrievalError(
-                f"the model {name_or_path!r} has {self._model.num_labels} outputs, a re-ranker one.",
+                f"the model {name_or_path!r} has {self._model.num_labels} outputs, a re-ranker has one.",
                 "Give a cross-encoder trained for ranking, not for classification.",
             )
         self.name = name_or_path
@@ -92,7 +75,7 @@ def rerank(query: str, hits: Sequence[Hit], scorer: TextScorer, k: int | None = 
 
     Raises:
         RetrievalError: `k` is not a positive whole number, or the scorer gives NaN, an infinity, or not one number
-            a text.
+            per text.
     """
     if k is not None:
         check_count("k", k)
@@ -101,11 +84,12 @@ def rerank(query: str, hits: Sequence[Hit], scorer: TextScorer, k: int | None = 
     scores = [float(score) for score in scorer.score(query, [hit.passage.text for hit in hits])]
     name = type(scorer).__name__
     if len(scores) != len(hits):
-        raise RetrievalError(f"{name} gave {len(scores)} scores for {len(hits)} texts.", "It must give one a text.")
+        raise RetrievalError(f"{name} gave {len(scores)} scores for {len(hits)} texts.", "It must give one per text.")
     for hit, score in zip(hits, scores, strict=True):
         if not math.isfinite(score):
             raise RetrievalError(
-                f"{name} scored passage {hit.passage.id!r} {score}.", "Load the model in float32; check its weights."
+                f"{name} scored passage {hit.passage.id!r} {score}.",
+                "Load the model in float32; check its weights.",
             )
     order = sorted(range(len(hits)), key=lambda place: -scores[place])  # sorted is stable
     return [replace(hits[place], score=scores[place], rank=rank) for rank, place in enumerate(order[:k], 1)]

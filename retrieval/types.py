@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckcontrol.errors import RetrievalError
+from ckcontrol.errors import RetrievalError, did_you_mean
 
-__all__ = ["Document", "Hit", "Passage", "Skipped", "check_count", "check_queries"]
+__all__ = ["METRICS", "Document", "Hit", "Passage", "Skipped", "check_choice", "check_count", "check_queries"]
+
+METRICS = ("cosine", "ip")  # ip: inner products of vectors as they come
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,16 @@ class Skipped:
 
     name: str
     reason: str
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse what is not one of the known values.
+
+    Raises:
+        RetrievalError: Naming `name`, the value and what is known.
+    """
+    if value not in known:
+        raise RetrievalError(f"{name}={value!r} is unknown.", did_you_mean(str(value), known))
 
 
 def check_count(name: str, value: Any) -> None:

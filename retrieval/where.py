@@ -19,7 +19,7 @@ COLUMNS = ("id", "source", "document")  # of the passage itself; every other nam
 
 
 class Condition(NamedTuple):
-    """One test a passage must pass.
+    """One test that a passage must pass.
 
     Attributes:
         name: A metadata key, or "id", "source" or "document".
@@ -38,7 +38,7 @@ def parse_where(where: Mapping[str, Any] | None) -> tuple[Condition, ...]:
     A bare value means ``$eq``, a bare list ``$in``. A passage without the key passes no condition on it.
 
     Raises:
-        RetrievalError: Not a mapping, an unknown operator, or a value that is no text, finite number or boolean.
+        RetrievalError: Not a mapping, an unknown operator, or a value that is not a text, finite number or boolean.
     """
     if where is None:
         return ()
@@ -58,7 +58,7 @@ def parse_where(where: Mapping[str, Any] | None) -> tuple[Condition, ...]:
 
 
 def is_text(value: object) -> bool:
-    """Return whether a value is a text that can be stored: half a surrogate pair is no character."""
+    """Return whether a value is a text that can be stored: half a surrogate pair is not a character."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -99,7 +99,7 @@ def to_sql(conditions: tuple[Condition, ...], alias: str = "p") -> tuple[str, li
 
 
 def _test(op: str, value: Any, left: str, typed: str) -> tuple[str, list[Any]]:
-    """Return SQL that compares values of one JSON type alone: true is not 1, "1" is not 1."""
+    """Return SQL that compares only values of one JSON type: true is not 1, "1" is not 1."""
     groups: dict[str, list[Any]] = {}
     for item in value if op in ("in", "nin") else (value,):
         groups.setdefault(_types(item), []).append(int(item) if isinstance(item, bool) else item)

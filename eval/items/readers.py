@@ -1,26 +1,23 @@
 """Files to rows: JSON, JSON lines, CSV and Parquet, packed or not, from a path, a folder or the Hugging Face Hub.
 
-Knows bytes and formats; knows no data set. A row that cannot be read is `Rejected`; a file that cannot is an error.
+Knows paths, folders and the Hub; how a file becomes rows is in `ckcontrol.tables`, and it knows no data set. A row that
+cannot be read is `Rejected`; a file that cannot is an error.
 """
 
 from __future__ import annotations
 
-import csv
 import fnmatch
-import gzip
 import hashlib
 import io
-import json
 import os
 import re
-import threading
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckcontrol.errors import EvalError, MissingExtra
+from ckcontrol import tables
+from ckcontrol.errors import EvalError
 
 from ..records import Rejected
 
@@ -29,7 +26,6 @@ __all__ = ["Data", "Row", "parse", "read", "sha256"]
 LIMIT = 4_000_000_000  # bytes after unpacking
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_CSV_FIELDS = threading.Lock()
 
 
 class Row(NamedTuple):
@@ -79,7 +75,7 @@ def read(source: str | os.PathLike[str], *, file: str = "", revision: str = "") 
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        EvalError: Nothing there, nothing that matches, or a file that is none of the formats.
+        EvalError: Nothing there, nothing that matches, or a file in no known format.
         MissingExtra: pyarrow is needed for Parquet, huggingface_hub for a Hub id.
     """
     path = Path(source)
@@ -117,25 +113,35 @@ def read(source: str | os.PathLike[str], *, file: str = "", revision: str = "") 
 
 
 def parse(data: bytes, name: str) -> Iterator[Row | Rejected]:
-    """Yield the rows of one file; what it is its content tells, and its name where the content could be anything.
+    """Yield the rows of one file; its content tells what it is, and its name where the content could be anything.
 
-    A JSON list is one row an item, any other JSON value one row; otherwise one JSON value a line, and lines end
-    with a line feed alone, since texts may hold U+2028 and other separators.
+    A JSON list gives one row per item, any other JSON value one row; otherwise there is one JSON value per line.
 
     Raises:
-        EvalError: Packed wrongly, too large, or none of the formats.
+        EvalError: Packed wrongly, too large, or in no known format.
         MissingExtra: It is Parquet and pyarrow is not installed.
     """
-    if data[:2] == b"\x1f\x8b":
-        data = _unpacked(data, name)
+    try:
+        rows = list(_rows(tables.unpacked(data, LIMIT), name))
+    except tables.TableError as error:
+        raise EvalError(f"{name!r} {error.reason}", error.hint) from error
+    for number, row in enumerate(rows):
+        if row.error:
+            yield Rejected(f"{name}:{number}", "malformed", row.error.reason.rstrip("."))
+        else:
+            yield Row(name, number, row.data)
+
+
+def _rows(data: bytes, name: str) -> Iterable[tables.TableRow]:
     if not data.strip():
-        raise EvalError(f"{name!r} is empty.", "Fetch it again.")
+        raise tables.TableError("is empty.", "Fetch it again.")
     if data[:4] == b"PAR1":
-        yield from _parquet(data, name)
-    elif re.search(r"\.(csv|tsv)(\.gz)?$", name, re.IGNORECASE):
-        yield from _csv(data, name)
-    else:
-        yield from _json(data, name)
+        return tables.parquet_rows(io.BytesIO(data))
+    if re.search(r"\.(csv|tsv)(\.gz)?$", name, re.IGNORECASE):
+        text = tables.decode(data, "utf-8-sig", "Convert it to UTF-8.")
+        delimiter = "\t" if ".tsv" in name.lower() else ","
+        return tables.csv_rows(io.StringIO(text, newline=""), delimiter=delimiter, limit=LIMIT, strict=False)
+    return tables.json_rows(data, LIMIT)
 
 
 def _is_data(path: Path, root: Path) -> bool:
@@ -143,101 +149,6 @@ def _is_data(path: Path, root: Path) -> bool:
     plain = below.name[:-3] if below.name.endswith(".gz") else below.name
     hidden = any(part.startswith(".") for part in below.parts)
     return not hidden and plain.lower().endswith(SUFFIXES) and path.is_file()
-
-
-def _unpacked(data: bytes, name: str) -> bytes:
-    try:
-        with gzip.open(io.BytesIO(data)) as packed:
-            data = packed.read(LIMIT + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise EvalError(f"{name!r} is a broken gzip file ({error}).", "Fetch it again.") from error
-    if len(data) > LIMIT:
-        raise EvalError(f"{name!r} unpacks to more than {LIMIT // 1_000_000} MB.", "Split it.")
-    return data
-
-
-def _json(data: bytes, name: str) -> Iterator[Row | Rejected]:
-    try:
-        whole = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        if start == b"[":
-            raise EvalError(f"{name!r} is not JSON: {error}.", "It was cut short or edited; fetch it again.") from error
-        yield from _lines(data, name)
-        return
-    for number, value in enumerate(whole if isinstance(whole, list) else [whole]):
-        yield Row(name, number, value)
-
-
-def _lines(data: bytes, name: str) -> Iterator[Row | Rejected]:
-    good = 0
-    first = ""
-    lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
-    bad: list[Rejected] = []
-    rows: list[Row | Rejected] = []
-    for number, line in enumerate(lines):
-        try:
-            rows.append(Row(name, number, json.loads(line.decode())))
-            good += 1
-        except (ValueError, RecursionError) as error:
-            first = first or f"row {number}: {error}"
-            bad.append(Rejected(f"{name}:{number}", "malformed", f"not JSON: {error}"))
-            rows.append(bad[-1])
-    if not good:
-        raise EvalError(f"{name!r} is none of JSON, JSON lines, CSV and Parquet ({first}).", "Check what it is.")
-    yield from rows
-
-
-def _csv(data: bytes, name: str) -> Iterator[Row | Rejected]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EvalError(f"{name!r} is not UTF-8: {error}.", "Convert it.") from error
-    delimiter = "\t" if ".tsv" in name.lower() else ","
-    with _CSV_FIELDS:  # the limit is one for the whole process
-        before = csv.field_size_limit(2**31 - 1)
-        try:
-            rows = list(_csv_rows(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), name))
-        finally:
-            csv.field_size_limit(before)
-    yield from rows
-
-
-def _csv_rows(reader: Any, name: str) -> Iterator[Row | Rejected]:
-    header: list[str] | None = None
-    number = 0
-    while True:
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Rejected(f"{name}:{number}", "malformed", f"not CSV: {error}")
-            number += 1
-            continue
-        if header is None:
-            header = fields
-        elif fields:  # a blank line has none
-            if len(fields) == len(header):
-                yield Row(name, number, dict(zip(header, fields, strict=True)))
-            else:
-                detail = f"{len(fields)} fields under {len(header)} columns"
-                yield Rejected(f"{name}:{number}", "malformed", detail)
-            number += 1
-
-
-def _parquet(data: bytes, name: str) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "retrieval") from error
-    try:
-        rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise EvalError(f"{name!r} is broken Parquet ({error}).", "Fetch it again.") from error
-    for number, row in enumerate(rows):
-        yield Row(name, number, row)
 
 
 def _download(name: str, file: str, revision: str) -> Path:
@@ -256,7 +167,7 @@ def _download(name: str, file: str, revision: str) -> Path:
         )
     except Exception as error:  # the hub's own errors, the HTTP library's, and the network's
         raise EvalError(
-            f"data set {name!r} is no path here and could not be fetched from huggingface.co "
+            f"data set {name!r} is not a path here and could not be fetched from huggingface.co "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}).",
             "Download its file by hand and give the path, for example nq_swap=dev.parquet.",
         ) from error

@@ -32,12 +32,12 @@ class Client:
     Args:
         uri: ``http(s)://host:port``, or a path that ends in ``.db``: Milvus Lite, in this process.
         token: ``user:password`` or an API key; servers only.
-        timeout: Seconds one request may take.
+        timeout: Seconds that one request may take.
         create: Whether an embedded database may be made.
 
     Raises:
         MissingExtra: pymilvus or, for a path, milvus-lite is not installed.
-        RetrievalError: No such server or database, or what is there is none.
+        RetrievalError: No such server or database, or something else is there.
         IndexLocked: Another process has the embedded database open.
     """
 
@@ -54,7 +54,7 @@ class Client:
         with _listening() as errors:
             try:
                 self._client: Any = pymilvus.MilvusClient(self.path or str(uri), token=token or "", timeout=timeout)
-            except Exception as error:  # ConnectionConfigException is no public name; nor is what a bad URL raises
+            except Exception as error:  # neither ConnectionConfigException nor what a bad URL raises is a public name
                 raise _unreachable(self.uri, self.path, [error, *errors]) from error
         if self.path:
             with _open_lock:
@@ -84,6 +84,14 @@ class Client:
             reason = " ".join(str(getattr(error, "message", "") or error).split())[:300]
             raise RetrievalError(f"Milvus at {self.uri} failed to {method.replace('_', ' ')}: {reason}.") from error
 
+    def count(self, collection: str, filter: str) -> int:
+        """Return how many rows of a collection a filter leaves.
+
+        Raises:
+            RetrievalError: As `call`.
+        """
+        return int(self.call("query", collection, filter=filter, output_fields=["count(*)"])[0]["count(*)"])
+
     def close(self) -> None:
         """Disconnect; the last to leave an embedded database stops it."""
         if self._client is None:
@@ -108,14 +116,14 @@ def _without_password(uri: str) -> str:
 
 
 def _check_folder(path: Path, create: bool) -> None:
-    """Refuse what Milvus Lite would overlay or make by mistake."""
+    """Refuse what Milvus Lite would overwrite or create by mistake."""
     if path.suffix != ".db":
-        raise RetrievalError(f"{str(path)!r} is no address of Milvus.", "Give http(s)://host:port or a path in .db.")
+        raise RetrievalError(f"{str(path)!r} is not a Milvus address.", "Give http(s)://host:port or a path in .db.")
     if path.exists() and not path.is_dir():
         raise RetrievalError(f"{str(path)!r} is a file, but Milvus Lite keeps a folder.", "Give another path.")
     inside = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if inside and not inside >= set(LITE[:2]):
-        raise RetrievalError(f"{str(path)!r} is no Milvus database.", "Give another path.")
+        raise RetrievalError(f"{str(path)!r} is not a Milvus database.", "Give another path.")
     if not inside and not create:
         raise RetrievalError(f"there is no Milvus database at {str(path)!r}.", "Build one with MilvusIndex.build.")
     if create:
@@ -123,7 +131,7 @@ def _check_folder(path: Path, create: bool) -> None:
 
 
 def _unreachable(uri: str, path: str, errors: list[BaseException]) -> CKError:
-    """Say why there is no connection; Milvus Lite tells its log alone."""
+    """Say why there is no connection; Milvus Lite tells only its log."""
     names = [type(error).__name__ for error in errors]
     if "DataDirLockedError" in names:
         return IndexLocked(f"{path!r} is open in another process.", "Close it there; servers take many clients.")

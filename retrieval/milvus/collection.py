@@ -11,21 +11,21 @@ from typing import Any
 
 from ckcontrol.errors import IndexMismatch
 
+from ..types import METRICS
 from .client import Client
 
-__all__ = ["BYTES", "FORMAT", "KINDS", "MANY", "METRICS", "Settings", "create", "read_settings"]
+__all__ = ["BYTES", "FORMAT", "KINDS", "MANY", "CollectionSettings", "create", "read_settings"]
 
 BYTES = 65_535  # what Milvus lets a text or a JSON value have
 MANY = 16_384  # rows that Milvus gives to one request at most
-METRICS = ("cosine", "ip")
 FORMAT = 1
 PROPERTY = "ckcontrol"  # of the collection: what an Index keeps in its manifest
 KINDS = {"flat": ("FLAT", {}), "hnsw": ("HNSW", {"M": 32, "efConstruction": 200})}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What was chosen for a collection, and who made its vectors."""
+class CollectionSettings:
+    """What was chosen for a collection, and which embedder made its vectors."""
 
     format: int
     metric: str
@@ -36,7 +36,7 @@ class Settings:
     created: str
 
 
-def create(client: Client, collection: str, settings: Settings) -> None:
+def create(client: Client, collection: str, settings: CollectionSettings) -> None:
     """Make the collection: what is compared is hexadecimal, what is shown is text."""
     from pymilvus import DataType, MilvusClient
 
@@ -70,7 +70,7 @@ def create(client: Client, collection: str, settings: Settings) -> None:
         raise
 
 
-def read_settings(client: Client, collection: str) -> Settings:
+def read_settings(client: Client, collection: str) -> CollectionSettings:
     """Return what `create` kept, checked against what the collection is.
 
     Raises:
@@ -86,7 +86,7 @@ def read_settings(client: Client, collection: str) -> Settings:
     if found != FORMAT:
         raise IndexMismatch("format", f"the collection {collection!r} has format {found!r}, not {FORMAT}.", hint)
     try:
-        settings = Settings(**saved)
+        settings = CollectionSettings(**saved)
         dim = {field["name"]: field["params"].get("dim") for field in described["fields"]}["vector"]
     except (KeyError, TypeError) as error:
         raise IndexMismatch("format", f"the collection {collection!r} is damaged: {error}.", hint) from error

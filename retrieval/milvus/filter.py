@@ -16,13 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..where import Condition
+from ..where import OPERATORS, Condition
 
 __all__ = ["facets", "to_filter"]
 
 COLUMN = "facets"
 KINDS = "bnos"  # booleans, numbers, others (lists, mappings), texts
-SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
 def facets(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def _clause(condition: Condition) -> str:
         return _equal(name, value)
     if op == "ne":
         return _differs(name, value)
-    return _compare(name, SIGNS[op], value)
+    return _compare(name, OPERATORS[f"${op}"], value)
 
 
 def _compare(name: str, sign: str, value: Any) -> str:

@@ -9,35 +9,34 @@ not kept apart. Embedded, Milvus listens on a loopback port without a password w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from ckcontrol.errors import RetrievalError, did_you_mean
 
-from ..types import Document, Hit, Passage, Skipped, check_count, check_queries
-from ..where import parse_where
+from ..passage_index import PassageIndex, check_removal
+from ..types import METRICS, Document, Hit, Passage, check_choice
+from ..writing import Change
 from .client import Client
-from .collection import FORMAT, KINDS, MANY, METRICS, Settings, create, read_settings
+from .collection import FORMAT, KINDS, MANY, CollectionSettings, create, read_settings
 from .filter import to_filter
 
 if TYPE_CHECKING:
-    from ..chunk import Chunker
     from ..embed import TextEncoder
-    from ..rerank import TextScorer
-    from ..store.writer import Change
+    from ..where import Condition
+    from ..writing import OnProgress, OnSkip
 
 __all__ = ["MilvusIndex"]
 
 TOGETHER = 100  # questions asked at once
 EFFORT = 64  # ef of HNSW unless told
-DEEPER = 5  # candidates a re-ranker reads, times k
 SHOWN = ["id", "source", "text", "metadata", "digest", "place"]
 
 
-class MilvusIndex:
+class MilvusIndex(PassageIndex):
     """Passages in a Milvus collection. Made by `MilvusIndex.build` or `MilvusIndex.open`; close it, or use `with`.
 
     Attributes:
@@ -45,12 +44,11 @@ class MilvusIndex:
         embedder: What texts are embedded with.
     """
 
-    def __init__(self, client: Client, collection: str, settings: Settings, embedder: TextEncoder) -> None:
+    def __init__(self, client: Client, collection: str, settings: CollectionSettings, embedder: TextEncoder) -> None:
         self.collection = collection
         self.embedder = embedder
         self._client = client
         self._settings = settings
-        self._chunker: Chunker | None = None
 
     # --- making --------------------------------------------------------------------------------------------------
 
@@ -68,8 +66,8 @@ class MilvusIndex:
         chunk_size: int | None = None,
         overlap: int = 32,
         timeout: float = 10.0,
-        on_skip: Callable[[Skipped], None] | None = None,
-        on_progress: Callable[[str, int, int], None] | None = None,
+        on_skip: OnSkip | None = None,
+        on_progress: OnProgress | None = None,
     ) -> MilvusIndex:
         """Make a collection and fill it. Memory does not grow with the corpus.
 
@@ -94,11 +92,10 @@ class MilvusIndex:
             IndexLocked: Another process has the embedded database open.
             MissingExtra: A package of the `milvus` extra is missing.
         """
-        from ..identity import identify
+        from ..embed import identify
 
-        for name, value, known in (("metric", metric, METRICS), ("kind", kind, (*KINDS, "auto"))):
-            if value not in known:
-                raise RetrievalError(f"{name}={value!r} is unknown.", did_you_mean(str(value), known))
+        check_choice("metric", metric, METRICS)
+        check_choice("kind", kind, (*KINDS, "auto"))
         client = Client(uri, token, timeout, create=True)
         try:
             if client.call("has_collection", collection):
@@ -108,7 +105,7 @@ class MilvusIndex:
                 )
             kind = kind if kind != "auto" else "flat" if client.embedded else "hnsw"
             created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            settings = Settings(FORMAT, metric, kind, chunk_size, overlap, identify(embedder), created)
+            settings = CollectionSettings(FORMAT, metric, kind, chunk_size, overlap, identify(embedder), created)
             create(client, collection, settings)
             index = cls(client, collection, settings, embedder)
             try:
@@ -143,7 +140,7 @@ class MilvusIndex:
                 is "format", "metric", "dim" or "fingerprint".
             MissingExtra: A package of the `milvus` extra is missing.
         """
-        from ..identity import check_identity
+        from ..embed import check_identity
 
         client = Client(uri, token, timeout, create=False)
         try:
@@ -166,8 +163,8 @@ class MilvusIndex:
         self,
         items: Iterable[Passage | Document],
         *,
-        on_skip: Callable[[Skipped], None] | None = None,
-        on_progress: Callable[[str, int, int], None] | None = None,
+        on_skip: OnSkip | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Change:
         """Add to the index. What is stored unchanged costs nothing; what changed replaces its old passages.
 
@@ -176,17 +173,8 @@ class MilvusIndex:
         """
         from .writer import MilvusWriter
 
-        writer = MilvusWriter(
-            self._client, self.collection, self.embedder, self._settings.metric, self._cutter, on_skip, on_progress
-        )
+        writer = MilvusWriter(self._client, self.collection, self._settings, self.embedder, on_skip, on_progress)
         return writer.add(items)
-
-    def _cutter(self) -> Chunker:
-        if self._chunker is None:
-            from ..chunk import Chunker
-
-            self._chunker = Chunker.for_embedder(self.embedder, self._settings.chunk_size, self._settings.overlap)
-        return self._chunker
 
     def remove(
         self,
@@ -200,101 +188,43 @@ class MilvusIndex:
         Raises:
             RetrievalError: A name that is not in the index (nothing is removed then), or nothing was named.
         """
-        from ..store.writer import Change
         from .writer import key_of
 
-        conditions = parse_where(where)
-        if isinstance(documents, str) or isinstance(passages, str):
-            raise RetrievalError("a single text was given.", "Give a list of ids.")
-        if not (documents or passages or conditions):
-            raise RetrievalError("nothing to remove was named.", "Give documents=, passages= or where=.")
+        conditions = check_removal(documents, passages, where)
         filters = []
         for field, kind, names in (("document", "document", documents), ("key", "passage", passages)):
             for name in names:
                 filters.append(f'{field} == "{key_of(name)}"')
-                if not self._count(filters[-1]):
-                    raise RetrievalError(f"there is no {kind} {name!r}.", "Ids are those that were given.")
+                if not self._client.count(self.collection, filters[-1]):
+                    raise RetrievalError(f"there is no {kind} {name!r}.", "Use the ids that were given.")
         removed = 0
         for chosen in [*filters, *([to_filter(conditions)] if conditions else [])]:
-            removed += self._count(chosen)
+            removed += self._client.count(self.collection, chosen)
             self._client.call("delete", self.collection, filter=chosen)
         return Change(removed=removed)
 
     # --- asking --------------------------------------------------------------------------------------------------
 
-    @overload
-    def search(
-        self,
-        queries: str,
-        k: int = 5,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        reranker: TextScorer | None = None,
-        effort: int | None = None,
-    ) -> list[Hit]: ...
-
-    @overload
-    def search(
-        self,
-        queries: list[str] | tuple[str, ...],
-        k: int = 5,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        reranker: TextScorer | None = None,
-        effort: int | None = None,
-    ) -> list[list[Hit]]: ...
-
-    def search(
-        self,
-        queries: str | list[str] | tuple[str, ...],
-        k: int = 5,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        reranker: TextScorer | None = None,
-        effort: int | None = None,
-    ) -> list[Hit] | list[list[Hit]]:
-        """Return the `k` best passages, best first, of those with equal texts the first; all when there are fewer.
-
-        Args:
-            queries: One question (a list of hits comes back) or several (a list of lists, in order).
-            k: How many passages a question gets.
-            where: What their metadata must be, e.g. ``{"year": {"$gte": 2000}, "lang": ["en", "de"]}``.
-            mode: "dense"; `Index` has others.
-            reranker: Reads the first 5 k candidates with the question and orders them anew.
-            effort: ef of HNSW: how far it looks; None: 64, or what `k` needs.
-
-        Raises:
-            RetrievalError: A blank question, an option out of range, or Milvus fails.
-        """
-        from ..store.vectors import prepare
-
+    def _check_mode(self, mode: str) -> None:
         if mode != "dense":
             raise RetrievalError(f"mode={mode!r} is not for Milvus.", "Use mode='dense', or an Index.")
-        check_count("k", k)
-        if effort is not None:
-            check_count("effort", effort)
-        several = check_queries(queries)
-        chosen = to_filter(parse_where(where))
-        if not several:
-            return []
-        vectors = prepare(self.embedder.encode(several, query=True), self._settings.metric).tolist()
-        wanted = k if reranker is None else k * DEEPER
-        if wanted > MANY:
-            raise RetrievalError(f"Milvus gives at most {MANY} passages, not {wanted}.", "Ask for fewer.")
+
+    def _find(
+        self, queries: list[str], k: int, conditions: tuple[Condition, ...], mode: str, effort: int | None
+    ) -> list[list[Hit]]:
+        from ..store.vectors import prepare
+
+        vectors = prepare(self.embedder.encode(queries, query=True), self._settings.metric).tolist()
+        if k > MANY:
+            raise RetrievalError(f"Milvus gives at most {MANY} passages, not {k}.", "Ask for fewer.")
+        chosen = to_filter(conditions)
         hits: list[list[Hit]] = []
         for start in range(0, len(vectors), TOGETHER):
-            hits += self._nearest(vectors[start : start + TOGETHER], wanted, chosen, effort or EFFORT)
-        if reranker is not None:
-            from ..rerank import rerank
-
-            hits = [rerank(query, found, reranker, k) for query, found in zip(several, hits, strict=True)]
-        return hits[0] if isinstance(queries, str) else hits
+            hits += self._nearest(vectors[start : start + TOGETHER], k, chosen, effort or EFFORT)
+        return hits
 
     def _nearest(self, vectors: list[list[float]], k: int, chosen: str, effort: int) -> list[list[Hit]]:
-        """Widen until no tie crosses the end and enough texts differ: Milvus knows neither."""
+        """Widen until no tie crosses the end and enough texts differ: Milvus does neither."""
         from ..store.vectors import DECIMALS
 
         width = k
@@ -329,13 +259,9 @@ class MilvusIndex:
                 ]
             width *= 2
 
-    def _count(self, filter: str) -> int:
-        rows = self._client.call("query", self.collection, filter=filter, output_fields=["count(*)"])
-        return int(rows[0]["count(*)"])
-
     def __len__(self) -> int:
         """Count the passages; those with equal texts each. Asks Milvus."""
-        return self._count("")
+        return self._client.count(self.collection, "")
 
     def info(self) -> dict[str, Any]:
         """Return what is known of the index, without the fingerprint; JSON-ready."""
@@ -346,12 +272,6 @@ class MilvusIndex:
     def close(self) -> None:
         """Disconnect. An embedded database can then be opened by another process."""
         self._client.close()
-
-    def __enter__(self) -> MilvusIndex:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _passage(entity: Mapping[str, Any]) -> Passage:

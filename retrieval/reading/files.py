@@ -1,6 +1,6 @@
 """Paths, folders and patterns to files, in a stable order. Knows the file system; knows nothing of formats.
 
-Every folder is visited once, so links cannot lead in circles; only regular files are given, so a pipe cannot hang.
+Every folder is visited once, so links cannot lead in circles; only regular files are returned, so a pipe cannot hang.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ckcontrol.errors import RetrievalError
 
 from ..types import Skipped
 
-__all__ = ["Found", "as_paths", "find_files"]
+__all__ = ["FoundFile", "as_paths", "find_files"]
 
 MAGIC = frozenset("*?[")
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """A regular file.
 
     Attributes:
@@ -36,10 +36,10 @@ class Found(NamedTuple):
 
 
 def as_paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    """Check what a caller gave and return it as paths; one path alone will do.
+    """Check what a caller gave and return it as paths; a single path will do.
 
     Raises:
-        RetrievalError: Something that is no path, or an empty one.
+        RetrievalError: Something that is not a path, or an empty one.
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     for path in given:
@@ -50,7 +50,7 @@ def as_paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
     return tuple(Path(path) for path in given)
 
 
-def find_files(paths: tuple[Path, ...]) -> Iterator[Found | Skipped]:
+def find_files(paths: tuple[Path, ...]) -> Iterator[FoundFile | Skipped]:
     """Yield every file that `paths` name, once, and what cannot be reached as `Skipped`.
 
     A folder is walked in sorted order, hidden files and folders left out. What does not exist and holds ``*``, ``?``
@@ -60,33 +60,29 @@ def find_files(paths: tuple[Path, ...]) -> Iterator[Found | Skipped]:
     seen: set[str] = set()
     for path in paths:
         for item in _expand(path):
-            if isinstance(item, Found) and several:
+            if isinstance(item, FoundFile) and several:
                 if item.name in seen:
                     continue
                 seen.add(item.name)
             yield item
 
 
-def _expand(path: Path) -> Iterator[Found | Skipped]:
+def _expand(path: Path) -> Iterator[FoundFile | Skipped]:
+    base, pattern = path, path.parts[:0]
+    reason = "the folder holds no files (hidden ones are left out)."
     if not _is(path, os.path.lexists) and MAGIC & set(str(path)):
-        parts = path.parts
-        fixed = next(number for number, part in enumerate(parts) if MAGIC & set(part))
-        base, count = Path(*parts[:fixed]), 0
-        for item in _walk(base, parts[fixed:]) if _is(base, Path.is_dir) else ():
-            count += 1
-            yield item
-        if not count:
-            reason = "no file matches this pattern (hidden files and folders are left out)."
-            yield Skipped(_shown(path), reason)
-    elif _is(path, Path.is_dir):
-        count = 0
-        for item in _walk(path, ()):
-            count += 1
-            yield item
-        if not count:
-            yield Skipped(_shown(path), "the folder holds no files (hidden ones are left out).")
-    else:
+        fixed = next(number for number, part in enumerate(path.parts) if MAGIC & set(part))
+        base, pattern = Path(*path.parts[:fixed]), path.parts[fixed:]
+        reason = "no file matches this pattern (hidden files and folders are left out)."
+    elif not _is(path, Path.is_dir):
         yield _file(path)
+        return
+    empty = True
+    for item in _walk(base, pattern) if _is(base, Path.is_dir) else ():
+        empty = False
+        yield item
+    if empty:
+        yield Skipped(_shown(path), reason)
 
 
 def _is(path: Path, what: Callable[[Path], bool]) -> bool:
@@ -96,7 +92,7 @@ def _is(path: Path, what: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _walk(base: Path, pattern: tuple[str, ...]) -> Iterator[Found | Skipped]:
+def _walk(base: Path, pattern: tuple[str, ...]) -> Iterator[FoundFile | Skipped]:
     """Yield the files below a folder whose path from there matches; an empty pattern matches all."""
     visited: dict[tuple[int, int], str] = {}
     waiting: list[tuple[Path, tuple[str, ...]]] = [(base, ())]
@@ -132,7 +128,7 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _file(path: Path) -> Found | Skipped:
+def _file(path: Path) -> FoundFile | Skipped:
     name = _shown(path)
     try:
         info = path.stat()
@@ -144,9 +140,9 @@ def _file(path: Path) -> Found | Skipped:
         return Skipped(name, "neither a regular file nor a folder.")
     if name != path.as_posix():
         return Skipped(name, "its name is not valid Unicode; rename it.")
-    return Found(path, name, info.st_size)
+    return FoundFile(path, name, info.st_size)
 
 
 def _shown(path: Path) -> str:
-    """Return the path with forward slashes; bytes of a name that are no text are written as escapes."""
+    """Return the path with forward slashes; bytes of a name that are not text are written as escapes."""
     return path.as_posix().encode("utf-8", "backslashreplace").decode()

@@ -1,231 +1,220 @@
 """Files of many texts to documents: JSON lines, CSV and TSV, Parquet. One record is in memory at a time.
 
-Knows formats; what a field means is in `records`. A reader takes an open file and yields documents and `Skipped`; a
-`RetrievalError` means that the rest of the file is no use.
+Knows which field is the text, which the id, and what becomes metadata; how rows are read is in `ckcontrol.tables`. A
+reader takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the rest of
+the file is of no use.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import datetime
+import decimal
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from ckcontrol.errors import MissingExtra, RetrievalError
+from ckcontrol import tables
+from ckcontrol.errors import RetrievalError
 
 from ..types import Document, Skipped
-from .fields import TEXT_FIELDS, find_text, kind_of, plain_cell, plain_value, record_document
-from .one_text import Source, marked_encoding
+from .one_text import Source, fit
 
 __all__ = ["read_csv", "read_jsonl", "read_parquet"]
 
 LIMIT = 50_000_000  # characters of a line or a cell
-BATCH = 64  # rows of a Parquet file in memory
-BUFFER = 1_000_000  # bytes of one of its columns
-BAD_BYTE = re.compile("[\udc80-\udcff]")  # how the "surrogateescape" of Python shows a byte it could not decode
-
-
-# --- JSON lines -------------------------------------------------------------------------------------------------
+VALUE_LIMIT = 4_000  # characters of one metadata value: every passage of the document repeats it
+TEXT_FIELDS = ("text", "contents", "content", "page_content", "body")
+ID_FIELDS = ("id", "_id", "doc_id")
+SOURCE_FIELDS = ("source", "url")
+NESTED_FIELDS = ("metadata", "meta")
+TAKEN = {"id", "source", "document", "start", "end", "path"}  # names that mean something else in an index
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d{1,17})?")
 
 
 def read_jsonl(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
-    """Yield the object of every line; its number is its line's. Blank lines are passed over.
+    """Yield the object of every line; its number is that of its line. Blank lines are passed over.
 
     Raises:
-        RetrievalError: The encoding breaks in a way that leaves no later line readable, or there is no line.
+        RetrievalError: There is no line.
+        TableError: The encoding breaks in a way that leaves no later line readable.
     """
-    blank = True
-    for number, line in enumerate(_lines(file, source.encoding, "\n"), 1):
-        if not line.strip():
-            continue
-        blank = False
-        try:
-            record = _object(_clean(line.rstrip("\r\n"), source.encoding))
-            yield record_document(source, number, record, plain_value)
-        except RetrievalError as error:
-            yield Skipped(f"{source.name} line {number}", str(error))
-    if blank:
-        raise RetrievalError("holds no records.", "Give one JSON object a line.")
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except RecursionError as error:
-        raise RetrievalError("is nested too deeply.", "Flatten it.") from error
-    except ValueError as error:
-        what = f"character {error.pos}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise RetrievalError(f"is not JSON ({what}).", "Give one object a line.") from error
-    if not isinstance(record, dict):
-        raise RetrievalError(f"is {kind_of(record)}, not an object.", 'Give one object a line: {"text": "..."}')
-    return record
-
-
-# --- CSV --------------------------------------------------------------------------------------------------------
+    rows = tables.json_lines(file, _encoding(file, source), LIMIT)
+    yield from _documents(rows, source, "line", plain_value, "holds no records.", "Give one JSON object per line.")
 
 
 def read_csv(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     """Yield the rows below the header, numbered from 1; blank lines are passed over.
 
-    A .tsv is parted by tabs; a .csv by the one of comma, semicolon, tab and bar that gives its header a text field,
-    else the most columns. A column without a name is called ``column_<n>``.
+    Cells are separated by tabs in a .tsv; in a .csv by the one of comma, semicolon, tab and bar that gives its header a
+    text field, else the most columns. A column without a name is called ``column_<n>``.
 
     Raises:
-        RetrievalError: No header, a name twice in it, no column for the text, no rows, or a broken encoding.
+        RetrievalError: No column for the text, or no rows.
+        TableError: No header, a name twice in it, or a broken encoding.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), LIMIT))  # of the process; there is no other
-    delimiter = "\t" if source.name.lower().endswith(".tsv") else _delimiter(file, source)
-    rows = csv.reader(_whole_lines(file, source.encoding), delimiter=delimiter, strict=True)
-    try:
-        header = [_clean(cell, source.encoding).strip() for cell in next(rows, [])]
-    except csv.Error as error:
-        raise RetrievalError(f"its header is not CSV ({error}).", "Repair it.") from error
-    header = [name or f"column_{number}" for number, name in enumerate(header, 1)]
-    twice = [name for number, name in enumerate(header) if name in header[:number]]
-    if not header or twice:
-        what = f"its header names {twice[0]!r} twice." if twice else "holds no header."
-        raise RetrievalError(what, "Give every column a name of its own in the first line.")
-    find_text(dict.fromkeys(header, ""), source.text_field)
-    number = 0
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            number += 1
-            yield Skipped(f"{source.name} row {number}", f"is not CSV ({error}). Check its quotes.")
-            continue
-        if row is None:
-            break
-        number += bool(row)  # blank lines are rows without cells
-        try:
-            if row:
-                yield _row(row, header, number, source)
-        except RetrievalError as error:
-            yield Skipped(f"{source.name} row {number}", str(error))
-    if not number:
-        raise RetrievalError("holds no rows below its header.", "Leave it out.")
-
-
-def _row(row: list[str], header: list[str], number: int, source: Source) -> Document:
-    if len(row) != len(header):
-        raise RetrievalError(f"has {len(row)} cells where the header has {len(header)}.", "Quote its cells.")
-    record = {name: _clean(cell, source.encoding) for name, cell in zip(header, row, strict=True)}
-    return record_document(source, number, record, plain_cell)
-
-
-def _delimiter(file: BinaryIO, source: Source) -> str:
-    start = file.read(65536)
-    file.seek(0)
-    sample = start.decode(marked_encoding(start) or source.encoding, "replace")
-    best, delimiter = (False, 0), ","
-    for candidate in ",;\t|":
-        try:
-            header = next(csv.reader(io.StringIO(sample, newline=""), delimiter=candidate), [])
-        except csv.Error:
-            continue
-        names = {name.strip() for name in header}
-        score = (bool(names & ({source.text_field} if source.text_field else set(TEXT_FIELDS))), len(header))
-        if score > best:
-            best, delimiter = score, candidate
-    return delimiter
-
-
-# --- Parquet ----------------------------------------------------------------------------------------------------
+    encoding = _encoding(file, source)
+    wanted = (source.text_field,) if source.text_field else TEXT_FIELDS
+    tabs = source.name.lower().endswith(".tsv")
+    rows = tables.csv_rows(
+        tables.text_lines(file, encoding, "", LIMIT),
+        delimiter="\t" if tabs else tables.best_delimiter(file, encoding, wanted),
+        limit=LIMIT,
+        strict=True,
+        encoding=encoding,
+        on_names=_text_among(source),
+    )
+    yield from _documents(rows, source, "row", plain_cell, "holds no rows below its header.", "Leave it out.")
 
 
 def read_parquet(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     """Yield the rows, numbered from 1. Columns of bytes and of vectors are not read; times become texts.
 
     Raises:
-        RetrievalError: Broken, no column for the text, or no rows.
+        RetrievalError: No column for the text, or no rows.
+        TableError: Broken.
         MissingExtra: pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "retrieval") from error
-    try:
-        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER)  # else whole row groups are read at once
-        schema = table.schema_arrow
-    except Exception as error:  # pyarrow raises its own errors, OSError and ValueError over broken files
-        raise RetrievalError(f"is not a readable Parquet file ({_first_line(error)}).", "Write it again.") from error
-    find_text(dict.fromkeys(schema.names, ""), source.text_field)
-    if not table.metadata.num_rows:
-        raise RetrievalError("holds no rows.", "Leave it out.")
-    kept = [field.name for field in schema if not _heavy(pa, field.type)]
-    number = 0
-    batches = table.iter_batches(batch_size=BATCH, columns=kept, use_threads=False)
-    while True:
-        try:
-            batch = next(batches, None)
-            rows = [] if batch is None else _rows(pa, batch)
-        except Exception as error:
-            what = f"the rows from {number + 1} on cannot be read ({_first_line(error)})."
-            raise RetrievalError(what, "Write the file again.") from error
-        if batch is None:
-            return
-        for row in rows:
-            number += 1
-            try:
-                yield record_document(source, number, row, plain_value)
-            except RetrievalError as error:
-                yield Skipped(f"{source.name} row {number}", str(error))
+    rows = tables.parquet_rows(file, light=True, on_names=_text_among(source))
+    yield from _documents(rows, source, "row", plain_value, "holds no rows.", "Leave it out.")
 
 
-def _heavy(pa: Any, kind: Any) -> bool:
-    types = pa.types
-    nested = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool((nested and types.is_floating(kind.value_type)) or "binary" in str(kind))
+def _text_among(source: Source) -> Callable[[list[str]], object]:
+    """Return what refuses columns of which none holds the text."""
+    return lambda names: find_text(dict.fromkeys(names, ""), source.text_field)
 
 
-def _rows(pa: Any, batch: Any) -> list[dict[str, Any]]:
-    columns = [
-        (column.cast(pa.string()) if pa.types.is_temporal(column.type) else column).to_pylist()
-        for column in batch.columns
-    ]
-    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-# --- shared -----------------------------------------------------------------------------------------------------
-
-
-def _lines(file: BinaryIO, encoding: str, newline: str) -> Iterator[str]:
-    """Yield lines with their ends. One longer than `LIMIT` is cut to a character more; the rest of it is dropped."""
+def _encoding(file: BinaryIO, source: Source) -> str:
     start = file.read(4)
     file.seek(0)
-    name = marked_encoding(start) or encoding
-    text = io.TextIOWrapper(file, encoding=name, errors="surrogateescape", newline=newline)
-    try:
-        while line := text.readline(LIMIT + 1):
-            yield line
-            while len(line) > LIMIT and not line.endswith("\n"):
-                line = text.readline(LIMIT + 1)
-    except UnicodeError as error:
-        raise RetrievalError(f"is not {name} from some line on ({error}).", "Convert the file.") from error
-    finally:
-        if not file.closed:  # whoever opened it closes it
-            text.detach()
+    return tables.marked_encoding(start) or source.encoding
 
 
-def _whole_lines(file: BinaryIO, encoding: str) -> Iterator[str]:
-    for line in _lines(file, encoding, ""):
-        if len(line) > LIMIT:
-            raise RetrievalError(f"a line is longer than {LIMIT // 1_000_000} million characters.", "Split the file.")
-        yield line
+def _documents(
+    rows: Iterable[tables.TableRow],
+    source: Source,
+    unit: str,
+    plain: Callable[[Any], Any],
+    *nothing: str,
+) -> Iterator[Document | Skipped]:
+    """Yield each row as a document, or as `Skipped` with the reason; `nothing` is the error of a file without rows."""
+    empty = True
+    for row in rows:
+        empty = False
+        try:
+            if row.error:
+                raise row.error
+            if not isinstance(row.data, dict):
+                what = f"is {kind_of(row.data)}, not an object."
+                raise RetrievalError(what, 'Give one object per line: {"text": "..."}')
+            item: Document | Skipped = record_document(source, row.number, row.data, plain)
+        except (RetrievalError, tables.TableError) as error:
+            item = Skipped(f"{source.name} {unit} {row.number}", str(error))
+        yield item
+    if empty:
+        raise RetrievalError(*nothing)
 
 
-def _clean(text: str, encoding: str) -> str:
-    if len(text) > LIMIT:
-        raise RetrievalError(f"is longer than {LIMIT // 1_000_000} million characters.", "Split it.")
-    bad = None if text.isascii() else BAD_BYTE.search(text)
-    if bad:
-        byte = f"0x{ord(bad[0]) - 0xDC00:02x}"
-        raise RetrievalError(f"byte {byte} at character {bad.start()} is not {encoding}.", "Name its encoding.")
-    return text
+# --- fields -----------------------------------------------------------------------------------------------------
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:120].rstrip(".")
+def record_document(source: Source, number: int, record: Mapping[str, Any], plain: Callable[[Any], Any]) -> Document:
+    """Turn the fields of a record into a document.
+
+    text: `source.text_field`, else the first of text, contents, content, page_content, body that is not null. A title
+        the text does not start with is put on a line before it, and kept as metadata.
+    id: the first of id, _id, doc_id that is a text or a number, else ``<file>#<number>``.
+    source: the first of source, url that is a text, else the file.
+    metadata: every other field, and the members of an object named metadata or meta; see `plain_value`. A name that an
+        index uses itself (id, source, document, start, end, path) gets a ``_`` behind it.
+
+    Args:
+        source: The file.
+        number: The record's, from 1.
+        record: Names to values.
+        plain: Makes a value fit for metadata; None leaves it out.
+
+    Raises:
+        RetrievalError: No such field, or it is not text, or `fit` refuses it.
+    """
+    fields = dict(record)
+    text_field = find_text(fields, source.text_field)
+    text = fields.pop(text_field)
+    if not isinstance(text, str):
+        raise RetrievalError(
+            f"the field {text_field!r} is {kind_of(text)}, not a text.", "Name another with text_field=."
+        )
+    name = next(
+        (f for f in ID_FIELDS if kind_of(fields.get(f)) in ("a text", "a number") and str(fields[f]).strip()), None
+    )
+    own = str(fields.pop(name)) if name else f"{source.name}#{number}"
+    for nested in NESTED_FIELDS:
+        if isinstance(fields.get(nested), Mapping):
+            inner = fields.pop(nested)
+            fields = {**inner, **fields}
+    name = next((f for f in SOURCE_FIELDS if isinstance(fields.get(f), str) and fields[f].strip()), None)
+    where = fields.pop(name) if name else source.name
+    title = fields.pop("title") if isinstance(fields.get("title"), str) else ""
+    metadata: dict[str, Any] = {"path": source.name}
+    if title.strip():
+        title = " ".join(title.split())
+        metadata["title"] = title[:VALUE_LIMIT]
+        if text.strip() and not text.lstrip().startswith(title):
+            text = f"{title}\n{text}"
+    for key, value in fields.items():
+        kept = plain(value)
+        if kept is not None:
+            metadata[f"{key}_" if key in TAKEN else str(key)] = kept
+    return fit(Document(own, text, where, metadata))
+
+
+def find_text(names: Mapping[str, Any], wanted: str | None) -> str:
+    """Return which field holds the text.
+
+    Raises:
+        RetrievalError: None does.
+    """
+    looked = (wanted,) if wanted else TEXT_FIELDS
+    there = [field for field in looked if field in names]
+    if there:
+        return next((field for field in there if names[field] is not None), there[0])
+    listed = ", ".join(map(repr, list(names)[:12])) or "none"
+    missing = f"no field {wanted!r}" if wanted else f"no field for the text ({', '.join(TEXT_FIELDS)})"
+    raise RetrievalError(f"{missing}; its fields: {listed}.", "Name the one that holds the text with text_field=.")
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value as metadata holds it: a text, number or boolean; None leaves it out.
+
+    Dates become ISO texts, decimals numbers, whole numbers beyond 64 bits texts, lists and objects JSON. Left out are
+    null, NaN, infinity, bytes, and whatever is longer than 4,000 characters.
+    """
+    if isinstance(value, (bool, float)):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else plain_value(str(value))
+    if isinstance(value, decimal.Decimal):
+        return plain_value(float(value) if value % 1 else int(value)) if value.is_finite() else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (list, tuple, dict)) and len(value) <= VALUE_LIMIT // 3:
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        except (TypeError, ValueError, RecursionError):
+            return None
+    return value if isinstance(value, str) and len(value) <= VALUE_LIMIT else None
+
+
+def plain_cell(cell: Any) -> Any:
+    """Return a CSV cell as metadata: what reads as a number is one, ``007`` and ``1e5`` stay texts, blank is None."""
+    if not isinstance(cell, str) or not cell.strip():
+        return plain_value(cell) if not isinstance(cell, str) else None
+    found = NUMBER.fullmatch(cell)
+    return plain_value((float(cell) if found[2] else int(cell)) if found else cell)
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, in words for a message."""
+    kinds = ((type(None), "null"), (bool, "a boolean"), ((int, float), "a number"), (str, "a text"), (list, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "an object")

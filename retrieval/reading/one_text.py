@@ -1,6 +1,7 @@
 """Files of one text to documents: plain text, Markdown, HTML and PDF. Knows bytes and formats; opens nothing.
 
-A reader takes an open file and yields documents and `Skipped`; a `RetrievalError` means the whole file is no use.
+A reader takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the whole
+file is of no use.
 """
 
 from __future__ import annotations
@@ -14,24 +15,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ckcontrol.errors import MissingExtra, RetrievalError
+from ckcontrol.tables import decode, marked_encoding
 
 from ..types import Document, Skipped
 
 if TYPE_CHECKING:
     from bs4 import Tag
 
-__all__ = ["Source", "fit", "marked_encoding", "read_html", "read_pdf", "read_text"]
+__all__ = ["Source", "fit", "read_html", "read_pdf", "read_text"]
 
 LIMIT = 100_000_000  # bytes of a text file
-HTML_LIMIT = 20_000_000  # a parsed page takes some thirty times its size
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-# What html.parser takes quadratic time over is cut out before it: comments and elements whose content is no text.
+HTML_LIMIT = 20_000_000  # bytes; a parsed page takes some thirty times its size
+# What html.parser takes quadratic time over is cut out before it: comments and elements whose content is not text.
 UNSEEN = re.compile(r"<(?:!--|(script|style|template|noscript|svg|iframe)\b)", re.IGNORECASE)
 DROPPED = {"script", "style", "template", "noscript", "svg", "iframe", "nav", "title"}
 LINES = {"address", "br", "caption", "dd", "div", "dt", "figcaption", "li", "option", "tr"}
@@ -55,11 +50,6 @@ class Source(NamedTuple):
     text_field: str | None = None
 
 
-def marked_encoding(data: bytes) -> str | None:
-    """Return the encoding that a byte order mark at the start names, else None."""
-    return next((name for mark, name in BOMS if data.startswith(mark)), None)
-
-
 def fit(document: Document) -> Document:
     """Return the document as it is.
 
@@ -70,7 +60,7 @@ def fit(document: Document) -> Document:
         raise RetrievalError("holds no text.", "Leave it out.")
     for text in (document.text, document.id, document.source, *document.metadata, *document.metadata.values()):
         if isinstance(text, str) and "\0" in text:
-            raise RetrievalError(f"character {text.index(chr(0))} is NUL, so this is no text.", "Leave it out.")
+            raise RetrievalError(f"character {text.index(chr(0))} is NUL, so this is not text.", "Leave it out.")
         if isinstance(text, str) and not text.isascii():
             try:
                 text.encode()
@@ -84,19 +74,21 @@ def read_text(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     """Yield a text file as it is, Markdown included.
 
     Raises:
-        RetrievalError: Too large, not in its encoding, or binary.
+        RetrievalError: Too large, or binary.
+        TableError: Not in its encoding.
     """
     text = _decode(_bytes(file, LIMIT), source.encoding)
     yield fit(Document(source.name, text, source.name, {"path": source.name}))
 
 
 def read_html(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
-    """Yield the text of a page, a block a line, without scripts, styles and navigation; its title in the metadata.
+    """Yield the text of a page, one block per line, without scripts, styles and navigation; its title in the metadata.
 
     A byte order mark decides the encoding, then the page's meta tag, then `source.encoding`.
 
     Raises:
-        RetrievalError: Too large, not in its encoding, or beyond the parser.
+        RetrievalError: Too large, or beyond the parser.
+        TableError: Not in its encoding.
         MissingExtra: beautifulsoup4 is not installed.
     """
     try:
@@ -121,7 +113,7 @@ def read_html(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
 
 
 def read_pdf(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
-    """Yield the text layer of a PDF, pages parted by a blank line, and `Skipped` once for pages that are damaged.
+    """Yield the text layer of a PDF, with a blank line between pages, and `Skipped` once for pages that are damaged.
 
     Characters that no text can hold (NUL, halves of surrogate pairs) become U+FFFD: some fonts produce them.
 
@@ -181,15 +173,7 @@ def _bytes(file: BinaryIO, limit: int) -> bytes:
 
 
 def _decode(data: bytes, encoding: str) -> str:
-    name = marked_encoding(data) or encoding
-    try:
-        text = data.decode(name)
-    except UnicodeDecodeError as error:
-        byte = data[error.start : error.start + 1].hex()
-        raise RetrievalError(
-            f"byte 0x{byte} at position {error.start} is not {name}.", "Convert the file, or name its encoding."
-        ) from error
-    return text
+    return decode(data, marked_encoding(data) or encoding)
 
 
 def _why(error: Exception) -> str:
@@ -225,7 +209,7 @@ def _unseen_cut(html: str) -> str:
 
 
 def _page_text(root: Tag) -> str:
-    """Return the text below a node: blanks folded, blocks on lines of their own, paragraphs parted by a blank line."""
+    """Return the text below a node: blanks folded, blocks on lines of their own, a blank line between paragraphs."""
     from bs4.element import CData, NavigableString, Tag
 
     out: list[str] = []

@@ -1,7 +1,7 @@
-"""Files, folders and patterns to documents, one at a time; whatever is left out is said, with the reason.
+"""Files, folders and patterns to documents, one at a time; whatever is left out is reported, with the reason.
 
-Knows which reader takes which suffix. The formats are in `formats` (one text a file) and `rows` (many), the file system
-is in `files`.
+Knows which reader takes which suffix. The formats are in `one_text` (one text per file) and `many_texts`, the file
+system is in `files`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ckcontrol.errors import RetrievalError
+from ckcontrol.tables import TableError
 
 from ..types import Document, Skipped
-from .files import Found, as_paths, find_files
+from .files import FoundFile, as_paths, find_files
 from .many_texts import read_csv, read_jsonl, read_parquet
 from .one_text import Source, read_html, read_pdf, read_text
 
@@ -47,7 +48,7 @@ def read(
     """Yield the documents of files, one at a time and in a stable order.
 
     Read are .txt, .md, .markdown, .html, .htm, .pdf (one document each) and .jsonl, .ndjson, .csv, .tsv, .parquet (one
-    a record; see `fields.py` for what its fields become). The id of a file's document is its path as
+    per record; see `many_texts.py` for what its fields become). The id of a file's document is its path as
     given, with forward slashes; a record without an id of its own is ``<path>#<number from 1>``. Ids are not compared
     with each other here. Metadata holds ``path``, for PDF ``pages``, for HTML and records ``title`` where there is one.
     Text is kept as it is, Markdown's front matter and CRLF included.
@@ -56,14 +57,14 @@ def read(
         paths: Files, folders and patterns (``docs/**/*.md``), or one of them. Folders are walked in sorted order,
             without hidden files and folders; links are followed, each folder once. A file named twice is read once.
         on_skip: Gets everything that is left out, with the reason: a file, or one record of it. None raises instead.
-        encoding: Of text files that say nothing themselves; a byte order mark or an HTML meta tag says more.
+        encoding: Of text files that do not name one themselves, by a byte order mark or an HTML meta tag.
         text_field: The field of records that holds the text; None takes text, contents, content, page_content or body.
-        on_file: Gets a file's name, the bytes read of all files, and their sum: when a file begins, on the way through
-            a large one, and when it ends. Costs one more walk through the folders.
+        on_file: Gets a file's name, the bytes read so far, and the size of all files: when a file begins, on the way
+            through a large one, and when it ends. Costs one more walk through the folders.
 
     Raises:
-        RetrievalError: At the call: a path that is none, or an unknown encoding. While reading, without `on_skip`:
-            anything that would have been skipped.
+        RetrievalError: At the call: something that is not a path, or an unknown encoding. While reading, without
+            `on_skip`: anything that would have been skipped.
         MissingExtra: While reading: the package that reads a format (pypdf, beautifulsoup4, pyarrow) is not installed.
     """
     given = as_paths(paths)
@@ -82,7 +83,7 @@ def _documents(
     on_skip: Callable[[Skipped], None] | None,
     on_file: Callable[[str, int, int], None] | None,
 ) -> Iterator[Document]:
-    total = sum(item.size for item in find_files(paths) if isinstance(item, Found)) if on_file else 0
+    total = sum(item.size for item in find_files(paths) if isinstance(item, FoundFile)) if on_file else 0
     done = 0
     for found in find_files(paths):
         source = Source(found.name, encoding, text_field)
@@ -99,10 +100,10 @@ def _documents(
                 raise RetrievalError(f"{item.name}: {item.reason}", "Pass on_skip= to leave such inputs out.")
             else:
                 on_skip(item)
-        done += found.size if isinstance(found, Found) else 0
+        done += found.size if isinstance(found, FoundFile) else 0
 
 
-def _file(found: Found, source: Source, report: Callable[[int], None]) -> Iterator[Document | Skipped]:
+def _file(found: FoundFile, source: Source, report: Callable[[int], None]) -> Iterator[Document | Skipped]:
     """Yield what one file holds; a failure of the whole file ends it with one `Skipped`."""
     reader = READERS.get(found.path.suffix.lower())
     report(0)
@@ -118,7 +119,7 @@ def _file(found: Found, source: Source, report: Callable[[int], None]) -> Iterat
                         told = file.tell()
                         report(told)
                     yield item
-        except RetrievalError as error:
+        except (RetrievalError, TableError) as error:
             yield Skipped(found.name, str(error))
         except OSError as error:
             yield Skipped(found.name, f"cannot be read: {error.strerror or error}.")

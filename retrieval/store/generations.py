@@ -3,7 +3,7 @@
     index/
       CURRENT        "3 <sha256 of 3/manifest.json>": the only file ever replaced, by an atomic rename
       3/             generation 3: manifest.json and the files it names, never changed after they are published
-      unfinished     embeddings of a write that was interrupted (`cache.py`)
+      unfinished     embeddings of a write that was interrupted (`unfinished.py`)
       lock           held by the one writer
 
 A write makes a new numbered folder, complete, flushed to disk, and then replaces ``CURRENT``. Killed before that, the
@@ -75,7 +75,7 @@ def pointer(root: Path) -> tuple[int, str] | None:
 
 
 def open_current(root: Path) -> Generation:
-    """Check and hold the published generation. Nothing is parsed before its digest was found right.
+    """Check and hold the published generation. Nothing is parsed before its digest has been checked.
 
     Raises:
         RetrievalError: There is no index here.
@@ -127,7 +127,7 @@ def _nothing(root: Path) -> str:
 
 @contextlib.contextmanager
 def write_lock(root: Path) -> Iterator[None]:
-    """Be the only writer.
+    """Hold the index as its only writer.
 
     Raises:
         IndexLocked: Another process, or another thread of this one, is writing.
@@ -167,7 +167,7 @@ def storing(root: Path) -> Iterator[None]:
 
 
 def foreign(root: Path) -> str:
-    """Return the name of something in the folder that no index puts there; empty if there is none."""
+    """Return the name of something in the folder that no index puts there, or ""."""
     ours = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK)
     there = sorted(root.iterdir()) if root.exists() else []
     return next((path.name for path in there if path.name not in ours and not _is_generation(path)), "")

@@ -1,7 +1,7 @@
 """What an index says of itself: one JSON file that names every other file with its size and sha256.
 
-Knows fields and digests; knows nothing of FAISS, SQLite or embedders. A manifest is only parsed after the digest that
-``CURRENT`` holds for it was found right, and no other file is parsed before its digest here was found right.
+Knows fields and digests; knows nothing of FAISS, SQLite or embedders. A manifest is only parsed after it was found to
+match its digest in ``CURRENT``, and no other file before it was found to match its digest here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Manifest:
     Attributes:
         generation: Counts the writes, from 1.
         settings: What was chosen when the index was built.
-        embedder: Name, revision, dim and fingerprint of what made the vectors (`identity.py`).
+        embedder: Name, revision, dim and fingerprint of what made the vectors (`embed.identify`).
         kind: The kind of FAISS index in use; "flat" has no file besides the vectors.
         trained: How many vectors an IVF was trained on; 0 for the others.
         rows: Vectors in the files, dead ones included.
@@ -94,7 +94,7 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise IndexMismatch("manifest", "the manifest is not JSON.", "Build the index again.") from error
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-            raise IndexMismatch("format", f"the manifest does not say format={FORMAT!r}.", "This is another program's.")
+            raise IndexMismatch("format", f"the manifest does not say format={FORMAT!r}.", "It is another program's.")
         version = raw.get("version")
         if version != VERSION:
             raise IndexMismatch(
@@ -108,7 +108,7 @@ class Manifest:
         try:
             settings = Settings(**raw["settings"])
         except TypeError as error:
-            raise IndexMismatch("settings", f"the manifest's settings are odd: {error}.", "Build again.") from error
+            raise IndexMismatch("settings", f"the manifest's settings are wrong: {error}.", "Build again.") from error
         if not isinstance(raw["embedder"], dict) or set(raw["embedder"]) != EMBEDDER:
             names = ", ".join(sorted(EMBEDDER))
             raise IndexMismatch("embedder", f"the manifest's embedder does not have: {names}.", "Build again.")

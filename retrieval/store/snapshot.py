@@ -24,7 +24,7 @@ __all__ = ["MODES", "Snapshot", "fuse_ranks"]
 
 MODES = ("dense", "bm25", "hybrid")
 CONSTANT = 60  # of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
-DEPTH = 100  # hits that each of the two gives to the fusion, at least
+DEPTH = 100  # hits that each of the two contributes to the fusion, at least
 REMEMBERED = 32  # filters whose rows are kept
 
 Ranked = list[tuple[int, float]]  # (text number, score), best first
@@ -54,11 +54,6 @@ class Snapshot:
         self._remembered: OrderedDict[str, Rows] = OrderedDict()
         self._lock = Lock()
 
-    @property
-    def generation(self) -> Generation:
-        """The files this reads."""
-        return self._generation
-
     def close(self) -> None:
         """Let go of the files; searches under way end first."""
         self.texts.close()
@@ -73,13 +68,14 @@ class Snapshot:
         mode: str = "dense",
         effort: int | None = None,
     ) -> list[list[Hit]]:
-        """Return the best `k` passages a query; `vectors` may be None for "bm25"."""
+        """Return the best `k` passages per query; `vectors` may be None for "bm25"."""
         depth = min(k if mode != "hybrid" else max(k, DEPTH), max(self.manifest.texts, 1))
         ranked: list[list[Ranked]] = []
         if mode != "bm25":
             if len(vectors) != len(queries):
                 raise RetrievalError(
-                    f"the embedder gave {len(vectors)} vectors for {len(queries)} queries.", "One each."
+                    f"the embedder gave {len(vectors)} vectors for {len(queries)} queries.",
+                    "Return one per query.",
                 )
             ranked.append(self.vectors.search(vectors, depth, self._rows(conditions), effort))
         if mode != "dense":

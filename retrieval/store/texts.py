@@ -1,4 +1,4 @@
-"""Passages, their texts and their words, in one SQLite file.
+"""Passages, their texts and their words, in one SQLite file: read by any number of threads, written by one.
 
     documents   id, digest of what it was made from, the write that last saw it
     passages    id, document, source, metadata, and num: the text it has
@@ -6,7 +6,8 @@
     words       FTS5 over the texts, for BM25
 
 ``num`` is also the row of the text's vector. It is given once, in corpus order, and not used again until dead rows are
-squeezed out. Knows SQL; knows nothing of vectors or of where the file lies.
+squeezed out. A file that is not published yet is thrown away when its write fails, so SQLite neither journals nor
+flushes it; publishing does that. Knows SQL; knows nothing of vectors or of where the file lies.
 """
 
 from __future__ import annotations
@@ -14,23 +15,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 from urllib.parse import quote
 
 from ckcontrol.errors import RetrievalError
 
-from ..types import Document, Passage
-from ..where import Condition, to_sql
+from ..types import Passage
+from ..where import Condition, is_text, to_sql
+from ..writing import check_metadata
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["TextReader", "digest_text"]
+__all__ = ["CutDocument", "TextReader", "TextWriter", "digest_text"]
 
 NAME = "texts.sqlite"
 BUDGET = 30_000  # passages that the words of a question may touch, rarest words first; bounds the time of a search
@@ -44,7 +44,6 @@ CREATE INDEX passages_by_num ON passages(num);
 CREATE VIRTUAL TABLE words USING fts5(text, content='texts', content_rowid='num',
                                       tokenize='porter unicode61 remove_diacritics 2');
 """
-Row = tuple[Any, ...]
 
 
 def digest_text(text: str) -> bytes:
@@ -159,21 +158,173 @@ def _rarest(link: sqlite3.Connection, words: Iterable[str]) -> list[str]:
     return kept
 
 
-def check_metadata(passage: Passage | Document) -> str:
-    """Return the metadata as JSON.
+# --- writing ----------------------------------------------------------------------------------------------------
 
-    Raises:
-        RetrievalError: It is not a mapping of texts to what JSON can hold.
+
+class CutDocument(NamedTuple):
+    """A document cut into passages.
+
+    Attributes:
+        id: The document's.
+        digest: Of what it was made from.
+        passages: None where it is stored just so.
     """
-    try:
-        data = dict(passage.metadata)
-        if not all(isinstance(name, str) for name in data):
-            raise TypeError("a name is no text")
-        content = json.dumps(data, ensure_ascii=False, allow_nan=False)
-        content.encode()  # half a surrogate pair is no character
-        return content
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RetrievalError(
-            f"the metadata of passage {passage.id!r} cannot be kept: {error}.",
-            "Use names with texts, finite numbers, booleans or None.",
-        ) from error
+
+    id: str
+    digest: bytes
+    passages: list[Passage]
+
+
+class TextWriter:
+    """The file of a new generation: a copy of the last one's, or empty."""
+
+    def __init__(self, folder: Path, base: Path | None) -> None:
+        path = folder / NAME
+        if base is not None:
+            shutil.copyfile(base / NAME, path)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
+            self._db.execute(f"PRAGMA {pragma}")
+        if base is None:
+            self._db.executescript(SCHEMA)
+        self.session = 1 + (self._one("SELECT max(session) FROM documents") or 0)
+
+    def close(self) -> None:
+        """Close the file; it is complete."""
+        self._db.close()
+
+    def _one(self, sql: str, bound: Sequence[object] = ()) -> int:
+        return self._db.execute(sql, bound).fetchone()[0]  # type: ignore[no-any-return]
+
+    def known(self, document: str) -> tuple[bytes, bool] | None:
+        """Return the digest a document was stored with and whether this write has seen it; None: it is new."""
+        row = self._db.execute("SELECT digest, session FROM documents WHERE id = ?", (document,)).fetchone()
+        return None if row is None else (row[0], row[1] == self.session)
+
+    def missing(self, digests: Iterable[bytes]) -> int:
+        """Return how many of the texts are not stored."""
+        return sum(not self._has(digest) for digest in digests)
+
+    def _has(self, digest: bytes) -> bool:
+        return self._db.execute("SELECT 1 FROM texts WHERE digest = ?", (digest,)).fetchone() is not None
+
+    def owner(self, passage: str) -> str | None:
+        """Return the document that has a passage of this id; None: there is none."""
+        row = self._db.execute("SELECT document FROM passages WHERE id = ?", (passage,)).fetchone()
+        return None if row is None else row[0]
+
+    def touch(self, documents: Iterable[str]) -> None:
+        """Note that this write has seen the documents."""
+        self._db.executemany("UPDATE documents SET session = ? WHERE id = ?", ((self.session, d) for d in documents))
+
+    def unknown_texts(self, documents: Iterable[CutDocument]) -> dict[bytes, str]:
+        """Return the texts that have no number yet, by digest, in order and each once."""
+        wanted: dict[bytes, str] = {}
+        for document in documents:
+            for passage in document.passages:
+                wanted.setdefault(digest_text(passage.text), passage.text)
+        return {digest: text for digest, text in wanted.items() if not self._has(digest)}
+
+    def add(self, documents: Sequence[CutDocument], texts: dict[bytes, str], first: int) -> int:
+        """Store documents; those stored before are replaced. Return how many passages were folded into earlier ones.
+
+        Args:
+            documents: Those that are new or changed.
+            texts: What `unknown_texts` gave for them; numbered from `first` on, in order.
+            first: Vectors there are already.
+
+        Raises:
+            RetrievalError: A passage id belongs to another document, or metadata that JSON cannot hold.
+        """
+        self._db.execute("BEGIN")
+        rows = [(first + place, digest, text) for place, (digest, text) in enumerate(texts.items())]
+        self._db.executemany("INSERT INTO texts VALUES (?, ?, ?)", rows)
+        self._db.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", ((num, text) for num, _, text in rows))
+        orphans: set[int] = set()
+        folded = 0
+        for document in documents:
+            orphans |= self._drop("document = ?", (document.id,))
+            for passage in document.passages:
+                num = self._one("SELECT num FROM texts WHERE digest = ?", (digest_text(passage.text),))
+                folded += bool(self._db.execute("SELECT 1 FROM passages WHERE num = ?", (num,)).fetchone())
+                row = (passage.id, document.id, num, passage.source, check_metadata(passage))
+                try:
+                    self._db.execute(
+                        "INSERT INTO passages(id, document, num, source, metadata) VALUES (?, ?, ?, ?, ?)", row
+                    )
+                except sqlite3.IntegrityError as error:
+                    raise RetrievalError(
+                        f"passage id {passage.id!r} occurs twice.", "Give every passage its own id."
+                    ) from error
+            self._db.execute(
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (document.id, document.digest, self.session)
+            )
+        self._bury(orphans)
+        self._db.execute("COMMIT")
+        return folded
+
+    def remove(self, documents: Sequence[str], passages: Sequence[str], conditions: tuple[Condition, ...]) -> int:
+        """Remove whole documents, single passages, and what meets the conditions. Return how many passages went.
+
+        Raises:
+            RetrievalError: A name that is not in the index.
+        """
+        self._db.execute("BEGIN")
+        before = self._one("SELECT count(*) FROM passages")
+        orphans: set[int] = set()
+        for name in dict.fromkeys(documents):
+            if not is_text(name) or self.known(name) is None:
+                raise RetrievalError(f"there is no document {name!r}.", "Names are paths as they were given, or ids.")
+            orphans |= self._drop("document = ?", (name,))
+        for name in dict.fromkeys(passages):
+            gone = self._drop("id = ?", (name,)) if is_text(name) else set()
+            if not gone:
+                raise RetrievalError(f"there is no passage {name!r}.", "Searching with --json shows the ids.")
+            orphans |= gone
+        if conditions:
+            sql, bound = to_sql(conditions, "passages")
+            orphans |= self._drop(sql, bound)
+        self._bury(orphans)
+        self._db.execute("DELETE FROM documents WHERE id NOT IN (SELECT document FROM passages)")
+        self._db.execute("COMMIT")
+        return before - self._one("SELECT count(*) FROM passages")
+
+    def _drop(self, sql: str, bound: Sequence[object]) -> set[int]:
+        """Delete passages; return the texts they had. What remains of their documents counts as changed."""
+        gone: list[tuple[int, str]] = self._db.execute(
+            f"SELECT num, document FROM passages WHERE {sql}", bound
+        ).fetchall()
+        self._db.execute(f"DELETE FROM passages WHERE {sql}", bound)
+        names = {(name,) for _, name in gone}
+        self._db.executemany("UPDATE documents SET digest = x'' WHERE id = ?", names)
+        return {num for num, _ in gone}
+
+    def _bury(self, nums: set[int]) -> None:
+        """Delete those of the texts that no passage has any more; their vectors are dead."""
+        for num in nums:
+            if self._db.execute("SELECT 1 FROM passages WHERE num = ?", (num,)).fetchone():
+                continue
+            text = self._db.execute("SELECT text FROM texts WHERE num = ?", (num,)).fetchone()[0]
+            self._db.execute("INSERT INTO words(words, rowid, text) VALUES ('delete', ?, ?)", (num, text))
+            self._db.execute("DELETE FROM texts WHERE num = ?", (num,))
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many texts, passages and documents there are."""
+        return tuple(self._one(f"SELECT count(*) FROM {table}") for table in ("texts", "passages", "documents"))  # type: ignore[return-value]
+
+    def alive(self) -> list[int]:
+        """Return the numbers in use, ascending."""
+        return [row[0] for row in self._db.execute("SELECT num FROM texts ORDER BY num")]
+
+    def renumber(self) -> None:
+        """Number the texts 0, 1, 2, ... in order, as `alive` lists them."""
+        self._db.execute("BEGIN")
+        self._db.execute("CREATE TEMP TABLE place(old INTEGER PRIMARY KEY, new INTEGER NOT NULL)")
+        self._db.executemany("INSERT INTO place VALUES (?, ?)", ((num, new) for new, num in enumerate(self.alive())))
+        self._db.execute("UPDATE passages SET num = (SELECT new FROM place WHERE old = num)")
+        for old, new in self._db.execute("SELECT old, new FROM place WHERE old <> new ORDER BY old").fetchall():
+            self._db.execute("UPDATE texts SET num = ? WHERE num = ?", (new, old))
+        self._db.execute("DROP TABLE place")
+        self._db.execute("INSERT INTO words(words) VALUES ('rebuild')")
+        self._db.execute("COMMIT")
+        self._db.execute("VACUUM")

@@ -1,6 +1,6 @@
 """Embeddings of a write that is not published yet, so that an interruption costs minutes, not the work.
 
-    header     one JSON line: format, and which embedder and dtype the vectors are of
+    header     one JSON line: format, and the embedder and dtype of the vectors
     records    sha256 of the text, the vector, crc32 of both; all of one length, appended and flushed batch by batch
 
 Keyed by text, so whatever is done next (the same build again, another one over some of the same files) takes from it
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ckcontrol.errors import IndexMismatch
 
-from ..identity import check_identity
+from ..embed import check_identity
 
 __all__ = ["EmbeddingCache"]
 
@@ -37,7 +37,7 @@ class EmbeddingCache:
         path: Created if absent.
         identity: Of the embedder, as `identify` gives it.
         embedder: Checked against the file's.
-        dtype: "float32" or "float16". A file of another one, or of another metric, is started anew.
+        dtype: "float32" or "float16". A file of another dtype or metric is started anew.
         metric: "cosine" or "ip": whether the vectors were normalised.
         restart: Start a file of another embedder anew, too.
 
@@ -96,7 +96,7 @@ class EmbeddingCache:
         except IndexMismatch as error:
             raise IndexMismatch(
                 error.field,
-                f"an interrupted build with the embedder {saved['name']!r} lies here, and this is another one.",
+                f"an interrupted build with the embedder {saved['name']!r} left its vectors here; this is another one.",
                 f"Go on with that one, or start over (overwrite=True) and lose {self._path.stat().st_size:,} bytes "
                 "of embeddings.",
             ) from error
@@ -144,6 +144,6 @@ class EmbeddingCache:
             self._file.close()
 
     def delete(self) -> None:
-        """Nothing of it is needed any more."""
+        """Delete the file: nothing in it is needed any more."""
         self.close()
         self._path.unlink(missing_ok=True)

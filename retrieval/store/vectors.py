@@ -18,7 +18,6 @@ from ckcontrol.errors import MissingExtra, RetrievalError, did_you_mean
 __all__ = ["KINDS", "Rows", "Vectors", "build_ann", "choose", "new_exact", "prepare"]
 
 EXACT, ANN = "vectors.faiss", "ann.faiss"
-METRICS = ("cosine", "ip")
 DTYPES = ("float32", "float16")
 KINDS = ("flat", "hnsw", "ivf", "ivfpq")
 DECIMALS = 6  # scores that agree to these are a tie: the last bits depend on what was embedded beside a text
@@ -81,7 +80,9 @@ def prepare(
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
     if rows.ndim != 2 or (shape is not None and rows.shape != shape):
         wanted = "two dimensions" if shape is None else f"the shape {shape}"
-        raise RetrievalError(f"the embedder's vectors have the shape {rows.shape}, not {wanted}.", "One row a text.")
+        raise RetrievalError(
+            f"the embedder's vectors have the shape {rows.shape}, not {wanted}.", "Give one row per text."
+        )
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         name = f"of {names[bad[0]]!r} " if names else ""
@@ -110,7 +111,7 @@ def write(index: Any, path: Path) -> None:
 
 
 def squeeze(exact: Any, alive: list[int], dtype: str) -> Any:
-    """Return an exact index of the rows in use alone."""
+    """Return an exact index of only the rows in use."""
     kept = new_exact(exact.d, dtype)
     rows = np.asarray(alive, dtype=np.int64)
     for start in range(0, len(rows), BLOCK):
@@ -163,7 +164,7 @@ class Rows(NamedTuple):
 
     Attributes:
         count: How many.
-        mask: One bit a row, as FAISS reads it; None: all rows.
+        mask: One bit per row, as FAISS reads it; None: all rows.
     """
 
     count: int  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Every check of an index that is too slow for every opening: what is inside the files, not only their digests.
+"""The checks of an index that are too slow to run at every opening: what is inside the files, not only their digests.
 
 Knows all the parts; changes nothing.
 """
@@ -17,10 +17,10 @@ from ckcontrol.errors import RetrievalError
 from .snapshot import Snapshot
 from .vectors import BLOCK
 
-__all__ = ["Finding", "verify"]
+__all__ = ["CheckResult", "verify"]
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """The outcome of one check.
 
     Attributes:
@@ -34,19 +34,19 @@ class Finding(NamedTuple):
     detail: str
 
 
-def verify(path: Path) -> list[Finding]:
+def verify(path: Path) -> list[CheckResult]:
     """Check an index inside and out. Stops after the digests when one is wrong: nothing damaged is parsed.
 
     Returns:
-        One finding a check; the index is sound when all are `ok`. Raises nothing for a damaged index.
+        One result per check; the index is sound when all are `ok`. A damaged index raises nothing.
     """
     try:
         snapshot = Snapshot(path)
     except RetrievalError as error:
-        return [Finding("files", False, str(error))]
+        return [CheckResult("files", False, str(error))]
     manifest = snapshot.manifest
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    findings = [Finding("files", True, f"{len(manifest.files)} files, {size:,} bytes, every sha256 right")]
+    findings = [CheckResult("files", True, f"{len(manifest.files)} files, {size:,} bytes, every sha256 right")]
     checks: list[tuple[str, Callable[[Snapshot], str]]] = [
         ("texts", _texts),
         ("words", _words),
@@ -56,9 +56,9 @@ def verify(path: Path) -> list[Finding]:
     try:
         for name, check in checks:
             try:
-                findings.append(Finding(name, True, check(snapshot)))
+                findings.append(CheckResult(name, True, check(snapshot)))
             except (ValueError, sqlite3.Error, RuntimeError) as error:
-                findings.append(Finding(name, False, str(error)))
+                findings.append(CheckResult(name, False, str(error)))
     finally:
         snapshot.close()
     return findings

@@ -1,7 +1,7 @@
 """One write: documents in, a new generation out, or nothing.
 
 Knows the order of things: cut, compare with what is stored, embed what is new, number it, index it, publish. Memory
-grows with the vectors alone; texts stream through. The parts know nothing of one another.
+grows only with the vectors; texts are streamed. The parts know nothing of one another.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,55 +20,25 @@ import numpy as np
 from ckcontrol import __version__
 from ckcontrol.errors import IndexMismatch, RetrievalError
 
-from ..identity import check_identity, identify
-from ..types import Document, Passage, Skipped
-from ..where import Condition, is_text
+from ..embed import check_identity, identify
+from ..types import Document, Passage
+from ..where import Condition
+from ..writing import ItemWriter, OnProgress, OnSkip
 from . import generations, vectors
 from .manifest import Manifest, Settings, digest_of
-from .text_writer import Entry, TextWriter
 from .texts import NAME as TEXTS
-from .texts import check_metadata
+from .texts import CutDocument, TextWriter
 from .unfinished import EmbeddingCache
 
-__all__ = ["Change", "OnProgress", "OnSkip", "Writer"]
+__all__ = ["Writer"]
 
-OnSkip = Callable[[Skipped], None]
-OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0: length unknown
 PENDING = 2048  # passages gathered before their texts are sorted by length and embedded
 STEP = 256  # texts embedded and flushed to the cache at once: what an interruption loses at most
 DEAD = 0.25  # share of dead rows above which they are squeezed out
 SMALL = 4096  # rows below which an IVF has too little to learn from
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a write did.
-
-    Attributes:
-        added, replaced, unchanged: Documents (a `Passage` given as such counts as one).
-        removed: Passages taken out by `remove`.
-        folded: Passages whose text was there already; they share its vector.
-        embedded: Texts that were embedded.
-        reused: Texts whose embeddings an interrupted write had left.
-        skipped: Inputs left out, each reported to `on_skip`.
-    """
-
-    added: int = 0
-    replaced: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    folded: int = 0
-    embedded: int = 0
-    reused: int = 0
-    skipped: int = 0
-
-    @property
-    def any(self) -> bool:
-        """Whether the index differs from before."""
-        return bool(self.added or self.replaced or self.removed)
-
-
-class Writer:
+class Writer(ItemWriter):
     """Prepares the generation after `base`; `publish` makes it the current one. Use under the write lock.
 
     Args:
@@ -78,7 +47,7 @@ class Writer:
         settings: What was chosen for the index.
         embedder: Makes the vectors; None if nothing will be added.
         on_skip: Told of inputs that are left out; None raises instead.
-        on_progress: Told how far things are.
+        on_progress: Told how far the write is.
         number: Of the generation; None: the one after `base`.
         restart: Drop what an interrupted write of another embedder has left, instead of refusing.
 
@@ -98,15 +67,15 @@ class Writer:
         number: int | None = None,
         restart: bool = False,
     ) -> None:
-        self._root, self._base, self._settings, self._embedder = root, base, settings, embedder
-        self._on_skip, self._report = on_skip, on_progress or (lambda stage, done, total: None)
+        super().__init__(embedder, settings.chunk_size, settings.overlap, on_skip, on_progress)
+        self._root, self._base, self._settings = root, base, settings
         self._cache: EmbeddingCache | None = None
-        if embedder is not None:
-            if base is not None:
+        if base is not None:
+            if embedder is not None:
                 check_identity(embedder, base.manifest.embedder, settings.metric)
-            self._identity = identify(embedder) if base is None else base.manifest.embedder
-        elif base is not None:
             self._identity = base.manifest.embedder
+        elif embedder is not None:
+            self._identity = identify(embedder)
         self._number = number or (base.manifest.generation + 1 if base is not None else 1)
         with generations.storing(root):
             if embedder is not None:
@@ -121,10 +90,8 @@ class Writer:
                 raise
         self._exact: Any = None
         self._rows = base.manifest.rows if base is not None else 0
-        self._pending: dict[str, Entry] = {}
+        self._pending: dict[str, CutDocument] = {}
         self._owners: dict[str, str] = {}  # pending passage -> its document
-        self._chunker: Any = None
-        self._counts = dict.fromkeys(Change.__dataclass_fields__, 0)
 
     # --- adding -----------------------------------------------------------------------------------
 
@@ -136,77 +103,52 @@ class Writer:
         """
         gathered = 0
         for item in items:
-            entry = self._entry(item)
-            if entry is None:
+            document = self._cut(item)
+            if document is None:
                 continue
-            self._pending[entry.document] = entry
-            gathered += max(len(entry.passages), 1)
+            self._pending[document.id] = document
+            gathered += max(len(document.passages), 1)
             if gathered >= PENDING:
                 self._flush()
                 gathered = 0
         self._flush()
 
-    def _entry(self, item: Passage | Document) -> Entry | None:
-        if not isinstance(item, (Passage, Document)):
-            raise RetrievalError(f"{item!r:.80} is no Passage and no Document.", "Give one of them per text.")
-        kind = "passage" if isinstance(item, Passage) else "document"
-        for name in ("id", "text", "source"):
-            value = getattr(item, name)
-            if not is_text(value) or (name == "id" and not value):
-                reason = f"the {name} of {kind} {item.id!r} is no text: {value!r:.80}."
-                shown = item.id if is_text(item.id) else ascii(item.id)
-                return self._skip(shown, reason, "Give one that can be written as UTF-8.")
-        if not item.text.strip():
-            return self._skip(item.id, f"{kind} {item.id!r} has no text.", "Leave blank ones out.")
-        found = self._texts.known(item.id)
-        if item.id in self._pending or (found is not None and found[1]):
-            return self._skip(item.id, f"{kind} id {item.id!r} occurs twice.", f"Give every {kind} its own id.")
-        try:
-            content = json.dumps([kind, item.text, item.source, check_metadata(item)]).encode()
-        except RetrievalError as error:
-            return self._skip(item.id, str(error), "")
-        digest = hashlib.sha256(content).digest()
-        if found is not None and found[0] == digest:
-            self._counts["unchanged"] += 1
-            return Entry(item.id, digest, [])
-        if isinstance(item, Passage):
-            passages = [item]
-        else:
-            if self._chunker is None:
-                from ..chunk import Chunker
+    def _is_twin(self, id: str) -> bool:
+        stored = self._texts.known(id)
+        return id in self._pending or (stored is not None and stored[1])
 
-                self._chunker = Chunker.for_embedder(self._embedder, self._settings.chunk_size, self._settings.overlap)
-            try:
-                passages = self._chunker.split(item)
-            except RetrievalError as error:
-                return self._skip(item.id, str(error), "")
-            if not passages:
-                return self._skip(item.id, f"{kind} {item.id!r} has no text.", "Leave blank ones out.")
+    def _cut(self, item: Passage | Document) -> CutDocument | None:
+        """Cut an item, and count it; None if it is skipped. One that is stored just so has no passages."""
+        content = self.accept(item, self._is_twin)
+        if not content:
+            return None
+        stored = self._texts.known(item.id)
+        digest = hashlib.sha256(json.dumps(content).encode()).digest()
+        if stored is not None and stored[0] == digest:
+            self._counts["unchanged"] += 1
+            return CutDocument(item.id, digest, [])
+        passages = self.passages_of(item)
+        if not passages:
+            return None
         for passage in passages:
             owner = self._owners.get(passage.id) or self._texts.owner(passage.id)
             if owner not in (None, item.id):
                 reason = f"passage id {passage.id!r} occurs twice: document {owner!r} has it."
-                return self._skip(item.id, reason, "Give every passage its own id.")
+                self.skip(item.id, reason, "Give every passage its own id.")
+                return None
         self._owners |= dict.fromkeys((passage.id for passage in passages), item.id)
-        self._counts["added" if found is None else "replaced"] += 1
-        return Entry(item.id, digest, passages)
-
-    def _skip(self, name: str, reason: str, hint: str) -> Entry | None:
-        if self._on_skip is None:
-            raise RetrievalError(reason, hint)
-        self._counts["skipped"] += 1
-        self._on_skip(Skipped(name, reason))
-        return None
+        self._counts["added" if stored is None else "replaced"] += 1
+        return CutDocument(item.id, digest, passages)
 
     def _flush(self) -> None:
         """Embed and store what was gathered."""
         pending, self._pending, self._owners = list(self._pending.values()), {}, {}
         with generations.storing(self._root):
-            self._texts.touch(entry.document for entry in pending if not entry.passages)
-        changed = [entry for entry in pending if entry.passages]
+            self._texts.touch(document.id for document in pending if not document.passages)
+        changed = [document for document in pending if document.passages]
         texts = self._texts.unknown_texts(changed)
         if texts:
-            self._append(self._embed(texts))
+            self._vectors().add(self._embed(texts))
         with generations.storing(self._root):
             self._counts["folded"] += self._texts.add(changed, texts, self._rows)
         self._rows += len(texts)
@@ -231,16 +173,13 @@ class Writer:
         known |= self._cache.take(wanted)
         return np.stack([known[digest] for digest in texts]).astype(np.float32)
 
-    def _append(self, rows: Any) -> None:
-        if self._exact is None:
-            self._load()
-        self._exact.add(rows)
-
-    def _load(self) -> None:
-        if self._base is None:
+    def _vectors(self) -> Any:
+        """Return the exact vectors, those of the last generation loaded when first needed."""
+        if self._exact is None and self._base is None:
             self._exact = vectors.new_exact(self._identity["dim"], self._settings.dtype)
-        else:
+        elif self._exact is None and self._base is not None:
             self._exact = vectors.faiss_module().read_index(str(self._base.folder / vectors.EXACT))
+        return self._exact
 
     # --- removing ---------------------------------------------------------------------------------
 
@@ -254,11 +193,6 @@ class Writer:
             self._counts["removed"] += self._texts.remove(documents, passages, conditions)
 
     # --- publishing -------------------------------------------------------------------------------
-
-    @property
-    def change(self) -> Change:
-        """What was done so far."""
-        return Change(**self._counts)
 
     def abandon(self, done: bool = False) -> None:
         """Leave the index as it was, unless it was published. Embeddings stay for the next write; the rest goes.
@@ -293,41 +227,36 @@ class Writer:
             RetrievalError: The disk is full.
         """
         with generations.storing(self._root):
-            self._publish()
+            spent = self._spent()
+            texts, passages, documents = self._texts.counts()
+            squeezed = self._rows > texts and self._rows - texts > DEAD * self._rows
+            if squeezed:
+                self._exact = vectors.squeeze(self._vectors(), self._texts.alive(), self._settings.dtype)
+                self._texts.renumber()
+                self._rows = texts
+            self._texts.close()
+            kind, trained = self._write_vectors(squeezed)
+            names = [TEXTS, vectors.EXACT, *([vectors.ANN] if kind != "flat" else [])]
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            manifest = Manifest(
+                generation=self._number,
+                settings=self._settings,
+                embedder=self._identity,
+                kind=kind,
+                trained=trained,
+                rows=self._rows,
+                texts=texts,
+                passages=passages,
+                documents=documents,
+                created=self._base.manifest.created if self._base is not None else now,
+                updated=now,
+                files={name: self._file_entry(name) for name in names},
+                writer=__version__,
+            )
+            generations.publish(self._root, self._folder, manifest)
+            self._settle(spent)
 
-    def _publish(self) -> None:
-        spent = self._spent()
-        texts, passages, documents = self._texts.counts()
-        squeezed = self._rows > texts and self._rows - texts > DEAD * self._rows
-        if squeezed:
-            if self._exact is None:
-                self._load()
-            self._exact = vectors.squeeze(self._exact, self._texts.alive(), self._settings.dtype)
-            self._texts.renumber()
-            self._rows = texts
-        self._texts.close()
-        kind, trained = self._write_vectors(squeezed)
-        names = [TEXTS, vectors.EXACT, *([vectors.ANN] if kind != "flat" else [])]
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        manifest = Manifest(
-            generation=self._number,
-            settings=self._settings,
-            embedder=self._identity,
-            kind=kind,
-            trained=trained,
-            rows=self._rows,
-            texts=texts,
-            passages=passages,
-            documents=documents,
-            created=self._base.manifest.created if self._base is not None else now,
-            updated=now,
-            files={name: self._entry_of(name) for name in names},
-            writer=__version__,
-        )
-        generations.publish(self._root, self._folder, manifest)
-        self._settle(spent)
-
-    def _entry_of(self, name: str) -> dict[str, Any]:
+    def _file_entry(self, name: str) -> dict[str, Any]:
         """Return a file's size and digest; those of a file shared with the last generation are known."""
         path = self._folder / name
         if self._base is not None and (self._base.folder / name).exists() and path.samefile(self._base.folder / name):
@@ -345,9 +274,7 @@ class Writer:
             for name in (vectors.EXACT, vectors.ANN)[: 1 + (kind != "flat")]:
                 _link(self._base.folder / name, self._folder / name)
             return kind, old.trained
-        if self._exact is None:
-            self._load()
-        vectors.write(self._exact, self._folder / vectors.EXACT)
+        vectors.write(self._vectors(), self._folder / vectors.EXACT)
         if kind == "flat":
             return kind, 0
         self._report(f"Building {kind}", 0, self._rows)
@@ -355,7 +282,7 @@ class Writer:
         if self._base is not None and old is not None and old.kind == kind and not squeezed:
             base = faiss.read_index(str(self._base.folder / vectors.ANN))
         trained = old.trained if old is not None else 0
-        ann, trained = vectors.build_ann(kind, self._exact, self._settings.dtype, base, trained)
+        ann, trained = vectors.build_ann(kind, self._vectors(), self._settings.dtype, base, trained)
         vectors.write(ann, self._folder / vectors.ANN)
         self._report(f"Building {kind}", self._rows, self._rows)
         return kind, trained

@@ -56,12 +56,12 @@ def test_a_bad_line_is_rejected_and_the_others_keep_their_numbers() -> None:
         (b"", "f.json", "is empty"),
         (b" \n", "f.json", "is empty"),
         (b'[{"a": 1}, {"a"', "f.json", "cut short"),
-        (b"plain words\nand more", "f.json", "none of JSON"),
-        (b"\xff\xfe\x00", "f.json", "none of JSON"),
+        (b"plain words\nand more", "f.json", "in no known format: not JSON"),
+        (b"\xff\xfe\x00", "f.json", "in no known format: not JSON"),
         (b"\x1f\x8bbroken", "f.gz", "broken gzip"),
         (gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-12], "f.gz", "broken gzip"),
-        (b"a,b\n\xff,1\n", "f.csv", "is not UTF-8"),
-        (b"PAR1 and no more", "f.parquet", "broken Parquet"),
+        (b"a,b\n\xff,1\n", "f.csv", "byte 0xff at position 4 is not utf-8"),
+        (b"PAR1 and no more", "f.parquet", "not a readable Parquet file"),
     ],
 )
 def test_a_file_that_is_no_use_says_why(data: bytes, name: str, words: str) -> None:
@@ -84,8 +84,8 @@ def test_csv_with_a_mark_line_breaks_and_big_fields() -> None:
     assert [row["prompt"] for row in found if isinstance(row, dict)] == ['two\nlines, "quoted"', big, "last"]
     bad = [row for row in found if isinstance(row, Rejected)]
     assert [(row.id, row.detail) for row in bad] == [
-        ("f.csv:2", "1 fields under 2 columns"),
-        ("f.csv:3", "3 fields under 2 columns"),
+        ("f.csv:2", "has 1 cells where the header has 2"),
+        ("f.csv:3", "has 3 cells where the header has 2"),
     ]
     assert rows(b"a\tb\n1,5\t2\n", "f.tsv") == [{"a": "1,5", "b": "2"}]
     assert rows(gzip.compress(b"a,b\n1,2\n"), "f.csv.gz") == [{"a": "1", "b": "2"}]

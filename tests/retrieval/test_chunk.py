@@ -205,7 +205,7 @@ def test_the_tokenizer_is_not_changed(wrap: Any) -> None:
 @pytest.mark.parametrize(
     ("size", "overlap", "message"),
     [
-        (7, 2, "size=7 is no chunk size"),
+        (7, 2, "size=7 is not a chunk size"),
         (True, 0, "size=True"),
         (20.0, 2, "size=20.0"),
         (20, 20, "overlap=20 does not suit size=20"),

@@ -162,7 +162,7 @@ def test_a_foreign_folder_is_neither_opened_nor_touched(tmp_path: Path) -> None:
         with pytest.raises(RetrievalError, match="there is no index"):
             Index.open(root)
         for overwrite in (False, True):
-            with pytest.raises(RetrievalError, match="no index's"):
+            with pytest.raises(RetrievalError, match="not an index's file"):
                 Index.build(corpus(0, 9), Hashes(), root, overwrite=overwrite)
         assert [p.read_text() for p in root.rglob("*") if p.is_file()] == ["mine"]
     with pytest.raises(RetrievalError, match="is a file"):

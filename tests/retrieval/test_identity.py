@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ckcontrol.errors import IndexMismatch, RetrievalError
 from ckcontrol.retrieval import Embedder, Index, Passage
-from ckcontrol.retrieval.identity import check_identity, identify
+from ckcontrol.retrieval.embed import check_identity, identify
 
 from .hashes import Hashes, corpus, state
 

@@ -249,8 +249,8 @@ def test_remove_by_metadata_and_unknown_names(build: Build) -> None:
         (Passage("x", "ü" * 33_000), "text of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": "b" * 70_000}), "metadata of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": float("nan")}), "cannot be kept"),
-        (Passage("x", "gold \ud800"), "no Unicode text"),
-        (Passage("", "gold"), "no text"),
+        (Passage("x", "gold \ud800"), "is not text: 'gold"),
+        (Passage("", "gold"), "not text"),
         (Document("x", "gold", metadata={"start": 1}), "reserved"),
     ],
 )
@@ -343,7 +343,11 @@ def test_paths_that_hold_no_database(tmp_path: Path) -> None:
     (tmp_path / "file.db").write_bytes(b"SQLite format 3\x00" * 9)
     (tmp_path / "folder.db").mkdir()
     (tmp_path / "folder.db" / "notes.txt").write_text("mine")
-    for name, message in {"file.db": "is a file", "folder.db": "no Milvus database", "x.txt": "no address"}.items():
+    for name, message in {
+        "file.db": "is a file",
+        "folder.db": "not a Milvus database",
+        "x.txt": "not a Milvus address",
+    }.items():
         with pytest.raises(RetrievalError, match=message):
             MilvusIndex.open(tmp_path / name, Words())
         with pytest.raises(RetrievalError, match=message):

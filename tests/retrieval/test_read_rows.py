@@ -151,7 +151,7 @@ def test_jsonl_in_other_encodings() -> None:
 
 
 def test_an_empty_jsonl() -> None:
-    assert take("a.jsonl", "") == ([], {"a.jsonl": "holds no records. Give one JSON object a line."})
+    assert take("a.jsonl", "") == ([], {"a.jsonl": "holds no records. Give one JSON object per line."})
     assert take("a.jsonl", "\n \n")[1].keys() == {"a.jsonl"}
 
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ckcontrol.errors import RetrievalError
 from ckcontrol.retrieval import Document, Index, Passage, Skipped
 from ckcontrol.retrieval.store.manifest import digest_of
-from ckcontrol.retrieval.store.writer import PENDING, Change
+from ckcontrol.retrieval.store.writer import PENDING
+from ckcontrol.retrieval.writing import Change
 
 from .hashes import Hashes, corpus, state
 
@@ -125,13 +126,13 @@ def test_strange_ids_texts_and_sources(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[Any, str]] = [
-    (Passage("", "x"), "id of passage '' is no text"),
-    (Passage(None, "x"), "id of passage None is no text"),  # type: ignore[arg-type]
-    (Passage("a", 7), "text of passage 'a' is no text: 7"),  # type: ignore[arg-type]
-    (Passage("a", "x", None), "source of passage 'a' is no text: None"),  # type: ignore[arg-type]
-    (Passage("a", "half \ud800"), "text of passage 'a' is no text"),
-    (Passage("\udfff", "x"), "id of passage .* is no text"),
-    (Passage("a", "x", "\ud800"), "source of passage 'a' is no text"),
+    (Passage("", "x"), "id of passage '' is not text"),
+    (Passage(None, "x"), "id of passage None is not text"),  # type: ignore[arg-type]
+    (Passage("a", 7), "text of passage 'a' is not text: 7"),  # type: ignore[arg-type]
+    (Passage("a", "x", None), "source of passage 'a' is not text: None"),  # type: ignore[arg-type]
+    (Passage("a", "half \ud800"), "text of passage 'a' is not text"),
+    (Passage("\udfff", "x"), "id of passage .* is not text"),
+    (Passage("a", "x", "\ud800"), "source of passage 'a' is not text"),
     (Passage("a", "x", metadata={"k": "\ud800"}), "metadata of passage 'a' cannot be kept"),
     (Passage("a", "x", metadata={"k": float("nan")}), "metadata of passage 'a' cannot be kept"),
     (Passage("a", "x", metadata={1: 2}), "metadata of passage 'a' cannot be kept"),  # type: ignore[dict-item]
@@ -226,7 +227,7 @@ def test_documents_that_cannot_be_cut_are_told_or_raised(small: Index) -> None:
     "options", [{"chunk_size": n} for n in (0, -1, True, 7.0, "9", 11)] + [{"overlap": n} for n in (-1, None, "1")]
 )
 def test_bad_sizes(options: dict[str, Any]) -> None:
-    with pytest.raises(RetrievalError, match=r"is no number of tokens|exceeds the 10 tokens"):
+    with pytest.raises(RetrievalError, match=r"is not a number of tokens|exceeds the 10 tokens"):
         Index.build([article("a", "x")], Tokenized(), **options)
 
 

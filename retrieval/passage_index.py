@@ -1,0 +1,127 @@
+"""What `Index` and `MilvusIndex` have in common: how they are asked, and what they refuse before anything is done.
+
+Knows queries, filters, re-rankers and hits; knows nothing of how passages are stored or found.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from ckcontrol.errors import RetrievalError
+
+from .types import Hit, check_count, check_queries
+from .where import Condition, parse_where
+
+if TYPE_CHECKING:
+    from .rerank import TextScorer
+
+__all__ = ["PassageIndex", "check_removal"]
+
+RERANK_DEPTH = 5  # candidates a re-ranker reads, times k
+Self = TypeVar("Self", bound="PassageIndex")
+
+
+class PassageIndex(ABC):
+    """Passages that can be searched, and closed."""
+
+    @overload
+    def search(
+        self,
+        queries: str,
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        reranker: TextScorer | None = None,
+        effort: int | None = None,
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(
+        self,
+        queries: list[str] | tuple[str, ...],
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        reranker: TextScorer | None = None,
+        effort: int | None = None,
+    ) -> list[list[Hit]]: ...
+
+    def search(
+        self,
+        queries: str | list[str] | tuple[str, ...],
+        k: int = 5,
+        *,
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        reranker: TextScorer | None = None,
+        effort: int | None = None,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Return the `k` best passages, best first; all of them when there are fewer. Equal texts are found once.
+
+        Args:
+            queries: One question (a list of hits comes back) or several (a list of lists, in order).
+            k: How many passages a question gets.
+            where: What their metadata must be, e.g. ``{"year": {"$gte": 2000}, "lang": ["en", "de"]}``.
+            mode: "dense": by meaning; "bm25": by words; "hybrid": both, fused by reciprocal rank. A `MilvusIndex` has
+                only "dense".
+            reranker: Reads the first 5 k candidates with the question and orders them anew.
+            effort: How far an approximate index looks (ef_search of HNSW, nprobe of an IVF); None: a good default.
+
+        Raises:
+            RetrievalError: A blank question, an option out of range, or a closed index; for a `MilvusIndex` also
+                whatever Milvus reports.
+        """
+        check_count("k", k)
+        if effort is not None:
+            check_count("effort", effort)
+        self._check_mode(mode)
+        conditions = parse_where(where)
+        several = check_queries(queries)
+        if not several:
+            return []
+        hits = self._find(several, k if reranker is None else k * RERANK_DEPTH, conditions, mode, effort)
+        if reranker is not None:
+            from .rerank import rerank
+
+            hits = [rerank(query, found, reranker, k) for query, found in zip(several, hits, strict=True)]
+        return hits[0] if isinstance(queries, str) else hits
+
+    @abstractmethod
+    def _check_mode(self, mode: str) -> None:
+        """Refuse a way to search that this index does not have."""
+
+    @abstractmethod
+    def _find(
+        self, queries: list[str], k: int, conditions: tuple[Condition, ...], mode: str, effort: int | None
+    ) -> list[list[Hit]]:
+        """Return the best `k` passages of each query; everything was checked before."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is open."""
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def check_removal(
+    documents: Sequence[str], passages: Sequence[str], where: Mapping[str, Any] | None
+) -> tuple[Condition, ...]:
+    """Return the conditions of what is to be removed.
+
+    Raises:
+        RetrievalError: Nothing was named, a text was given instead of a list, or a bad filter.
+    """
+    conditions = parse_where(where)
+    if isinstance(documents, str) or isinstance(passages, str):
+        raise RetrievalError("a single text was given.", "Give a list of ids.")
+    if not (documents or passages or conditions):
+        raise RetrievalError("nothing to remove was named.", "Give documents=, passages= or where=.")
+    return conditions

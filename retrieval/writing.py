@@ -1,0 +1,168 @@
+"""What every write does with the items it is given: check them, cut documents into passages, count, report.
+
+Knows passages, documents and the `Chunker`; knows nothing of where anything is stored. `store.writer` and
+`milvus.writer` build on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckcontrol.errors import RetrievalError
+
+from .types import Document, Passage, Skipped
+from .where import is_text
+
+if TYPE_CHECKING:
+    from .chunk import Chunker
+
+__all__ = ["Change", "ItemWriter", "OnProgress", "OnSkip", "check_metadata"]
+
+OnSkip = Callable[[Skipped], None]
+OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0: length unknown
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a write did.
+
+    Attributes:
+        added, replaced, unchanged: Documents (a `Passage` given as such counts as one).
+        removed: Passages taken out by `remove`.
+        folded: Passages whose text was there already; they share its vector.
+        embedded: Texts that were embedded.
+        reused: Texts whose embeddings an interrupted write had left.
+        skipped: Inputs left out, each reported to `on_skip`.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    folded: int = 0
+    embedded: int = 0
+    reused: int = 0
+    skipped: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether the index differs from before."""
+        return bool(self.added or self.replaced or self.removed)
+
+
+class ItemWriter:
+    """The part of a write that comes before anything is stored; `Writer` and `MilvusWriter` say what it is given."""
+
+    def __init__(
+        self,
+        embedder: Any,
+        chunk_size: int | None,
+        overlap: int,
+        on_skip: OnSkip | None,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._embedder = embedder
+        self._cut_to = (chunk_size, overlap)
+        self._on_skip = on_skip
+        self._report = on_progress or (lambda stage, done, total: None)
+        self._chunker: Chunker | None = None
+        self._counts = dict.fromkeys(Change.__dataclass_fields__, 0)
+
+    @property
+    def change(self) -> Change:
+        """What was done so far."""
+        return Change(**self._counts)
+
+    def skip(self, name: str, reason: str, hint: str = "") -> None:
+        """Leave out an input.
+
+        Raises:
+            RetrievalError: There is no `on_skip`.
+        """
+        if self._on_skip is None:
+            raise RetrievalError(reason, hint)
+        self._counts["skipped"] += 1
+        self._on_skip(Skipped(name, reason))
+
+    def skip_twin(self, item: Passage | Document) -> None:
+        """Leave out an item whose id was given before in this write."""
+        kind = _kind(item)
+        self.skip(item.id, f"{kind} id {item.id!r} occurs twice.", f"Give every {kind} its own id.")
+
+    def accept(self, item: Passage | Document, is_twin: Callable[[str], bool]) -> list[str]:
+        """Return what tells an item from a changed one: kind, text, source, metadata as JSON; empty if it is skipped.
+
+        Args:
+            item: As it was given.
+            is_twin: Whether an id was given before in this write.
+
+        Raises:
+            RetrievalError: It is neither a `Passage` nor a `Document`, or it is skipped and there is no `on_skip`.
+        """
+        if not isinstance(item, (Passage, Document)):
+            raise RetrievalError(f"{item!r:.80} is neither a Passage nor a Document.", "Give one of them per text.")
+        kind = _kind(item)
+        for name in ("id", "text", "source"):
+            value = getattr(item, name)
+            if not is_text(value) or (name == "id" and not value):
+                reason = f"the {name} of {kind} {item.id!r} is not text: {value!r:.80}."
+                shown = item.id if is_text(item.id) else ascii(item.id)
+                self.skip(shown, reason, "Give one that can be written as UTF-8.")
+                return []
+        if not item.text.strip():
+            self._skip_blank(item)
+        elif is_twin(item.id):
+            self.skip_twin(item)
+        else:
+            try:
+                return [kind, item.text, item.source, check_metadata(item)]
+            except RetrievalError as error:
+                self.skip(item.id, str(error))
+        return []
+
+    def passages_of(self, item: Passage | Document) -> list[Passage]:
+        """Return the passages an item is cut into; none if it is skipped."""
+        if isinstance(item, Passage):
+            return [item]
+        if self._chunker is None:
+            from .chunk import Chunker
+
+            self._chunker = Chunker.for_embedder(self._embedder, *self._cut_to)
+        try:
+            passages = self._chunker.split(item)
+        except RetrievalError as error:
+            self.skip(item.id, str(error))
+            return []
+        if not passages:
+            self._skip_blank(item)
+        return passages
+
+    def _skip_blank(self, item: Passage | Document) -> None:
+        self.skip(item.id, f"{_kind(item)} {item.id!r} has no text.", "Leave blank ones out.")
+
+
+def check_metadata(item: Passage | Document) -> str:
+    """Return the metadata as JSON.
+
+    Raises:
+        RetrievalError: It is not a mapping of texts to what JSON can hold.
+    """
+    try:
+        data = dict(item.metadata)
+        if not all(isinstance(name, str) for name in data):
+            raise TypeError("a name is not text")
+        content = json.dumps(data, ensure_ascii=False, allow_nan=False)
+        content.encode()  # half a surrogate pair is not a character
+        return content
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RetrievalError(
+            f"the metadata of {_kind(item)} {item.id!r} cannot be kept: {error}.",
+            "Use names with texts, finite numbers, booleans or None.",
+        ) from error
+
+
+def _kind(item: Passage | Document) -> str:
+    return "passage" if isinstance(item, Passage) else "document"
