@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..control import Control, controls_for
 from ..errors import ControlError, PromptTooLong, UnsupportedMode
 from .drafts import Drafts
+from .endings import Once, whatever_happens
 from .loop import DecodingPlan, Generated, decode
 from .options import GenerateOptions
 from .recorder import Recorder
@@ -47,7 +49,8 @@ def decoding_loop(
         parametric_mask: Their attention mask, [B, L_par]; None means nothing is padded.
         vocab_size: ``len(tokenizer)``: higher ids can never win. None trusts the model's width.
         streamer: transformers streamer. It must be given here: transformers drops ``generate(streamer=...)`` for
-            callables, without ending it.
+            callables, without ending it. It is ended exactly once, also if the call is refused; if transformers
+            itself refuses before it comes here, when the loop is forgotten.
         recorder: A `Recorder` to be filled with the trace.
         seed: As in `GenerateOptions`; None uses torch's global generator like ``model.generate``.
         penalty_scope: As in `GenerateOptions`.
@@ -60,15 +63,21 @@ def decoding_loop(
         UnsupportedMode: From within generate, before the first forward: see `refusals.REFUSED`.
         ControlError: Row counts of the two prompts differ, or an option is out of range.
     """
-    drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
+    try:
+        drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
+    except ControlError:
+        if streamer is not None:
+            streamer.end()
+        raise
 
-    def loop(
+    def run(
+        told: Once | None,
         model: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        **model_kwargs: Any,  # an input named here would be taken from transformers before it prepares the rest
+        model_kwargs: dict[str, Any],
     ) -> Any:
         check_model(model)
         check_mode(generation_config)
@@ -97,13 +106,32 @@ def decoding_loop(
             pad_token_id=int(pad) if pad is not None else int(generation_config.pad_token_id or 0),
             vocab_size=vocab_size,
             recorder=recorder,
-            streamer=streamer,
+            streamer=told,
             penalise=drawn.penalty_scope,
-            keep_scores=bool(generation_config.output_scores),
-            keep_logits=bool(generation_config.output_logits),
+            keep_scores=bool(generation_config.output_scores and generation_config.return_dict_in_generate),
+            keep_logits=bool(generation_config.output_logits and generation_config.return_dict_in_generate),
         )
         return _native_result(plan, decode(plan), generation_config)
 
+    never_called = None if streamer is None else Once(streamer)
+
+    def loop(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,  # an input named here would be taken from transformers before it prepares the rest
+    ) -> Any:
+        given = (model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+        if streamer is None or never_called is None:
+            return run(None, *given)
+        told = Once(streamer)
+        never_called.forget()
+        return whatever_happens(lambda: run(told, *given), told.end)
+
+    if never_called is not None:
+        weakref.finalize(loop, never_called.end).atexit = False
     return loop
 
 
@@ -120,10 +148,10 @@ def _native_result(plan: DecodingPlan, made: Generated, config: GenerationConfig
 
 
 def _check_inputs(model_kwargs: dict[str, Any]) -> None:
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get("past_key_values") or model_kwargs.get("cache")
     if cache is not None and cache.get_seq_length() > 0:
         raise UnsupportedMode("past_key_values is already filled.", "Pass the whole prompt instead.")
-    known = {"past_key_values", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
+    known = {"past_key_values", "cache", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
     if unknown := sorted(k for k, v in model_kwargs.items() if k not in known and v is not None):
         raise UnsupportedMode(f"model inputs {unknown} have no parametric counterpart.", "Pass token ids only.")
 
