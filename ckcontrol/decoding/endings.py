@@ -8,6 +8,7 @@ the first leaves the second. Knows torch's modes and streamers; knows no model.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -72,9 +73,16 @@ class Once:
             raise
         self._ended = True
 
-    def forget(self) -> None:
-        """Leave the streamer alone from here on."""
-        self._ended = True
+    def around(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return the function ending the streamer once on every exit; if it is never called, when it is forgotten."""
+
+        @functools.wraps(function)
+        def ending(*args: P.args, **kwargs: P.kwargs) -> R:
+            self._ended = False
+            return whatever_happens(lambda: function(*args, **kwargs), self.end)
+
+        weakref.finalize(ending, self.end).atexit = False
+        return ending
 
 
 def ends_streamer(function: Callable[P, R]) -> Callable[P, R]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..control import Control, controls_for
 from ..errors import ControlError, PromptTooLong, UnsupportedMode
 from .drafts import Drafts
-from .endings import Once, whatever_happens
+from .endings import Once
 from .loop import DecodingPlan, Generated, decode
 from .options import GenerateOptions
 from .recorder import Recorder
@@ -63,21 +62,21 @@ def decoding_loop(
         UnsupportedMode: From within generate, before the first forward: see `refusals.REFUSED`.
         ControlError: Row counts of the two prompts differ, or an option is out of range.
     """
+    once = None if streamer is None else Once(streamer)
     try:
         drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
     except ControlError:
-        if streamer is not None:
-            streamer.end()
+        if once is not None:
+            once.end()
         raise
 
-    def run(
-        told: Once | None,
+    def loop(
         model: PreTrainedModel,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
+        **model_kwargs: Any,  # an input named here would be taken from transformers before it prepares the rest
     ) -> Any:
         check_model(model)
         check_mode(generation_config)
@@ -106,33 +105,14 @@ def decoding_loop(
             pad_token_id=int(pad) if pad is not None else int(generation_config.pad_token_id or 0),
             vocab_size=vocab_size,
             recorder=recorder,
-            streamer=told,
+            streamer=once,
             penalise=drawn.penalty_scope,
             keep_scores=bool(generation_config.output_scores and generation_config.return_dict_in_generate),
             keep_logits=bool(generation_config.output_logits and generation_config.return_dict_in_generate),
         )
         return _native_result(plan, decode(plan), generation_config)
 
-    never_called = None if streamer is None else Once(streamer)
-
-    def loop(
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,  # an input named here would be taken from transformers before it prepares the rest
-    ) -> Any:
-        given = (model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
-        if streamer is None or never_called is None:
-            return run(None, *given)
-        told = Once(streamer)
-        never_called.forget()
-        return whatever_happens(lambda: run(told, *given), told.end)
-
-    if never_called is not None:
-        weakref.finalize(loop, never_called.end).atexit = False
-    return loop
+    return loop if once is None else once.around(loop)
 
 
 def _native_result(plan: DecodingPlan, made: Generated, config: GenerationConfig) -> Any:
