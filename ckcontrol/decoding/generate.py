@@ -15,6 +15,7 @@ from ..control import Control, controls_for
 from ..errors import NonFiniteLogits, PromptError
 from ..policies.off import OFF
 from .drafts import Drafts
+from .endings import ends_streamer
 from .inputs import processors_for, stream_of
 from .loop import DecodingPlan, decode
 from .options import GenerateOptions
@@ -62,6 +63,7 @@ def generate(
 ) -> list[Answer]: ...
 
 
+@ends_streamer
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -86,7 +88,8 @@ def generate(
             ``Control()``, the unmodified model.
         template: Wording of the prompts.
         truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
-        streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once.
+        streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once, also if
+            the question is refused.
         options: How tokens are drawn and when to stop, as one value.
         **keywords: The same as single fields of `GenerateOptions`, instead of `options`: ``max_new_tokens``,
             ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``seed``, ``repetition_penalty``,
@@ -140,7 +143,7 @@ def generate(
         shortlist=controls[0].shortlist,
         contextual=contextual,
         parametric=lambda: stream_of(model, [p.parametric for p in pairs], pad),
-        processors=processors_for(chosen),
+        processors=processors_for(chosen, contextual),
         criteria=criteria,
         max_new_tokens=chosen.max_new_tokens,
         sample=chosen.do_sample,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .options import GenerateOptions
+from .processing import unpadded
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -25,14 +26,15 @@ def stream_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int
     return Stream(model, ids, mask)
 
 
-def processors_for(options: GenerateOptions) -> LogitsProcessorList:
-    """Return transformers' processors and warpers for these options, in transformers' order."""
+def processors_for(options: GenerateOptions, prompts: Stream) -> LogitsProcessorList:
+    """Return transformers' processors and warpers for these options and prompts, in transformers' order."""
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process as lp
 
     processors = LogitsProcessorList()
     if options.repetition_penalty != 1:
-        processors.append(lp.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        penalty = lp.RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty))
+        processors.append(penalty if options.penalty_scope == "generated" else unpadded(penalty, prompts.keep))
     if options.do_sample:
         if options.temperature != 1:
             processors.append(lp.TemperatureLogitsWarper(options.temperature))

@@ -20,8 +20,10 @@ from ..fusion.kernel import choose, fuse
 from ..fusion.signals import Signals
 from ..policies.base import Decision, Policy
 from .drafts import Beginnings, Drafts
+from .endings import Once, torch_as_it_was, whatever_happens
+from .processing import RowsOfQuestions, penalise_answers
 from .recorder import Recorder
-from .streams import Stream, TwoStreams
+from .streams import Stream, TwoStreams, streams_as_they_were
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -99,7 +101,7 @@ class DecodingPlan:
         vocab_size: Number of ids the tokenizer knows; higher ids can never win. None: the model's width.
         recorder: Collects the trace; None records nothing.
         streamer: transformers streamer; gets every token, and `end()` exactly once.
-        penalise: ``"all"`` shows processors the prompt and the answer, ``"generated"`` only the answer.
+        penalise: ``"all"`` shows penalties the prompt and the answer, ``"generated"`` only the answer.
         keep_scores: Keep the processed scores of each step.
         keep_logits: Keep the raw contextual logits of each step.
         scores: What `keep_scores` kept, [rows, V] per step.
@@ -151,7 +153,6 @@ class Generated:
     lengths: list[int]
 
 
-@torch.no_grad()
 def decode(plan: DecodingPlan) -> Generated:
     """Run the loop.
 
@@ -161,11 +162,24 @@ def decode(plan: DecodingPlan) -> Generated:
     Raises:
         NonFiniteLogits: A running row met NaN, +inf or an empty distribution.
     """
-    try:
-        return _decode_drafts(plan) if plan.drafts.several else _decode(plan)
-    finally:
-        if plan.streamer is not None:
-            plan.streamer.end()
+    from .pair_cache import leave_pair_attention
+
+    if plan.streamer is not None:
+        plan = replace(plan, streamer=Once(plan.streamer))
+    model = plan.contextual.model
+    leave_pair_attention(model, plan.contextual)  # a copy made while another run was going may carry ours
+    return whatever_happens(
+        lambda: _decode_all(plan),
+        lambda: leave_pair_attention(model, plan.contextual),
+        torch_as_it_was(),
+        streams_as_they_were(),
+        *(() if plan.streamer is None else (plan.streamer.end,)),
+    )
+
+
+@torch.no_grad()
+def _decode_all(plan: DecodingPlan) -> Generated:
+    return _decode_drafts(plan) if plan.drafts.several else _decode(plan)
 
 
 def _decode_drafts(plan: DecodingPlan) -> Generated:
@@ -191,7 +205,7 @@ def _decode_drafts(plan: DecodingPlan) -> Generated:
 
 
 def _decode(plan: DecodingPlan) -> Generated:
-    running = plan.streams()
+    streams = plan.streams()
     ids = plan.contextual.input_ids
     prompt_length, device = ids.shape[1], ids.device
     if plan.streamer is not None:
@@ -205,48 +219,48 @@ def _decode(plan: DecodingPlan) -> Generated:
     broken_at = torch.full((len(_STREAMS), rows), -1, dtype=torch.long, device=device)
     has_eos = any(hasattr(criterion, "eos_token_id") for criterion in plan.criteria)
     poll = _Poll(device, plan.streamer is not None)
+    processors = plan.processors if plan.penalise == "all" else penalise_answers(plan.processors, prompt_length)
+    asked = RowsOfQuestions(processors, plan.criteria, plan.drafts.items, device)
     draw = Draw(plan.sample, None if plan.seed is None else [plan.seed] * rows, device)
 
-    with running as streams:
-        fed = ids[:, -1]
-        for step in range(plan.max_new_tokens):
-            # 1) One more position of both streams.
-            logits_ctx, logits_par = streams.prefill() if step == 0 else streams.step(fed)
-            if beginnings is not None and logits_par is not None:
-                logits_ctx, logits_par = beginnings.widen(logits_ctx), beginnings.widen(logits_par)
-            if plan.keep_logits:
-                plan.logits.append(logits_ctx.clone())
+    fed = ids[:, -1]
+    for step in range(plan.max_new_tokens):
+        # 1) One more position of both streams.
+        logits_ctx, logits_par = streams.prefill() if step == 0 else streams.step(fed)
+        if beginnings is not None and logits_par is not None:
+            logits_ctx, logits_par = beginnings.widen(logits_ctx), beginnings.widen(logits_par)
+        if plan.keep_logits:
+            plan.logits.append(logits_ctx.clone())
 
-            # 2) Fuse the raw distributions.
-            signals, decision, scores = _fuse_step(plan, logits_ctx, logits_par)
+        # 2) Fuse the raw distributions.
+        signals, decision, scores = _fuse_step(plan, logits_ctx, logits_par)
 
-            # 3) Processors and warpers see the fused scores once.
-            seen = ids if plan.penalise == "all" else ids[:, prompt_length:]
-            scores = plan.processors(seen, scores)
+        # 3) Processors and warpers see the fused scores once.
+        scores = asked.process(ids, scores)
 
-            # 4) Watch for NaN and infinities; rows that ended no longer count.
-            bad = torch.stack([nonfinite_rows(x) if x is not None else ~unfinished for x in (logits_ctx, logits_par)])
-            bad = torch.cat([bad, (nonfinite_rows(scores) & ~bad.any(0))[None]]) & unfinished
-            broken_at = torch.where((broken_at < 0) & bad, step, broken_at)
+        # 4) Watch for NaN and infinities; rows that ended no longer count.
+        bad = torch.stack([nonfinite_rows(x) if x is not None else ~unfinished for x in (logits_ctx, logits_par)])
+        bad = torch.cat([bad, (nonfinite_rows(scores) & ~bad.any(0))[None]]) & unfinished
+        broken_at = torch.where((broken_at < 0) & bad, step, broken_at)
 
-            # 5) One draw per pair.
-            tokens = draw(scores, bad.any(0))
-            if has_eos:
-                tokens = torch.where(unfinished, tokens, plan.pad_token_id)
-            if plan.keep_scores:
-                plan.scores.append(scores)
-            if plan.recorder is not None:
-                plan.recorder.add(tokens, scores, signals, decision)
-            if plan.streamer is not None:
-                plan.streamer.put(tokens.cpu())
+        # 5) One draw per pair.
+        tokens = draw(scores, bad.any(0))
+        if has_eos:
+            tokens = torch.where(unfinished, tokens, plan.pad_token_id)
+        if plan.keep_scores:
+            plan.scores.append(scores)
+        if plan.recorder is not None:
+            plan.recorder.add(tokens, scores, signals, decision)
+        if plan.streamer is not None:
+            plan.streamer.put(tokens.cpu())
 
-            # 6) Append to both streams; both rows of a pair end together.
-            ids = torch.cat([ids, tokens[:, None]], dim=1)
-            lengths = lengths + unfinished
-            unfinished = unfinished & ~plan.criteria(ids, None).bool()
-            if poll(~unfinished.any() | (broken_at >= 0).any()):
-                break
-            fed = tokens if beginnings is None else beginnings.feed(tokens, streams.select)
+        # 6) Append to both streams; both rows of a pair end together.
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        lengths = lengths + unfinished
+        unfinished = unfinished & ~asked.stop(ids, plan.scores if plan.keep_scores else None)
+        if poll(~unfinished.any() | (broken_at >= 0).any()):
+            break
+        fed = tokens if beginnings is None else beginnings.feed(tokens, streams.select)
     if plan.recorder is not None:
         plan.recorder.lengths = lengths.tolist()
     _raise_if_broken(broken_at)

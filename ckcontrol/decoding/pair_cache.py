@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-__all__ = ["SHARED_FORWARD", "PairCache", "can_share_forward", "pair_attention"]
+__all__ = ["SHARED_FORWARD", "PairCache", "can_share_forward", "leave_pair_attention", "pair_attention"]
 
 # model_type of the families whose attention passes the cache's keys straight to the attention interface.
 SHARED_FORWARD = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral", "gpt2", "gpt_neox"})
@@ -183,7 +184,7 @@ def _attend(module: torch.nn.Module, query: Tensor, key: Any, value: Any, attent
 
 
 def _base_attention(module: torch.nn.Module) -> Callable[..., Any]:
-    name = str(module.config._attn_implementation).removeprefix(_PREFIX)  # type: ignore[union-attr]
+    name = _own_implementation(module.config)
     if name == "eager":
         eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
         return eager
@@ -196,37 +197,51 @@ for _name in _BASES:
     ALL_MASK_ATTENTION_FUNCTIONS.register(_PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
 
 _LOCK = threading.Lock()
-_USERS: dict[int, int] = {}
+_USERS: dict[int, weakref.WeakSet[Any]] = {}  # id of a config -> who decodes with it just now
 
 
 @contextmanager
-def pair_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Route the model's attention through `_attend` while the block runs.
+def pair_attention(model: PreTrainedModel, user: object) -> Iterator[None]:
+    """Route the model's attention through `_attend` while the block runs: one forward, no longer.
 
-    Counted per config, so threads may decode with one model at once; plain forwards of other threads pass through
-    to the model's own attention. Restored on exit, also by exception.
+    Kept per config and user, so threads may decode with one model at once; plain forwards of other threads pass
+    through to the model's own attention.
+
+    Args:
+        model: Whose attention.
+        user: Any object that stands for the run, and does not outlive it.
     """
     config = model.config
-    with _LOCK:
-        if not _USERS.get(id(config)):
-            config._attn_implementation_internal = _PREFIX + str(config._attn_implementation)
-        _USERS[id(config)] = _USERS.get(id(config), 0) + 1
     try:
+        with _LOCK:
+            _USERS.setdefault(id(config), weakref.WeakSet()).add(user)
+            config._attn_implementation_internal = _PREFIX + _own_implementation(config)
         yield
     finally:
-        with _LOCK:
-            _USERS[id(config)] -= 1
-            if not _USERS[id(config)]:
-                del _USERS[id(config)]
-                config._attn_implementation_internal = str(config._attn_implementation).removeprefix(_PREFIX)
+        leave_pair_attention(model, user)
+
+
+def leave_pair_attention(model: PreTrainedModel, user: object) -> None:
+    """Give the model its own attention back, unless others still use ours. Does no harm where it is in place."""
+    config = model.config
+    with _LOCK:
+        users = _USERS.get(id(config), weakref.WeakSet())
+        users.discard(user)
+        if not users:
+            _USERS.pop(id(config), None)
+            if _own_implementation(config) != str(getattr(config, "_attn_implementation", "")):
+                config._attn_implementation_internal = _own_implementation(config)
+
+
+def _own_implementation(config: Any) -> str:
+    return str(getattr(config, "_attn_implementation", "")).removeprefix(_PREFIX)
 
 
 def can_share_forward(model: PreTrainedModel) -> bool:
     """Whether the model can decode both streams in one forward; otherwise two forwards are used."""
     config = model.config
-    implementation = str(getattr(config, "_attn_implementation", "")).removeprefix(_PREFIX)
     return (
         config.model_type in SHARED_FORWARD
-        and implementation in _BASES
+        and _own_implementation(config) in _BASES
         and not getattr(config, "reorder_and_upcast_attn", False)
     )

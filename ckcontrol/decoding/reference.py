@@ -6,6 +6,7 @@ the kernel with the engine, because those are tested by their own algebra, and n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from ..fusion.signals import Signals
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies
 
 if TYPE_CHECKING:
-    from transformers import LogitsProcessorList, PreTrainedModel
+    from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 __all__ = ["reference_generate"]
 
@@ -32,6 +33,7 @@ def reference_generate(
     max_new_tokens: int,
     eos: Collection[int] = (),
     processors: LogitsProcessorList | None = None,
+    criteria: StoppingCriteriaList | None = None,
     sample: bool = False,
     seed: int = 0,
     vocab_size: int | None = None,
@@ -45,7 +47,9 @@ def reference_generate(
         control: Which policy, how far.
         max_new_tokens: Longest answer.
         eos: Ids that end the answer.
-        processors: transformers' processors and warpers; they see the contextual ids and the fused scores.
+        processors: transformers' processors and warpers; they see the contextual ids and the fused scores. Every
+            draft of a whole answer begins with copies of them, and of the criteria.
+        criteria: transformers' stopping criteria, beside `eos` and `max_new_tokens`.
         sample: Draw with a generator seeded by `seed`, else take the maximum.
         seed: See `sample`.
         vocab_size: Ids from here on are never produced unless the control is neutral.
@@ -56,6 +60,7 @@ def reference_generate(
     def draft(by: Policy) -> tuple[list[int], Evidence]:
         """Decode under a token policy; return the ids and what both streams made of them."""
         generator = torch.Generator(device).manual_seed(seed)
+        processing, ends = copy.deepcopy((processors, criteria))
         answer: list[int] = []
         seen: list[tuple[float, float, float, float, int, float]] = []
         for _ in range(max_new_tokens):
@@ -80,8 +85,8 @@ def reference_generate(
                 )
                 untouched = bool((decision.tau == 0).all()) and decision.scale is None
                 scores = fused + (logits_par if untouched else logits_ctx).logsumexp(-1, keepdim=True)
-            if processors is not None:
-                scores = processors(context_ids, scores)
+            if processing is not None:
+                scores = processing(context_ids, scores)
             if sample:
                 token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
             else:
@@ -91,7 +96,8 @@ def reference_generate(
             rank = int((par > par[token]).sum())
             entropies = float(signals.h_ctx), float(signals.h_par)
             seen.append((float(ctx[token]), float(par[token]), *entropies, rank, float(par.max())))
-            if token in eos:
+            longer = torch.cat([context_ids, context_ids.new_tensor([[token]])], dim=1)
+            if token in eos or (ends is not None and bool(ends(longer, None))):
                 break
         return answer, Evidence(*zip(*seen, strict=True))
 

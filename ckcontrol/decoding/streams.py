@@ -8,8 +8,8 @@ and positions; knows nothing of fusion, sampling or stopping.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import DynamicCache
 
-__all__ = ["Stream", "TwoStreams", "running_streams"]
+__all__ = ["Stream", "TwoStreams", "running_streams", "streams_as_they_were"]
 
 _RUNNING: ContextVar[tuple[str, ...] | None] = ContextVar("running_streams", default=None)
 
@@ -34,6 +34,12 @@ def running_streams() -> tuple[str, ...] | None:
     None outside such a forward. For hooks that treat the streams differently (heads/apply.py).
     """
     return _RUNNING.get()
+
+
+def streams_as_they_were() -> Callable[[], object]:
+    """Return a function that puts `running_streams` of this thread back to what it is now."""
+    now = _RUNNING.get()
+    return lambda: _RUNNING.set(now)
 
 
 @contextmanager
@@ -72,6 +78,9 @@ class Stream:
             self.position = (keep.long().cumsum(-1) - 1).masked_fill(~keep, 0)
         self.cache: DynamicCache | None = None
         accepted = inspect.signature(model.forward).parameters
+        self.cache_argument = (
+            "cache" if "cache" in accepted else "past_key_values"
+        )  # its name from transformers 5.24 on
         self._fixed: dict[str, Any] = {"use_cache": True, "return_dict": True}
         if "logits_to_keep" in accepted:
             self._fixed["logits_to_keep"] = 1
@@ -107,7 +116,7 @@ class Stream:
             input_ids=input_ids,
             attention_mask=None if self.keep is None else self.keep.long(),
             position_ids=position,
-            past_key_values=self.cache,
+            **{self.cache_argument: self.cache},
             **self._fixed,
         )
         return last_logits(output.logits)
@@ -119,7 +128,7 @@ def last_logits(logits: Tensor) -> Tensor:
 
 
 class TwoStreams:
-    """Contextual and parametric stream in lockstep. Use as a context manager: the model is restored on exit.
+    """Contextual and parametric stream in lockstep. The model is as it was whenever no method runs.
 
     Args:
         contextual: The prompts with passages.
@@ -133,14 +142,7 @@ class TwoStreams:
         self.parametric = parametric
         self.share = share and parametric is not None
         self.reserve = reserve
-        self._exit = ExitStack()
         self._pair: Any = None
-
-    def __enter__(self) -> TwoStreams:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._exit.close()
 
     def prefill(self) -> tuple[Tensor, Tensor | None]:
         """Run both prompts, each at its own length; return their next-token logits, [B, V] float32 each."""
@@ -164,14 +166,21 @@ class TwoStreams:
                 return logits_ctx, None
             with _running("parametric"):
                 return logits_ctx, self.parametric.step(tokens)
+        from .pair_cache import pair_attention
+
+        model = self.contextual.model
         self._pair.begin_step()
         self.contextual.advance()
         self.parametric.advance()
         position = torch.cat([self.contextual.position, self.parametric.position])
         token = torch.cat([tokens, tokens])[:, None]
-        with self._products(), _running("contextual", "parametric"):
-            output = self.contextual.model(
-                input_ids=token, position_ids=position, past_key_values=self._pair, use_cache=True, return_dict=True
+        with self._products(), _running("contextual", "parametric"), pair_attention(model, self.contextual):
+            output = model(
+                input_ids=token,
+                position_ids=position,
+                use_cache=True,
+                return_dict=True,
+                **{self.contextual.cache_argument: self._pair},
             )
         logits = last_logits(output.logits)
         rows = tokens.shape[0]
@@ -197,10 +206,9 @@ class TwoStreams:
         return few_row_products(model.device, model.dtype) if self.share else nullcontext()
 
     def _join(self, first: Stream, second: Stream) -> None:
-        from .pair_cache import PairCache, pair_attention
+        from .pair_cache import PairCache
 
         model = first.model
-        self._exit.enter_context(pair_attention(model))
         self._pair = PairCache(
             first.cache,
             second.cache,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..control import Control, controls_for
 from ..errors import ControlError, PromptTooLong, UnsupportedMode
 from .drafts import Drafts
+from .endings import Once
 from .loop import DecodingPlan, Generated, decode
 from .options import GenerateOptions
 from .recorder import Recorder
@@ -47,7 +48,8 @@ def decoding_loop(
         parametric_mask: Their attention mask, [B, L_par]; None means nothing is padded.
         vocab_size: ``len(tokenizer)``: higher ids can never win. None trusts the model's width.
         streamer: transformers streamer. It must be given here: transformers drops ``generate(streamer=...)`` for
-            callables, without ending it.
+            callables, without ending it. It is ended exactly once, also if the call is refused; if transformers
+            itself refuses before it comes here, when the loop is forgotten.
         recorder: A `Recorder` to be filled with the trace.
         seed: As in `GenerateOptions`; None uses torch's global generator like ``model.generate``.
         penalty_scope: As in `GenerateOptions`.
@@ -60,7 +62,13 @@ def decoding_loop(
         UnsupportedMode: From within generate, before the first forward: see `refusals.REFUSED`.
         ControlError: Row counts of the two prompts differ, or an option is out of range.
     """
-    drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
+    once = None if streamer is None else Once(streamer)
+    try:
+        drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
+    except ControlError:
+        if once is not None:
+            once.end()
+        raise
 
     def loop(
         model: PreTrainedModel,
@@ -97,14 +105,14 @@ def decoding_loop(
             pad_token_id=int(pad) if pad is not None else int(generation_config.pad_token_id or 0),
             vocab_size=vocab_size,
             recorder=recorder,
-            streamer=streamer,
+            streamer=once,
             penalise=drawn.penalty_scope,
-            keep_scores=bool(generation_config.output_scores),
-            keep_logits=bool(generation_config.output_logits),
+            keep_scores=bool(generation_config.output_scores and generation_config.return_dict_in_generate),
+            keep_logits=bool(generation_config.output_logits and generation_config.return_dict_in_generate),
         )
         return _native_result(plan, decode(plan), generation_config)
 
-    return loop
+    return loop if once is None else once.around(loop)
 
 
 def _native_result(plan: DecodingPlan, made: Generated, config: GenerationConfig) -> Any:
@@ -120,10 +128,10 @@ def _native_result(plan: DecodingPlan, made: Generated, config: GenerationConfig
 
 
 def _check_inputs(model_kwargs: dict[str, Any]) -> None:
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get("past_key_values") or model_kwargs.get("cache")
     if cache is not None and cache.get_seq_length() > 0:
         raise UnsupportedMode("past_key_values is already filled.", "Pass the whole prompt instead.")
-    known = {"past_key_values", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
+    known = {"past_key_values", "cache", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
     if unknown := sorted(k for k, v in model_kwargs.items() if k not in known and v is not None):
         raise UnsupportedMode(f"model inputs {unknown} have no parametric counterpart.", "Pass token ids only.")
 
