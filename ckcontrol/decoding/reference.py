@@ -15,6 +15,7 @@ from ..control import Control
 from ..fusion.kernel import fuse
 from ..fusion.signals import Signals
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies
+from .refusals import input_device
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel
@@ -50,7 +51,7 @@ def reference_generate(
         seed: See `sample`.
         vocab_size: Ids from here on are never produced unless the control is neutral.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     policy = control.policy()
 
     def draft(by: Policy) -> tuple[list[int], Evidence]:
