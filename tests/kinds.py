@@ -6,13 +6,25 @@ that a value which was not made small cannot fill the memory.
 
 from __future__ import annotations
 
-from functools import cache
+import copy
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import ckcontrol as ck
+from ckcontrol.decoding.prompts import build_pair
+from ckcontrol.decoding.refusals import eos_ids
+from ckcontrol.errors import CKError
+from ckcontrol.heads.apply import pruned
+from ckcontrol.heads.families import describe
+from ckcontrol.heads.forward import pad
+from ckcontrol.heads.mask import HeadMask
+from ckcontrol.models.tiny import tiny_tokenizer
 
 LARGEST = 2_000_000  # parameters
 
@@ -58,7 +70,6 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "recurrent_gemma": {"num_hidden_layers": 3, "attention_window_size": 64},
     "xlnet": {"d_inner": 64},
-    "xlstm": {"hidden_size": 64},
 }
 
 KINDS = (
@@ -69,7 +80,7 @@ KINDS = (
     *("biogpt", "xglm", "ctrl", "openai-gpt", "doge", "llama4_text"),
     *("mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "deepseek_v2", "deepseek_v3", "gpt_oss", "jetmoe", "dots1"),
     *("minimax", "minimax_m2", "dbrx"),
-    *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "xlnet", "recurrent_gemma"),
+    *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlnet", "recurrent_gemma"),
     *("jamba", "bamba", "falcon_h1", "granitemoehybrid", "lfm2", "qwen3_next", "zamba"),
     *("gemma3", "llava", "qwen2_vl"),
 )
@@ -94,12 +105,6 @@ def build(kind: str, seed: int = 0) -> Any:
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter, std=0.1)
     return model
-
-
-@cache
-def kept(kind: str) -> Any:
-    """Return `build(kind)`, made once; it must not be changed."""
-    return build(kind)
 
 
 def _text(kind: str) -> tuple[Any, str]:
@@ -150,3 +155,160 @@ def _qwen2_vl() -> tuple[Any, str]:
 
 _MULTIMODAL = {"gemma3": _gemma3, "llava": _llava, "qwen2_vl": _qwen2_vl}
 _UNINITIALISED = {"rwkv"}  # left at values that give one distribution whatever the prompt
+
+
+# --- a Llama in other states ----------------------------------------------------------------------------------------
+
+
+def _compiled(model: Any) -> Any:
+    model.compile(backend="eager")
+    return model
+
+
+def _compiled_layers(model: Any) -> Any:
+    for layer in model.model.layers:
+        layer.compile(backend="eager")
+    return model
+
+
+def _adapted(name: str, **values: Any) -> Callable[[Any], Any]:
+    def make(model: Any) -> Any:
+        import peft
+
+        made = peft.get_peft_model(model, getattr(peft, name)(task_type="CAUSAL_LM", **values)).eval()
+        for key, parameter in made.named_parameters():
+            if "lora_B" in key:  # zeros otherwise, which would be no adapter
+                torch.nn.init.normal_(parameter, std=0.3)
+        return made
+
+    return make
+
+
+def _offloaded(model: Any) -> Any:
+    from accelerate import cpu_offload
+
+    return cpu_offload(model, torch.device("cpu"))
+
+
+def _on_disk(model: Any) -> Any:
+    from accelerate import disk_offload
+
+    return disk_offload(model, tempfile.mkdtemp(), torch.device("cpu"))
+
+
+def _checkpointing(model: Any) -> Any:
+    model.gradient_checkpointing_enable()
+    return model
+
+
+def _dropping(model: Any) -> Any:
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    return model.train()
+
+
+def _copied_layer(model: Any) -> Any:
+    model.model.layers[1] = copy.deepcopy(model.model.layers[1])  # with a config of its own
+    return model
+
+
+STATES: dict[str, Callable[[Any], Any]] = {
+    "`model.compile()`": _compiled,
+    "`torch.compile(model)`": lambda model: torch.compile(model, backend="eager"),
+    "compiled layers": _compiled_layers,
+    "PEFT LoRA on q_proj": _adapted("LoraConfig", target_modules=["q_proj"]),
+    "PEFT LoRA on o_proj": _adapted("LoraConfig", target_modules=["o_proj"]),
+    "PEFT LoRA, merged": lambda model: _adapted("LoraConfig", target_modules=["o_proj"])(model).merge_and_unload(),
+    "PEFT prompt tuning": _adapted("PromptTuningConfig", num_virtual_tokens=4),
+    "PEFT p-tuning": _adapted("PromptEncoderConfig", num_virtual_tokens=4, encoder_hidden_size=16),
+    "PEFT prefix tuning": _adapted("PrefixTuningConfig", num_virtual_tokens=4),
+    "PEFT LLaMA-Adapter": _adapted("AdaptionPromptConfig", adapter_len=4, adapter_layers=2),
+    "accelerate, offloaded to CPU": _offloaded,
+    "accelerate, offloaded to disk": _on_disk,
+    "gradient checkpointing, `eval()`": _checkpointing,
+    "gradient checkpointing, `train()`": lambda model: _checkpointing(model).train(),
+    "`train()` with dropout": _dropping,
+    "`train()` without dropout": lambda model: model.train(),
+    "a layer with a config of its own": _copied_layer,
+}
+
+
+# --- what works on a kind -------------------------------------------------------------------------------------------
+
+DOORS = ("generate", "loop", "processor", "heads")
+_TEMPLATE = ck.PromptTemplate(instruction="", intro="", question="{question}", answer="", chat=False)
+_STEERED = ck.Control("cad", cad_alpha=1.0, candidate_ratio=0.0)
+_QUESTIONS, _PASSAGES = ("Who?", "What river?"), (["He did it."], ["Short. It is long."])
+_NEW = 4
+
+
+def judge(model: Any) -> dict[str, str]:
+    """Run every door on a model: "works", the sentence of a refusal, or how the result is wrong.
+
+    "works" means: two prompts of different lengths in one batch give, unsteered, the ids of `model.generate` and,
+    steered, those of `reference_generate`, which knows no cache and no batch; a mask acts as zeroed weights do.
+    """
+    tokenizer = tiny_tokenizer()
+    pairs = [build_pair(tokenizer, q, p, template=_TEMPLATE) for q, p in zip(_QUESTIONS, _PASSAGES, strict=True)]
+    (ids, mask), (par, par_mask) = (
+        pad([getattr(p, s) for p in pairs], torch.device("cpu")) for s in ("contextual", "parametric")
+    )
+    plain = {"attention_mask": mask, "max_new_tokens": _NEW, "do_sample": False, "pad_token_id": 256}
+    ends = set(eos_ids(model, tokenizer))
+
+    def made(**more: Any) -> list[list[int]]:
+        rows = model.generate(input_ids=ids, **plain, eos_token_id=sorted(ends), **more)[:, ids.shape[1] :].tolist()
+        return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+
+    def answered(control: ck.Control) -> list[list[int]]:
+        answers = ck.generate(
+            model, tokenizer, _QUESTIONS, _PASSAGES, control=control, template=_TEMPLATE, max_new_tokens=_NEW
+        )
+        return [list(answer.token_ids) for answer in answers]
+
+    def looped(control: ck.Control) -> list[list[int]]:
+        return made(
+            custom_generate=ck.decoding_loop(control, parametric_ids=par, parametric_mask=par_mask, vocab_size=260)
+        )
+
+    def processed(control: ck.Control) -> list[list[int]]:
+        return made(logits_processor=[ck.CKLogitsProcessor(model, par, par_mask, control=control, vocab_size=260)])
+
+    own = made()
+    limits = {"max_new_tokens": _NEW, "eos": ends, "vocab_size": 260}
+    steered = [ck.reference_generate(model, p.contextual, p.parametric, _STEERED, **limits) for p in pairs]
+
+    def check(door: Callable[[ck.Control], list[list[int]]]) -> str:
+        try:
+            if door(ck.Control("off")) != own:
+                return "off is not model.generate"
+            return "works" if door(_STEERED) == steered else "steered is not the reference"
+        except CKError as error:
+            return str(error)
+
+    return {
+        "generate": check(answered),
+        "loop": check(looped),
+        "processor": check(processed),
+        "heads": _judge_heads(model, ids),
+    }
+
+
+@torch.no_grad()
+def _judge_heads(model: Any, ids: torch.Tensor) -> str:
+    try:
+        layout = describe(model)
+        before = model(input_ids=ids).logits
+        with pruned(model, HeadMask.of(model, [(0, 1), (1, 3)])):
+            inside = model(input_ids=ids).logits
+    except CKError as error:
+        return str(error)
+    kept = [layout.weight(layer).clone() for layer in (0, 1)]
+    for layer, head in ((0, 1), (1, 3)):
+        layout.weight(layer)[:, layout.columns(head)] = 0
+    by_hand = model(input_ids=ids).logits
+    for layer in (0, 1):
+        layout.weight(layer).copy_(kept[layer])
+    if not torch.allclose(inside, by_hand, rtol=0, atol=1e-4) or torch.allclose(inside, before, rtol=0, atol=1e-4):
+        return "a mask is not zeroed weights"
+    return "works" if torch.equal(model(input_ids=ids).logits, before) else "the model is not restored"

@@ -51,7 +51,9 @@ def reference_generate(
         seed: See `sample`.
         vocab_size: Ids from here on are never produced unless the control is neutral.
     """
-    device = input_device(model)
+    device = next(model.parameters()).device
+    if device.type == "meta":  # offloaded by accelerate
+        device = input_device(model)
     policy = control.policy()
 
     def draft(by: Policy) -> tuple[list[int], Evidence]:

@@ -120,7 +120,7 @@ def check_model(model: PreTrainedModel) -> None:
     name = type(bare(model)).__name__
     if cache_name(model) is None:
         raise UnsupportedMode(
-            f"{name} takes its past neither as past_key_values nor as cache_params, so each stream cannot have its own.",
+            f"{name} takes its past neither as past_key_values nor as cache_params, so a stream cannot have its own.",
             "Use ckcontrol.reference_generate, which needs no cache.",
         )
     if kind := _prompt_learning(model):
