@@ -9,6 +9,7 @@ import torch
 
 from .options import GenerateOptions
 from .processing import unpadded
+from .refusals import input_device
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["processors_for", "stream_of"]
 def stream_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Stream:
     """Return the stream of some prompts, padded on the left with `pad` to the longest."""
     longest = max(map(len, prompts))
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     return Stream(model, ids, mask)

@@ -244,4 +244,14 @@ def can_share_forward(model: PreTrainedModel) -> bool:
         config.model_type in SHARED_FORWARD
         and _own_implementation(config) in _BASES
         and not getattr(config, "reorder_and_upcast_attn", False)
+        and all(_follows(module, config) for module in model.modules())
     )
+
+
+def _follows(module: torch.nn.Module, config: Any) -> bool:
+    """Whether an attention module would see the switch of `pair_attention`, and computes rows independently.
+
+    A copied or replaced layer has a config of its own; torch's dynamic quantisation scales all rows of a forward alike.
+    """
+    own = getattr(module, "config", config) if hasattr(module, "scaling") or hasattr(module, "head_dim") else config
+    return own is config and not type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")

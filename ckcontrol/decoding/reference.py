@@ -16,6 +16,7 @@ from ..control import Control
 from ..fusion.kernel import fuse
 from ..fusion.signals import Signals
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies
+from .refusals import input_device
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
@@ -55,6 +56,8 @@ def reference_generate(
         vocab_size: Ids from here on are never produced unless the control is neutral.
     """
     device = next(model.parameters()).device
+    if device.type == "meta":  # offloaded by accelerate
+        device = input_device(model)
     policy = control.policy()
 
     def draft(by: Policy) -> tuple[list[int], Evidence]:

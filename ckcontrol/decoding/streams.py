@@ -7,7 +7,7 @@ and positions; knows nothing of fusion, sampling or stopping.
 
 from __future__ import annotations
 
-import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedMode
+from ..errors import CKError, UnsupportedMode
 from .matmul import few_row_products
+from .refusals import accepted_inputs, bare, cache_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.cache_utils import DynamicCache
+    from transformers.cache_utils import Cache
 
 __all__ = ["Stream", "TwoStreams", "running_streams", "streams_as_they_were"]
 
@@ -76,20 +77,24 @@ class Stream:
             self.position = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         else:
             self.position = (keep.long().cumsum(-1) - 1).masked_fill(~keep, 0)
-        self.cache: DynamicCache | None = None
-        accepted = inspect.signature(model.forward).parameters
-        self.cache_argument = (
-            "cache" if "cache" in accepted else "past_key_values"
-        )  # its name from transformers 5.24 on
+        self.cache: Cache | None = None
+        self.cache_argument = cache_name(model) or "past_key_values"
+        accepted = accepted_inputs(model)
         self._fixed: dict[str, Any] = {"use_cache": True, "return_dict": True}
         if "logits_to_keep" in accepted:
             self._fixed["logits_to_keep"] = 1
 
     def prefill(self) -> Tensor:
         """Run the prompts; return the logits of the next token, [B, V] float32."""
+        _check_itself(self)
+        return self._start()
+
+    def _start(self) -> Tensor:
         from transformers.cache_utils import DynamicCache
 
-        self.cache = DynamicCache(config=self.model.config)
+        # As transformers' generate decides it: models with a cache class of their own make one and return it.
+        takes_dynamic = getattr(bare(self.model), "_supports_default_dynamic_cache", lambda: True)()
+        self.cache = DynamicCache(config=self.model.config) if takes_dynamic else None
         return self._forward(self.input_ids, self.position)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -109,17 +114,94 @@ class Stream:
         if self.keep is not None:
             self.keep = self.keep[rows]
         if self.cache is not None:
-            self.cache.batch_select_indices(rows)
+            _select(self.cache, rows)
+
+    def _remembers(self) -> bool:
+        """Whether the past is a recurrent state, not keys: it has forgotten padding, and takes no mask of the past."""
+        return self.position.shape[1] == 1 and not any(
+            hasattr(layer, "keys") for layer in getattr(self.cache, "layers", ())
+        )
 
     def _forward(self, input_ids: Tensor, position: Tensor) -> Tensor:
         output = self.model(
             input_ids=input_ids,
-            attention_mask=None if self.keep is None else self.keep.long(),
+            attention_mask=None if self.keep is None or self._remembers() else self.keep.long(),
             position_ids=position,
             **{self.cache_argument: self.cache},
             **self._fixed,
         )
+        if self.cache is None:
+            self.cache = getattr(output, self.cache_argument)
         return last_logits(output.logits)
+
+
+def _select(cache: Cache, rows: Tensor) -> None:
+    """Keep these rows of a cache, [R] int64; of recurrent states too, which only `reorder_cache` knows of."""
+    recurrent = any(hasattr(layer, "recurrent_states") for layer in getattr(cache, "layers", ()))
+    select = getattr(cache, "reorder_cache" if recurrent else "batch_select_indices", None)
+    if select is None:
+        raise UnsupportedMode(
+            f"rows of {type(cache).__name__} cannot be picked, which methods of several drafts need.",
+            "Use a method that decodes one draft, such as Control('cad').",
+        )
+    select(rows)
+
+
+_OWN_LOOP: dict[str, Any] = {
+    **{"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1},
+    **{"use_cache": True, "return_dict_in_generate": True, "output_logits": True},
+    # what a checkpoint's generation_config may set, and would be heeded or warned of
+    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p", "penalty_alpha", "dola_layers")),
+    **dict.fromkeys(("guidance_scale", "prompt_lookup_num_tokens", "stop_strings", "cache_implementation", "max_time")),
+    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "output_scores", "max_length", "min_length")),
+}
+_OUTSIDE = (
+    "{} cannot run as two streams: beside another, a stream does not decode what model.generate does ({}), because the "
+    "model keeps its past, or an adapter acts, outside the cache."
+)
+_INSTEAD = "Use ckcontrol.reference_generate, which needs no cache."
+
+_CHECKED: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # models that passed `_check_itself`
+
+
+def _check_itself(stream: Stream) -> None:
+    """Decode two tokens as a stream beside another stream, and compare with the model's own loop; once per model.
+
+    So a model is refused whose past lies where no stream can own it: in its modules, in an argument that a forward does
+    not take, in an adapter that only `generate` applies. Rows are as many as the stream has, for hooks that count them.
+
+    Raises:
+        UnsupportedMode: The logits of a stream are not those of the model's own loop.
+    """
+    model = stream.model
+    if model in _CHECKED:
+        return
+    length = stream.input_ids.shape[1] if stream.keep is None else int(stream.keep[0].sum())
+    ids = stream.input_ids[:1, -min(4, length) :].repeat(stream.input_ids.shape[0], 1)
+    ids = torch.cat([ids[:, :1], ids], dim=1)  # the first column is padding
+    mask = torch.ones_like(ids)
+    mask[:, 0] = 0
+    try:
+        own = model.generate(input_ids=ids, attention_mask=mask, **_OWN_LOOP)
+    except Exception:
+        return  # nothing to compare with; what is wrong shows in the stream
+    made = own.sequences[:, ids.shape[1] :]
+    first, other = Stream(model, ids, mask), Stream(model, ids[:, -1:], None)
+    try:
+        logits = [first._start()]
+        other._start()
+        logits.append(first.step(made[:, 0]))
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        if isinstance(error, (CKError, torch.OutOfMemoryError)):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise UnsupportedMode(_OUTSIDE.format(type(bare(model)).__name__, what), _INSTEAD) from error
+    for ours, theirs in zip(logits, own.logits, strict=True):
+        apart = float((ours - theirs).abs().max()) / max(float(theirs.max() - theirs.min()), 1e-6)
+        if apart > (1e-3 if model.dtype == torch.float32 else 0.05):  # false for NaN: the loop reports row and step
+            what = f"logits differ by {apart:.0%} of their range"
+            raise UnsupportedMode(_OUTSIDE.format(type(bare(model)).__name__, what), _INSTEAD)
+    _CHECKED[model] = True
 
 
 def last_logits(logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .endings import Once
 from .loop import DecodingPlan, Generated, decode
 from .options import GenerateOptions
 from .recorder import Recorder
-from .refusals import check_mode, check_model, position_limit
+from .refusals import CACHE_NAMES, check_mode, check_model, position_limit
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def decoding_loop(
         **model_kwargs: Any,  # an input named here would be taken from transformers before it prepares the rest
     ) -> Any:
         check_model(model)
-        check_mode(generation_config)
+        check_mode(generation_config, model.generation_config)
         attention_mask = model_kwargs.pop("attention_mask", None)
         _check_inputs(model_kwargs)
         rows = input_ids.shape[0]
@@ -128,12 +128,25 @@ def _native_result(plan: DecodingPlan, made: Generated, config: GenerationConfig
 
 
 def _check_inputs(model_kwargs: dict[str, Any]) -> None:
-    cache = model_kwargs.get("past_key_values") or model_kwargs.get("cache")
-    if cache is not None and cache.get_seq_length() > 0:
+    cache = next((model_kwargs[name] for name in CACHE_NAMES if model_kwargs.get(name) is not None), None)
+    if cache is not None and _filled(cache):
         raise UnsupportedMode("past_key_values is already filled.", "Pass the whole prompt instead.")
-    known = {"past_key_values", "cache", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
-    if unknown := sorted(k for k, v in model_kwargs.items() if k not in known and v is not None):
+    known = {*CACHE_NAMES, "position_ids", "use_cache", "logits_to_keep", "cache_position"}
+    known |= {"output_attentions", "output_hidden_states"}  # asked for: check_mode; from the config: nobody asked
+    if unknown := sorted(k for k, v in model_kwargs.items() if k not in known and not _says_nothing(k, v)):
         raise UnsupportedMode(f"model inputs {unknown} have no parametric counterpart.", "Pass token ids only.")
+
+
+def _filled(cache: Any) -> bool:
+    states = [layer.has_previous_state for layer in getattr(cache, "layers", ()) if hasattr(layer, "recurrent_states")]
+    return any(any(state.values()) for state in states) if states else cache.get_seq_length() > 0
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether an input says only that there is text alone: what transformers or a processor adds by itself."""
+    if isinstance(value, Tensor):
+        return value.numel() == 0 or (name.endswith("token_type_ids") and not bool(value.any()))
+    return value is None or (isinstance(value, (dict, list, tuple)) and not value)
 
 
 def _repeat(ids: Tensor, mask: Tensor | None, rows: int, config: GenerationConfig) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..decoding.streams import running_streams
 from ..errors import HeadsError
 from .families import HeadLayout, describe
+from .forward import eager
 from .mask import HeadMask
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def pruned(
 
     Factors act at every position, in prefill and in decode. On exit, even after an exception, the hooks are gone and
     the model is bit for bit what it was; a mask of ones changes no bit inside the block either. Blocks nest: factors
-    multiply. Never carry a key-value cache into or out of a block.
+    multiply. Never carry a key-value cache into or out of a block. Compiled code does not see hooks: while a block
+    runs, everything under ``torch.compile`` in this process runs eagerly.
 
     Args:
         model: A model of a known family (`families.FAMILIES`).
@@ -87,7 +89,8 @@ def gated(layout: HeadLayout, factors: Callable[[int, Tensor], Tensor], layers: 
     """
     handles = [layout.projections[layer].register_forward_pre_hook(_hook(layer, factors)) for layer in layers]
     try:
-        yield
+        with eager():
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -25,6 +25,7 @@ from ..errors import HeadsError
 from ..models.load import quiet
 from .apply import pruned
 from .families import HeadLayout, describe
+from .forward import eager
 from .mask import HeadMask
 
 if TYPE_CHECKING:
@@ -228,7 +229,8 @@ def lora_applied(model: PreTrainedModel, path: str | Path) -> Iterator[None]:
                 raise HeadsError(f"the model has no module {name!r}.", "The adapter is for another model.")
             down, up = (tensors[f"base_model.model.{name}.lora_{x}.weight"].to(model.device) for x in "AB")
             handles.append(modules[name].register_forward_hook(_low_rank(down, up, scaling)))
-        yield
+        with eager():
+            yield
     finally:
         for handle in handles:
             handle.remove()

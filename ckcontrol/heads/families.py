@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..decoding.refusals import bare
 from ..errors import HeadsError
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def describe(model: PreTrainedModel) -> HeadLayout:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    model = bare(model)
     config = model.config
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -232,6 +234,11 @@ def describe(model: PreTrainedModel) -> HeadLayout:
 
 def _at(module: Any, path: str) -> Any:
     for name in path.split("."):
+        if not hasattr(module, name):
+            raise HeadsError(
+                f"{type(module).__name__} has no part {name!r}, so its heads cannot be found.",
+                "Load the model plainly, and merge or remove its adapters first.",
+            )
         module = getattr(module, name)
     return module
 

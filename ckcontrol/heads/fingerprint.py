@@ -59,6 +59,11 @@ class Fingerprint:
         """
         layout = layout or describe(model)
         embedding: Any = model.get_input_embeddings().weight
+        if any(matrix.is_meta for matrix in (embedding, *(layout.weight(layer) for layer in range(layout.layers)))):
+            raise HeadsError(
+                "some weights are not in memory (offloaded by accelerate, or on the meta device).",
+                "Load the model without offloading: heads are found and checked by their weights.",
+            )
         digest = hashlib.sha256()
         for matrix in (embedding, *(layout.weight(layer) for layer in range(layout.layers))):
             digest.update(_sample(matrix))

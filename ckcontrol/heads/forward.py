@@ -6,8 +6,10 @@ Knows padding, positions and transformers' forward. The caller's hooks act as th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Batch", "greedy", "last_logits", "pad", "run", "tokenized"]
+__all__ = ["Batch", "eager", "greedy", "last_logits", "pad", "run", "tokenized"]
 
 
 class Batch(NamedTuple):
@@ -38,13 +40,36 @@ def tokenized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts:
     return pad([tokenizer(text).input_ids for text in texts], model.device)
 
 
+_LOCK = threading.Lock()
+_EAGER: list[Any] = []  # one entry per block that runs; the first holds torch's way back
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled models and layers as plain Python while the block runs: compiled code does not see hooks.
+
+    In the whole process, also for models compiled by another name (``torch.compile`` returns a new one), and nothing
+    is compiled inside, so that no compiled code outlives the hooks. Blocks nest and overlap between threads.
+    """
+    with _LOCK:
+        _EAGER.append(None if _EAGER else torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if len(_EAGER) == 1:
+                _EAGER[0].__exit__(None, None, None)
+            _EAGER.pop()
+
+
 def run(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The model's logits at the last position, [N, V], in the model's dtype; gradients flow."""
     accepted = inspect.signature(model.forward).parameters
     extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
     positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)
     mask = None if bool(batch.mask.all()) else batch.mask
-    output = model(input_ids=batch.ids, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
+    with eager():
+        output = model(input_ids=batch.ids, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
     logits: Tensor = output.logits[:, -1]
     return logits
 
