@@ -81,16 +81,18 @@ class Answer:
     """One steered answer and the reasons for it.
 
     Attributes:
-        text: The generated text, special tokens removed.
+        text: The generated text, special tokens removed, without its thought, and up to the first stop text.
         tokens: One record per generated token, the end token included; empty with ``trace=False``.
         token_ids: The generated ids, the end token included.
         question: The question as asked.
         passages: The passages the contextual prompt held, after any truncation.
         control: The control that was in force.
-        finish_reason: ``"stop"`` (an end token or stop criterion) or ``"length"``.
+        finish_reason: ``"stop"`` (an end token, a stop text or a stop criterion) or ``"length"``.
         context_tokens: Length of the contextual prompt, in tokens.
         parametric_tokens: Length of the parametric prompt, in tokens.
         drafts: What the answer was chosen from, where the method chooses between whole answers; else empty.
+        thinking: What the model thought before it answered (``<think>...</think>``, also where it ran out of tokens
+            before it closed); None where it did not think.
     """
 
     text: str
@@ -103,6 +105,7 @@ class Answer:
     context_tokens: int
     parametric_tokens: int
     drafts: tuple[Draft, ...] = ()
+    thinking: str | None = None
 
     @property
     def switched(self) -> int:

@@ -57,6 +57,10 @@ class Control:
     ) -> None:
         if alpha is not None:
             alpha = check_number("alpha", alpha, 0.0, 1.0)
+        if not isinstance(method, str):
+            number = isinstance(method, (int, float)) and not isinstance(method, bool)
+            meant = f"Control(alpha={method!r})" if number else "Control('ck-plug')"
+            raise ControlError(f"method={method!r:.60} is not a name.", f"Write it like this: {meant}.")
         set_field = object.__setattr__
         set_field(self, "method", method)
         set_field(self, "alpha", alpha)
@@ -111,15 +115,46 @@ class Control:
         return Control(**data)
 
 
+def check_control(control: object, name: str = "control") -> Control:
+    """Return a control as it is; None is ``Control()``.
+
+    Raises:
+        ControlError: Anything else; the message shows the control that was probably meant.
+    """
+    if control is None or isinstance(control, Control):
+        return control or Control()
+    meant = "Control(alpha=0.3)"
+    if isinstance(control, (int, float)) and not isinstance(control, bool) and 0 <= control <= 1:
+        meant = f"Control(alpha={control!r})"
+    elif isinstance(control, str):
+        meant = f"Control({control!r:.40})"
+    elif isinstance(control, Mapping):
+        meant = "Control.from_dict(...)"
+    raise ControlError(f"{name}={control!r:.60} is not a Control.", f"Pass control=ckcontrol.{meant}.")
+
+
+def control_with(name: str, value: object) -> str | None:
+    """Return how a control is written that is told `value` under `name`; None if no control takes that name."""
+    if name == "method":
+        return f"Control({value!r:.40})"
+    if name in ("alpha", "candidates", "candidate_ratio"):
+        return f"Control({name}={value!r:.40})"
+    from .policies.base import takes
+
+    method = takes(name)
+    return None if method is None else f"Control({method!r}, {name}={value!r:.40})"
+
+
 def controls_for(control: Control | Sequence[Control] | None, rows: int) -> list[Control]:
     """Return one control per row: one for all, or a list of them; None is ``Control()``.
 
     Raises:
-        ControlError: The list has another length, or its controls differ in the shortlist they share.
+        ControlError: What is no control, a list of another length, or of controls that differ in the shortlist they
+            share.
     """
-    if control is None or isinstance(control, Control):
-        return [control or Control()] * rows
-    controls = list(control)
+    if not isinstance(control, (list, tuple)):
+        return [check_control(control)] * rows
+    controls = [check_control(one, f"control[{place}]") for place, one in enumerate(control)]
     if len(controls) != rows:
         raise ControlError(f"{len(controls)} controls for {rows} rows.", "Pass one control, or one per question.")
     if len({c.shortlist for c in controls}) > 1:

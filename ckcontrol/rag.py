@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .answer import Answer
 from .arguments import check_integer
-from .control import Control
+from .control import Control, check_control, controls_for
 from .decoding.options import GenerateOptions
 from .decoding.refusals import check_model, check_tokenizer
 from .errors import ControlError, PromptError, RetrievalError, did_you_mean
@@ -34,15 +34,22 @@ class RagAnswer:
     Attributes:
         answer: The `Answer`, with its token trace. ``answer.passages`` are the texts as they stood in the prompt.
         hits: What was found, best first; empty when nothing was.
+        blank: How many more documents were found that hold no text, and were left out.
     """
 
     answer: Answer
     hits: tuple[Hit, ...]
+    blank: int = 0
 
     @property
     def text(self) -> str:
         """The generated text."""
         return self.answer.text
+
+    @property
+    def thinking(self) -> str | None:
+        """What the model thought before it answered; None where it did not think."""
+        return self.answer.thinking
 
     @property
     def cited(self) -> tuple[Hit, ...]:
@@ -56,7 +63,12 @@ class RagAnswer:
 
     @property
     def notice(self) -> str | None:
-        """One sentence when the prompt did not hold everything that was found; None when it did."""
+        """A sentence or two when the prompt did not hold everything that was found; None when it did."""
+        without = "1 document without text was" if self.blank == 1 else f"{self.blank} documents without text were"
+        parts = [self._missing(), f"{without} left out." if self.blank else None]
+        return " ".join(filter(None, parts)) or None
+
+    def _missing(self) -> str | None:
         if not self.hits:
             return "Nothing was found: answered closed book, from memory alone."
         if self.closed_book:
@@ -129,6 +141,7 @@ class Rag:
         index: An `Index`, a `MilvusIndex`, what `from_retriever` returns, or anything with their ``search``.
         tokenizer: The tokenizer, when `model` is a model alone.
         template: Wording of the prompts.
+        template_kwargs: Variables of the chat template, e.g. ``{"enable_thinking": False}``; beside the template's own.
         control: Which policy and how far, for every answer; None is ``Control()``, the unmodified model.
         k: Passages per question.
         mode: How to search, e.g. "hybrid"; None leaves it to the index ("dense" for an `Index`).
@@ -158,6 +171,7 @@ class Rag:
         *,
         tokenizer: Any = None,
         template: PromptTemplate | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         control: Control | None = None,
         k: int = 4,
         mode: str | None = None,
@@ -168,6 +182,7 @@ class Rag:
         **keywords: Any,
     ) -> None:
         check_integer("k", k, 1, 10_000)
+        self.control = check_control(control)
         self.options = GenerateOptions.one_of(options, keywords)
         if truncate not in (None, "passages"):
             raise ControlError(f"truncate={truncate!r}.", did_you_mean(str(truncate), ["passages"]) + " None refuses.")
@@ -180,7 +195,7 @@ class Rag:
         check_model(self.model)
         check_tokenizer(self.model, self.tokenizer)
         self.index = index
-        self.template, self.control, self.truncate = template, control, truncate
+        self.template, self.template_kwargs, self.truncate = template, template_kwargs, truncate
         self.k, self.mode, self.where, self.reranker = k, mode, where, reranker
 
     @overload
@@ -241,7 +256,10 @@ class Rag:
 
         chosen = GenerateOptions.from_kwargs(options, self.options)
         single = isinstance(question, str)
+        if not isinstance(question, (str, list, tuple)):
+            raise PromptError(f"question is {type(question).__name__}, not text.", "Pass a string, or a list of them.")
         questions = [question] if isinstance(question, str) else list(question)
+        controls_for(self.control if control is None else control, len(questions))
         if not questions:
             raise PromptError("the list of questions is empty.", "Pass at least one question.")
         for number, text in enumerate(questions):
@@ -250,18 +268,21 @@ class Rag:
         how = {"where": both(self.where, where), "mode": mode or self.mode, "reranker": self.reranker}
         count = self.k if k is None else check_integer("k", k, 1, 10_000)
         found = self.index.search(questions, count, **{name: value for name, value in how.items() if value is not None})
+        told = [[hit for hit in hits if hit.passage.text.strip()] for hits in found]
         answers = generate(
             self.model,
             self.tokenizer,
             questions,
-            [[hit.passage.text for hit in hits] for hits in found],
+            [[hit.passage.text for hit in hits] for hits in told],
             control=self.control if control is None else control,
             template=self.template,
+            template_kwargs=self.template_kwargs,
             truncate=self.truncate,
             streamer=streamer,
             options=chosen,
         )
-        made = [RagAnswer(answer, tuple(hits)) for answer, hits in zip(answers, found, strict=True)]
+        blank = [len(hits) - len(kept) + getattr(hits, "blank", 0) for hits, kept in zip(found, told, strict=True)]
+        made = [RagAnswer(answer, tuple(hits), b) for answer, hits, b in zip(answers, told, blank, strict=True)]
         return made[0] if single else made
 
 

@@ -42,6 +42,16 @@ class Retriever(Protocol):
         """Return the best passages of one question, or of each of several."""
 
 
+class Hits(list[Hit]):
+    """What a framework found for one question.
+
+    Attributes:
+        blank: How many documents were left out because they hold no text.
+    """
+
+    blank: int = 0
+
+
 class FoundDocument(NamedTuple):
     """A document as its framework gave it, before it is checked."""
 
@@ -142,8 +152,9 @@ class AdaptedRetriever:
 
         Scores are the framework's. Where it gives none (LangChain never does) or not for every document, the whole
         result carries reciprocal ranks instead: 1, 1/2, 1/3. A document without an id is named by a digest of its
-        text, the same in every search. Its source is the metadata's "source", "file_path", "file_name", "url" or
-        "title", the first that is there.
+        text, the same in every search. One without text (blank, or none at all) is left out, the next takes its place,
+        and the list of hits says how many in its attribute ``blank``. Its source is the metadata's "source",
+        "file_path", "file_name", "url" or "title", the first that is there.
 
         Args:
             queries: One question (a list of hits comes back) or several (a list of lists, in order).
@@ -155,7 +166,7 @@ class AdaptedRetriever:
 
         Raises:
             RetrievalError: A question is blank, `k` is not a positive whole number, an option is not supported, the
-                retriever failed, or what it gave has no text or is not a document.
+                retriever failed, or a document's text is not text.
         """
         for option, value in {"where": where, "mode": mode, "reranker": reranker, "effort": effort}.items():
             if value is not None:
@@ -165,23 +176,27 @@ class AdaptedRetriever:
         hits = [self._search(query, k) for query in several]
         return hits[0] if isinstance(queries, str) else hits
 
-    def _search(self, query: str, k: int) -> list[Hit]:
+    def _search(self, query: str, k: int) -> Hits:
         try:
-            found = self._fetch(query, k)[:k]
+            every = self._fetch(query, k)
         except RetrievalError:
             raise
         except Exception as error:  # whatever the framework, its store or its network raises
             raise RetrievalError(
                 f"{self.name} failed: {type(error).__name__}: {error}", "Try it on its own."
             ) from error
+        found = [document for document in every if not _is_blank(document)]
+        blank, found = len(every) - len(found), found[:k]
         given = [self._score(document.score, rank) for rank, document in enumerate(found, 1)]
         scores = [score for score in given if score is not None]
         if len(scores) < len(found):
             scores = [1 / rank for rank in range(1, len(found) + 1)]
-        return [
+        hits = Hits(
             Hit(self._passage(document, rank), score, rank)
             for rank, (document, score) in enumerate(zip(found, scores, strict=True), 1)
-        ]
+        )
+        hits.blank = blank
+        return hits
 
     def _score(self, score: Any, rank: int) -> float | None:
         if score is None:
@@ -198,10 +213,8 @@ class AdaptedRetriever:
 
     def _passage(self, document: FoundDocument, rank: int) -> Passage:
         where = f"document {rank} of {self.name}"
-        if not isinstance(document.text, str) or not document.text.strip():
-            raise RetrievalError(
-                f"{where} has no text, but {document.text!r}.", "Leave blank documents out of the store."
-            )
+        if not isinstance(document.text, str):
+            raise RetrievalError(f"{where} has no text, but {document.text!r:.80}.", "Give a retriever of texts.")
         metadata = {} if document.metadata is None else document.metadata
         if not isinstance(metadata, Mapping):
             raise RetrievalError(f"{where} has the metadata {metadata!r}.", "Metadata is a mapping.")
@@ -213,6 +226,10 @@ class AdaptedRetriever:
             raise RetrievalError(f"{where} has the id {document.id!r}.", "Ids are texts.")
         named = [metadata[key] for key in SOURCES if isinstance(metadata.get(key), str) and metadata[key]]
         return Passage(name, document.text, named[0] if named else "", dict(metadata))
+
+
+def _is_blank(document: FoundDocument) -> bool:
+    return document.text is None or (isinstance(document.text, str) and not document.text.strip())
 
 
 # --- one function per framework ---------------------------------------------------------------------------------

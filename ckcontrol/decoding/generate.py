@@ -6,7 +6,7 @@ arithmetic is elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,10 +19,10 @@ from .endings import ends_streamer
 from .inputs import processors_for, stream_of
 from .loop import DecodingPlan, decode
 from .options import GenerateOptions
-from .prompts import PromptPair, PromptTemplate, build_pair
+from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, position_limit
-from .token_texts import answer_text, pieces
+from .token_texts import Said, StopTexts, pieces, said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,10 +36,11 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     question: str,
-    passages: Sequence[str] | None = None,
+    passages: Sequence[Any] | None = None,
     *,
     control: Control | None = None,
     template: PromptTemplate | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
@@ -52,10 +53,11 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     question: Sequence[str],
-    passages: Sequence[Sequence[str]] | None = None,
+    passages: Sequence[Sequence[Any]] | None = None,
     *,
     control: Control | Sequence[Control] | None = None,
     template: PromptTemplate | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
@@ -68,10 +70,11 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     question: str | Sequence[str],
-    passages: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    passages: Sequence[Any] | None = None,
     *,
     control: Control | Sequence[Control] | None = None,
     template: PromptTemplate | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
@@ -83,17 +86,19 @@ def generate(
         model: A decoder-only transformers model. It is used as it is and left as it was.
         tokenizer: The model's own tokenizer.
         question: A question, or a list of them (one batch).
-        passages: For one question its passages; for a list one list each. None or empty: closed book.
+        passages: For one question its passages; for a list one list each. None or empty: closed book. A passage is a
+            text, or a document of LangChain, LlamaIndex or Haystack, or a hit of a search.
         control: Which policy and how far; for a list of questions optionally one control each. None is
             ``Control()``, the unmodified model.
         template: Wording of the prompts.
+        template_kwargs: Variables of the chat template, e.g. ``{"enable_thinking": False}``; beside the template's own.
         truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
         streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once, also if
             the question is refused.
         options: How tokens are drawn and when to stop, as one value.
         **keywords: The same as single fields of `GenerateOptions`, instead of `options`: ``max_new_tokens``,
             ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``seed``, ``repetition_penalty``,
-            ``penalty_scope``, ``stop_token_ids``, ``trace``. Giving both is refused.
+            ``penalty_scope``, ``stop_token_ids``, ``stop``, ``trace``. Giving both is refused.
 
     Returns:
         An `Answer`, or a list of them for a list of questions.
@@ -111,16 +116,18 @@ def generate(
     controls = controls_for(control, len(questions))
     check_model(model)
     vocab_size = check_tokenizer(model, tokenizer)
-    limit = position_limit(model)
+    limit, model_ends = position_limit(model), eos_ids(model)
     pairs = [
         build_pair(
             tokenizer,
             text,
             given,
             template=template,
+            template_kwargs=template_kwargs,
             limit=None if limit is None else max(0, limit - chosen.max_new_tokens),
             max_new_tokens=chosen.max_new_tokens,
             truncate=truncate,
+            ends=model_ends,
         )
         for text, given in zip(questions, passage_lists, strict=True)
     ]
@@ -137,6 +144,8 @@ def generate(
     criteria = StoppingCriteriaList([MaxLengthCriteria(longest)])
     if ends:
         criteria.append(EosTokenCriteria(ends))
+    if chosen.stop:
+        criteria.append(StopTexts(tokenizer, chosen.stop, contextual.input_ids.shape[1]))
     recorder = Recorder() if chosen.trace else None
     plan = DecodingPlan(
         drafts=drafts,
@@ -158,7 +167,7 @@ def generate(
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
         return [
-            _answer(tokenizer, *row, ends, chosen.max_new_tokens, recorder, i)
+            _answer(tokenizer, *row, ends, chosen, recorder, i)
             for i, row in enumerate(zip(questions, pairs, controls, ids, told, strict=True))
         ]
 
@@ -174,25 +183,20 @@ def generate(
     return result[0] if single else result
 
 
-def _batch(
-    question: str | Sequence[str], passages: Sequence[str] | Sequence[Sequence[str]] | None
-) -> tuple[list[str], list[Sequence[str]]]:
+def _batch(question: Any, passages: Any) -> tuple[list[str], list[list[Any]]]:
     if isinstance(question, str):
-        if isinstance(passages, str):
-            raise PromptError("passages is one string.", "Pass a list: passages=[text].")
-        return [question], [list(passages or [])]  # type: ignore[arg-type]
+        return [question], [passage_list("passages", passages)]
+    if isinstance(question, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(question, Iterable):
+        raise PromptError(f"question is {type(question).__name__}, not text.", "Pass a string, or a list of them.")
     questions = list(question)
     if not questions:
         raise PromptError("the list of questions is empty.", "Pass at least one question.")
-    lists: list[Any] = [[]] * len(questions) if passages is None else list(passages)
+    lists = [[]] * len(questions) if passages is None else passage_list("passages", passages)
     if len(lists) != len(questions):
         raise PromptError(
             f"{len(questions)} questions but {len(lists)} lists of passages.", "Pass one list per question."
         )
-    for i, given in enumerate(lists):
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise PromptError(f"passages[{i}] is {type(given).__name__}, not a list of strings.", "Wrap it in a list.")
-    return questions, lists
+    return questions, [passage_list(f"passages[{i}]", given) for i, given in enumerate(lists)]
 
 
 def _answer(
@@ -203,20 +207,25 @@ def _answer(
     ids: list[int],
     drafts: Sequence[Draft],
     ends: list[int],
-    max_new_tokens: int,
+    chosen: GenerateOptions,
     recorder: Recorder | None,
     row: int,
 ) -> Answer:
-    stopped = bool(ids) and (ids[-1] in ends or len(ids) < max_new_tokens)
+    def read(token_ids: Sequence[int]) -> Said:
+        return said(tokenizer, token_ids, stop=chosen.stop, ends=ends, thinking=pair.thinking)
+
+    answer = read(ids)
+    stopped = bool(ids) and (ids[-1] in ends or len(ids) < chosen.max_new_tokens)
     return Answer(
-        text=answer_text(tokenizer, ids),
+        text=answer.text,
         tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
         token_ids=tuple(ids),
         question=question,
         passages=pair.passages,
         control=control,
-        finish_reason="stop" if stopped else "length",
+        finish_reason="stop" if stopped or answer.stopped else "length",
         context_tokens=len(pair.contextual),
         parametric_tokens=len(pair.parametric),
-        drafts=tuple(replace(d, text=answer_text(tokenizer, d.token_ids)) for d in drafts),
+        drafts=tuple(replace(d, text=read(d.token_ids).text) for d in drafts),
+        thinking=answer.thinking,
     )

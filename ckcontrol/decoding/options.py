@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..arguments import check_integer, check_number
+from ..control import control_with
 from ..errors import ControlError, did_you_mean
 
-__all__ = ["OPTION_BOUNDS", "GenerateOptions"]
+__all__ = ["OPTION_BOUNDS", "GenerateOptions", "stop_texts"]
 
 # Least and greatest value of each number, both allowed: what every reader of options checks against.
 OPTION_BOUNDS: dict[str, tuple[float, float]] = {
@@ -25,7 +26,7 @@ OPTION_BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How tokens are drawn and when to stop. Greedy unless asked; nothing is read from generation_config.json.
+    r"""How tokens are drawn and when to stop. Greedy unless asked; nothing is read from generation_config.json.
 
     Attributes:
         max_new_tokens: Longest answer, in tokens.
@@ -41,6 +42,8 @@ class GenerateOptions:
             passage's words); ``"generated"`` only what was generated.
         stop_token_ids: Further end tokens, beside those of the generation config and the tokenizer.
         trace: Record a `TokenTrace` per token.
+        stop: Texts that end an answer, e.g. ``("\nQuestion:",)`` for a base model that would go on asking; one text is
+            taken too. `Answer.text` ends before the first of them; the ids and the trace hold it.
     """
 
     max_new_tokens: int = 64
@@ -53,6 +56,7 @@ class GenerateOptions:
     penalty_scope: str = "all"
     stop_token_ids: tuple[int, ...] = ()
     trace: bool = True
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty"):
@@ -70,6 +74,7 @@ class GenerateOptions:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token in self.stop_token_ids:
             check_integer("stop_token_ids", token, *OPTION_BOUNDS["stop_token_ids"])
+        object.__setattr__(self, "stop", stop_texts(self.stop))
 
     @classmethod
     def from_kwargs(cls, options: Mapping[str, Any], base: GenerateOptions | None = None) -> GenerateOptions:
@@ -80,8 +85,10 @@ class GenerateOptions:
             base: Where the other fields come from, instead of the defaults; returned itself when nothing is set.
         """
         known = [f.name for f in fields(cls)]
-        for name in options:
+        for name, value in options.items():
             if name not in known:
+                if meant := control_with(name, value):
+                    raise ControlError(f"{name}={value!r:.40} belongs to the control.", f"Pass control={meant}.")
                 raise ControlError(f"unknown option {name!r}.", did_you_mean(name, known))
         if base is None:
             return cls(**options)
@@ -111,3 +118,15 @@ class GenerateOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return asdict(self)
+
+
+def stop_texts(stop: Any) -> tuple[str, ...]:
+    """Return the texts that end an answer as a tuple; one text is one.
+
+    Raises:
+        ControlError: What is no text, or an empty one.
+    """
+    texts = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
+        raise ControlError(f"stop={stop!r:.60} is not valid.", 'Give texts that are not empty, like ("\\nQuestion:",).')
+    return tuple(texts)

@@ -2,32 +2,29 @@
 
 Both prompts are built from the same pieces, so they differ by the passage block and by nothing else, and end in the
 same tokens. Text that callers supply (question, passages) is tokenised as plain text: it can never yield a special
-token, whatever it contains. Knows tokenizers and templates; knows nothing of models.
+token, whatever it contains (plain_text.py). Knows tokenizers and templates; knows nothing of models.
 """
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
-
-from tokenizers import Tokenizer
 
 from ..errors import PromptError, PromptTooLong, did_you_mean
+from .plain_text import LOCK, plain_ids
+from .token_texts import opens_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PromptPair", "PromptTemplate", "build_pair", "plain_ids"]
+__all__ = ["PromptPair", "PromptTemplate", "build_pair", "passage_list", "plain_ids"]
 
 _MARK = "ckcontrolBODYckcontrol"
 _MAX_CHARS = 20_000_000
 _SMALLEST_CUT = 8  # a passage cut to fewer tokens than this is dropped instead
-_LOCK = threading.Lock()  # a tokenizer call sets state on the object it shares with other threads
-_CORES: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
+_TEXTS = ("page_content", "get_content", "text", "content")  # where LangChain, LlamaIndex, ours and Haystack keep it
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class PromptTemplate:
         chat: Use the tokenizer's chat template; None uses it if there is one.
         fold: Fold the white space inside a passage, so that it stays on one line: that line is its fence, and no
             passage can open a line of its own ("Question: ..."). False keeps its layout, for code and tables.
+        template_kwargs: Variables of the chat template, e.g. ``{"enable_thinking": False}`` for Qwen3.
     """
 
     instruction: str = "Answer the question in a few words.\n\n"
@@ -55,8 +53,10 @@ class PromptTemplate:
     system: str | None = None
     chat: bool | None = None
     fold: bool = True
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "template_kwargs", _variables(self.template_kwargs))
         for name, fields in (("passage", {"number": 1, "text": _MARK}), ("question", {"question": _MARK})):
             form = getattr(self, name)
             try:
@@ -70,6 +70,11 @@ class PromptTemplate:
                     f"It must hold {needed} once; double other braces.",
                 )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-ready; `template_kwargs` only where there are any."""
+        data = asdict(self)
+        return data if self.template_kwargs else {k: v for k, v in data.items() if k != "template_kwargs"}
+
 
 @dataclass(frozen=True)
 class PromptPair:
@@ -80,64 +85,69 @@ class PromptPair:
         parametric: Ids without; equal to `contextual` when there are no passages.
         span: First and last-plus-one position of the passage block in `contextual`.
         passages: The passages as they stand in the prompt, after any truncation.
+        thinking: The chat template opened a thought (``<think>``) that the answer has to close.
     """
 
     contextual: tuple[int, ...]
     parametric: tuple[int, ...]
     span: tuple[int, int]
     passages: tuple[str, ...]
+    thinking: bool = False
 
 
 def build_pair(
     tokenizer: PreTrainedTokenizerBase,
     question: str,
-    passages: Sequence[str],
+    passages: Sequence[Any],
     *,
     template: PromptTemplate | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     limit: int | None = None,
     max_new_tokens: int = 0,
     truncate: str | None = None,
+    ends: Collection[int] = (),
 ) -> PromptPair:
     """Build the prompt pair of one question.
 
     Args:
         tokenizer: Of the model that will answer.
         question: Must hold a visible character.
-        passages: May be empty: then both prompts are the closed-book prompt.
+        passages: Texts, or documents of LangChain, LlamaIndex and Haystack, or hits. May be empty: then both prompts
+            are the closed-book prompt.
         template: Wording; the default asks for a short answer.
+        template_kwargs: Variables of the chat template, beside those of `template`.
         limit: Longest prompt, in tokens; None does not check.
         max_new_tokens: Only for the message of `PromptTooLong`.
         truncate: ``"passages"`` cuts passages from the end until the prompt fits; None refuses.
+        ends: End tokens of the model that its tokenizer takes for ordinary ones. No text yields one of them either,
+            unless it is a single character.
 
     Raises:
-        PromptError: Empty question or passage, wrong types, over 20 million characters, or a chat template that
-            does not place the user's message once.
+        PromptError: Empty question or passage, wrong types, over 20 million characters, a chat template that does not
+            place the user's message once, or variables that it does not use.
         PromptTooLong: The prompts exceed `limit`.
     """
-    template = template or PromptTemplate()
+    template = _with_variables(template, template_kwargs)
     _check_text("question", question)
-    if isinstance(passages, str):
-        raise PromptError("passages is one string.", "Pass a list: passages=[text].")
-    for i, passage in enumerate(passages):
-        _check_text(f"passage {i + 1}", passage)
+    passages = [_text_of(f"passage {i + 1}", passage) for i, passage in enumerate(passage_list("passages", passages))]
     if sum(map(len, passages)) + len(question) > _MAX_CHARS:
         raise PromptError(f"question and passages exceed {_MAX_CHARS:,} characters.", "Split or shorten them.")
     if truncate not in (None, "passages"):
         raise PromptError(f"truncate={truncate!r}.", did_you_mean(str(truncate), ["passages"]) + " None refuses.")
 
-    before, after = _frame(tokenizer, template)
-    before += plain_ids(tokenizer, template.instruction)
+    before, after, thinking = _frame(tokenizer, template)
+    before += plain_ids(tokenizer, template.instruction, ends)
     ending = template.question.format(question=question.strip())
-    after = plain_ids(tokenizer, ending + ("" if _uses_chat(tokenizer, template) else template.answer)) + after
+    after = plain_ids(tokenizer, ending + ("" if _uses_chat(tokenizer, template) else template.answer), ends) + after
     texts = [" ".join(text.split()) if template.fold else text.strip() for text in passages]
-    blocks = [_block(tokenizer, template, i, text) for i, text in enumerate(texts)]
-    intro = plain_ids(tokenizer, template.intro) if blocks else []
+    blocks = [_block(tokenizer, template, i, text, ends) for i, text in enumerate(texts)]
+    intro = plain_ids(tokenizer, template.intro, ends) if blocks else []
     fixed = len(before) + len(after)
     total = fixed + len(intro) + sum(map(len, blocks))
     if limit is not None and total > limit:
         if truncate is None or fixed > limit:
             raise PromptTooLong(total, fixed, limit, max_new_tokens)
-        blocks, texts = _cut(tokenizer, template, texts, blocks, limit - fixed - len(intro))
+        blocks, texts = _cut(tokenizer, template, texts, blocks, limit - fixed - len(intro), ends)
         intro = intro if blocks else []
     block = intro + [token for ids in blocks for token in ids]
     pair = PromptPair(
@@ -145,9 +155,42 @@ def build_pair(
         parametric=(*before, *after),
         span=(len(before), len(before) + len(block)),
         passages=tuple(texts),
+        thinking=thinking,
     )
     _check_bos(tokenizer, pair)
     return pair
+
+
+def passage_list(name: str, passages: Any) -> list[Any]:
+    """Return the passages of one question as a list, not yet looked into; None is no passages.
+
+    Raises:
+        PromptError: One passage instead of a list of them, or what has no order: a set, a mapping.
+    """
+    if passages is None:
+        return []
+    single = isinstance(passages, (str, bytes, bytearray)) or _holds_text(passages)
+    if single or isinstance(passages, (Mapping, set, frozenset)) or not isinstance(passages, Iterable):
+        what = "one string" if isinstance(passages, str) else f"{type(passages).__name__}, not a list of strings"
+        raise PromptError(f"{name} is {what}.", "Pass a list: passages=[text].")
+    return list(passages)
+
+
+def _holds_text(thing: Any) -> bool:
+    return not isinstance(thing, type) and any(hasattr(thing, name) for name in (*_TEXTS, "passage"))
+
+
+def _text_of(name: str, passage: Any) -> str:
+    """Return the text of a passage: a string, a document of another framework, a `Passage` or a `Hit`."""
+    held = passage
+    if not isinstance(passage, (str, bytes, bytearray)) and _holds_text(passage):
+        owner = getattr(passage, "passage", passage)
+        held = next((getattr(owner, attribute) for attribute in _TEXTS if hasattr(owner, attribute)), None)
+        held = held() if callable(held) else held
+        if not isinstance(held, str):
+            raise PromptError(f"{name} is a {type(passage).__name__} whose text is {held!r:.40}.", "Leave it out.")
+    _check_text(name, held)
+    return str(held)
 
 
 def _check_text(name: str, text: object) -> None:
@@ -171,18 +214,60 @@ def _uses_chat(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> 
     return has if template.chat is None else template.chat
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tuple[list[int], list[int]]:
-    """Return the ids around the user's message: what the chat template (or the plain BOS) puts before and after."""
+def _with_variables(template: PromptTemplate | None, more: Mapping[str, Any] | None) -> PromptTemplate:
+    if template is not None and not isinstance(template, PromptTemplate):
+        raise PromptError(f"template={template!r:.60} is not a PromptTemplate.", "Pass ckcontrol.PromptTemplate(...).")
+    template = template or PromptTemplate()
+    return replace(template, template_kwargs={**template.template_kwargs, **_variables(more)}) if more else template
+
+
+def _variables(given: Any) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise PromptError(f"template_kwargs={given!r:.60} does not name variables.", 'Like {"enable_thinking": False}.')
+    return dict(given)
+
+
+def _check_variables(tokenizer: PreTrainedTokenizerBase, names: Collection[str]) -> None:
+    """Refuse variables that the chat template does not use: a misspelt one would change nothing, and say nothing."""
+    from jinja2 import Environment, TemplateError
+    from jinja2.meta import find_undeclared_variables
+
+    taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - {"kwargs"} | {"messages"}
+    try:
+        environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+        known = find_undeclared_variables(environment.parse(tokenizer.get_chat_template()))
+    except TemplateError:  # an extension of its own: then it cannot be told which it uses
+        known = set(names)
+    for name in names:
+        if name in taken:
+            raise PromptError(f"template_kwargs: {name!r} is set by ckcontrol.", "Leave it out.")
+        if name not in known:
+            proposal = did_you_mean(name, known - taken - {"bos_token", "eos_token", "raise_exception", "strftime_now"})
+            raise PromptError(f"template_kwargs: the chat template has no variable {name!r}.", proposal)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tuple[list[int], list[int], bool]:
+    """Return the ids around the user's message, and whether they leave a thought open.
+
+    They are what the chat template (or the plain BOS) puts before and after it.
+    """
+    variables = dict(template.template_kwargs)
     if not _uses_chat(tokenizer, template):
-        with _LOCK:
+        if variables:
+            raise PromptError("template_kwargs were given, but there is no chat template in use.", "Leave them out.")
+        with LOCK:
             opening = list(tokenizer("")["input_ids"])  # BOS where the tokenizer adds one, and perhaps a closing EOS
         bos = [token for token in opening[:1] if token == tokenizer.bos_token_id]
-        return bos, []
+        return bos, [], False
+    if variables:
+        _check_variables(tokenizer, variables)
     messages = [{"role": "system", "content": template.system}] if template.system else []
     messages.append({"role": "user", "content": _MARK})
     try:
-        with _LOCK:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        with LOCK:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
     except Exception as error:  # templates raise what they like, e.g. on a system message
         raise PromptError(
             f"the chat template refused the messages: {error}.", "Drop system, or use chat=False."
@@ -193,68 +278,19 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tupl
             "Use template chat=False.",
         )
     before, after = text.split(_MARK)
-    return _special(tokenizer, before), _special(tokenizer, after)
+    return _special(tokenizer, before), _special(tokenizer, after), opens_thought(after)
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenise the template's own text, in which special tokens are meant."""
-    with _LOCK:
+    with LOCK:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
-def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenise text in which nothing may become a special or added token, and no space is put before it.
-
-    Raises:
-        PromptError: A slow tokenizer, or text whose ordinary spelling is a reserved token.
-    """
-    if not text:
-        return []
-    ids: list[int] = _plain_core(tokenizer).encode(text, add_special_tokens=False).ids
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    blank = {index for index, token in added.items() if not token.special and token.content.isspace()}  # Gemma's "\n"
-    reserved = {*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id} - blank
-    if found := reserved.intersection(ids):
-        names = tokenizer.convert_ids_to_tokens(sorted(found))
-        raise PromptError(f"the text yields the reserved tokens {names}.", "Remove them from the text.")
-    return ids
-
-
-def _plain_core(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return the tokenizer's core without added tokens, post-processing and the space some put before a text.
-
-    An object of its own: no state of the shared tokenizer is switched back and forth, so threads cannot see each
-    other's setting, and no piece that stands inside a prompt starts with a stray space.
-    """
-    with _LOCK:
-        if tokenizer not in _CORES:
-            backend = getattr(tokenizer, "backend_tokenizer", None)
-            if backend is None:
-                raise PromptError(
-                    f"{type(tokenizer).__name__} is a slow tokenizer.", "Load the fast one (tokenizer.json)."
-                )
-            data = json.loads(backend.to_str())
-            data |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-            data["normalizer"] = _without_prefix(data["normalizer"], "normalizers")
-            data["pre_tokenizer"] = _without_prefix(data["pre_tokenizer"], "pretokenizers")
-            _CORES[tokenizer] = Tokenizer.from_str(json.dumps(data))
-        return _CORES[tokenizer]
-
-
-def _without_prefix(part: dict[str, Any] | None, inner: str) -> dict[str, Any] | None:
-    """Take the dummy-prefix space out of a normalizer or pre-tokenizer description."""
-    if part is None or part["type"] == "Prepend":
-        return None
-    if part["type"] == "Sequence":
-        steps = [_without_prefix(step, inner) for step in part[inner]]
-        return part | {inner: [step for step in steps if step is not None]}
-    if part["type"] == "Metaspace":
-        return part | {"prepend_scheme": "never"}
-    return part | {"add_prefix_space": False} if "add_prefix_space" in part else part
-
-
-def _block(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, index: int, text: str) -> list[int]:
-    return plain_ids(tokenizer, template.passage.format(number=index + 1, text=text))
+def _block(
+    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, index: int, text: str, ends: Collection[int]
+) -> list[int]:
+    return plain_ids(tokenizer, template.passage.format(number=index + 1, text=text), ends)
 
 
 def _cut(
@@ -263,6 +299,7 @@ def _cut(
     texts: list[str],
     blocks: list[list[int]],
     room: int,
+    ends: Collection[int],
 ) -> tuple[list[list[int]], list[str]]:
     """Keep passages in order while they fit; cut the first that does not, drop the rest."""
     kept: list[list[int]] = []
@@ -271,11 +308,11 @@ def _cut(
             kept.append(block)
             room -= len(block)
             continue
-        ids = plain_ids(tokenizer, texts[i])
+        ids = plain_ids(tokenizer, texts[i], ends)
         size = min(len(ids), room)
         while size >= _SMALLEST_CUT:
             text = tokenizer.decode(ids[:size], skip_special_tokens=True).strip().rstrip("�")
-            shorter = _block(tokenizer, template, i, text)
+            shorter = _block(tokenizer, template, i, text, ends)
             if text and len(shorter) <= room:
                 return [*kept, shorter], [*texts[:i], text]
             size -= max(1, len(shorter) - room)

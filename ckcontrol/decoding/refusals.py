@@ -203,7 +203,9 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """Check that the tokenizer is the model's; return the number of ids the tokenizer can name.
 
     The fingerprint: every ordinary id fits the model's output, and the model's end tokens are special tokens of the
-    tokenizer. (Two tokenizers that pass both and still differ cannot be told apart from their files.)
+    tokenizer, or at least tokens it can name (chat fine-tunes end with an ordinary one). Where they are ordinary, none
+    of them is the tokenizer's own end token, and the two come from different places, the tokenizer is another model's.
+    (Two tokenizers that pass all this and still differ cannot be told apart from their files.)
 
     Raises:
         TokenizerMismatch: With the ids that differ.
@@ -218,11 +220,24 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         )
     size = len(tokenizer)
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-    strangers = [token for token in eos_ids(model) if token not in special]
-    if strangers:
-        names = [tokenizer.convert_ids_to_tokens(t) if t < size else None for t in strangers]
+    ends = eos_ids(model)
+    strangers = [token for token in ends if token not in special]
+    names = [tokenizer.convert_ids_to_tokens(t) if t < size else None for t in strangers]
+    if None in names or (strangers and tokenizer.eos_token_id not in ends and _from_elsewhere(model, tokenizer)):
+        named = next((name for name in names if name is not None), None)
+        other = "" if named is None else f" If it is the model's, say so: tokenizer.eos_token = {named!r}."
         raise TokenizerMismatch(
             f"the model ends its answers with token {strangers}, which in this tokenizer is {names}.",
-            "Load the tokenizer from the model's own folder.",
+            f"Load the tokenizer from the model's own folder.{other}",
         )
     return min(size, width)
+
+
+def _from_elsewhere(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether model and tokenizer are known to have been loaded from different places."""
+    places = {
+        str(place).rstrip("/")
+        for place in (getattr(model.config, "_name_or_path", ""), tokenizer.name_or_path)
+        if place
+    }
+    return len(places) > 1

@@ -1,21 +1,155 @@
-"""Token ids to the text each of them added. Knows tokenizers; nothing else."""
+"""Token ids to text: of a whole answer, with its thought apart and up to a stop text; and what each id added.
+
+Knows tokenizers and the tags models think between; nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["answer_text", "pieces"]
+__all__ = ["Said", "StopTexts", "opens_thought", "pieces", "said", "split_thought", "stop_at"]
 
+# How models open and close a thought: Qwen, DeepSeek and most others; Magistral; Seed-OSS; Kimi.
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+)
 _WINDOW = 6  # tokens re-decoded before the new one, so that spaces and multi-token characters come out right
 
 
-def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return the text of a whole answer, special tokens and outer white space removed."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+class Said(NamedTuple):
+    """What a model said.
+
+    Attributes:
+        text: The answer, without outer white space.
+        thinking: What it thought before, likewise; None where it did not think.
+        stopped: A stop text ended it.
+    """
+
+    text: str
+    thinking: str | None
+    stopped: bool
+
+
+def said(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    *,
+    stop: Sequence[str] = (),
+    ends: Collection[int] = (),
+    thinking: bool = False,
+) -> Said:
+    """Return the text of a whole answer, without special tokens and without what a stop text ended.
+
+    Args:
+        tokenizer: Of the model.
+        ids: The answer, the end token included.
+        stop: The texts that end an answer; the first that stands in it is cut off with what follows.
+        ends: End tokens; one that the tokenizer takes for an ordinary token would leave its text at the end.
+        thinking: The prompt ended in an open thought.
+    """
+    if ids and ids[-1] in ends:
+        ids = ids[:-1]
+    whole = _with_tags(tokenizer, ids, _tags(tokenizer))
+    place = stop_at(whole, stop)
+    text, thought = split_thought(whole[:place], opened=thinking)
+    return Said(text, thought, place is not None)
+
+
+def _tags(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tags of a thought that are special tokens, by id: decoding would drop them."""
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return {special[tag]: tag for tags in THOUGHTS for tag in tags if tag in special}
+
+
+def _with_tags(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: dict[int, str]) -> str:
+    """Decode without special tokens, but for those of `tags`."""
+    text, start = "", 0
+    for place, token in enumerate(ids):
+        if token in tags:
+            text += str(tokenizer.decode(ids[start:place], skip_special_tokens=True)) + tags[token]
+            start = place + 1
+    return text + str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+def stop_at(text: str, stop: Sequence[str]) -> int | None:
+    """Return where the first stop text begins; None if none stands in the text."""
+    return min((place for place in map(text.find, stop) if place >= 0), default=None)
+
+
+def opens_thought(text: str) -> bool:
+    """Whether text, the end of a prompt, leaves a thought open."""
+    return any(text.rfind(opening) > text.rfind(closing) for opening, closing in THOUGHTS)
+
+
+def split_thought(text: str, *, opened: bool = False) -> tuple[str, str | None]:
+    """Return answer and thought, without outer white space; the thought is None where there is none.
+
+    A thought stands at the beginning. It may lack its opening tag, which the prompt then held, or its closing one: then
+    all is thought. Several in a row are joined by a blank line.
+
+    Args:
+        text: What was generated, up to the first stop text.
+        opened: The prompt ended in an open thought.
+
+    Example:
+        >>> split_thought("<think>Hm.</think> Paris")
+        ('Paris', 'Hm.')
+    """
+    thoughts: list[str] = []
+    rest = text.strip()
+    while True:
+        opening = next(((tag, closing) for tag, closing in THOUGHTS if rest.startswith(tag)), None)
+        if opening is not None:
+            rest, closings = rest[len(opening[0]) :], [opening[1]]
+        elif not thoughts and (opened or _closes_first(rest)):
+            closings = [closing for _, closing in THOUGHTS]
+        else:
+            return rest, "\n\n".join(filter(None, thoughts)) if thoughts else None
+        _, closing = min(((rest.find(tag), tag) for tag in closings if tag in rest), default=(0, ""))
+        inside, _, rest = rest.partition(closing) if closing else (rest, "", "")
+        thoughts.append(inside.strip())
+        rest = rest.strip()
+
+
+def _closes_first(text: str) -> bool:
+    """Whether the first tag of a thought in a text is a closing one."""
+    places = [(text.find(tag), kind) for tags in THOUGHTS for kind, tag in enumerate(tags) if tag in text]
+    return bool(places) and min(places)[1] == 1
+
+
+class StopTexts:
+    """A stopping criterion: a row ends when a stop text stands in what it generated.
+
+    Looks at the decoded tail of each row, so it does not matter how a stop text falls into tokens. Costs one look at
+    the ids per step; without stop texts there is no such criterion.
+
+    Args:
+        tokenizer: Of the model.
+        stop: The texts, none of them empty.
+        prompt_length: Columns of the ids that are prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer, self._stop, self._start = tokenizer, tuple(stop), prompt_length
+        self._tags = _tags(tokenizer)
+        self._reach = max(len(text.encode()) for text in stop) + _WINDOW  # a token adds a byte at least
+
+    def __call__(self, input_ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
+        """Return which rows have ended, [B] bool, from prompts and answers, [B, L]."""
+        tails = input_ids[:, max(self._start, input_ids.shape[1] - self._reach) :].tolist()
+        ended = [stop_at(_with_tags(self._tokenizer, tail, self._tags), self._stop) is not None for tail in tails]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

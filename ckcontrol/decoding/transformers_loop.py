@@ -12,13 +12,20 @@ from ..errors import ControlError, PromptTooLong, UnsupportedMode
 from .drafts import Drafts
 from .endings import Once
 from .loop import DecodingPlan, Generated, decode
-from .options import GenerateOptions
+from .options import GenerateOptions, stop_texts
 from .recorder import Recorder
 from .refusals import CACHE_NAMES, check_mode, check_model, position_limit
 from .streams import Stream
+from .token_texts import StopTexts
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        StoppingCriteriaList,
+    )
     from transformers.generation.streamers import BaseStreamer
 
 __all__ = ["decoding_loop"]
@@ -34,6 +41,8 @@ def decoding_loop(
     recorder: Recorder | None = None,
     seed: int | None = None,
     penalty_scope: str = "all",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    stop: str | Sequence[str] = (),
 ) -> Callable[..., Any]:
     """Return a callable for ``model.generate(**contextual_inputs, custom_generate=...)``.
 
@@ -53,6 +62,10 @@ def decoding_loop(
         recorder: A `Recorder` to be filled with the trace.
         seed: As in `GenerateOptions`; None uses torch's global generator like ``model.generate``.
         penalty_scope: As in `GenerateOptions`.
+        tokenizer: Needed with stop texts. It must be given here: transformers drops ``generate(tokenizer=...)`` for
+            callables.
+        stop: As in `GenerateOptions`, beside ``generate(stop_strings=...)``; the ids hold the text that ended them.
+            Stop strings in a generation config are refused by transformers itself, which does not find the tokenizer.
 
     Returns:
         The callable. It returns what ``model.generate`` would: ids, or a `GenerateDecoderOnlyOutput` with
@@ -64,7 +77,7 @@ def decoding_loop(
     """
     once = None if streamer is None else Once(streamer)
     try:
-        drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope)  # checked here, not at the first token
+        drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope, stop=stop)  # type: ignore[arg-type]
     except ControlError:
         if once is not None:
             once.end()
@@ -76,6 +89,7 @@ def decoding_loop(
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
+        stop_strings: str | Sequence[str] | None = None,  # named here, so that transformers leaves them to us
         **model_kwargs: Any,  # an input named here would be taken from transformers before it prepares the rest
     ) -> Any:
         check_model(model)
@@ -91,6 +105,11 @@ def decoding_loop(
         widths = (input_ids.shape[1], ids.shape[1])
         if limit is not None and max(widths) + budget > limit:
             raise PromptTooLong(*widths, limit - budget, budget)
+        texts = (*drawn.stop, *(() if stop_strings is None else stop_texts(stop_strings)))
+        if texts and tokenizer is None:
+            raise ControlError(f"stop={texts!r:.60} needs the tokenizer.", "Pass decoding_loop(tokenizer=...).")
+        if texts:
+            stopping_criteria.append(StopTexts(tokenizer, texts, input_ids.shape[1]))
         pad = getattr(generation_config, "_pad_token_tensor", None)
         plan = DecodingPlan(
             drafts=Drafts([c.policy() for c in controls]),

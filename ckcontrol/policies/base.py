@@ -142,6 +142,12 @@ def names() -> list[str]:
     return sorted(_REGISTRY.keys() | _installed().keys())
 
 
+def takes(name: str) -> str | None:
+    """Return the registered method that has a parameter of this name, ``ck-plug`` before others; None if none has."""
+    found = [method for method, policy in _REGISTRY.items() if name in (f.name for f in fields(policy))]
+    return min(found, key=lambda method: (method != "ck-plug", method), default=None)
+
+
 def build(method: str, alpha: float | None = None, params: Mapping[str, Any] | None = None) -> Policy:
     """Return a new policy.
 

@@ -236,8 +236,6 @@ class Fake:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        (SimpleNamespace(page_content=" \n", id="a", metadata={}), "document 1 of Fake has no text"),
-        (SimpleNamespace(page_content=None, id="a", metadata={}), "has no text, but None"),
         (SimpleNamespace(page_content=b"gold", id="a", metadata={}), "has no text, but b'gold'"),
         (SimpleNamespace(page_content="gold", id=["a"], metadata={}), r"has the id \['a'\]"),
         (SimpleNamespace(page_content="gold", id="a", metadata="x"), "has the metadata 'x'"),
@@ -247,6 +245,42 @@ class Fake:
 def test_documents_that_are_none(document: Any, message: str) -> None:
     with pytest.raises(RetrievalError, match=message):
         from_retriever(Fake(document)).search("gold")
+
+
+@pytest.mark.parametrize("blank", ["", " \n\t", "\u3000", None])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_blank_document_is_left_out_and_counted(blank: Any, place: int) -> None:
+    """One of them in a store must not fail the question; the next document takes its place."""
+    documents = [SimpleNamespace(page_content=text, id=text, metadata={}) for text in ("gold", "salt")]
+    documents.insert(place, SimpleNamespace(page_content=blank, id="none", metadata={}))
+    hits = from_retriever(Fake(*documents)).search("gold", k=2)
+    assert ids(hits) == ["gold", "salt"] and [hit.rank for hit in hits] == [1, 2] and hits.blank == 1
+    only = from_retriever(Fake(documents[place])).search(["gold", "salt"])
+    assert only == [[], []] and [found.blank for found in only] == [1, 1]
+
+
+def test_a_blank_document_of_each_framework_is_left_out() -> None:
+    class Node:
+        node_id, metadata = "n", None
+
+        def __init__(self, text: str) -> None:
+            self.get_content = lambda: text
+
+    class Llama:
+        def retrieve(self, query: str) -> list[Any]:
+            return [SimpleNamespace(node=Node(text), score=score) for text, score in ((" ", 3.0), ("gold", 2.0))]
+
+    class Hay:
+        def run(self, query: str) -> dict[str, list[Any]]:
+            return {
+                "documents": [
+                    SimpleNamespace(id=str(i), content=c, meta={}, score=1.0) for i, c in enumerate((None, "gold"))
+                ]
+            }
+
+    for retriever, score in ((Llama(), 2.0), (Hay(), 1.0)):
+        hits = from_retriever(retriever).search("gold")
+        assert [(hit.passage.text, hit.score) for hit in hits] == [("gold", score)] and hits.blank == 1
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), "0.5", [1.0], "high"])

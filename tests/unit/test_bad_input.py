@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -19,7 +21,20 @@ STEER = ck.Control(alpha=0.1, gate=3.0)
     [
         ("", ["p"], PromptError),
         ("  \n", ["p"], PromptError),
-        (None, ["p"], (PromptError, TypeError)),
+        (None, ["p"], PromptError),
+        (b"q", ["p"], PromptError),
+        (7, ["p"], PromptError),
+        ({"q": 1}, None, PromptError),
+        ([None], [["p"]], PromptError),
+        ("q", 5, PromptError),
+        ("q", 0.5, PromptError),
+        ("q", b"bytes", PromptError),
+        ("q", [b"bytes"], PromptError),
+        ("q", [None], PromptError),
+        ("q", {"a": "p"}, PromptError),
+        ("q", {"p"}, PromptError),
+        (["q", "r"], 5, PromptError),
+        (["q", "r"], [5, ["p"]], PromptError),
         ("q", [""], PromptError),
         ("q", "a string", PromptError),
         ("q", [3], PromptError),
@@ -60,6 +75,105 @@ def test_the_processor_checks_its_controls_as_generate_does(llama):
         ck.CKLogitsProcessor(llama[0], ids, control=[STEER, STEER])
 
 
+@pytest.mark.parametrize(
+    ("control", "meant"),
+    [
+        (0.3, "Control(alpha=0.3)"),
+        (1, "Control(alpha=1)"),
+        (7, "Control(alpha=0.3)"),
+        (True, "Control(alpha=0.3)"),
+        ("cad", "Control('cad')"),
+        ({"alpha": 0.3}, "Control.from_dict(...)"),
+        ([0.3], "Control(alpha=0.3)"),
+        (object(), "Control(alpha=0.3)"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_control_is_told_which_one_was_meant(llama, control, meant):
+    found = SimpleNamespace(search=None.__init__)
+    doors = [
+        lambda: ck.generate(*llama, *ASK, control=control, max_new_tokens=2),
+        lambda: ck.CKLogitsProcessor(llama[0], torch.zeros(1, 3, dtype=torch.long), control=control),
+    ]
+    if not isinstance(control, list):
+        doors.append(lambda: ck.Rag(llama, found, control=control))
+    for door in doors:
+        with pytest.raises(ControlError) as caught:
+            door()
+        assert "is not a Control" in str(caught.value) and meant in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meant"),
+    [
+        ({"alpha": 0.3}, "Control(alpha=0.3)"),
+        ({"method": "cad"}, "Control('cad')"),
+        ({"candidates": 5}, "Control(candidates=5)"),
+        ({"gate": 2.0}, "Control('ck-plug', gate=2.0)"),
+        ({"cad_alpha": 0.5}, "Control('cad', cad_alpha=0.5)"),
+    ],
+)
+def test_what_belongs_to_the_control_is_shown_there(llama, keyword, meant):
+    found = SimpleNamespace(search=None.__init__)
+    for door in (lambda: ck.generate(*llama, *ASK, **keyword), lambda: ck.Rag(llama, found, **keyword)):
+        with pytest.raises(ControlError) as caught:
+            door()
+        assert f"Pass control={meant}" in str(caught.value)
+
+
+def test_a_dial_in_the_place_of_the_method_is_shown_where_it_belongs():
+    with pytest.raises(ControlError, match=r"Control\(alpha=0\.3\)"):
+        ck.Control(0.3)
+
+
+def test_documents_of_other_frameworks_are_passages(llama):
+    class Node:
+        def get_content(self):
+            return "It was the postman."
+
+    texts = [
+        SimpleNamespace(page_content="It was the postman.", metadata={}),
+        Node(),
+        SimpleNamespace(node=Node(), get_content=Node().get_content, score=1.0),
+        SimpleNamespace(text="It was the postman."),
+        SimpleNamespace(content="It was the postman.", meta={}),
+        SimpleNamespace(passage=SimpleNamespace(id="a", text="It was the postman."), score=1.0),
+    ]
+    want = ck.generate(*llama, *ASK, control=STEER, max_new_tokens=3)
+    for given in texts:
+        assert ck.generate(*llama, ASK[0], [given], control=STEER, max_new_tokens=3) == want
+    assert ck.generate(*llama, [ASK[0]], [texts[:1]], control=STEER, max_new_tokens=3) == [want]
+    for wrong in (texts[0], [SimpleNamespace(content=None)], [SimpleNamespace(text=b"x")], [{"text": "x"}]):
+        with pytest.raises(PromptError):
+            ck.generate(*llama, ASK[0], wrong, max_new_tokens=3)
+
+
+def test_an_ordinary_token_may_end_the_models_answers(byte):
+    """Chat fine-tunes name a token in their generation config that their tokenizer takes for an ordinary one."""
+    model, _ = tiny_model()
+    free = ck.generate(model, byte, *ASK, max_new_tokens=12, control=STEER)
+    at = next(i for i, token in enumerate(free.token_ids) if 32 < token < 127 and token not in free.token_ids[:i] and i)
+    for config in ("generation_config", "config"):
+        other, _ = tiny_model()
+        setattr(getattr(other, config), "eos_token_id", free.token_ids[at])  # noqa: B010
+        answer = ck.generate(other, byte, *ASK, max_new_tokens=12, control=STEER)
+        assert answer.token_ids == free.token_ids[: at + 1] and answer.finish_reason == "stop"
+        assert answer.text == byte.decode(free.token_ids[:at], skip_special_tokens=True).strip(), "its end is no text"
+
+
+def test_an_ordinary_end_of_a_tokenizer_from_elsewhere_is_refused_with_the_way_out(byte):
+    model, _ = tiny_model()
+    model.generation_config.eos_token_id = model.config.eos_token_id = 65
+    assert check_tokenizer(model, byte) == 260
+    model.config._name_or_path, byte.name_or_path = "fine-tune/", "fine-tune"
+    assert check_tokenizer(model, byte) == 260
+    byte.name_or_path = "another"
+    with pytest.raises(TokenizerMismatch, match=r"say so: tokenizer\.eos_token = ") as caught:
+        check_tokenizer(model, byte)
+    byte.eos_token = str(caught.value).split("eos_token = '")[1][0]
+    assert byte.eos_token_id == 65 and check_tokenizer(model, byte) == 260
+
+
 def test_foreign_tokenizers_are_refused(llama):
     _, tokenizer = llama
     narrow, _ = tiny_model()
@@ -67,9 +181,6 @@ def test_foreign_tokenizers_are_refused(llama):
     with pytest.raises(TokenizerMismatch, match="produces 100"):
         ck.generate(narrow, tokenizer, *ASK)
     stranger, _ = tiny_model()
-    stranger.generation_config.eos_token_id = [258, 65]
-    with pytest.raises(TokenizerMismatch, match="65"):
-        check_tokenizer(stranger, tokenizer)
     stranger.generation_config.eos_token_id = 300
     with pytest.raises(TokenizerMismatch, match="300"):
         check_tokenizer(stranger, tokenizer)

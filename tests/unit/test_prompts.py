@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 import ckcontrol as ck
 from ckcontrol import PromptTemplate
+from ckcontrol.decoding.prompts import plain_ids
 from ckcontrol.errors import PromptError
 from ckcontrol.models.tiny import tiny_tokenizer
 
@@ -199,10 +200,63 @@ def test_specials_added_later_are_text_too(byte):
     check_inert(byte, ["<|tool|>", "<|side|>"])
 
 
-def test_a_vocabulary_that_spells_a_special_token_is_refused():
-    """A Unigram model holds "</s>" among its pieces, so no setting keeps it out: the text is refused by name."""
-    with pytest.raises(PromptError, match=r"reserved tokens \['</s>'\]"):
-        ck.build_pair(prefixing("unigram"), "x", ["a </s> b"])
+def in_vocabulary(kind: str):
+    """A tokenizer whose own vocabulary spells its special tokens, as Unigram's do."""
+    from transformers import PreTrainedTokenizerFast
+
+    if kind in ("unigram", "bpe"):
+        return prefixing(kind)
+    words = ["<unk>", "<s>", "</s>", "<mask>", *(c for c in string.printable if not c.isspace()), "the", "Question"]
+    ids = {word: i for i, word in enumerate(words)} | {f"##{c}": 200 + ord(c) for c in string.printable}
+    core = Tokenizer(models.WordPiece(ids, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.decoder = decoders.WordPiece()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **names)
+
+
+SPELLED = ["</s>", "a </s> b", "x</s>y", "</s></s>", "<s>Obey</s>", "<mask>", " </s>", "<</s>>", "</<s>s>"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
+@pytest.mark.parametrize("text", SPELLED)
+def test_a_special_token_that_the_vocabulary_spells_is_text(kind, text):
+    """A Unigram model holds "</s>" among its pieces, so no setting keeps it out: that place is tokenised in halves."""
+    tokenizer = in_vocabulary(kind)
+    reserved = set(tokenizer.all_special_ids)
+    base = specials(tokenizer, ck.build_pair(tokenizer, "x", ["x"]).contextual)
+    pair = ck.build_pair(tokenizer, text, ["one", text])
+    assert specials(tokenizer, pair.contextual) == base == specials(tokenizer, pair.parametric)
+    assert without_span(pair) == pair.parametric
+    ids = plain_ids(tokenizer, text)
+    assert not reserved.intersection(ids)
+    written = "".join(tokenizer.convert_ids_to_tokens(ids)).replace("▁", " ").replace("##", "")
+    assert written.split() == text.split() or written == text.replace(" ", ""), "it reads as before"
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
+@pytest.mark.parametrize("text", ["a ☃ b", "☃☃☃", "漢字かな and more", "\ufffd", "a☃</s>"])
+def test_what_is_unknown_does_not_end_the_prompt_where_unknown_means_end(kind, text):
+    tokenizer, same = in_vocabulary(kind), in_vocabulary(kind)
+    same.eos_token = "<unk>"
+    assert same.unk_token_id == same.eos_token_id == 0
+    pair = ck.build_pair(same, "Who?", ["one", text])
+    assert same.eos_token_id not in pair.contextual and without_span(pair) == pair.parametric
+    assert tokenizer.unk_token_id in ck.build_pair(tokenizer, "Who?", ["one", text]).contextual, "elsewhere it stays"
+
+
+def test_an_ordinary_token_that_ends_the_models_answers_is_kept_out_of_texts(byte):
+    """Chat fine-tunes name a word of the vocabulary as their end; a passage with that word must not yield it."""
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate([*"#abU.? ", "##", "###"])}, [("#", "#"), ("##", "#")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    assert plain_ids(tokenizer, "a###b") == [1, 8, 2]
+    assert (
+        8 not in plain_ids(tokenizer, "a###b", ends=[8])
+        and tokenizer.decode(plain_ids(tokenizer, "###", [8])) == "# ##"
+    )
+    assert plain_ids(tokenizer, "a.b", ends=[4]) == [1, 4, 2], "one character has no halves"
 
 
 def test_line_breaks_that_are_added_tokens_are_text():

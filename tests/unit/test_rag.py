@@ -139,6 +139,26 @@ def test_a_passage_that_does_not_fit_is_cut_and_said(llama: Any) -> None:
         ck.Rag(llama, Found(long), truncate=None).ask("Who?")
 
 
+def test_blank_documents_are_left_out_and_said(llama: Any) -> None:
+    found = Found("A short one.", " \n", "Another.", "")
+    answer = ck.Rag(llama, found, k=4, max_new_tokens=2).ask("Who?")
+    assert answer.answer.passages == ("A short one.", "Another.") and [h.passage.id for h in answer.cited] == ["1", "3"]
+    assert answer.notice == "2 documents without text were left out." and answer.blank == 2
+    closed = ck.Rag(llama, Found(" "), max_new_tokens=2).ask("Who?")
+    assert closed.closed_book and str(closed.notice).endswith("memory alone. 1 document without text was left out.")
+
+
+def test_a_blank_document_of_a_store_does_not_fail_the_question(llama: Any) -> None:
+    from ckcontrol.retrieval.adapt import from_retriever
+
+    class Store:
+        def invoke(self, query: str) -> list[Any]:
+            return [SimpleNamespace(page_content=text, id=None, metadata={}) for text in ("", "It was Ann.")]
+
+    answer = ck.Rag(llama, from_retriever(Store()), max_new_tokens=2).ask("Who?")
+    assert answer.answer.passages == ("It was Ann.",) and answer.notice == "1 document without text was left out."
+
+
 def test_folded_white_space_is_no_cut(llama: Any) -> None:
     answer = ck.Rag(llama, Found("One\n\n  two."), max_new_tokens=2).ask("Who?")
     assert answer.answer.passages == ("One two.",) and answer.notice is None
@@ -214,7 +234,7 @@ def test_what_cannot_work_is_refused_when_the_object_is_made(llama: Any, tiny: A
             ck.Rag(llama, Found(), **wrong)
 
 
-@pytest.mark.parametrize("question", ["", " \n", [], ["Who?", " "], [1]])
+@pytest.mark.parametrize("question", ["", " \n", [], ["Who?", " "], [1], None, b"Who?", 7, {"Who?": 1}, [None]])
 def test_a_question_that_asks_nothing_is_refused_before_the_search(llama: Any, question: Any) -> None:
     found = Found("It was Ann.")
     with pytest.raises(PromptError):
