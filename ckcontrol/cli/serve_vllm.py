@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..child_python import module_command
 from ..errors import ServingError
 from .files import parse_params
 
@@ -95,7 +96,8 @@ def command(
     for name in OURS:
         if name in names:
             raise ServingError(f"steering needs its own {name}, which this command sets.", "Leave it out.")
-    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    line, safe = module_command("vllm.entrypoints.openai.api_server")
+    line += ["--model", model]
     line += ["--scheduler-cls", "ckcontrol.vllm.PairAsyncScheduler"]
     line += ["--logits-processors", "ckcontrol.vllm:PairLogitsProcessor"]
     line += ["--worker-extension-cls", "ckcontrol.vllm.CKWorker"]
@@ -109,7 +111,7 @@ def command(
     variables = {VARIABLE: bounds} if bounds else {}
     if fallback.choice(on_lost) != "fail":
         variables[fallback.VARIABLE] = on_lost
-    return line + list(rest), variables
+    return line + list(rest), variables | safe
 
 
 def _value(line: Sequence[str], name: str) -> str | None:

