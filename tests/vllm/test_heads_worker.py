@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.models.tiny import tiny_model
-from ckcontrol.vllm.contract.head_masks import pack, read_heads, salt, unpack
+from ckcontrol.vllm.contract.head_masks import SECRET, pack, read_heads, salt, unpack
 from ckcontrol.vllm.engine.head_hooks import masked
 from ckcontrol.vllm.engine.worker import HeadWorker
 
@@ -89,3 +92,15 @@ def test_every_mask_has_its_own_salt() -> None:
     assert len({salt(one), salt(two), salt(()), salt(one, "mine"), salt(one, "other")}) == 5
     assert salt(one) == salt(read_heads([{"head": 1, "layer": 0, "factor": 0}], 10))
     assert unpack(pack(two)) == two == ((0, 1, 0.5),)
+
+
+def test_nobody_outside_a_server_can_make_its_salts_and_its_processes_agree() -> None:
+    def made(**variables: str) -> str:
+        code = "from ckcontrol.vllm.contract.head_masks import salt; print(salt(((0, 1, 0.0),)))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    assert made() != made()
+    assert made(**{SECRET: "a"}) == made(**{SECRET: "a"}) != made(**{SECRET: "b"})

@@ -6,14 +6,20 @@ Knows JSON values; whether the model has such heads is for head_hooks.py, in the
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
+import secrets
+from functools import cache
 from typing import Any
 
 from ...errors import ServingError
 from ...heads.mask import KIND, LARGEST
-from .json_values import integer, kind, shown
+from .json_values import SALT, integer, kind, shown
 
-__all__ = ["Entries", "pack", "read_heads", "salt", "unpack"]
+__all__ = ["SECRET", "Entries", "new_secret", "pack", "read_heads", "salt", "unpack"]
+
+SECRET = "CKCONTROL_VLLM_SECRET"  # set by serve-vllm, so that the processes of one server make the same salts
 
 Entries = tuple[tuple[int, int, float], ...]  # (layer, query head, factor), in order, no factor of 1
 _HIGHEST = 1023  # layers and heads of a layer
@@ -68,8 +74,20 @@ def unpack(text: str) -> Entries:
 def salt(entries: Entries, given: str | None = None) -> str:
     """Return the ``cache_salt`` of a mask: keys and values computed under one mask are wrong under every other.
 
+    It is keyed with a secret of this server: whoever could guess it would fill the cache with unmasked keys.
+
     Args:
         entries: The mask.
         given: The client's own salt, which stays in effect as well.
     """
-    return hashlib.sha256(f"ckcontrol heads\n{pack(entries)}\n{given or ''}".encode()).hexdigest()
+    return SALT + hmac.new(_secret(), f"{pack(entries)}\n{given or ''}".encode(), hashlib.sha256).hexdigest()
+
+
+def new_secret() -> str:
+    """Return a fresh secret for `SECRET`: 256 random bits, hexadecimal."""
+    return secrets.token_hex(32)
+
+
+@cache
+def _secret() -> bytes:
+    return (os.environ.get(SECRET) or new_secret()).encode()

@@ -9,9 +9,10 @@ from typing import Any
 
 from ...errors import ServingError
 
-__all__ = ["flag", "integer", "kind", "shown", "without_ours"]
+__all__ = ["HEADS", "SALT", "flag", "integer", "kind", "shown", "without_ours"]
 
 HEADS = "ckheads"  # the engine argument of a head mask; beside pair_params.KEYS, as it needs no pair
+SALT = "ck_heads_"  # how the ``cache_salt`` of a head mask begins
 _CARRIERS = ("vllm_xargs", "extra_args")
 
 
@@ -56,10 +57,11 @@ def without_ours(value: Any, *, top: bool = True) -> Any:
     """Return a request body without the engine arguments that are ours: a client can never name a pair.
 
     Taken out are the keys ``ck_*`` and ``ckheads`` of the body itself and of every ``vllm_xargs`` and ``extra_args``
-    in it, at any depth. Whatever else a client calls that, a field of its JSON schema for instance, stays.
+    in it, at any depth; and a ``cache_salt`` of the form that head masks have. Whatever else a client calls that, a
+    field of its JSON schema for instance, stays.
     """
     if isinstance(value, dict):
-        kept = {key: inner for key, inner in value.items() if not (top and _is_ours(key))}
+        kept = {key: inner for key, inner in value.items() if not (top and _is_ours(key) or _is_salt(key, inner))}
         return {key: without_ours(inner, top=key in _CARRIERS) for key, inner in kept.items()}
     if isinstance(value, list):
         return [without_ours(inner, top=False) for inner in value]
@@ -68,3 +70,7 @@ def without_ours(value: Any, *, top: bool = True) -> Any:
 
 def _is_ours(key: str) -> bool:
     return key.startswith("ck_") or key == HEADS
+
+
+def _is_salt(key: str, value: Any) -> bool:
+    return key == "cache_salt" and isinstance(value, str) and value.startswith(SALT)

@@ -1,4 +1,4 @@
-"""What a client's raw bytes are checked for before anything reads them: size, time, and names that are ours.
+"""What a client is checked for before anything reads its bytes: its key; then their size, time, and names that are ours.
 
 Knows ASGI messages and bytes; knows nothing of JSON values or vLLM.
 """
@@ -6,16 +6,39 @@ Knows ASGI messages and bytes; knows nothing of JSON values or vLLM.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
+import os
 import re
 
 from .asgi import ASGIApp, Gone, Message, Receive, Scope, Send
 from .limits import Limits
 from .replies import Refusal
 
-__all__ = ["FormGuard", "is_form", "read_body", "replay", "suspicious"]
+__all__ = ["FormGuard", "has_key", "is_form", "read_body", "replay", "suspicious"]
 
 _OURS = re.compile(rb'"(?:c|\\u0063)(?:k|\\u006[bB])(?:_|\\u005[fF]|h|\\u0068)')
+_GUARDED = ("/v1", "/v2", "/inference", "/cohere")  # where vLLM asks for a key
 _OVERLAP = 64  # bytes of a piece kept, so that nothing hides across two
+
+
+def has_key(scope: Scope) -> bool:
+    """Whether a request may come in: it names one of the server's keys, or needs none.
+
+    As vLLM's own check, which stands behind us: ``--api-key``, else VLLM_API_KEY; the time taken tells nothing.
+    """
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+    keys = [key for key in (getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]) if key]
+    if not keys or not scope["path"].removeprefix(scope.get("root_path", "")).startswith(_GUARDED):
+        return True
+    given = next((value for name, value in scope["headers"] if name.lower() == b"authorization"), b"")
+    kind, _, key = given.decode("latin-1").partition(" ")
+    ours, digest = [_digest(one) for one in keys], _digest(key)
+    return kind.lower() == "bearer" and sum(hmac.compare_digest(digest, one) for one in ours) > 0
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
 
 
 async def read_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:

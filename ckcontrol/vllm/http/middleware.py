@@ -21,7 +21,7 @@ from ..contract.pair_params import new_pair
 from .asgi import ASGIApp, Gone, Receive, Route, Scope, Send, Shared
 from .drafting import Drafting
 from .exchange import Exchange
-from .guard import FormGuard, is_form, read_body, replay, suspicious
+from .guard import FormGuard, has_key, is_form, read_body, replay, suspicious
 from .inner_bodies import Bodies, make_bodies
 from .limits import Limits
 from .read_request import PATHS, Steered, read_request
@@ -71,6 +71,8 @@ class CKMiddleware:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             return await self.app(scope, receive, send)
         try:
+            if not has_key(scope):
+                raise Refusal(401, "this server asks for an API key.", "Send the header Authorization: Bearer KEY.")
             if is_form(scope):
                 return await FormGuard().run(self.app, scope, receive, send)
             body = await read_body(scope, receive, self.limits)
