@@ -269,19 +269,10 @@ def test_clean_strips_sequences_whole_and_keeps_language() -> None:
 
 @pytest.mark.parametrize(
     "hidden",
-    ["\u3164", "\uffa0", "\u115f", "\u1160", "\u034f", "\u17b4", "\u180e", "\u2065", "\ufe0f", "\ufe00", "\U000e0100"]
-    + [
-        "\u200b",
-        "\u2060",
-        "\ufeff",
-        "\u00ad",
-        "\u2066",
-        "\u061c",
-        "\U000e0061",
-        "\U0001d173",
-        "\ufffe",
-        "\u200d",
-        "\u200c",
+    [
+        *("\u3164", "\uffa0", "\u115f", "\u1160", "\u034f", "\u17b4", "\u180e", "\u2065", "\ufe0f", "\ufe00"),
+        *("\u200b", "\u2060", "\ufeff", "\u00ad", "\u2066", "\u061c", "\U000e0061", "\U0001d173", "\ufffe"),
+        *("\u200d", "\u200c", "\U000e0100"),
     ],
 )
 def test_clean_drops_what_is_drawn_as_nothing(hidden: str) -> None:
