@@ -267,6 +267,27 @@ def test_clean_strips_sequences_whole_and_keeps_language() -> None:
         assert clean(kept) == kept
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        *("\u3164", "\uffa0", "\u115f", "\u1160", "\u034f", "\u17b4", "\u180e", "\u2065", "\ufe0f", "\ufe00"),
+        *("\u200b", "\u2060", "\ufeff", "\u00ad", "\u2066", "\u061c", "\U000e0061", "\U0001d173", "\ufffe"),
+        *("\u200d", "\u200c", "\U000e0100"),
+    ],
+)
+def test_clean_drops_what_is_drawn_as_nothing(hidden: str) -> None:
+    """Fillers and joiners make two texts that differ look alike, or text that is there look like none."""
+    assert clean(f"pay{hidden}pal {hidden * 40}.com") == "paypal .com"
+    assert hidden not in escape_json(json.dumps(f"a{hidden}", ensure_ascii=False))
+
+
+def test_clean_bounds_marks_and_blanks_and_keeps_scripts() -> None:
+    assert clean("Z" + "\u0301" * 500 + "!") == "Z" + "\u0301" * 5 + "!"
+    assert clean("a\u2800b") == "a b"
+    for kept in ("❤\ufe0f", "1\ufe0f\u20e3", "👩🏽\u200d🔬", "می\u200cخواهم", "שָׁלוֹם", "cafe\u0301", "ñ", "한국어", "ｶﾞ"):
+        assert clean(kept) == kept
+
+
 def test_clean_tells_how_much_was_cut() -> None:
     assert clean("abcdef", 3) == "abc… (+3 characters)"
     assert clean("a" * 9, 9) == "a" * 9
