@@ -11,7 +11,6 @@ moves results (specs differ), so none is made here. Knows templates; knows no mo
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ckcontrol.decoding.prompts import PromptPair, PromptTemplate, build_pair
@@ -74,7 +73,7 @@ class Wording:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the templates' fields, by wording."""
-        return {name: asdict(template) for name, template in self.templates.items()}
+        return {name: template.to_dict() for name, template in self.templates.items()}
 
 
 def raw(record: Record) -> PromptTemplate:
