@@ -173,7 +173,7 @@ class AdaptedRetriever:
                 raise RetrievalError(f"{self.name} does not take {option}={value!r}.", UNSUPPORTED)
         check_count("k", k)
         several = check_queries(queries)
-        hits = [self._search(query, k) for query in several]
+        hits: list[list[Hit]] = [self._search(query, k) for query in several]
         return hits[0] if isinstance(queries, str) else hits
 
     def _search(self, query: str, k: int) -> Hits:

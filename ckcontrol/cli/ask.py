@@ -41,6 +41,7 @@ def ask(
     if not question.strip():
         raise PromptError("the question is empty.", "Ask something.")
     control, drawn = given.control(), given.drawn(trace=given.json or explain is not None)
+    variables = given.variables()
     conditions = files.parse_where(where)
     if explain is not None:
         files.check_writable(explain)
@@ -49,10 +50,19 @@ def ask(
     loaded = given.load()
 
     from ..rag import Rag
-    from .stream import TextStream
 
-    rag = Rag(loaded, opened, control=control, k=k, mode=mode.value, where=conditions, reranker=reranker, options=drawn)
-    answer = rag.ask(question, streamer=TextStream(loaded[1]) if given.stream else None)
+    rag = Rag(
+        loaded,
+        opened,
+        control=control,
+        template_kwargs=variables,
+        k=k,
+        mode=mode.value,
+        where=conditions,
+        reranker=reranker,
+        options=drawn,
+    )
+    answer = rag.ask(question, streamer=given.streamer(loaded[1]))
     if given.json:
         typer.echo(escape_json(answer.to_json()))
     else:

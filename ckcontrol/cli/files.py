@@ -58,7 +58,7 @@ def _read(name: str) -> str:
     return text
 
 
-def parse_params(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_params(pairs: Sequence[str], option: str = "--param", example: str = "gate=2") -> dict[str, Any]:
     """Turn ``name=value`` texts into typed values: true/false, a whole number, a number, else text.
 
     Raises:
@@ -69,11 +69,11 @@ def parse_params(pairs: Sequence[str]) -> dict[str, Any]:
         name, sign, text = pair.partition("=")
         name = name.strip().replace("-", "_")
         if not sign or not name.isidentifier():
-            raise ControlError(f"--param {pair!r} is not NAME=VALUE.", "For example: --param gate=2")
-        if name in RESERVED:
+            raise ControlError(f"{option} {pair!r} is not NAME=VALUE.", f"For example: {option} {example}")
+        if option == "--param" and name in RESERVED:
             raise ControlError(f"--param {pair!r}: {name} has its own option.", f"Use --{name}.")
         if name in params:
-            raise ControlError(f"--param {name} was given twice.")
+            raise ControlError(f"{option} {name} was given twice.")
         params[name] = _typed(text.strip())
     return params
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..control import Control
     from ..decoding.options import GenerateOptions
     from ..retrieval import Index
+    from .stream import TextStream
 
 __all__ = ["Answering", "Mode", "load", "load_embedder", "load_reranker", "open_index", "spread"]
 
@@ -54,6 +55,18 @@ Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, i
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")]
 Temperature = Annotated[float, typer.Option(help="Used with --sample.")]
 Seed = Annotated[int | None, typer.Option(help="Makes --sample repeatable.", show_default=False)]
+Stop = Annotated[
+    list[str],
+    typer.Option(metavar="TEXT", help="End the answer before this text; \\n is a line break. Repeatable."),
+]
+TemplateArgs = Annotated[
+    list[str],
+    typer.Option(
+        "--template-arg",
+        metavar="NAME=VALUE",
+        help="Variable of the chat template, e.g. enable_thinking=false. Repeatable.",
+    ),
+]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
@@ -103,6 +116,8 @@ class Answering:
     sample: Sample = False
     temperature: Temperature = 1.0
     seed: Seed = None
+    stop: Stop = field(default_factory=list)
+    template_arg: TemplateArgs = field(default_factory=list)
     device: Device = None
     dtype: Dtype = None
     stream: Stream = False
@@ -128,7 +143,18 @@ class Answering:
             temperature=self.temperature,
             seed=self.seed,
             trace=trace,
+            stop=tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in self.stop),
         )
+
+    def variables(self) -> dict[str, Any]:
+        """Return the variables of the chat template."""
+        return parse_params(self.template_arg, "--template-arg", "enable_thinking=false")
+
+    def streamer(self, tokenizer: Any) -> TextStream | None:
+        """Return what prints the answer while it is generated; None where that was not asked for."""
+        from .stream import TextStream
+
+        return TextStream(tokenizer, stop=self.drawn(trace=False).stop) if self.stream else None
 
     def load(self) -> tuple[Any, Any]:
         """Load the model and its tokenizer, with a spinner."""

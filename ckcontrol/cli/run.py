@@ -45,13 +45,13 @@ def answer(
     passages = files.read_passages(passage, passage_text)
     control = given.control()
     drawn = given.drawn(trace=given.json or explain or html is not None)
+    variables = given.variables()
     mask = _mask(heads, prune, prune_stream)
     if html is not None:
         files.check_writable(html)
     model, tokenizer = given.load()
 
     from .. import generate
-    from .stream import TextStream
 
     with nullcontext() if mask is None else _pruned(model, mask, prune_stream):
         made = generate(
@@ -61,7 +61,8 @@ def answer(
             passages,
             control=control,
             truncate="passages" if truncate else None,
-            streamer=TextStream(tokenizer) if given.stream else None,
+            template_kwargs=variables,
+            streamer=given.streamer(tokenizer),
             options=drawn,
         )
     if given.json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckcontrol.errors import EvalError
@@ -69,7 +69,7 @@ def as_message(template: PromptTemplate) -> PromptTemplate:
 
 def template_json(template: PromptTemplate) -> str:
     """Return the template as one JSON object; ``PromptTemplate(**json.loads(...))`` reads it back."""
-    return json.dumps(asdict(template), ensure_ascii=False)
+    return json.dumps(template.to_dict(), ensure_ascii=False)
 
 
 def row_of(record: Record, template: PromptTemplate) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ckcontrol import __version__
 from ckcontrol.decoding.options import GenerateOptions
-from ckcontrol.errors import EvalError, HeadsError, PromptError
+from ckcontrol.errors import ControlError, EvalError, HeadsError, PromptError
 from ckcontrol.policies import Policy
 from ckcontrol.policies.off import OFF
 
@@ -77,6 +77,8 @@ class Local:
 
         from .fan import Width
 
+        if options.stop:
+            raise ControlError(f"stop={options.stop!r:.60}: an evaluation reads whole answers.", "Leave stop out.")
         check_model(model)
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.name = DEMO_MODEL.name if name == "demo" else Path(name).name if Path(name).exists() else name
@@ -101,7 +103,7 @@ class Local:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "versions": {**versions, "python": platform.python_version()},
-            "options": {k: v for k, v in self.options.to_dict().items() if k != "trace"},
+            "options": {k: v for k, v in self.options.to_dict().items() if k not in ("trace", "stop")},
             "style": self.wording.style,
             "prompts": self.wording.to_dict(),
         }

@@ -11,7 +11,6 @@ moves results, and published protocols differ in it. Knows templates; knows no m
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ckcontrol.decoding.prompts import PromptPair, PromptTemplate, build_pair
@@ -73,8 +72,8 @@ class Wording:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields of the templates, by wording."""
-        return {name: asdict(template) for name, template in self.templates.items()}
+        """Return the templates' fields, by wording."""
+        return {name: template.to_dict() for name, template in self.templates.items()}
 
 
 def raw(record: Record) -> PromptTemplate:

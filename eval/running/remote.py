@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -198,9 +198,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _body(model: str, ask: Ask) -> dict[str, Any]:
     ck: dict[str, Any] = {"passages": list(ask.passages), **ask.control.to_dict()}
     if ask.template is not None:
-        ck["template"] = asdict(ask.template)
+        ck["template"] = ask.template.to_dict()
+    variables = ck.get("template", {}).pop("template_kwargs", None)
     messages = [{"role": "user", "content": ask.question}]
-    return {"model": model, "messages": messages, "max_tokens": ask.max_new_tokens, "temperature": 0, "ck": ck}
+    return {"model": model, "messages": messages, "max_tokens": ask.max_new_tokens, "temperature": 0, "ck": ck} | (
+        {"chat_template_kwargs": variables} if variables else {}
+    )
 
 
 def _sample(data: Any) -> Sample:

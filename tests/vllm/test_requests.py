@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckcontrol.errors import CKError, ControlError, ServingError
+from ckcontrol.errors import CKError, ControlError, PromptError, ServingError
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.vllm.contract.pair_params import new_pair
 from ckcontrol.vllm.http.inner_bodies import make_bodies
@@ -324,3 +324,21 @@ def test_the_request_of_our_evaluation_client_is_understood(method: str) -> None
     bodies = make_bodies(request, new_pair(), TOKENIZER)
     expected = build_pair(TOKENIZER, "Who?", asked.passages, template=template)
     assert bodies.contextual["prompt"] == list(expected.contextual) and bodies.contextual["max_tokens"] == 7
+
+
+def test_variables_of_the_chat_template_reach_the_prompts_made_from_passages() -> None:
+    tokenizer = tiny_model("llama")[1]
+    tokenizer.chat_template = "<|bos|>{{ messages[-1]['content'] }}{% if enable_thinking is false %}never{% endif %}"
+
+    def made(**fields: Any) -> Any:
+        return make_bodies(read_request(CHAT, good(**fields), Limits()), new_pair(), tokenizer)
+
+    free, closed = made(), made(chat_template_kwargs={"enable_thinking": False})
+    never = tokenizer("never", add_special_tokens=False)["input_ids"]
+    for one, other in ((free.contextual, closed.contextual), (free.parametric, closed.parametric)):
+        assert one["prompt"] + never == other["prompt"] and "chat_template_kwargs" not in other
+    for wrong in (["x"], "x", 5, {"x": {}}, {"x": "y" * 65}, {"x": [1]}, {f"v{i}": 1 for i in range(17)}):
+        with pytest.raises(ServingError, match="chat_template_kwargs"):
+            made(chat_template_kwargs=wrong)
+    with pytest.raises(PromptError, match="Did you mean 'enable_thinking'"):
+        made(chat_template_kwargs={"enable_thinkin": False})

@@ -114,6 +114,7 @@ def make_bodies(
         if path == CHAT:
             body = _as_completion(body)
         path = COMPLETIONS
+        body.pop("chat_template_kwargs", None)  # they are in the prompts
         body["prompt"], other = _prompts(request, tokenizer)
     else:
         other = request.texts.parametric

@@ -69,8 +69,8 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
     return Texts(source, question, tuple(given), system)
 
 
-def read_template(value: Any, texts: Texts, limits: Limits) -> PromptTemplate:
-    """Return the wording: of ``ck.template``, with the system message of the request where there is one.
+def read_template(value: Any, texts: Texts, limits: Limits, variables: Any = None) -> PromptTemplate:
+    """Return the wording: of ``ck.template``, with the request's system message and its chat template variables.
 
     Raises:
         ServingError: A name that is unknown, a value of the wrong type or length, an unknown placeholder.
@@ -84,7 +84,7 @@ def read_template(value: Any, texts: Texts, limits: Limits) -> PromptTemplate:
         value = {}
     if not isinstance(value, dict):
         raise ServingError(f"ck.template is {kind(value)}, not an object.", "It holds wordings, never a name.")
-    known = {field.name: field for field in fields(PromptTemplate)}
+    known = {field.name: field for field in fields(PromptTemplate) if field.name != "template_kwargs"}
     for name, given in value.items():
         if name not in known:
             raise ServingError(f"ck.template.{name[:64]} is unknown.", did_you_mean(name[:64], known))
@@ -99,11 +99,25 @@ def read_template(value: Any, texts: Texts, limits: Limits) -> PromptTemplate:
         elif not (name == "system" and given is None):
             raise ServingError(f"ck.template.{name} is {kind(given)}.", "Give text.")
     template = PromptTemplate(**value)
+    if variables and texts.source == "passages":  # else vLLM's own chat endpoint makes the prompts, with them
+        template = replace(template, template_kwargs=_variables(variables))
     if texts.system is not None:
         if template.system is not None:
             raise ServingError("there are two system messages.", "Give one: in messages, or as ck.template.system.")
         template = replace(template, system=texts.system)
     return template
+
+
+def _variables(given: Any) -> dict[str, Any]:
+    """Return the variables of the chat template: a few plain, short values."""
+    if not isinstance(given, dict) or len(given) > 16:
+        raise ServingError(f"chat_template_kwargs is {kind(given)}.", 'Like {"enable_thinking": false}.')
+    for name, value in given.items():
+        if not (
+            value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 64)
+        ):
+            raise ServingError(f"chat_template_kwargs.{name[:64]}={shown(value)}.", "Give a plain, short value.")
+    return given
 
 
 def _question(messages: Any) -> tuple[str | None, str]:

@@ -11,11 +11,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ...answer import Answer, TokenTrace
-from ...control import Control
+from ...control import Control, check_control
 from ...decoding.options import GenerateOptions
 from ...decoding.prompts import PromptPair, PromptTemplate, build_pair
 from ...decoding.recorder import record
-from ...decoding.token_texts import pieces
+from ...decoding.token_texts import pieces, said
 from ...errors import ControlError, HeadsError, NonFiniteLogits, PromptError, ServingError
 from ..contract import fallback
 from ..contract import pair_params as params
@@ -60,6 +60,7 @@ class SteeredLLM:
         model: A folder or a Hugging Face id, as vLLM takes it.
         control: Policy and position where `generate` is given none; None is ``Control()``, the unmodified model.
         template: Wording of the prompts.
+        template_kwargs: Variables of the chat template, e.g. ``{"enable_thinking": False}``.
         heads: Mask where `generate` is given none; runs the model in eager mode unless told otherwise. Masks act on
             both rows, as in `heads.pruned`.
         on_lost: What happens when the engine gives a pair up: ``"fail"``, an error; or ``"contextual"``, the
@@ -86,6 +87,7 @@ class SteeredLLM:
         control: Control | None = None,
         *,
         template: PromptTemplate | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         heads: HeadMask | None = None,
         on_lost: str = "fail",
         **engine: Any,
@@ -94,8 +96,8 @@ class SteeredLLM:
         arguments = engine_arguments(**({"enforce_eager": True} if heads else {}) | engine)
         from vllm import LLM
 
-        self.control = control or Control()
-        self.template = template
+        self.control = check_control(control)
+        self.template, self.template_kwargs = template, template_kwargs
         self.lost: dict[int, str] = {}
         self.llm: LLM = LLM(model=model, **arguments)
         self._closed = False
@@ -146,6 +148,8 @@ class SteeredLLM:
         if self._closed:
             raise ServingError("this engine was closed.", "Make another SteeredLLM.")
         chosen = GenerateOptions.from_kwargs({"trace": False} | options)
+        if chosen.stop:  # the engine does not turn tokens into text here, so no row would end at one
+            raise ControlError(f"stop={chosen.stop!r:.60} is not taken here.", "Use stop_token_ids, or serve-vllm.")
         asked = [_item(i, item) for i, item in enumerate(items)]
         if not asked:
             return []
@@ -158,9 +162,11 @@ class SteeredLLM:
                 question,
                 passages,
                 template=self.template,
+                template_kwargs=self.template_kwargs,
                 limit=max(0, limit),
                 max_new_tokens=chosen.max_new_tokens,
                 truncate=truncate,
+                ends=self._ends,
             )
             for question, passages in asked
         ]
@@ -176,9 +182,10 @@ class SteeredLLM:
         for i, pair in enumerate(pairs):
             given, drafts = given_of(own[i], used[i], i in self.lost)
             ids = alone[i] if i in self.lost else given.ids
+            told = said(tokenizer, ids, ends=self._ends, thinking=pair.thinking)
             answers.append(
                 Answer(
-                    text=_text(tokenizer, ids),
+                    text=told.text,
                     tokens=_trace(ids, pieces(tokenizer, ids), given.rows)
                     if chosen.trace and i not in self.lost
                     else (),
@@ -189,7 +196,11 @@ class SteeredLLM:
                     finish_reason="stop" if self._stopped(ids, chosen) else "length",
                     context_tokens=len(pair.contextual),
                     parametric_tokens=len(pair.parametric),
-                    drafts=tuple(replace(draft, text=_text(tokenizer, draft.token_ids)) for draft in drafts),
+                    drafts=tuple(
+                        replace(d, text=said(tokenizer, d.token_ids, ends=self._ends, thinking=pair.thinking).text)
+                        for d in drafts
+                    ),
+                    thinking=told.thinking,
                 )
             )
         for job in chain.from_iterable(own):
@@ -255,9 +266,9 @@ class SteeredLLM:
 
     def _fetch(self, jobs: list[Job]) -> None:
         """Bring what the workers know of the pairs into the jobs."""
-        for said in self.llm.collective_rpc("ck_take_traces", args=([job.name for job in jobs],)):
+        for told in self.llm.collective_rpc("ck_take_traces", args=([job.name for job in jobs],)):
             for job in jobs:
-                known = said.get(job.name, {"rows": [], "broken": ""})
+                known = told.get(job.name, {"rows": [], "broken": ""})
                 job.rows = max(job.rows, known["rows"], key=len)
                 job.broken = job.broken or known["broken"]
 
@@ -266,11 +277,11 @@ class SteeredLLM:
         return bool(ids) and (ids[-1] in ends or len(ids) < chosen.max_new_tokens)
 
     def _controls(self, control: Control | Sequence[Control] | None, count: int) -> list[Control]:
-        if control is None or isinstance(control, Control):
-            return [control or self.control] * count
+        if not isinstance(control, (list, tuple)):
+            return [self.control if control is None else check_control(control)] * count
         if len(control) != count:
             raise ControlError(f"{len(control)} controls for {count} items.", "Pass one control, or one per item.")
-        return list(control)
+        return [check_control(one, f"control[{i}]") for i, one in enumerate(control)]
 
     def _masks(
         self, heads: HeadMask | Sequence[HeadMask | None] | None, count: int
@@ -289,11 +300,11 @@ class SteeredLLM:
         if not any(given):
             return [({}, {})] * count
         config = self.llm.llm_engine.model_config.hf_text_config
-        for said in self.llm.collective_rpc("ck_heads_install"):
-            if "refused" in said:
-                raise HeadsError(said["refused"], HINT)
+        for told in self.llm.collective_rpc("ck_heads_install"):
+            if "refused" in told:
+                raise HeadsError(told["refused"], HINT)
             for mask in filter(None, given):
-                here = (config.model_type, said["layers"], said["heads"])
+                here = (config.model_type, told["layers"], told["heads"])
                 if (made := (mask.model.family, mask.model.layers, mask.model.heads)) != here:
                     raise HeadsError(f"the mask is for {made}, and the model is {here} (family, layers, heads).")
         found = [masked(mask) if mask is not None else ({}, "") for mask in given]
@@ -312,10 +323,6 @@ class SteeredLLM:
         for value in values:
             found |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {int(value)}
         return tuple(sorted(found))
-
-
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _given_up(*rows: Any) -> str:
