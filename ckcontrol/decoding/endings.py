@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import torch
-from torch import overrides
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Once", "ends_streamer", "function_modes_as_they_were", "torch_as_it_was", "whatever_happens"]
 
@@ -41,6 +41,8 @@ def whatever_happens(work: Callable[[], R], *undo: Callable[[], object]) -> R:
 
 def torch_as_it_was() -> Callable[[], None]:
     """Return a function that puts torch's gradient mode and function modes of this thread back to what they are now."""
+    import torch
+
     grad, modes = torch.is_grad_enabled(), function_modes_as_they_were()
 
     def put_back() -> None:
@@ -52,6 +54,8 @@ def torch_as_it_was() -> Callable[[], None]:
 
 def function_modes_as_they_were() -> Callable[[], None]:
     """Return a function that takes every mode off torch's function stack that is pushed from now on."""
+    from torch import overrides
+
     height = overrides._len_torch_function_stack()
 
     def put_back() -> None:
