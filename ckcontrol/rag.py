@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 from .answer import Answer
 from .arguments import check_integer
 from .control import Control, check_control, controls_for
+from .decoding.endings import ends_streamer
 from .decoding.options import GenerateOptions
 from .decoding.refusals import check_model, check_tokenizer
 from .errors import ControlError, PromptError, RetrievalError, did_you_mean
@@ -224,6 +225,7 @@ class Rag:
         **options: Any,
     ) -> list[RagAnswer]: ...
 
+    @ends_streamer
     def ask(
         self,
         question: str | list[str] | tuple[str, ...],
@@ -245,7 +247,7 @@ class Rag:
             k: As for the object.
             where: A further filter: what is found meets this one and the object's.
             mode: As for the object.
-            streamer: transformers streamer; gets the prompt and every token.
+            streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once.
             **options: Fields of `GenerateOptions` that replace the object's.
 
         Raises:

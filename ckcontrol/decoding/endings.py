@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import torch
-from torch import overrides
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["Once", "ends_streamer", "torch_as_it_was", "whatever_happens"]
+__all__ = ["Once", "ends_streamer", "function_modes_as_they_were", "torch_as_it_was", "whatever_happens"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,11 +41,25 @@ def whatever_happens(work: Callable[[], R], *undo: Callable[[], object]) -> R:
 
 def torch_as_it_was() -> Callable[[], None]:
     """Return a function that puts torch's gradient mode and function modes of this thread back to what they are now."""
-    grad, depth = torch.is_grad_enabled(), overrides._len_torch_function_stack()
+    import torch
+
+    grad, modes = torch.is_grad_enabled(), function_modes_as_they_were()
 
     def put_back() -> None:
         torch.set_grad_enabled(grad)
-        while overrides._len_torch_function_stack() > depth:
+        modes()
+
+    return put_back
+
+
+def function_modes_as_they_were() -> Callable[[], None]:
+    """Return a function that takes every mode off torch's function stack that is pushed from now on."""
+    from torch import overrides
+
+    height = overrides._len_torch_function_stack()
+
+    def put_back() -> None:
+        while overrides._len_torch_function_stack() > height:
             overrides._pop_mode()
 
     return put_back

@@ -16,13 +16,27 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .endings import function_modes_as_they_were
+
 __all__ = ["few_row_products"]
 
 _MOST_ROWS = 64
 
 
 class _TurnedLinear(TorchFunctionMode):
-    """Computes `F.linear` of 2 to 64 float32 CPU rows as ``(W @ x.T).T``; thread-local while active."""
+    """Computes `F.linear` of 2 to 64 float32 CPU rows as ``(W @ x.T).T``; thread-local while active.
+
+    It leaves torch's stack by height, not by one pop: torch takes a mode off the stack while its function runs, and an
+    interrupt there loses it.
+    """
+
+    def __enter__(self) -> _TurnedLinear:
+        self._put_back = function_modes_as_they_were()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._put_back()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -139,7 +139,7 @@ def _asked(r: random.Random, new: int) -> tuple[dict[str, Any], list[str]]:
         (0.2, {"min_new_tokens": 3}),
         (0.1, {"min_length": 9}),
         (0.1, {"bad_words_ids": [[r.randrange(256)], [r.randrange(256), r.randrange(256)]]}),
-        (0.1, {"suppress_tokens": r.sample(range(VOCAB), 60)}),
+        (0.1, {"suppress_tokens": r.sample(range(PAD), 60)}),
         (0.1, {"begin_suppress_tokens": r.sample(range(VOCAB), 150)}),
         (0.1, {"forced_eos_token_id": EOS}),
         (0.1, {"exponential_decay_length_penalty": (2, 1.5)}),

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import ckcontrol as ck
-from ckcontrol.errors import ControlError, PromptError, PromptTooLong, RetrievalError, TokenizerMismatch
+from ckcontrol.errors import CKError, ControlError, PromptError, PromptTooLong, RetrievalError, TokenizerMismatch
 from ckcontrol.rag import both
 from ckcontrol.views.describe import excerpt
 from ckcontrol.views.terminal import print_hits
@@ -112,6 +112,11 @@ def test_a_streamer_is_handed_on(rag: ck.Rag) -> None:
     counter = Counter()
     rag.ask(QUESTION, streamer=counter)
     assert counter.ends == 1 and counter.puts > 1
+    for question, more in (("", {}), (QUESTION, {"k": 0}), (QUESTION, {"control": "dial"})):
+        refused = Counter()
+        with pytest.raises(CKError):
+            rag.ask(question, streamer=refused, **more)
+        assert (refused.puts, refused.ends) == (0, 1)
 
 
 # --- what is not as asked for is said -------------------------------------------------------------
