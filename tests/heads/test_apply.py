@@ -253,3 +253,56 @@ def test_masks_of_single_streams_refuse_other_forwards(llama_copy):
         logits(model)
     with pytest.raises(HeadsError, match="one per stream"), pruned(model, mask, parametric=mask):
         pass
+
+
+@pytest.mark.parametrize("how", ["compile", "wrapper", "layers", "wrapped layers", "wrapper of another name"])
+@pytest.mark.parametrize("run_before", [True, False])
+def test_compiled_code_sees_the_mask_and_forgets_it(how, run_before):
+    """Compiled code has no hooks in it: without the way around, a mask changes nothing, or stays for ever."""
+    model, called = tiny_model("llama")[0], None
+    want_plain = logits(model)
+    mask = HeadMask.of(model, [(0, 1), (1, 2)])
+    want = logits(by_hand(model, mask))
+    if how == "compile":
+        model.compile(backend="eager")
+    elif how == "layers":
+        for layer in model.model.layers:
+            layer.compile(backend="eager")
+    elif how == "wrapped layers":
+        for i, layer in enumerate(model.model.layers):
+            model.model.layers[i] = torch.compile(layer, backend="eager")
+    else:
+        called = torch.compile(model, backend="eager")
+    called = model if called is None else called
+    masked = model if how == "wrapper of another name" else called
+    if run_before:
+        logits(called)
+    with pruned(masked, mask):
+        torch.testing.assert_close(logits(called), want, rtol=0, atol=2e-5)
+        with pruned(masked, mask):
+            pass
+        torch.testing.assert_close(logits(called), want, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits(called), want_plain, rtol=0, atol=2e-5)
+
+
+def test_blocks_of_two_threads_may_end_in_any_order():
+    """The thread that ends first must not give compiled code back to the other."""
+    model, _ = tiny_model("llama")
+    mask = HeadMask.of(model, [(0, 1), (1, 2)])
+    want = logits(by_hand(model, mask))
+    model.model.layers[0].compile(backend="eager")
+    model.model.layers[1].compile(backend="eager")
+    logits(model)
+    first, second = pruned(model, mask), pruned(model)
+    first.__enter__()
+    second.__enter__()
+    second.__exit__(None, None, None)
+    third = pruned(model)
+    third.__enter__()
+    torch.testing.assert_close(logits(model), want, rtol=0, atol=2e-5)
+    first.__exit__(None, None, None)
+    fourth = pruned(model, mask)
+    fourth.__enter__()
+    third.__exit__(None, None, None)
+    torch.testing.assert_close(logits(model), want, rtol=0, atol=2e-5)
+    fourth.__exit__(None, None, None)
