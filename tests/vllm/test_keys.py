@@ -18,7 +18,18 @@ from .test_middleware import TOKENIZER, chat, run
 
 JSON = (b"content-type", b"application/json")
 GOOD = [b"Bearer one", b"bearer two"]
-BAD = [None, b"", b"Bearer", b"Bearer ", b"Bearer onee", b"Bearer on", b"Basic one", b"one", b"Bearer \xff", b"Bearer one "]
+BAD = [
+    None,
+    b"",
+    b"Bearer",
+    b"Bearer ",
+    b"Bearer onee",
+    b"Bearer on",
+    b"Basic one",
+    b"one",
+    b"Bearer \xff",
+    b"Bearer one ",
+]
 
 
 def state(*keys: str) -> Any:

@@ -30,7 +30,13 @@ __all__ = [
 ]
 
 Part = str | dict[str, Any]  # a whole reply or one event of it; text is a comment, with its colon, or ``[DONE]``
-_TYPES = {400: "BadRequestError", 401: "AuthenticationError", 408: "RequestTimeout", 413: "RequestTooLarge", 429: "TooManyRequests"}
+_TYPES = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    408: "RequestTimeout",
+    413: "RequestTooLarge",
+    429: "TooManyRequests",
+}
 _LARGEST_EVENT = 64 * 2**20
 
 
