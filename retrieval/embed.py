@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,11 +150,14 @@ def load_model(kind: str, name: str, place: Callable[[], str], **options: Any) -
         import sentence_transformers
     except ImportError as error:
         raise MissingExtra("sentence-transformers", "retrieval") from error
+    from ckcontrol.models.load import hub_answers
+
     folder = place()
     try:
         with _no_bar(folder):
             make = getattr(sentence_transformers, kind)
-            return make(folder, trust_remote_code=False, model_kwargs={"use_safetensors": True}, **options)
+            options |= {"local_files_only": not hub_answers(folder), "model_kwargs": {"use_safetensors": True}}
+            return make(folder, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         what, wanted = MODELS[kind]
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
@@ -165,10 +169,10 @@ def load_model(kind: str, name: str, place: Callable[[], str], **options: Any) -
 
 @contextmanager
 def _no_bar(name_or_path: str) -> Iterator[None]:
-    """Hide transformers' weight-loading bar for a local folder; a download keeps its bars."""
+    """Hide transformers' weight-loading bar for a local folder and off a terminal; a download keeps its bars."""
     from transformers.utils import logging
 
-    hide = logging.is_progress_bar_enabled() and Path(name_or_path).is_dir()
+    hide = logging.is_progress_bar_enabled() and (Path(name_or_path).is_dir() or not sys.stderr.isatty())
     if hide:
         logging.disable_progress_bar()
     try:

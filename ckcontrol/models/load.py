@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +131,14 @@ def _from_pretrained(name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    local = {"local_files_only": not hub_answers(name)}
+    given: dict[str, Any] = {"trust_remote_code": False, **local}
     try:  # safetensors only: the older format is a pickle
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with nullcontext() if sys.stderr.isatty() else _without_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, adapter_kwargs=local, **given
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, **given)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         near = difflib.get_close_matches(name, ["demo", "tiny"], n=1)
@@ -142,6 +148,23 @@ def _from_pretrained(name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
             + "Check the spelling and the network, log in if it is gated, or give a local folder or 'demo'.",
         ) from error
     return model, tokenizer
+
+
+def hub_answers(name: str) -> bool:
+    """Whether the Hugging Face hub can be asked for a name, or it is a folder and needs no hub.
+
+    Where not, transformers' own loaders would try for over a minute; ``local_files_only`` spares that.
+    """
+    if Path(name).is_dir():
+        return True
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of the HTTP library in use, or the hub's own in offline mode
+        return False
+    return True
 
 
 def _pick_device(device: str | torch.device | None) -> torch.device:
@@ -224,13 +247,23 @@ def quiet() -> Iterator[None]:
     """Silence transformers' log and bars, and its GGUF reader's bar on stderr; then restore them."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with redirect_stderr(io.StringIO()):
+        with _without_bars(), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(level)
-        if bars:
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
             logging.enable_progress_bar()

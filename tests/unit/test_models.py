@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,38 @@ def test_unknown_id_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         models.load("nobody/no-such-model", device="cpu")
     with pytest.raises(ModelUnavailable, match="Did you mean 'demo'"):
         models.load("Demo", device="cpu")
+
+
+def test_an_unknown_id_without_a_network_is_one_sentence_at_once(tmp_path: Path) -> None:
+    """Nobody listens at the hub's address; left to themselves, the loaders would ask twelve times in 74 seconds."""
+    code = (
+        "import ckcontrol.models.load as m, time; from ckcontrol.errors import ModelUnavailable\n"
+        "import transformers, torch\n"
+        "begun = time.monotonic()\n"
+        "try: m.load('nobody/no-such-model', device='cpu')\n"
+        "except ModelUnavailable as error: print(error, int(time.monotonic() - begun), sep='\\n')\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    said, seconds = done.stdout.splitlines()
+    assert said.startswith("'nobody/no-such-model' could not be loaded: ") and "network" in said
+    assert int(seconds) < 15 and "Retrying" not in done.stderr
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_a_model_in_the_hubs_cache_loads_without_a_network(tmp_path: Path, llama, offline: str) -> None:
+    model, tokenizer = llama
+    cached = tmp_path / "hub" / "models--nobody--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    model.save_pretrained(cached / "snapshots" / "abc")
+    tokenizer.save_pretrained(cached / "snapshots" / "abc")
+    code = "import ckcontrol; print(ckcontrol.load('nobody/small', device='cpu')[0].config._name_or_path)"
+    environ = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "nobody/small\n"
+    assert "Retrying" not in done.stderr and "Loading weights" not in done.stderr  # bars are for terminals
 
 
 def test_local_folder_loads_and_a_cut_off_weight_file_is_named(tmp_path: Path, llama) -> None:

@@ -221,6 +221,13 @@ def test_refusals_of_the_engine_arrive_as_sentences(url: str) -> None:
         assert status == 400 and said in reply["error"]["message"], reply
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_grammar_without_a_way_out_is_a_400(url: str, stream: bool) -> None:
+    for grammar in ({"grammar": "root ::= root"}, {"json": {"$ref": "#"}}, {"grammar": 'root ::= "a" b\nb ::= b'}):
+        status, reply = post(url, steered(structured_outputs=grammar, stream=stream))
+        assert status == 400 and "allows no token" in reply["error"]["message"], (grammar, reply)
+
+
 def test_ordinary_requests_are_greedy_as_ever_even_with_arguments_of_ours(url: str, small: Any) -> None:
     import torch
 

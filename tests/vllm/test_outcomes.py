@@ -36,10 +36,10 @@ class Engine:
         return [{}, known]
 
 
-def served(engine: Engine, requests: int = 1, **fields: Any) -> list[Any]:
+def served(engine: Engine, requests: int = 1, inner: Inner | None = None, **fields: Any) -> list[Any]:
     ck = {"passages": ["A town."], "alpha": 0.2} | fields.pop("ck", {})
     body = {"messages": [{"role": "user", "content": "Who?"}], "temperature": 0, "ck": ck} | fields
-    inner = Inner()
+    inner = inner or Inner()
 
     async def story() -> list[Any]:
         app = CKMiddleware(inner, Limits(), TOKENIZER)
@@ -71,6 +71,26 @@ def test_broken_numbers_fail_the_request(stream: bool) -> None:
     error = got.events[-1]["error"] if stream else got.json["error"]
     assert error["code"] == 503 and "parametric stream" in error["message"]
     assert got.status == (200 if stream else 503)
+
+
+GRAMMARS: list[dict[str, Any]] = [
+    {"structured_outputs": {"grammar": "root ::= root"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
+]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("role", ["contextual", "parametric"])
+@pytest.mark.parametrize("fields", GRAMMARS)
+def test_a_grammar_that_allows_no_token_is_the_clients_mistake(fields: dict[str, Any], role: str, stream: bool) -> None:
+    (got,) = served(Engine(broken="contextual"), inner=Inner(refuse={role: 500}), stream=stream, **fields)
+    assert got.status == 400 and "grammar or schema" in got.message and "ry again" not in got.message
+
+
+@pytest.mark.parametrize(("broken", "fields"), [("", GRAMMARS[0]), ("contextual", {})])
+def test_a_pair_lost_for_another_reason_may_be_tried_again(broken: str, fields: dict[str, Any]) -> None:
+    (got,) = served(Engine(broken=broken), inner=Inner(refuse={"contextual": 500}), **fields)
+    assert got.status == 503 and "try again" in got.message
 
 
 def test_many_pairs_are_asked_for_at_once() -> None:

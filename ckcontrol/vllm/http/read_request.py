@@ -26,7 +26,7 @@ from ..contract.pair_params import new_seed
 from .limits import Limits
 from .read_texts import Texts, read_template, read_texts
 
-__all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "read_request"]
+__all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "constrained", "read_request"]
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PATHS = (CHAT, COMPLETIONS)
@@ -167,6 +167,13 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
         stream=flag("stream", body.get("stream")),
         body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in _DRAWN_HERE},
     )
+
+
+def constrained(body: Mapping[str, Any]) -> bool:
+    """Whether a body lets a grammar of any kind decide which tokens may follow."""
+    form, tool = body.get("response_format"), body.get("tool_choice")
+    plain = form is None or (isinstance(form, dict) and form.get("type") == "text")
+    return not plain or bool(body.get("structured_outputs")) or tool not in (None, "none", "auto")
 
 
 def _check_text(body: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from .asgi import Send
 from .drafting import Drafting
 from .ended_pairs import told_trace
 from .exchange import Exchange
-from .read_request import CHAT, Steered
+from .read_request import CHAT, Steered, constrained
 from .replies import Lost, Refusal, check_end, error_object, event, finish_reason, to_chat, to_chat_chunk
 from .server import Server
 
@@ -76,7 +76,8 @@ class SteeredReply:
                 raise Refusal(503, "the engine ended the answer before its first token.", "Try again.")
             if self._exchange.streams:
                 await self._body(b"", more=False)
-        except CKError as error:
+        except CKError as failure:
+            error = await self._explained(failure)
             if isinstance(error, Lost) and self._falls_back and not self._started:
                 log.warning("a pair was lost, its contextual prompt is answered alone: %s", error.reason)
                 return error.reason
@@ -86,6 +87,20 @@ class SteeredReply:
             told = error_object(getattr(error, "status", 503), str(error))
             await self._body(event(told) + event("[DONE]"), more=False)
         return ""
+
+    async def _explained(self, error: CKError) -> CKError:
+        """Return a 400 for a pair that was lost to its own grammar, any other error as it is.
+
+        vLLM ends a row whose grammar allows no token without saying why; the workers know that no logit was finite.
+        """
+        if not isinstance(error, Lost) or self._lost or not constrained(self._request.body):
+            return error
+        try:
+            await self._server.trace(self._pair, needed=False)
+        except Refusal:
+            hint = "Let every rule and every $ref that leads back to itself have another way out."
+            return Refusal(400, "the grammar or schema came to a point where it allows no token at all.", hint)
+        return error
 
     async def _part(self, part: dict[str, Any]) -> None:
         """Pass on a whole reply, or one event of it."""
