@@ -91,9 +91,9 @@ def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[s
 
     In strict mode a name inside a longer name of the other side does not count ("York" in "New York"), a name in both
     lists decides nothing if another mention does, and from a line that begins with "Q:" or "Question:" the text is no
-    longer the answer, nor is what is thought aloud between tags (`spoken`). An answer that normalises to nothing ("The",
-    "!!!") is named only by a first line that is that answer; in ckplug mode, as in the published scripts, it is named by
-    every prediction.
+    longer the answer, nor is what is thought aloud between tags (`spoken`). An answer that normalises to nothing
+    ("The", "!!!") is named only by a first line that is that answer; in ckplug mode, as in the published scripts, it is
+    named by every prediction.
 
     Args:
         prediction: The generated text, as decoded.
