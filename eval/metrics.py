@@ -6,35 +6,28 @@ Pure Python on strings and booleans; knows neither models nor data sets.
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ckcontrol.rates import wilson
 
-__all__ = ["Conflict", "mentions", "normalize", "wilson"]
+from .word_spans import content, find, readings
 
-_INITIALS = re.compile(r"\b(?:\w\.){2,}")  # D.C., U.S.A.
-_APOSTROPHES = re.compile(r"['’‘ʼ`´]")
-_NOT_WORD = re.compile(r"[\W_]+")
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+__all__ = ["Conflict", "mentions", "normalize", "wilson"]
 
 
 def normalize(text: str) -> str:
     """Return `text` in lower case without diacritics, punctuation, articles and extra spaces.
 
-    Apostrophes and the dots of initials vanish; every other mark becomes a space, so that "Port-au-Prince" and
-    "Port au Prince" agree. Letters of other scripts stay.
+    These are the words that verdicts compare, see `words` in word_spans.py: apostrophes and the dots of initials
+    vanish; every other mark becomes a space, so that "Port-au-Prince" and "Port au Prince" agree; numbers keep their
+    decimal point alone. Letters of other scripts stay.
 
     Example:
-        >>> normalize("The U.S. took N'Djaména, São-Tomé.")
-        'us took ndjamena sao tome'
+        >>> normalize("The U.S. took N'Djaména, São-Tomé, 1,500km.")
+        'us took ndjamena sao tome 1500 km'
     """
-    decomposed = unicodedata.normalize("NFKD", text)
-    plain = "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
-    plain = _INITIALS.sub(lambda found: found.group().replace(".", ""), _APOSTROPHES.sub("", plain))
-    return " ".join(_ARTICLES.sub(" ", _NOT_WORD.sub(" ", plain)).split())
+    return " ".join(word.forms[0] for word in content(text))
 
 
 def mentions(text: str, answers: str | Iterable[str]) -> bool:
@@ -46,9 +39,8 @@ def mentions(text: str, answers: str | Iterable[str]) -> bool:
         >>> mentions("It is Oslo.", ["Oslo"]), mentions("The Romans came.", ["Rome", "Roma"])
         (True, False)
     """
-    inside = f" {normalize(text)} "
-    wanted = (normalize(answer) for answer in ([answers] if isinstance(answers, str) else answers))
-    return any(answer and f" {answer} " in inside for answer in wanted)
+    listed = [answers] if isinstance(answers, str) else list(answers)
+    return any(find(said, content(answer, joined=True)) for said in readings(text) for answer in listed)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from ckcontrol.errors import EvalError
 
 from ..metrics import normalize
 from ..records import Record
+from ..word_spans import words
 from .verdict import Verdict, exact_match, set_match, verdict
-from .word_spans import words
 
 __all__ = [
     "METRICS",

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ckcontrol.errors import EvalError, did_you_mean
 
 from ..records import squad
-from .word_spans import ARTICLES, Word, words
+from ..word_spans import Word, content, find, fold, readings
 
 __all__ = ["MODES", "REACH", "Verdict", "exact_match", "set_match", "verdict"]
 
@@ -51,6 +51,12 @@ _FUNCTION_WORDS = frozenset(
     may me my no nor not now of off on one or our out she so that them then they this to two up us was we what when
     where who will with you your""".split()
 )
+# Thinking aloud is not an answer: <think>, <thinking>, <reasoning>, [THINK], ◁think▷, <|begin_of_thought|>, ...
+_THINKING = re.compile(
+    r"[<\[◁]\|?(?P<ends>/|end_of_)?(?:begin_of_)?(?:\w+:)?"
+    r"(?:think|thinking|thoughts?|reasoning|reflection|reason|scratchpad|analysis)(?:\s[^<>]*)?\|?[>\]▷]",
+    re.IGNORECASE,
+)
 _NEXT_QUESTION = re.compile(r"\n\s*(?:Q|Question)\s*\d*\s*:")
 
 
@@ -73,6 +79,7 @@ class Verdict:
 
 
 class _Mention(NamedTuple):
+    said: Sequence[Word]  # the reading it is in
     first: int  # index of its first word, articles left out
     last: int  # index after its last word
     start: int  # in characters
@@ -84,8 +91,9 @@ def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[s
 
     In strict mode a name inside a longer name of the other side does not count ("York" in "New York"), a name in both
     lists decides nothing if another mention does, and from a line that begins with "Q:" or "Question:" the text is no
-    longer the answer. An answer that normalises to nothing ("The", "!!!") is named only by a first line that is that
-    answer; in ckplug mode, as in the published scripts, it is named by every prediction.
+    longer the answer, nor is what is thought aloud between tags (`spoken`). An answer that normalises to nothing
+    ("The", "!!!") is named only by a first line that is that answer; in ckplug mode, as in the published scripts, it is
+    named by every prediction.
 
     Args:
         prediction: The generated text, as decoded.
@@ -102,6 +110,7 @@ def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[s
         >>> verdict("Not Paris but Rome.", ["Paris"], ["Rome"], "ckplug").source
         'both'
     """
+    prediction = spoken(prediction)
     if mode == "ckplug":
         inside = squad(prediction)
         par, ctx = (any(squad(a) in inside for a in answers) for answers in (par_answers, ctx_answers))
@@ -120,6 +129,33 @@ def verdict(prediction: str, ctx_answers: Sequence[str], par_answers: Sequence[s
     return Verdict(source, par, ctx, (start, -end))
 
 
+def spoken(text: str) -> str:
+    """Return `text` with what was thought aloud blanked out, so that every index stays.
+
+    From an opening tag to its end, or to the end of the text; a closing tag alone ends what began in the prompt.
+
+    Example:
+        >>> spoken("<think>Rome?</think>Paris").strip(), spoken("It says Rome.</think> Paris").strip()
+        ('Paris', 'Paris')
+        >>> spoken("<think>Rome").strip()
+        ''
+    """
+    begun, depth, blanks = 0, 0, []
+    for tag in _THINKING.finditer(text):
+        if tag["ends"]:
+            if depth < 2:  # unpaired, it ends all that was said before
+                blanks.append((begun if depth else 0, tag.end()))
+            depth = max(0, depth - 1)
+        else:
+            begun = begun if depth else tag.start()
+            depth += 1
+    if depth:
+        blanks.append((begun, len(text)))
+    for start, end in blanks:
+        text = text[:start] + " " * (end - start) + text[end:]
+    return text
+
+
 def exact_match(prediction: str, answers: Iterable[str]) -> bool:
     r"""Tell whether the first line of `prediction` is one of `answers`, both under SQuAD normalisation.
 
@@ -129,7 +165,7 @@ def exact_match(prediction: str, answers: Iterable[str]) -> bool:
         >>> exact_match("The Rome.\nQ: next", ["Rome"]), exact_match("It is Rome.", ["Rome"])
         (True, False)
     """
-    line = squad(_first_line(prediction))
+    line = squad(_first_line(spoken(prediction)))
     return bool(line) and any(line == squad(answer) for answer in answers)
 
 
@@ -138,6 +174,7 @@ def set_match(prediction: str, golds: Sequence[str], wrong: Sequence[str]) -> bo
 
     A gold is an answer, not an alias. Without golds there is nothing to match: False.
     """
+    prediction = spoken(prediction)
     if not golds:
         return False
     return (
@@ -160,30 +197,29 @@ def _positive_mentions(
     """Return the un-negated mentions of both sides, without those inside a longer mention of the other side."""
     cut = _NEXT_QUESTION.search(prediction)
     text = prediction[: cut.start()] if cut else prediction
-    said = [word for word in words(text) if word.forms[0] not in ARTICLES]
+    read = readings(text)
     ctx, par = (
-        [m for answer in dict.fromkeys(answers) for m in _mentions(text, said, answer)]
+        [m for said in read for answer in dict.fromkeys(answers) for m in _mentions(text, said, answer)]
         for answers in (ctx_answers, par_answers)
     )
     ctx, par = _outside(ctx, par), _outside(par, ctx)
-    return [m for m in ctx if not _negated(text, said, m)], [m for m in par if not _negated(text, said, m)]
+    return [m for m in ctx if not _negated(text, m)], [m for m in par if not _negated(text, m)]
 
 
 def _mentions(text: str, said: Sequence[Word], answer: str) -> list[_Mention]:
     """Return every place where the words of `answer` follow one another."""
-    wanted = [word for word in words(answer) if word.forms[0] not in ARTICLES]
+    wanted = content(answer, joined=True)
     if not wanted:
         line, name = _first_line(text), answer.strip()
         start = text.find(line)
         alone = bool(name) and name in (line, line.rstrip(".").rstrip())
-        return [_Mention(0, len(said), start, start + len(line))] if alone else []
+        return [_Mention(said, 0, len(said), start, start + len(line))] if alone else []
     as_written = len(wanted) == 1 and wanted[0].forms[0] in _FUNCTION_WORDS
     found = []
-    for first in range(len(said) - len(wanted) + 1):
+    for first in find(said, wanted):
         here = said[first : first + len(wanted)]
-        if all(set(a.forms) & set(b.forms) for a, b in zip(here, wanted, strict=True)):
-            if not as_written or here[0].cased == wanted[0].cased:
-                found.append(_Mention(first, first + len(wanted), here[0].start, here[-1].end))
+        if not as_written or here[0].cased == wanted[0].cased:
+            found.append(_Mention(said, first, first + len(wanted), here[0].start, here[-1].end))
     return found
 
 
@@ -196,12 +232,13 @@ def _outside(mentions: Sequence[_Mention], others: Sequence[_Mention]) -> list[_
     ]
 
 
-def _negated(text: str, said: Sequence[Word], mention: _Mention) -> bool:
+def _negated(text: str, mention: _Mention) -> bool:
     """Tell whether a mention is denied by the words before it or right after it, as the module defines it."""
 
     def clause_ends(left: int) -> bool:  # between word `left` and the next
-        return bool(_CLAUSE_MARK.search(text[said[left].end : said[left + 1].start]))
+        return bool(_CLAUSE_MARK.search(fold(text[said[left].end : said[left + 1].start])[0]))
 
+    said = mention.said
     names = [word.forms[0] for word in said]
     for at in range(mention.first - 1, max(-1, mention.first - 1 - REACH), -1):
         word, after = names[at], names[at + 1]

@@ -10,9 +10,8 @@ from itertools import pairwise
 import pytest
 
 from ckcontrol.errors import EvalError
-from ckcontrol.eval import normalize
 from ckcontrol.eval.judging.verdict import exact_match, set_match, verdict
-from ckcontrol.eval.judging.word_spans import words
+from ckcontrol.eval.word_spans import words
 
 P, C, B, N = "parametric", "contextual", "both", "neither"
 
@@ -242,16 +241,6 @@ def test_set_match(prediction: str, golds: list[str], wrong: list[str], expected
     assert set_match(prediction, golds, wrong) is expected
 
 
-def test_words_agree_with_normalize_on_plain_prose() -> None:
-    """Where no number, initial or possessive is in play, both see the same words."""
-    rng = random.Random(0)
-    for _ in range(300):
-        text = "".join(
-            rng.choice(["São", "Paulo", "the", "ÉCOLE", "x-ray", " ", ", ", "! ", "(", "n’t"]) for _ in "x" * 9
-        )
-        assert [w.forms[0] for w in words(text) if w.forms[0] not in ("a", "an", "the")] == normalize(text).split()
-
-
 def test_words_keep_their_place_in_any_text() -> None:
     rng = random.Random(1)
     alphabet = "aZ é'’.,:-0１½ \u00a0\n東ア가ก็द्ß\u0301\u200d🙂"
@@ -259,11 +248,11 @@ def test_words_keep_their_place_in_any_text() -> None:
         text = "".join(rng.choice(alphabet) for _ in range(rng.randint(0, 12)))
         found = words(text)
         assert all(0 <= w.start < w.end <= len(text) and all(w.forms) for w in found), text
-        assert all(a.end <= b.start for a, b in pairwise(found)), text
+        assert all(a.start <= b.start and a.end <= b.end for a, b in pairwise(found)), text  # ½ is two
         verdict(text, [text[:3]], [text[3:6]])
 
 
-@pytest.mark.parametrize("module", ["judging.verdict", "judging.word_spans"])
+@pytest.mark.parametrize("module", ["judging.verdict", "word_spans"])
 def test_examples_in_docstrings(module: str) -> None:
     done = doctest.testmod(sys.modules[f"ckcontrol.eval.{module}"])
     assert done.attempted
