@@ -19,6 +19,7 @@ from ..errors import ControlError, RetrievalError
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
+from .words import TextCommand
 
 if TYPE_CHECKING:
     from ..retrieval import Document, Index
@@ -73,7 +74,7 @@ index_app = typer.Typer(
 )
 
 
-@index_app.command("build")
+@index_app.command("build", cls=TextCommand)
 def build(
     sources: Sources,
     out: Annotated[Path, typer.Option(metavar="INDEX", help="The index's folder.")],
@@ -124,7 +125,7 @@ def build(
     _summarise(index, progress, json)
 
 
-@index_app.command("add")
+@index_app.command("add", cls=TextCommand)
 def add(
     index: options.Folder,
     sources: Sources,
@@ -146,7 +147,7 @@ def add(
     _summarise(opened, progress, json)
 
 
-@index_app.command("remove")
+@index_app.command("remove", cls=TextCommand)
 def remove(
     index: options.Folder,
     document: Annotated[list[str], typer.Option("--document", metavar="ID", help="Repeatable.")] = [],  # noqa: B006
@@ -167,7 +168,7 @@ def remove(
         typer.echo(f"Removed {_count(change.removed, 'passage')}; {_count(left, 'passage')} left.")
 
 
-@index_app.command("info")
+@index_app.command("info", cls=TextCommand)
 def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
     data = options.open_index(index).info()
@@ -193,7 +194,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
     )
 
 
-@index_app.command("verify")
+@index_app.command("verify", cls=TextCommand)
 def verify(index: options.Folder, json: options.AsJson = False) -> None:
     """Check every file, text, word and vector of an index; exit 1 if one is wrong."""
     from rich.console import Console
