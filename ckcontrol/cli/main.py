@@ -32,7 +32,7 @@ from .run import explain
 from .run import run as run_command
 from .search import search
 from .serve_vllm import serve_vllm
-from .words import TextCommand, in_options
+from .words import TextCommand, called, in_options
 
 __all__ = ["app", "main", "run"]
 
@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return process.finish(0)
         if os.environ.get("CKCONTROL_DEBUG") == "1":
             raise
-        return _report(error, tree, given)
+        return _report(error, called(tree, given))
 
 
 def _finished(code: object) -> int:
@@ -115,9 +115,10 @@ def run() -> None:
     sys.exit(main())
 
 
-def _report(error: Exception, tree: Any, args: Sequence[str]) -> int:
+def _report(error: Exception, command: Any) -> int:
     if isinstance(error, CKError):
-        _complain(in_options(str(error), tree, args))
+        what = str(error).removesuffix(error.hint)
+        _complain(in_options(what, command) + in_options(error.hint, command, hint=True))
         return 2 if isinstance(error, (ValueError, UnsupportedMode)) else 1
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, bad number
         context = getattr(error, "ctx", None)

@@ -7,14 +7,17 @@ commands; knows no command.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from typer.core import TyperCommand
 
-__all__ = ["TextCommand", "in_options"]
+__all__ = ["TextCommand", "called", "in_options"]
 
 VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
+
+QUOTED_WORD = r"""(['"])[\w.:/-]+\1"""
 
 
 class TextCommand(TyperCommand):
@@ -59,37 +62,34 @@ def _is_text(arg: str, takes_value: dict[str, bool]) -> bool:
     return arg[1:2].isdigit() or any(letter.isspace() for letter in name)
 
 
-def in_options(message: str, tree: Any, args: Sequence[str]) -> str:
-    """Return a message of the library in the words of the command that was called.
+def called(tree: Any, args: Sequence[str]) -> Any:
+    """Return the command of the tree that `args` call, as far down as they name one."""
+    for arg in args:
+        if not getattr(tree, "commands", None):
+            break
+        tree = tree.commands.get(arg, tree)
+    return tree
+
+
+def in_options(text: str, command: Any, *, hint: bool = False) -> str:
+    """Return what the library says in the words of a command.
 
     ``max_new_tokens=0`` becomes ``--max-new-tokens 0`` and ``truncate='passages'`` becomes ``--truncate``, for every
-    parameter that the command spells differently. ``alpha=2.0`` is already the option's name and stays.
-
-    Args:
-        message: What an error says.
-        tree: The top of the tree of commands.
-        args: What was typed.
+    parameter that the command spells differently. ``alpha=2.0`` is the option's name already: it stays, except in a
+    hint, which is there to be typed.
     """
-    command = tree
-    for arg in args:
-        if not getattr(command, "commands", None):
-            break
-        command = command.commands.get(arg, command)
     for option in getattr(command, "params", ()):
-        if option.param_type_name != "option" or not option.opts:
+        if option.param_type_name != "option":
             continue
         long = max(option.opts, key=len)
-        flag = getattr(option, "is_flag", False)
-        if flag or option.name != long.lstrip("-"):
-            message = re.sub(rf"(?<![\w.\-]){re.escape(option.name)}{VALUE}", _spelled(long, flag), message)
-    return message
+        flag = bool(getattr(option, "is_flag", False))
+        if hint or flag or option.name != long.lstrip("-"):
+            text = re.sub(rf"(?<![\w.\-]){re.escape(option.name)}{VALUE}", partial(_spelled, long, flag), text)
+    return text
 
 
-def _spelled(option: str, flag: bool) -> Callable[[re.Match[str]], str]:
-    def spell(found: re.Match[str]) -> str:
-        value = found["value"]
-        if flag:
-            return f"no {option}" if value in ("False", "None", "0") else option
-        return f"{option} {value}".rstrip()
-
-    return spell
+def _spelled(option: str, flag: bool, found: re.Match[str]) -> str:
+    value = found["value"]
+    if flag:
+        return f"no {option}" if value in ("False", "None") else option
+    return f"{option} {value[1:-1] if re.fullmatch(QUOTED_WORD, value) else value}".rstrip()
