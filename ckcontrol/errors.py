@@ -79,7 +79,9 @@ class PromptTooLong(PromptError):
         super().__init__(
             f"the prompts are {context_tokens} tokens (with passages) and {parametric_tokens} (without), but the "
             f"model leaves room for {limit} beside max_new_tokens={max_new_tokens}.",
-            "Pass fewer or shorter passages, or truncate='passages' to cut them.",
+            "Shorten the question or the answer: without passages it is too long already."
+            if parametric_tokens > limit
+            else "Pass fewer or shorter passages, or truncate='passages' to cut them.",
         )
         self.context_tokens = context_tokens
         self.parametric_tokens = parametric_tokens

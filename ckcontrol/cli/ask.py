@@ -34,8 +34,6 @@ def ask(
 
     Prints the answer and the passages it was made from. Says so when passages had to be cut, or none were found.
     """
-    from rich.console import Console
-
     from ..views.terminal import print_hits
 
     if not question.strip():
@@ -63,13 +61,14 @@ def ask(
         options=drawn,
     )
     answer = rag.ask(question, streamer=given.streamer(loaded[1]))
+    if explain is not None:
+        explain.write_text(answer.to_page(), encoding="utf-8")  # first: a pipe that breaks must not cost the page
     if given.json:
         typer.echo(escape_json(answer.to_json()))
     else:
         if not given.stream:
             typer.echo(clean(answer.text, None))
         typer.echo()
-        print_hits(answer.cited, question, Console(), notice=answer.notice)
+        print_hits(answer.cited, question, notice=answer.notice)
     if explain is not None:
-        explain.write_text(answer.to_page(), encoding="utf-8")
         typer.echo(f"Wrote {explain}", err=given.json)

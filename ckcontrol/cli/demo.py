@@ -27,18 +27,17 @@ def demo(
     """
     import json as json_module
 
-    from rich.console import Console
-
     from ..demo.run import run_demo
     from ..demo.view import demo_html, print_demo
     from ..views.safe_text import escape_json
+    from ..views.terminal import open_console
 
     check_writable(out)
     with Bars() as bars:
         result = run_demo(model, max_new_tokens=max_new_tokens, device=device, on_progress=bars)
+    out.write_text(demo_html(result), encoding="utf-8")  # first: a pipe that breaks must not cost the page
     if json:
         typer.echo(escape_json(json_module.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
     else:
-        print_demo(result, Console())
-    out.write_text(demo_html(result), encoding="utf-8")
+        print_demo(result, open_console())
     typer.echo(f"Wrote {out}", err=json)

@@ -44,11 +44,12 @@ def doctor(
 
 
 def _print(facts: dict[str, str], results: list[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    from ..views.terminal import open_console
+
+    console = open_console()
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         grid.add_row(Text(name, "dim"), Text(clean(value)))

@@ -1,4 +1,4 @@
-"""What commands read besides options: passage files, ``name=value`` parameters and ``--where`` conditions.
+"""What commands read besides options: passage files, policies, ``name=value`` parameters, ``--where`` conditions.
 
 Files are limited in size and must be UTF-8; every refusal names the file, as it does where a command cannot write.
 Knows no model.
@@ -6,6 +6,9 @@ Knows no model.
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from typing import Any
 
 from ..errors import ControlError, PromptError
 
-__all__ = ["check_writable", "parse_params", "parse_where", "read_passages"]
+__all__ = ["check_writable", "import_policies", "parse_params", "parse_where", "read_passages"]
 
 LIMIT = 10_000_000  # bytes, of a passage file
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -28,10 +31,14 @@ def read_passages(files: Sequence[str], texts: Sequence[str] = ()) -> list[str]:
     """Read passage files in order, then append the texts.
 
     Raises:
-        PromptError: A file is missing, unreadable, over 10 MB, empty or not UTF-8; or stdin is named twice.
+        PromptError: A file is missing, unreadable, over 10 MB, empty or not UTF-8; a text is empty; or stdin is named
+            twice, or closed.
     """
     if list(files).count("-") > 1:
         raise PromptError("'-' was given more than once.", "stdin can be read once.")
+    for text in texts:
+        if not text.strip():
+            raise PromptError(f"--passage-text {text!r} is empty.", "Leave it out to answer closed book.")
     return [_read(name) for name in files] + list(texts)
 
 
@@ -39,6 +46,8 @@ def _read(name: str) -> str:
     label = "stdin" if name == "-" else repr(name)
     try:
         if name == "-":
+            if sys.stdin is None:
+                raise PromptError("passage file stdin cannot be read: it is closed.", "Name a file, or pipe one in.")
             data = sys.stdin.buffer.read(LIMIT + 1)
         else:
             with Path(name).open("rb") as file:
@@ -56,6 +65,65 @@ def _read(name: str) -> str:
     if not text.strip():
         raise PromptError(f"passage file {label} is empty.", "Leave it out to answer closed book.")
     return text
+
+
+def import_policies(names: Sequence[str]) -> None:
+    """Import modules that register policies: dotted names of the installed environment, and ``.py`` files.
+
+    The folder a command runs in is never searched for modules: code is run because its user named it.
+
+    Raises:
+        ControlError: There is no such file or module, or importing it failed.
+    """
+    for name in names:
+        path = Path(name)
+        try:
+            if path.suffix == ".py":
+                _import_file(path)
+            else:
+                _import_module(name)
+        except ControlError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ControlError(f"--import {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> None:
+    if not path.is_file():
+        raise ControlError(f"--import {str(path)!r}: there is no such file.")
+    label = f"ckcontrol_import_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    if label in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(label, path)
+    if spec is None or spec.loader is None:
+        raise ControlError(f"--import {str(path)!r} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[label] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[label]
+        raise
+
+
+def _import_module(name: str) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ControlError(f"--import {name!r} is no module.", "Write package.module, or path/to/file.py.")
+    searched = sys.path[:]
+    here = str(Path.cwd())
+    if sys.path[:1] in ([""], [here]) and not getattr(sys.flags, "safe_path", False):  # put there by python -m
+        del sys.path[0]
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name + ".").startswith(error.name + "."):
+            raise
+        raise ControlError(
+            f"--import {name!r}: there is no module {error.name!r}.",
+            "Install it, or write the path of its file: path/to/file.py.",
+        ) from error
+    finally:
+        sys.path[:] = searched
 
 
 def parse_params(pairs: Sequence[str], option: str = "--param", example: str = "gate=2") -> dict[str, Any]:

@@ -19,12 +19,14 @@ from ..errors import ControlError, RetrievalError
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
+from .words import TextCommand
 
 if TYPE_CHECKING:
     from ..retrieval import Document, Index
 
 __all__ = ["index_app"]
 
+EMPTY = "the corpus is empty"  # what `Index.build` says of nothing
 SKIPPED = 3  # exit code: done, but inputs were left out
 
 
@@ -73,8 +75,9 @@ index_app = typer.Typer(
 )
 
 
-@index_app.command("build")
+@index_app.command("build", cls=TextCommand)
 def build(
+    context: typer.Context,
     sources: Sources,
     out: Annotated[Path, typer.Option(metavar="INDEX", help="The index's folder.")],
     embedder: Annotated[str, typer.Option(metavar="MODEL", help="demo, a folder or a Hugging Face id.")] = "demo",
@@ -104,10 +107,10 @@ def build(
             f"there is an index at {str(out)!r}.", "Add to it with ckcontrol index add, or pass --overwrite."
         )
     again = "The same command goes on where this one stopped."
-    progress = WriteProgress(out)
+    progress = WriteProgress(out, context.command)
     documents = _read(sources, progress, encoding, text_field)
     loaded = options.load_embedder(embedder, normalize=metric is VectorMetric.cosine)
-    with _resumable(again), progress:
+    with _resumable(again), _nothing_made(progress), progress:
         index = Index.build(
             documents,
             loaded,
@@ -124,8 +127,9 @@ def build(
     _summarise(index, progress, json)
 
 
-@index_app.command("add")
+@index_app.command("add", cls=TextCommand)
 def add(
+    context: typer.Context,
     index: options.Folder,
     sources: Sources,
     embedder: options.Embedder = None,
@@ -138,7 +142,7 @@ def add(
     Until the command is done, searches see the index as it was. Exit 3: done, but inputs were skipped.
     """
     again = "The index is as it was. The same command goes on where this one stopped."
-    progress = WriteProgress(index)
+    progress = WriteProgress(index, context.command)
     documents = _read(sources, progress, encoding, text_field)
     opened = options.open_index(index, embedder, load=True)
     with _resumable(again), progress:
@@ -146,7 +150,7 @@ def add(
     _summarise(opened, progress, json)
 
 
-@index_app.command("remove")
+@index_app.command("remove", cls=TextCommand)
 def remove(
     index: options.Folder,
     document: Annotated[list[str], typer.Option("--document", metavar="ID", help="Repeatable.")] = [],  # noqa: B006
@@ -167,7 +171,7 @@ def remove(
         typer.echo(f"Removed {_count(change.removed, 'passage')}; {_count(left, 'passage')} left.")
 
 
-@index_app.command("info")
+@index_app.command("info", cls=TextCommand)
 def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
     data = options.open_index(index).info()
@@ -193,7 +197,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
     )
 
 
-@index_app.command("verify")
+@index_app.command("verify", cls=TextCommand)
 def verify(index: options.Folder, json: options.AsJson = False) -> None:
     """Check every file, text, word and vector of an index; exit 1 if one is wrong."""
     from rich.console import Console
@@ -201,6 +205,7 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
     from rich.text import Text
 
     from ..retrieval import Index
+    from ..views.terminal import open_console
 
     with Console(stderr=True).status("Verifying ..."):
         findings = Index.verify(index)
@@ -212,7 +217,7 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
         for finding in findings:
             mark = Text("ok", "green") if finding.ok else Text("FAILED", "bold red")
             grid.add_row(mark, finding.check, Text(clean(finding.detail)))
-        Console().print(grid)
+        open_console().print(grid)
     if not sound:
         raise typer.Exit(1)
 
@@ -238,6 +243,20 @@ def _resumable(again: str) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(again, err=True)
         raise
+
+
+@contextmanager
+def _nothing_made(progress: WriteProgress) -> Iterator[None]:
+    """Say why there is no index where the sources held nothing: bad input, no failure."""
+    try:
+        yield
+    except RetrievalError as error:
+        if not str(error).startswith(EMPTY):
+            raise
+        shown = [clean(f"{item.name}: {item.reason}", 200) for item in progress.skipped[:3]]
+        more = f"; and {len(progress.skipped) - 3:,} more" if len(progress.skipped) > 3 else ""
+        why = f"every input was skipped ({'; '.join(shown)}{more})" if shown else "the sources hold no text"
+        raise ControlError(f"no index was made: {why}.", "Name files that can be read.") from error
 
 
 def _summarise(index: Index, progress: WriteProgress, json: bool) -> None:
@@ -289,14 +308,15 @@ def _why(data: dict[str, Any]) -> str:
 
 
 def _grid(rows: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ..views.terminal import open_console
 
     grid = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         grid.add_row(Text(name, "dim"), Text(clean(value)))
-    Console().print(grid)
+    open_console().print(grid)
 
 
 def _echo_json(data: Any) -> None:

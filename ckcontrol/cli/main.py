@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
 from ..errors import CKError, UnsupportedMode
 from ..views.safe_text import clean
+from . import process
 from .ask import ask
 from .demo import demo
 from .doctor import doctor
@@ -31,6 +32,7 @@ from .run import explain
 from .run import run as run_command
 from .search import search
 from .serve_vllm import serve_vllm
+from .words import TextCommand, called, in_options
 
 __all__ = ["app", "main", "run"]
 
@@ -43,22 +45,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 RETRIEVAL = "With an index"
-app.command("demo")(demo)
-app.command("run")(run_command)
-app.command("explain")(explain)
+app.command("demo", cls=TextCommand)(demo)
+app.command("run", cls=TextCommand)(run_command)
+app.command("explain", cls=TextCommand)(explain)
 app.add_typer(index_app, name="index", rich_help_panel=RETRIEVAL)
-app.command("search", rich_help_panel=RETRIEVAL)(search)
-app.command("ask", rich_help_panel=RETRIEVAL)(ask)
-app.command("doctor")(doctor)
+app.command("search", rich_help_panel=RETRIEVAL, cls=TextCommand)(search)
+app.command("ask", rich_help_panel=RETRIEVAL, cls=TextCommand)(ask)
+app.command("doctor", cls=TextCommand)(doctor)
 app.command(
     "serve-vllm",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True},
 )(serve_vllm)
-heads.command("show")(heads_show)
-heads.command("tune")(heads_tune)
-heads.command("export")(heads_export)
+heads.command("show", cls=TextCommand)(heads_show)
+heads.command("tune", cls=TextCommand)(heads_tune)
+heads.command("export", cls=TextCommand)(heads_export)
 app.add_typer(heads, name="heads")
-eval_app.command("compare")(eval_compare)
+eval_app.command("compare", cls=TextCommand)(eval_compare)
 app.add_typer(eval_app, name="eval")
 
 
@@ -81,17 +83,27 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; only CKCONTROL_DEBUG=1 lets exceptions through."""
     # Before torch loads: threads that spin while they wait make a busy machine several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows "?", it does not crash
+    process.complete_streams()
+    given = list(sys.argv[1:] if args is None else args)
+    tree = typer.main.get_command(app)
     try:
-        code = app(args=None if args is None else list(args), prog_name="ckcontrol", standalone_mode=False)
+        code = tree.main(args=given, prog_name="ckcontrol", standalone_mode=False)
+        return process.finish(_finished(code))
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        return _finished(130)
+    except SystemExit as stop:  # what typer and rich make of a pipe that nobody reads
+        if process.is_broken_pipe(stop):
+            return process.finish(0)
+        raise
     except Exception as error:
+        if process.is_broken_pipe(error):
+            return process.finish(0)
         if os.environ.get("CKCONTROL_DEBUG") == "1":
             raise
-        return _report(error)
+        return _report(error, called(tree, given))
+
+
+def _finished(code: object) -> int:
     if code == 130:
         _complain("interrupted.")
     return code if isinstance(code, int) else 0
@@ -99,24 +111,34 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the ``ckcontrol`` script."""
+    process.stop_at_once(sys.argv[1:])
     sys.exit(main())
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, command: Any) -> int:
     if isinstance(error, CKError):
-        _complain(str(error))
+        what = str(error).removesuffix(error.hint)
+        _complain(in_options(what, command) + in_options(error.hint, command, hint=True))
         return 2 if isinstance(error, (ValueError, UnsupportedMode)) else 1
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, bad number
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "ckcontrol"
-        _complain(f"{error.format_message().rstrip('.')}. See: {where} --help")
+        told = error.format_message().rstrip(".")
+        if told:  # else no command was given, and the help has been printed
+            _complain(f"{told}{'' if told.endswith('?') else '.'} See: {where} --help")
         return 2
     if isinstance(error, OSError) and error.filename:
         _complain(f"{error.filename}: {error.strerror}.")
+        return 1
+    if isinstance(error, OSError) and error.strerror:  # of a stream, which has no name: a full disk
+        _complain(f"{error.strerror}.")
         return 1
     _complain(f"unexpected {type(error).__name__}: {error} Set CKCONTROL_DEBUG=1 for the traceback.")
     return 1
 
 
 def _complain(message: str) -> None:
-    print(f"ckcontrol: {' '.join(clean(message, 2000).split())}", file=sys.stderr)
+    try:
+        print(f"ckcontrol: {' '.join(clean(message, 2000).split())}", file=sys.stderr)
+    except OSError:  # nobody listens; the exit code still speaks
+        pass

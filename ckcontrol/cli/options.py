@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from .files import parse_params
+from .files import import_policies, parse_params
 
 if TYPE_CHECKING:
     from ..control import Control
@@ -50,6 +50,12 @@ Alpha = Annotated[
 ]
 Params = Annotated[
     list[str], typer.Option("--param", metavar="NAME=VALUE", help="Parameter of the policy. Repeatable.")
+]
+Import = Annotated[
+    list[str],
+    typer.Option(
+        "--import", metavar="MODULE", help="Policies of your own: an installed module or a .py file. Repeatable."
+    ),
 ]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")]
@@ -112,6 +118,7 @@ class Answering:
     method: Method = "ck-plug"
     alpha: Alpha = None
     param: Params = field(default_factory=list)
+    imported: Import = field(default_factory=list)
     max_new_tokens: Tokens = 64
     sample: Sample = False
     temperature: Temperature = 1.0
@@ -129,9 +136,14 @@ class Answering:
 
     def control(self) -> Control:
         """Return the control; a bad one raises `ControlError` before anything is loaded."""
+        import_policies(self.imported)
         from ..control import Control
 
         return Control(self.method, self.alpha, **parse_params(self.param))
+
+    def steers(self) -> bool:
+        """Whether the control was asked to do something, which takes passages."""
+        return self.alpha is not None or bool(self.param) or self.method not in (Answering.method, "off")
 
     def drawn(self, *, trace: bool) -> GenerateOptions:
         """Return how tokens are drawn, checked like the control."""

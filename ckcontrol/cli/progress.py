@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..views.safe_text import clean
+from .words import in_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,13 +29,15 @@ class WriteProgress:
 
     Args:
         index: The index's folder; its own files are not reported if it lies among the sources.
+        command: The command that was called, in whose words inputs are skipped.
 
     Attributes:
         files: Files that were read.
         skipped: What was left out, in order.
     """
 
-    def __init__(self, index: Path) -> None:
+    def __init__(self, index: Path, command: Any = None) -> None:
+        self._command = command
         self._index = index.resolve()
         self.files = 0
         self.skipped: list[Skipped] = []
@@ -73,6 +77,7 @@ class WriteProgress:
         """Print an input that is left out, at once, whatever else is being shown."""
         if self._mine(skipped.name):
             return
+        skipped = replace(skipped, reason=in_options(skipped.reason, self._command, hint=True))
         self.skipped.append(skipped)
         text = f"skipped  {' '.join(clean(f'{skipped.name}: {skipped.reason}', 1000).split())}"
         if self._bars is None:

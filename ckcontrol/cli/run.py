@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ControlError, did_you_mean
+from ..errors import ControlError, PromptError, did_you_mean
 from ..views.safe_text import clean, escape_json
 from . import files, options
 
@@ -42,8 +42,12 @@ def answer(
     """
     if given.stream and explain:
         raise typer.BadParameter("--stream and --explain exclude each other.")
+    if not question.strip():
+        raise PromptError("the question is empty.", "Ask something with -q.")
     passages = files.read_passages(passage, passage_text)
     control = given.control()
+    if not passages and given.steers():
+        typer.echo("There are no passages, so there is nothing to steer: this is the model's own answer.", err=True)
     drawn = given.drawn(trace=given.json or explain or html is not None)
     variables = given.variables()
     mask = _mask(heads, prune, prune_stream)
@@ -65,6 +69,10 @@ def answer(
             streamer=given.streamer(tokenizer),
             options=drawn,
         )
+    if html is not None:
+        from ..views.html import answer_page
+
+        html.write_text(answer_page(made), encoding="utf-8")  # first: a pipe that breaks must not cost the page
     if given.json:
         typer.echo(escape_json(made.to_json()))
     elif explain:
@@ -75,9 +83,6 @@ def answer(
     elif not given.stream:
         typer.echo(clean(made.text, None))
     if html is not None:
-        from ..views.html import answer_page
-
-        html.write_text(answer_page(made), encoding="utf-8")
         typer.echo(f"Wrote {html}", err=given.json or not explain)
 
 

@@ -6,6 +6,8 @@ imported when something is drawn, so importing this module costs nothing. All te
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,25 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["answer_table", "answer_text", "legend", "print_answer", "print_hits", "print_table"]
+__all__ = ["answer_table", "answer_text", "legend", "open_console", "print_answer", "print_hits", "print_table"]
 
-WIDE = 116  # columns from which the token table shows everything
+UNBOUNDED = 160  # columns where there is no terminal, and so no edge
+LONGEST_TOKEN = 24  # columns
 BAR = 8  # cells on each side of zero
+
+FIGURES = ("gain", "H par", "H ctx", "tau", "rank par", "rank ctx", "p par", "p ctx", "p final")
+DROPPED_FIRST = ("H par", "H ctx", "rank par", "rank ctx", "p par", "p ctx", "p final", "tau")  # gain stays
+
+
+def open_console() -> Console:
+    """Return a console on stdout: as wide as its terminal or COLUMNS say, and 160 columns in a pipe or a file."""
+    from rich.console import Console
+
+    return Console() if _is_terminal() or os.environ.get("COLUMNS") else Console(width=UNBOUNDED)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _style(gain: float | None, switched: bool = False) -> Style:
@@ -63,11 +80,10 @@ def legend() -> Text:
 
 def print_answer(answer: AnswerShape, console: Console | None = None) -> None:
     """Print question, answer token by token, legend and summary; warn if the policy never acted."""
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = console or Console()
+    console = console or open_console()
     heading = Text().append(clean(answer.question), "bold").append(f"  {describe.control_label(answer)}", "dim")
     console.print(heading, highlight=False)
     console.print(Padding(answer_text(answer), (1, 2)))
@@ -77,10 +93,8 @@ def print_answer(answer: AnswerShape, console: Console | None = None) -> None:
 
 
 def print_table(answer: AnswerShape, console: Console | None = None, *, summary: bool = True) -> None:
-    """Print one row per token with every recorded figure, then the summary; narrow consoles get no bar."""
-    from rich.console import Console
-
-    console = console or Console()
+    """Print one row per token with the figures that the console has room for, then the summary."""
+    console = console or open_console()
     console.print(answer_table(answer, console.width))
     if summary:
         _print_footer(answer, console)
@@ -100,44 +114,72 @@ def _print_footer(answer: AnswerShape, console: Console) -> None:
 def print_hits(
     hits: Sequence[HitShape], query: str, console: Console | None = None, *, notice: str | None = None
 ) -> None:
-    """Print each passage's rank, score, source and metadata, and below them the part of its text nearest the query."""
-    from rich.console import Console
+    """Print each passage's rank, score, source and metadata, and below them the part of its text nearest the query.
+
+    That is a line of the console; without one, in a pipe or a file, a passage's whole text is one line.
+    """
     from rich.text import Text
 
-    console = console or Console()
+    whole = console is None and not _is_terminal()
+    console = console or open_console()
     for hit in hits:
         label = Text(describe.hit_label(hit), "bold").append(f"  {describe.hit_metadata(hit)}".rstrip(), "dim not bold")
         console.print(label, soft_wrap=True, highlight=False)  # never cut: the end of a path is what tells files apart
-        console.print(Text("    " + describe.excerpt(hit.passage.text, query, console.width - 4)), highlight=False)
+        room = len(hit.passage.text) if whole else console.width - 4
+        text = Text("    " + describe.excerpt(hit.passage.text, query, room))
+        console.print(text, soft_wrap=whole, highlight=False)
     if notice:
         console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
 
 
 def answer_table(answer: AnswerShape, width: int = 140) -> Table:
-    """Return the token table for a console of `width` columns.
+    """Return the token table for a console of `width` columns: token, gain, and what else there is room for.
 
-    Ranks count from 0, the stream's favourite; ``par`` is memory, ``ctx`` is with the passages.
+    Ranks count from 0, the stream's favourite; ``par`` is memory, ``ctx`` is with the passages. What was left out is
+    named below the table.
     """
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    wide = width >= WIDE
+    tokens = describe.shown(answer)
+    cells = [dict(zip(FIGURES, describe.figures(shown.token), strict=True)) for shown in tokens]
+    texts = {name: max([cell_len(row[name]) for row in cells], default=0) for name in FIGURES}
+
+    longest = max([cell_len(shown.name) for shown in tokens], default=5)
+
+    def needed(names: Sequence[str], *, bar: bool = False, folded: bool = True) -> int:
+        token = max(min(longest, 14 if folded else LONGEST_TOKEN), 5)
+        heads = {name: max(map(len, name.split(" " if folded else "\0"))) for name in names}
+        widths = [1, token, *([2 * BAR + 3] if bar else []), *(max(texts[name], heads[name]) for name in names)]
+        return sum(widths) + 2 * len(widths)
+
+    wide = needed(FIGURES, bar=True, folded=False) <= width
+    figures, left_out = list(FIGURES), []
+    for name in DROPPED_FIRST:
+        if wide or needed(figures) <= width:
+            break
+        figures.remove(name)
+        left_out.append(name)
+    token = LONGEST_TOKEN if wide else max(min(14 + width - needed(figures), LONGEST_TOKEN), 4)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    if left_out:
+        table.caption = Text(f"No room here for {', '.join(name for name in FIGURES if name in left_out)}.", "dim")
+        table.caption_justify = "left"
     table.add_column("", no_wrap=True, width=1)
-    table.add_column("token", no_wrap=True, max_width=24 if wide else 14, overflow="ellipsis")
+    table.add_column("token", no_wrap=True, max_width=token, overflow="ellipsis")
     if wide:
         table.add_column("confused│surer", no_wrap=True, width=2 * BAR + 3)
-    figures = ["gain", "H par", "H ctx", "tau", "rank par", "rank ctx", "p par", "p ctx", "p final"]
     for name in figures:
         table.add_column(name if wide else name.replace(" ", "\n"), no_wrap=True, justify="right")
-    for shown in describe.shown(answer):
-        token = shown.token
+    for shown, row in zip(tokens, cells, strict=True):
+        gain = shown.token.gain
         table.add_row(
-            Text(describe.MARK if token.switched else "", style="bold"),
-            Text().append(shown.name, _style(token.gain, token.switched)),
-            *([_bar(token.gain)] if wide else []),
-            *describe.figures(token),
+            Text(describe.MARK if shown.token.switched else "", style="bold"),
+            Text().append(shown.name, _style(gain, shown.token.switched)),
+            *([_bar(gain)] if wide else []),
+            *(row[name] for name in figures),
         )
     return table
 

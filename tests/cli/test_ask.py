@@ -79,7 +79,7 @@ def test_explain_writes_a_page_with_the_passages(index: str, tmp_path: Path, cap
     [
         (["--alpha", "3"], 2, "alpha=3.0"),
         (["--method", "cda"], 2, "Did you mean 'cad'?"),
-        (["--max-new-tokens", "0"], 2, "max_new_tokens=0"),
+        (["--max-new-tokens", "0"], 2, "--max-new-tokens 0 "),
         (["--where", "year"], 2, "--where 'year'"),
         (["-k", "0"], 2, "-k"),
         (["--stream", "--json"], 2, "exclude each other"),

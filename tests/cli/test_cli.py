@@ -200,7 +200,7 @@ def test_bad_params_are_refused(pairs: list[str]) -> None:
         (["--method", "ck-plgu"], "Did you mean 'ck-plug'?"),
         (["--method", "ck-plug", "--param", "gat=2"], "Did you mean 'gate'?"),
         (["--param", "gate=wide"], "gate='wide'"),
-        (["--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0 "),
         (["--temperature", "0"], "temperature"),
         (["--dtype", "int8"], "dtype='int8'"),
         (["--stream", "--json"], "exclude each other"),

@@ -116,6 +116,23 @@ def test_skipped_inputs_are_named_counted_and_code_3(
     assert told(capsys, "index", "info", str(tmp_path / "i"))["documents"] == 4
 
 
+def test_an_index_of_nothing_is_bad_input_and_says_why(tmp_path: Path, index: str, embedder: str, capsys: Any) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "rows.jsonl").write_text('{"no_text_here": 1}', encoding="utf-8")
+    sources = [str(tmp_path / "latin.txt"), str(tmp_path / "rows.jsonl")]
+    build = ["index", "build", *sources, "--out", str(tmp_path / "i"), "--embedder", embedder]
+    out, err = run(capsys, *build, code=2)
+    told_why = err.splitlines()[-1]
+    assert out == "" and told_why.startswith("ckcontrol: no index was made: every input was skipped (")
+    assert "latin.txt: " in told_why and "rows.jsonl" in told_why
+    assert "--text-field" in err and "text_field=" not in err
+    assert not (tmp_path / "i").exists()
+    (tmp_path / "empty").mkdir()
+    _, err = run(capsys, "index", "build", str(tmp_path / "empty"), *build[4:], code=2)
+    assert "no index was made" in err
+    run(capsys, "index", "add", index, *sources, code=3)
+
+
 def test_an_index_among_its_own_sources_is_not_read(
     docs: Path, embedder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,8 +149,8 @@ def test_other_encodings_and_fields_can_be_named(
 ) -> None:
     (tmp_path / "latin.csv").write_bytes("name,story\nx,Käse\n".encode("latin-1"))
     source, out = str(tmp_path / "latin.csv"), str(tmp_path / "i")
-    run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, "--encoding", "latin-1", code=1)
-    run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, "--text-field", "story", code=1)
+    run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, "--encoding", "latin-1", code=2)
+    run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, "--text-field", "story", code=2)
     both = ["--encoding", "latin-1", "--text-field", "story"]
     run(capsys, "index", "build", source, "--out", out, "--embedder", embedder, *both)
     assert told(capsys, "search", out, "Käse", "--mode", "bm25")["hits"][0]["text"] == "Käse"
@@ -267,6 +284,28 @@ def test_search_prints_and_filters(index: str, embedder: str, capsys: Any) -> No
     assert told(capsys, "search", index, "salt", "--embedder", embedder)["hits"]
     out, err = run(capsys, "search", index, "salt", "--where", "lang=fr")
     assert (out, err) == ("", "Nothing was found.\n")
+
+
+def test_a_text_may_begin_with_a_dash(index: str, capsys: Any) -> None:
+    for query in ("-5 degrees", "-5", "--how cold is it", "-k is a letter, ferry", "-h is a letter"):
+        for args in ([index, query, "-k", "2"], ["-k2", index, query], [index, "-k", "2", "--", query]):
+            data = told(capsys, "search", "--mode", "bm25", *args)
+            assert data["query"] == query and len(data["hits"]) <= 2
+    assert "No such option: --how" in run(capsys, "search", index, "--how", code=2)[1]
+    assert "No such option: --moed" in run(capsys, "search", index, "ferry", "--moed=a b", code=2)[1]
+    _, err = run(capsys, "index", "add", index, "-5 none.txt", code=3)
+    assert "skipped  -5 none.txt" in err
+
+
+def test_a_pipe_has_no_edge(tmp_path: Path, embedder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    text = " ".join(f"word{n}" for n in range(60))
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    index = str(tmp_path / "i")
+    run(capsys, "index", "build", str(tmp_path / "long.txt"), "--out", index, "--embedder", embedder)
+    whole = [hit["text"] for hit in told(capsys, "search", index, "word59")["hits"]]
+    out, _ = run(capsys, "search", index, "word59")
+    assert [line.strip() for line in out.splitlines()[1::2]] == whole and max(map(len, whole)) > 90
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import typer
 
 from ...errors import ControlError, EvalError
 from ...views.safe_text import clean
-from .. import options
+from .. import files, options
 from ..bars import Bars
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def run(
     tasks: Tasks,
     methods: Annotated[str, typer.Option(metavar="NAME,...", help="Methods to compare, or all.")] = "all",
     alpha: Annotated[str, typer.Option(metavar="X,...", help="Settings of the dial.")] = "0,0.25,0.5,0.75,1",
+    imported: options.Import = [],  # noqa: B006  typer copies it
     model: options.Model = "demo",
     url: Url = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Records per task.", show_default="all")] = None,
@@ -70,6 +71,7 @@ def run(
     from ...eval.running.runner import run as evaluate
     from ...eval.tasks.load import load_task
 
+    files.import_policies(imported)
     arms = arms_for(methods.split(","), _alphas(alpha))
     part = _shard(shard)
     drawn = GenerateOptions(

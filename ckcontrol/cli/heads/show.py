@@ -85,8 +85,9 @@ def print_heads(
     source: str, found: Mapping[str, Any], names: Sequence[str], cells: Callable[[dict[str, Any]], Sequence[str]]
 ) -> None:
     """Print what `best_heads` found as a table: one row per head, with `cells` under the headings `names`."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ...views.terminal import open_console
 
     stable = "" if found["split_half"] is None else f" · split-half r = {found['split_half']:.2f}"
     table = Table(title=f"Heads that promote {source}{stable}", title_justify="left")
@@ -94,7 +95,7 @@ def print_heads(
         table.add_column(clean(name), justify="right")
     for row in found["heads"]:
         table.add_row(*cells(row))
-    Console().print(table)
+    open_console().print(table)
 
 
 def figures(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -78,12 +78,12 @@ def tune(
 
 
 def _print(tuned: Tuned) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ...heads.choosing.panel import interval
+    from ...views.terminal import open_console
 
-    console = Console()
+    console = open_console()
     wanted = "RC" if tuned.direction == "context" else "RM"
 
     def row(name: str, result: Result) -> list[str]:

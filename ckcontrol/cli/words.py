@@ -1,0 +1,95 @@
+"""The words of the command line: positional texts that begin with a dash, and messages said in options.
+
+Errors of the library name Python arguments; whoever came through the command line knows options. Knows the tree of
+commands; knows no command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from typer.core import TyperCommand
+
+__all__ = ["TextCommand", "called", "in_options"]
+
+VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
+
+QUOTED_WORD = r"""(['"])[\w.:/-]+\1"""
+
+
+class TextCommand(TyperCommand):
+    """A command whose positional texts may begin with a dash: ``search INDEX "-5 degrees"``.
+
+    A dash and a digit, or a name with a space in it, is no option's. An option's own value is never looked at.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put positional arguments behind ``--`` where one of them would pass for an option."""
+        takes_value = {
+            name: not getattr(option, "is_flag", False) and not getattr(option, "count", False)
+            for option in self.get_params(ctx)
+            if option.param_type_name == "option"
+            for name in (*option.opts, *option.secondary_opts)
+        }
+        options: list[str] = []
+        texts: list[str] = []
+        rest = iter(args)
+        odd = False
+        for arg in rest:
+            if arg == "--":
+                texts += rest
+            elif _is_text(arg, takes_value):
+                odd |= arg.startswith("-") and arg != "-"
+                texts.append(arg)
+            else:
+                options.append(arg)
+                if takes_value.get(arg):
+                    options += [value for value in [next(rest, None)] if value is not None]
+        return super().parse_args(ctx, [*options, "--", *texts] if odd else args)
+
+
+def _is_text(arg: str, takes_value: dict[str, bool]) -> bool:
+    if not arg.startswith("-") or arg == "-":
+        return True
+    name = arg.partition("=")[0]
+    if name in takes_value:
+        return False
+    if not arg.startswith("--") and takes_value.get(arg[:2]) and arg[2:3].strip():  # -qWho is it?
+        return False
+    return arg[1:2].isdigit() or any(letter.isspace() for letter in name)
+
+
+def called(tree: Any, args: Sequence[str]) -> Any:
+    """Return the command of the tree that `args` call, as far down as they name one."""
+    for arg in args:
+        if not getattr(tree, "commands", None):
+            break
+        tree = tree.commands.get(arg, tree)
+    return tree
+
+
+def in_options(text: str, command: Any, *, hint: bool = False) -> str:
+    """Return what the library says in the words of a command.
+
+    ``max_new_tokens=0`` becomes ``--max-new-tokens 0`` and ``truncate='passages'`` becomes ``--truncate``, for every
+    parameter that the command spells differently. ``alpha=2.0`` is the option's name already: it stays, except in a
+    hint, which is there to be typed.
+    """
+    for option in getattr(command, "params", ()):
+        if option.param_type_name != "option":
+            continue
+        long = max(option.opts, key=len)
+        flag = bool(getattr(option, "is_flag", False))
+        if hint or flag or option.name != long.lstrip("-"):
+            text = re.sub(rf"(?<![\w.\-]){re.escape(option.name)}{VALUE}", partial(_spelled, long, flag), text)
+    return text
+
+
+def _spelled(option: str, flag: bool, found: re.Match[str]) -> str:
+    value = found["value"]
+    if flag:
+        return f"no {option}" if value in ("False", "None") else option
+    return f"{option} {value[1:-1] if re.fullmatch(QUOTED_WORD, value) else value}".rstrip()

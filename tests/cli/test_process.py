@@ -1,0 +1,81 @@
+"""What a shell sees of a real process: pipes that break, streams that are closed, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and signals of POSIX")
+COMMAND = f"{sys.executable} -m ckcontrol"
+ASK = "-q Who? --passage-text Ann. --model tiny --device cpu --max-new-tokens 4"
+
+
+def shell(line: str) -> tuple[str, str]:
+    """What bash prints of a line, and what it says on stderr."""
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [f"explain {ASK} --html page.html", f"run --json {ASK}", f"run --stream {ASK}", "run --help", "--version"],
+)
+def test_a_reader_that_goes_away_is_no_failure(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, err = shell(f"{COMMAND} {command} | true; echo ${{PIPESTATUS[0]}}")
+    assert (out, err) == ("0\n", "")
+    assert "page.html" not in command or "Ann." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        (f"run {ASK} -p - <&-", "2", "stdin cannot be read: it is closed"),
+        (f"run {ASK} --stream >&-", "0", ""),
+        (f"run {ASK} --alpha 2 2>&-", "2", ""),
+        (f"run {ASK} >/dev/full", "1", "No space left on device"),
+    ],
+)
+def test_closed_and_full_streams(line: str, code: str, says: str) -> None:
+    if "/dev/full" in line and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    out, err = shell(f"{COMMAND} {line}; echo $?")
+    assert out == f"{code}\n" and says in err and err.count("\n") == bool(says)
+
+
+def test_ctrl_c_ends_a_command_that_saves_nothing_at_once() -> None:
+    """The question is read from stdin, so the process is known to be inside the command."""
+    program = (  # a model that takes forever, in steps as long as a forward
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from ckcontrol.cli import options\nfrom ckcontrol.cli.main import run\n"
+        "def load(*_):\n"
+        "    print('loading', flush=True)\n"
+        "    while True:\n"
+        "        try:\n"
+        "            time.sleep(60)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n"  # as C code that swallows it does
+        "options.load = load\nsys.argv = ['ckcontrol', *sys.argv[1:]]\nrun()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "run", "-q", "Who?"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (130, "", "ckcontrol: interrupted.\n")
+    assert time.monotonic() - started < 5
