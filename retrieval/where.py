@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 from ckcontrol.errors import RetrievalError, did_you_mean
 
-__all__ = ["COLUMNS", "Condition", "parse_where", "to_sql"]
+__all__ = ["COLUMNS", "MOST", "Condition", "is_text", "parse_where", "to_sql"]
 
 OPERATORS = {"$eq": "=", "$ne": "<>", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<=", "$in": "IN", "$nin": "NOT IN"}
+MOST = 500  # conditions
+GROUP = 25  # conditions in one pair of brackets: SQLite nests 1,000 expressions at most
+TEXT = "texts without NUL and without half a surrogate pair"
 COLUMNS = ("id", "source", "document")  # of the passage itself; every other name is a metadata key
 
 
@@ -38,7 +41,8 @@ def parse_where(where: Mapping[str, Any] | None) -> tuple[Condition, ...]:
     A bare value means ``$eq``, a bare list ``$in``. A passage without the key passes no condition on it.
 
     Raises:
-        RetrievalError: Not a mapping, an unknown operator, or a value that is not a text, finite number or boolean.
+        RetrievalError: Not a mapping, an unknown operator, a value that is not a text (without NUL or half a surrogate
+            pair), finite number or boolean, or more than 500 conditions.
     """
     if where is None:
         return ()
@@ -47,20 +51,28 @@ def parse_where(where: Mapping[str, Any] | None) -> tuple[Condition, ...]:
     found: list[Condition] = []
     for name, wanted in where.items():
         if not name or not is_text(name):
-            raise RetrievalError(f"where: {name!r} is not a metadata name.", "Names are texts.")
+            raise RetrievalError(f"where: {name!r} is not a metadata name.", f"Names are {TEXT}.")
         if isinstance(wanted, Mapping):
             if not wanted:
                 raise RetrievalError(f"where: {name!r} has no condition.", did_you_mean("", OPERATORS))
             found += [_condition(name, op, value) for op, value in wanted.items()]
         else:
             found.append(_condition(name, "$in" if isinstance(wanted, (list, tuple, set)) else "$eq", wanted))
+    if len(found) > MOST:
+        raise RetrievalError(
+            f"where: {len(found):,} conditions are more than {MOST}.",
+            "Give several values of one name as a list: {'id': ['a', 'b']} is one condition.",
+        )
     return tuple(found)
 
 
 def is_text(value: object) -> bool:
-    """Return whether a value is a text that can be stored: half a surrogate pair is not a character."""
+    """Return whether a value is a text that is stored and compared whole.
+
+    Half a surrogate pair is not a character, and at a NUL SQLite's JSON functions and much other software end a text.
+    """
     try:
-        return isinstance(value, str) and value.encode() is not None
+        return isinstance(value, str) and "\0" not in value and value.encode() is not None
     except UnicodeEncodeError:
         return False
 
@@ -80,7 +92,7 @@ def _scalar(name: str, value: Any) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    raise RetrievalError(f"where: {name!r} is compared with {value!r}.", "Compare with a text, a number or a boolean.")
+    raise RetrievalError(f"where: {name!r} is compared with {value!r}.", f"Compare with {TEXT}, numbers or booleans.")
 
 
 def to_sql(conditions: tuple[Condition, ...], alias: str = "p") -> tuple[str, list[Any]]:
@@ -95,7 +107,12 @@ def to_sql(conditions: tuple[Condition, ...], alias: str = "p") -> tuple[str, li
             clauses.append(f"EXISTS (SELECT 1 FROM json_each({alias}.metadata) m WHERE m.key = ? AND {test})")
             bound.append(name)
         bound += values
-    return " AND ".join(clauses) or "1", bound
+    if any(
+        name not in COLUMNS for name, _, _ in conditions
+    ):  # older indexes hold texts with NUL, at which json_each ends: such a passage passes no condition
+        clauses.append(f"instr(replace({alias}.metadata, '\\\\', ''), '\\u0000') = 0")
+    groups = [" AND ".join(clauses[start : start + GROUP]) for start in range(0, len(clauses), GROUP)]
+    return " AND ".join(f"({group})" for group in groups) or "1", bound
 
 
 def _test(op: str, value: Any, left: str, typed: str) -> tuple[str, list[Any]]:

@@ -7,6 +7,7 @@ Knows passages, documents and the `Chunker`; knows nothing of where anything is 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "ItemWriter", "OnProgress", "OnSkip", "check_metadata"]
 
+ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON; after an odd number of backslashes it is plain text
 OnSkip = Callable[[Skipped], None]
 OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0: length unknown
 
@@ -110,7 +112,7 @@ class ItemWriter:
             if not is_text(value) or (name == "id" and not value):
                 reason = f"the {name} of {kind} {item.id!r} is not text: {value!r:.80}."
                 shown = item.id if is_text(item.id) else ascii(item.id)
-                self.skip(shown, reason, "Give one that can be written as UTF-8.")
+                self.skip(shown, reason, "Give one that can be written as UTF-8 and has no NUL in it.")
                 return []
         if not item.text.strip():
             self._skip_blank(item)
@@ -148,7 +150,8 @@ def check_metadata(item: Passage | Document) -> str:
     """Return the metadata as JSON.
 
     Raises:
-        RetrievalError: It is not a mapping of texts to what JSON can hold.
+        RetrievalError: It is not a mapping of texts to what JSON can hold, or a text in it, however deep, has a NUL: a
+            comparison would end there, and take the passages of one name for those of another.
     """
     try:
         data = dict(item.metadata)
@@ -156,11 +159,13 @@ def check_metadata(item: Passage | Document) -> str:
             raise TypeError("a name is not text")
         content = json.dumps(data, ensure_ascii=False, allow_nan=False)
         content.encode()  # half a surrogate pair is not a character
+        if ESCAPED_NUL.search(content):
+            raise ValueError("a name or a value, perhaps an inner one, has a NUL in it")
         return content
     except (TypeError, ValueError, RecursionError) as error:
         raise RetrievalError(
             f"the metadata of {_kind(item)} {item.id!r} cannot be kept: {error}.",
-            "Use names with texts, finite numbers, booleans or None.",
+            "Use names with texts (without NUL), finite numbers, booleans or None.",
         ) from error
 
 

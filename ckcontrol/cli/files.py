@@ -23,6 +23,7 @@ LIMIT = 10_000_000  # bytes, of a passage file
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 RESERVED = {"method", "alpha"}
 CONDITION = re.compile(r"\s*([^=!<>]*[^=!<>\s])\s*(!=|>=|<=|==?|>|<)\s*(.*?)\s*", re.DOTALL)
+SURROGATE = re.compile("[\ud800-\udfff]")
 OPERATORS = {"=": "$eq", "==": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte"}
 TEXTS = ("id", "source", "document")  # names whose values are texts, whatever they look like
 
@@ -161,10 +162,13 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
     document.
 
     Raises:
-        ControlError: Not a condition, or the same comparison of the same name twice.
+        ControlError: Not a condition, one with NUL or bytes that are not UTF-8, or the same comparison of the same name
+            twice.
     """
     where: dict[str, dict[str, Any]] = {}
     for given in conditions:
+        if "\0" in given or SURROGATE.search(given):
+            raise ControlError(f"--where {given!a} has NUL or broken UTF-8 in it.", "Type the condition anew.")
         match = CONDITION.fullmatch(given)
         if match is None:
             raise ControlError(f"--where {given!r} is not a condition.", "For example: --where 'year>=2000'")

@@ -86,7 +86,7 @@ def ids(hits: list[Hit]) -> list[str]:
 
 
 def test_order_score_rank_and_what_a_passage_holds(build: Build) -> None:
-    kept = Passage("ü\"'\\", "river city", "a 'title'", {"n": None, "big": 2**70, "l": [1, {"x": "\x00"}], "f": 1.5})
+    kept = Passage("ü\"'\\", "river city", "a 'title'", {"n": None, "big": 2**70, "l": [1, {"x": "\\u0000"}], "f": 1.5})
     index = build([Passage("a", "salt"), kept, Passage("c", "river river city bridge")])
     hits = index.search("river city", k=9)
     assert hits[0] == Hit(kept, 1.0, 1)
@@ -249,6 +249,8 @@ def test_remove_by_metadata_and_unknown_names(build: Build) -> None:
         (Passage("x", "ü" * 33_000), "text of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": "b" * 70_000}), "metadata of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": float("nan")}), "cannot be kept"),
+        (Passage("x", "gold", metadata={"a": {"b": ["\0"]}}), "NUL"),
+        (Passage("x", "gold\0"), "is not text: 'gold"),
         (Passage("x", "gold \ud800"), "is not text: 'gold"),
         (Passage("", "gold"), "not text"),
         (Document("x", "gold", metadata={"start": 1}), "reserved"),

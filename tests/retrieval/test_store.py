@@ -111,7 +111,7 @@ def test_what_cannot_be_removed(small: Index, what: dict[str, Any], message: str
     assert not (small.path / "2").exists()
 
 
-STRANGE = ["", " ", "a'b", 'a"b', "a\nb", "a\0b", "é", "e\u0301", "\u202e", "x" * 5000, "1", "..", "%00", "NULL"]
+STRANGE = ["", " ", "a'b", 'a"b', "a\nb", "\\\\u0000", "é", "e\u0301", "\u202e", "x" * 5000, "1", "..", "%00", "NULL"]
 
 
 def test_strange_ids_texts_and_sources(tmp_path: Path) -> None:
@@ -130,6 +130,13 @@ BAD: list[tuple[Any, str]] = [
     (Passage(None, "x"), "id of passage None is not text"),  # type: ignore[arg-type]
     (Passage("a", 7), "text of passage 'a' is not text: 7"),  # type: ignore[arg-type]
     (Passage("a", "x", None), "source of passage 'a' is not text: None"),  # type: ignore[arg-type]
+    (Passage("a\0b", "x"), "id of passage .* is not text"),
+    (Passage("a", "x\0y"), "text of passage 'a' is not text"),
+    (Passage("a", "x", "s\0"), "source of passage 'a' is not text"),
+    (Passage("a", "x", metadata={"k": "a\0b"}), "NUL"),
+    (Passage("a", "x", metadata={"k\0": 1}), "NUL"),
+    (Passage("a", "x", metadata={"k": ["\\", {"in": "\\\0"}]}), "NUL"),
+    (Document("a", "x", metadata={"k": {"in\0": 1}}), "NUL"),
     (Passage("a", "half \ud800"), "text of passage 'a' is not text"),
     (Passage("\udfff", "x"), "id of passage .* is not text"),
     (Passage("a", "x", "\ud800"), "source of passage 'a' is not text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,11 @@ def test_filters_that_are_equal_in_python_are_not_confused(typed: Index) -> None
         ({1: 2}, "not a metadata name"),
         ({"": 2}, "not a metadata name"),
         ({"\ud800": 2}, "not a metadata name"),
+        ({"tenant\0": 2}, "not a metadata name"),
+        ({"tenant": "acme\0evil"}, "compared with 'acme"),
+        ({"id": {"$in": ["a", "b\0"]}}, "compared with 'b"),
+        ({f"n{n}": n for n in range(501)}, "501 conditions are more than 500"),
+        ({"n": {"$gt": 0}, **{f"n{n}": {"$gt": n, "$lt": n} for n in range(1000)}}, "2,001 conditions"),
         ({"year": {}}, "has no condition"),
         ({"year": {"gte": 2}}, "operator 'gte'"),
         ({"year": {"$or": [1]}}, r"operator '\$or'"),
@@ -134,6 +140,26 @@ def test_what_is_no_filter(typed: Index, where: Any, message: str) -> None:
     assert caught.value.hint
     with pytest.raises(RetrievalError, match=message):
         typed.remove(where=where)
+
+
+def test_as_many_conditions_as_are_allowed(typed: Index) -> None:
+    where = {"v": 1, "id": "2", **{f"n{n}": {"$ne": n} for n in range(498)}}
+    assert [found(typed, where, mode) for mode in ("dense", "bm25", "hybrid")] == [set()] * 3
+    with Index.build([Passage("p", "text", metadata={f"n{n}": "x" for n in range(500)})], Hashes()) as index:
+        assert found(index, {f"n{n}": ["x", 1, True] for n in range(500)}, "hybrid") == {"p"}
+        assert index.remove(where={f"n{n}": "x" for n in range(500)}).removed == 1
+
+
+def test_a_text_with_nul_in_an_older_index_is_not_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older versions stored it; SQLite reads it up to the NUL."""
+    monkeypatch.setattr("ckcontrol.retrieval.writing.ESCAPED_NUL", re.compile("(?!)"))
+    stored = {"plain": "acme", "evil": "acme\0evil", "text": r"acme\u0000evil"}
+    with Index.build([Passage(n, f"text {n}", "", {"tenant": v}) for n, v in stored.items()], Hashes()) as index:
+        for mode in ("dense", "bm25", "hybrid"):
+            assert found(index, {"tenant": "acme"}, mode) == {"plain"}
+            assert found(index, {"tenant": r"acme\u0000evil"}, mode) == {"text"}
+        assert index.remove(where={"tenant": "acme"}).removed == 1
+        assert {passage.id for passage in index.passages()} == {"evil", "text"}
 
 
 def test_parsed() -> None:
