@@ -132,13 +132,12 @@ def _from_pretrained(name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = {"local_files_only": not hub_answers(name)}
-    given: dict[str, Any] = {"trust_remote_code": False, **local}
     try:  # safetensors only: the older format is a pickle
         with nullcontext() if sys.stderr.isatty() else _without_bars():
             model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, adapter_kwargs=local, **given
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False, adapter_kwargs=local, **local
             )
-            tokenizer = AutoTokenizer.from_pretrained(name, **given)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **local)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         near = difflib.get_close_matches(name, ["demo", "tiny"], n=1)
