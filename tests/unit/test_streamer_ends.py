@@ -56,9 +56,13 @@ def test_a_missing_argument_ends_it_too(llama):
 
 
 def test_a_reader_in_another_thread_goes_on_after_a_refusal(llama):
-    model, tokenizer = llama
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=20)
-    asking = threading.Thread(target=lambda: pytest.raises(CKError, ck.generate, *llama, "", streamer=streamer))
+    streamer = TextIteratorStreamer(llama[1], skip_prompt=True, timeout=20)
+
+    def ask():
+        with pytest.raises(CKError):
+            ck.generate(*llama, "", streamer=streamer)
+
+    asking = threading.Thread(target=ask)
     asking.start()
     assert "".join(streamer) == ""
     asking.join()
