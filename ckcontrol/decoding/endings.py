@@ -8,6 +8,8 @@ the first leaves the second. Knows torch's modes and streamers; knows no model.
 from __future__ import annotations
 
 import functools
+import sys
+import traceback
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -46,10 +48,24 @@ def torch_as_it_was() -> Callable[[], None]:
     grad, modes = torch.is_grad_enabled(), function_modes_as_they_were()
 
     def put_back() -> None:
+        _close_what_an_interrupt_left_open()
         torch.set_grad_enabled(grad)
         modes()
 
     return put_back
+
+
+def _close_what_an_interrupt_left_open() -> None:
+    """Clear the frames an interrupt went through.
+
+    torch takes its function mode off the stack in a context manager; where an interrupt hits that one's `__enter__`,
+    the frame lives as long as the traceback, and whenever it dies the mode is pushed, long after the run.
+    """
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def function_modes_as_they_were() -> Callable[[], None]:

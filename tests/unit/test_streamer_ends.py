@@ -56,10 +56,9 @@ def test_a_missing_argument_ends_it_too(llama):
 
 
 def test_a_reader_in_another_thread_goes_on_after_a_refusal(llama):
-    _, tokenizer = llama
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=20)
+    streamer = TextIteratorStreamer(llama[1], skip_prompt=True, timeout=20)
 
-    def ask() -> None:
+    def ask():
         with pytest.raises(CKError):
             ck.generate(*llama, "", streamer=streamer)
 
