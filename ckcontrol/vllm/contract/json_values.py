@@ -61,7 +61,7 @@ def without_ours(value: Any, *, top: bool = True) -> Any:
     field of its JSON schema for instance, stays.
     """
     if isinstance(value, dict):
-        kept = {key: inner for key, inner in value.items() if not (top and _is_ours(key) or _is_salt(key, inner))}
+        kept = {key: inner for key, inner in value.items() if not ((top and _is_ours(key)) or _is_salt(key, inner))}
         return {key: without_ours(inner, top=key in _CARRIERS) for key, inner in kept.items()}
     if isinstance(value, list):
         return [without_ours(inner, top=False) for inner in value]
