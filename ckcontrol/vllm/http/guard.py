@@ -1,4 +1,4 @@
-"""What a client is checked for before anything reads its bytes: its key, size, time, and names that are ours.
+"""What a client is checked for before its bytes are read: its key; then their size, time, and names that are ours.
 
 Knows ASGI messages and bytes; knows nothing of JSON values or vLLM.
 """
