@@ -5,7 +5,8 @@
     samples.jsonl   one line per answer; after those of a pass one line that closes it (``{"pass": key, ...}``)
     results.json    the figures (aggregate.py)
 
-Knows files and JSON; knows nothing of models or scores.
+What was damaged is refused by file and line before a figure is made of it. Knows files, JSON and records; knows nothing
+of models or scores.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ from filelock import FileLock, Timeout
 
 from ckcontrol.errors import EvalError
 
+from .records import Record
+
 __all__ = [
     "Sample",
     "SampleFile",
     "check_same",
+    "items",
     "lines",
+    "misshapen",
+    "parsed",
+    "read_card",
     "read_json",
     "sample_files",
     "samples",
+    "whole_passes",
     "write_bytes",
     "write_json",
 ]
@@ -36,7 +44,14 @@ __all__ = [
 # One answer as samples.jsonl holds it: text, n, finish, tokens; or scores, lengths, choice; or error alone.
 Sample = dict[str, Any]
 Line = dict[str, Any]  # any line of a run's files
-_FREE = {"started"}  # fields of run.json that may differ between the two halves of an interrupted run
+# Fields of run.json that may differ between the two halves of an interrupted run; "waves" counts the arms that the run
+# began with, and those that each later call added.
+_FREE = {"started", "waves"}
+_AFRESH = "Restore the file, or run into another folder."
+# What a sample's fields hold, and what the lists among them hold.
+_FIELDS: dict[str, type | tuple[type, ...]] = {"task": str, "id": str, "arm": str, "error": str, "text": str, "n": int}
+_FIELDS |= {"finish": str, "tokens": dict, "scores": list, "lengths": list, "choice": int}
+_NUMBER = (int, float, type(None))
 
 
 class SampleFile:
@@ -66,7 +81,8 @@ class SampleFile:
         try:
             end = 0
             if self.path.exists():
-                end, self.done = _whole_passes(self.path)
+                for place, closing, _ in whole_passes(self.path):
+                    end, self.done[closing["pass"]] = place, closing
             self._file = open(self.path, "ab")
             self._file.truncate(end)
         except BaseException:
@@ -90,27 +106,77 @@ class SampleFile:
         self.done[key] = closing
 
 
-def _whole_passes(path: Path) -> tuple[int, dict[str, Line]]:
-    """Return where the last whole pass ends, in bytes, and the closing lines."""
-    done: dict[str, Line] = {}
-    end = place = 0
-    damaged: int | None = None
+def whole_passes(path: Path) -> Iterator[tuple[int, Line, list[Sample]]]:
+    """Yield the whole passes of a file of samples: where each ends, in bytes, the line that closes it, and its samples.
+
+    What follows the last of them was cut short, and is left out.
+
+    Raises:
+        EvalError: Inside a pass a line is damaged or no sample, a sample is missing or is there twice, or the pass is.
+    """
+    seen: set[str] = set()
+    found: list[Sample] = []
+    fault = ""
+    place = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             place += len(raw)
-            try:
-                line = json.loads(raw) if raw.endswith(b"\n") else None
-            except ValueError:
-                line = None
-            if not isinstance(line, dict):
-                damaged = damaged or number
-            elif "pass" in line:
-                if damaged:
-                    hint = "Delete the file, or run into another folder."
-                    raise EvalError(f"{path}: line {damaged} is damaged.", hint)
-                done[line["pass"]] = line
-                end = place
-    return end, done
+            line = parsed(raw) if raw.endswith(b"\n") else None
+            if line is None or "pass" not in line:
+                fault = fault or (f"line {number} {why}" if (why := misshapen(line)) else "")
+                found.append(line or {})
+                continue
+            key, told = line["pass"], line.get("samples")
+            if not fault and (not isinstance(key, str) or not isinstance(told, int) or isinstance(told, bool)):
+                fault = f"line {number} is damaged"
+            elif not fault and key in seen:
+                fault = f"line {number} closes a pass that is there twice"
+            elif not fault and told != len(found):
+                fault = f"the pass that line {number} closes holds {len(found)} samples, not {told}"
+            elif not fault and len({(sample["task"], sample["id"], sample["arm"]) for sample in found}) < told:
+                fault = f"the pass that line {number} closes holds a sample twice"
+            if fault:
+                raise EvalError(f"{path}: {fault}.", _AFRESH)
+            seen.add(key)
+            yield place, line, found
+            found = []
+
+
+def parsed(raw: bytes) -> Line | None:
+    """Return the object that a line holds; None for anything else: no UTF-8, NaN, nesting without end."""
+
+    def refuse(text: str) -> None:
+        raise ValueError(text)
+
+    try:
+        line = json.loads(raw.decode("utf-8", errors="surrogatepass"), parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def misshapen(line: Line | None) -> str:
+    """Return why a line is not a sample, or nothing."""
+    if line is None:
+        return "is damaged"
+    for name, kind in _FIELDS.items():
+        value = line.get(name)
+        if name in ("task", "id", "arm") and value is None:
+            return f"has no {name!r}"
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            return f"holds a wrong {name!r}"
+    if all(line.get(name) is None for name in ("text", "scores", "error")):
+        return "has neither text, scores nor error"
+    listed = {name: line.get(name) or [] for name in ("scores", "lengths")} | (line.get("tokens") or {})
+    for name, values in listed.items():
+        kinds: Any = str if name == "text" else _NUMBER
+        if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
+            return f"holds wrong {name!r}"
+    if any(value is None for value in listed["scores"]) or not all(value and value > 0 for value in listed["lengths"]):
+        return "holds wrong 'scores'"
+    if len({len(values) for name, values in listed.items() if name not in ("scores", "lengths")}) > 1:
+        return "holds tokens of different lengths"
+    return ""
 
 
 def lines(path: Path) -> Iterator[Line]:
@@ -123,13 +189,32 @@ def lines(path: Path) -> Iterator[Line]:
         raise EvalError(f"{path} does not exist.", "Is this the folder of a run?")
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
-            try:
-                line = json.loads(raw.decode("utf-8", errors="surrogatepass"))
-            except ValueError as error:
-                if not raw.endswith(b"\n"):
-                    return
-                raise EvalError(f"{path}: line {number} is damaged.", "Run again into another folder.") from error
-            yield line
+            line = parsed(raw)
+            if line is None and raw.endswith(b"\n"):
+                raise EvalError(f"{path}: line {number} is damaged.", _AFRESH)
+            if line is not None:
+                yield line
+
+
+def items(folder: Path) -> Iterator[Line]:
+    """Yield the records of a run as items.jsonl holds them, each with its "task".
+
+    Raises:
+        EvalError: The file is missing or damaged, or a line is no record, or one that is there already.
+    """
+    path = folder / "items.jsonl"
+    seen: set[tuple[str, str]] = set()
+    for number, line in enumerate(lines(path), 1):
+        task = line.get("task")
+        try:
+            record = Record.from_dict(line)
+        except EvalError as error:
+            raise EvalError(f"{path}: line {number}: {error}", _AFRESH) from error
+        if not isinstance(task, str) or (task, record.id) in seen:
+            why = "is there twice" if isinstance(task, str) else "has no task"
+            raise EvalError(f"{path}: line {number}: the record {record.id!r} {why}.", _AFRESH)
+        seen.add((task, record.id))
+        yield line
 
 
 def sample_files(folder: Path) -> list[Path]:
@@ -138,7 +223,7 @@ def sample_files(folder: Path) -> list[Path]:
 
 
 def samples(folder: Path) -> Iterator[Line]:
-    """Yield the samples of a run, of all its shards, without the lines that close the passes.
+    """Yield the samples of a run, of all its shards: those of whole passes.
 
     Raises:
         EvalError: There are none, or a file is damaged.
@@ -147,9 +232,8 @@ def samples(folder: Path) -> Iterator[Line]:
     if not files:
         raise EvalError(f"{folder} holds no samples.", "Run `ckcontrol eval run` first.")
     for path in files:
-        for line in lines(path):
-            if "pass" not in line:
-                yield line
+        for _, _, found in whole_passes(path):
+            yield from found
 
 
 def check_same(folder: Path, card: Mapping[str, Any]) -> None:
@@ -162,7 +246,7 @@ def check_same(folder: Path, card: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, card)
         return
-    there, here = read_json(path), json.loads(json.dumps(card))
+    there, here = read_card(folder), json.loads(json.dumps(card))
     for name in sorted({*there, *here} - _FREE):
         if there.get(name) != here.get(name):
             what = _difference(name, there.get(name), here.get(name))
@@ -170,11 +254,55 @@ def check_same(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def _difference(name: str, there: Any, here: Any) -> str:
+    """Return what differs, down to the one entry or the part of a text that does."""
     if isinstance(there, dict) and isinstance(here, dict):
         key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
         return _difference(f"{name}.{key}", there.get(key), here.get(key))
-    shown = [text if len(text) < 80 else text[:77] + "..." for text in (repr(there), repr(here))]
-    return f"{name} is {shown[0]} there and {shown[1]} here"
+    at = 0
+    if isinstance(there, (list, str)) and type(there) is type(here):
+        pairs = enumerate(zip(there, here, strict=False))
+        at = next((i for i, (one, other) in pairs if one != other), min(len(there), len(here)))
+        if isinstance(there, list) and at < min(len(there), len(here)):
+            return _difference(f"{name}[{at}]", there[at], here[at])
+        if isinstance(there, list):
+            more, where = (there, "there") if len(there) > at else (here, "here")
+            return f"{name} goes on {where} with {_around(more[at], 0)}"
+    return f"{name} is {_around(there, at)} there and {_around(here, at)} here"
+
+
+def _around(value: Any, at: int) -> str:
+    """Return a value for a message; of a long text what stands around `at`."""
+    if isinstance(value, str) and len(value) > 77:
+        begin = max(0, at - 20)
+        return ("..." if begin else "") + repr(value[begin : begin + 60]) + ("..." if begin + 60 < len(value) else "")
+    text = repr(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def read_card(folder: Path, *, errors: str = "strict") -> dict[str, Any]:
+    """Read run.json, and check that it says what every reader of a run needs.
+
+    Raises:
+        EvalError: As `read_json`; or arms, tasks or options are missing or are something else.
+    """
+    path = folder / "run.json"
+    card = read_json(path, errors=errors)
+    arms = card.get("arms")
+    named = isinstance(arms, list) and all(
+        isinstance(arm, dict)
+        and all(isinstance(arm.get(key), str) for key in ("name", "method", "prompt"))
+        and isinstance(arm.get("alpha"), _NUMBER)
+        for arm in arms
+    )
+    tasks = card.get("tasks")
+    wrong = {
+        "arms": not named or len({arm["name"] for arm in arms or ()}) < len(arms or ()),
+        "tasks": not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()),
+        "options": not isinstance(card.get("options"), dict),
+    }
+    for name in (name for name, bad in wrong.items() if bad):
+        raise EvalError(f"{path} holds wrong {name}, or none.", "Is this the card of a run? Run into another folder.")
+    return card
 
 
 def read_json(path: Path, *, errors: str = "strict") -> dict[str, Any]:
@@ -191,7 +319,7 @@ def read_json(path: Path, *, errors: str = "strict") -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8", errors=errors))
     except FileNotFoundError as error:
         raise EvalError(f"{path} does not exist.", "Give a run directory; score an unfinished run first.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvalError(f"{path} cannot be read: {error}.", "Score the run again.") from error
     if not isinstance(found, dict):
         raise EvalError(f"{path} holds {type(found).__name__}, not an object.", "Score the run again.")

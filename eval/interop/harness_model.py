@@ -101,10 +101,14 @@ class _Steering:
             given = [name for name, value in {"method": method, "alpha": alpha, **params}.items() if value is not None]
             raise EvalError(f"control and {', '.join(given)} are both given.", "Give one or the other.")
         self.control = control or Control(method or "ck-plug", alpha, **params)
+        from torch import cuda
+
         from ckcontrol.decoding.refusals import check_model, check_tokenizer
 
         from .common import loaded
 
+        if str(device).startswith("cuda") and not cuda.is_available():
+            device = None  # the harness asks for cuda:0 on every machine, and its own models then take what there is
         pretrained, tokenizer = loaded(pretrained, tokenizer, "pretrained", device=device, dtype=dtype)
         check_model(pretrained)
         check_tokenizer(pretrained, tokenizer)

@@ -6,7 +6,6 @@ of the chosen items only. Knows records, verdicts and files; draws nothing.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ckcontrol.errors import EvalError
 from ...views.safe_text import clean
 from ..judging.verdict import verdict
 from ..records import STATES, Record
-from ..run_files import sample_files
+from ..run_files import misshapen, parsed, sample_files
 
 __all__ = ["SYMBOLS", "ChosenItem", "TaskItems", "choose", "failure", "item_rows", "judge", "sample_rows"]
 
@@ -163,15 +162,12 @@ def sample_rows(folder: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
 
 def _rows(path: Path, unread: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file. Only a line feed ends a line: texts hold other separators."""
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
+    with open(path, "rb") as lines:
         for line in lines:
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
+            row = parsed(line)
+            if row is not None and ("arm" not in row or not misshapen(row)):
                 yield row
             else:
                 unread["lines"] += 1

@@ -18,7 +18,7 @@ from ckcontrol.errors import EvalError
 from ..figures.intervals import Difference, Estimate
 from ..figures.rows import number, read_difference, read_estimate
 from ..records import STATES
-from ..run_files import read_json
+from ..run_files import read_card, read_json
 
 __all__ = ["BASELINES", "Run", "Setting", "headline", "read_runs"]
 
@@ -48,7 +48,7 @@ class Run:
     def __init__(self, folder: Path, label: str) -> None:
         self.folder, self.label = folder, label
         self.results = read_json(folder / "results.json", errors="replace")
-        self.card = read_json(folder / "run.json", errors="replace")
+        self.card = read_card(folder, errors="replace")
         if self.results.get("schema") != 1:
             raise EvalError(
                 f"{folder / 'results.json'} has schema {self.results.get('schema')!r}; this report reads 1.",

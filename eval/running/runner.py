@@ -16,13 +16,24 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ckcontrol.errors import EvalError
+from ckcontrol.control import Control
+from ckcontrol.errors import ControlError, EvalError
 
 from ..figures.aggregate import aggregate, results_bytes
 from ..items.states import FIVE, build_states
 from ..judging.verdict import verdict
 from ..records import Record
-from ..run_files import SampleFile, check_same, lines, read_json, sample_files, samples, write_bytes
+from ..run_files import (
+    SampleFile,
+    check_same,
+    items,
+    read_card,
+    sample_files,
+    samples,
+    whole_passes,
+    write_bytes,
+    write_json,
+)
 from ..tasks.load import Task
 from .arms import Arm, arms_for
 from .engine import Engine
@@ -71,10 +82,13 @@ def run(
 ) -> Outcome:
     """Run every arm on every record and write the folder that run_files.py describes.
 
+    Arms that the folder's run lacks are added to it: they alone are answered, and the figures are those of one run with
+    all arms, up to the rounding of a batch.
+
     Args:
         engine: What answers.
         tasks: From `load_task`; a task of facts is probed closed-book first and becomes the five states.
-        arms: From `arms_for`.
+        arms: From `arms_for`; those that the folder holds already need not be among them if others are added.
         out: The run's folder; made if missing, continued if it holds the same run.
         seed: Draws false answers and the bootstrap of intervals.
         batch_size: Records per pass. Part of the run's identity, since batches of different sizes round differently.
@@ -83,7 +97,8 @@ def run(
         on_note: Receives what is worth a line: what was probed, and the estimate.
 
     Raises:
-        EvalError: The folder holds another run, or two tasks have one name.
+        EvalError: The folder holds another run, or a damaged one; an arm cannot be added to it; or two tasks have one
+            name.
     """
     names = [task.name for task in tasks]
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
@@ -92,16 +107,16 @@ def run(
         raise EvalError("there is no task, or no method, to run.", "Name some with --tasks and --methods.")
     out.mkdir(parents=True, exist_ok=True)
     part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
-    check_same(out, _card(engine, tasks, arms, seed, batch_size))
+    waves = _waves(out, _card(engine, tasks, arms, seed, batch_size), arms)
     known = _probe(engine, tasks, out / f"probe{part}.jsonl", batch_size, on_progress, on_note)
     records = [(task.name, _records(task, known, seed)) for task in tasks]
     _write_items(out / "items.jsonl", records)
-    whole = passes(records, arms, engine.length, batch_size=batch_size)
+    whole = [each for wave in waves for each in passes(records, wave, engine.length, batch_size=batch_size)]
     mine = whole if shard is None else shard_of(whole, shard)
     with SampleFile(out / f"samples{part}.jsonl") as store:
         resumed = sum(each.key in store.done for each in mine)
         seconds, estimate = _make(engine, mine, store, on_progress, on_note)
-    closed, errors = _read_through(out)
+    closed, errors = _read_through(out, whole)
     results = _add_up(out) if closed >= {each.key for each in whole} else None  # whichever shard made them
     return Outcome(out, results, len(mine), resumed, seconds, estimate, errors)
 
@@ -117,19 +132,19 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     out.mkdir(parents=True, exist_ok=True)
     for folder in parts:
-        check_same(out, read_json(folder / "run.json"))
-        items = (folder / "items.jsonl").read_bytes()
-        if (out / "items.jsonl").exists() and (out / "items.jsonl").read_bytes() != items:
+        check_same(out, read_card(folder))
+        records_there = (folder / "items.jsonl").read_bytes()
+        if (out / "items.jsonl").exists() and (out / "items.jsonl").read_bytes() != records_there:
             raise EvalError(f"{folder} has other items than the rest.", "Other facts were known there: run it again.")
-        write_bytes(out / "items.jsonl", items)
+        write_bytes(out / "items.jsonl", records_there)
         for path in sample_files(folder):
             if folder.resolve() != out.resolve():
                 if (out / path.name).exists():
                     raise EvalError(f"{path.name} is in two folders.", "Give every shard its own --shard i/n.")
                 shutil.copyfile(path, out / path.name)
-    card = read_json(out / "run.json")
+    card = read_card(out)
     records: dict[str, list[Record]] = {}
-    for item in lines(out / "items.jsonl"):
+    for item in items(out):
         records.setdefault(item["task"], []).append(Record.from_dict(item))
     # Every record under every arm is there, or some shard is missing.
     wanted = {arm["name"]: arm["prompt"] for arm in card["arms"]}
@@ -179,10 +194,13 @@ def _probe(
     with SampleFile(path) as store:
         _make(engine, work, store, lambda _, done, total: on_progress("Probing", done, total), lambda text: None)
     known: dict[str, bool] = {}
-    for line in lines(path):
-        if "id" in line:
-            said = line.get("text", "")
-            known[line["id"]] = verdict(said, (), facts[line["id"]].answers).parametric
+    for _, _, answers in whole_passes(path):
+        for line in answers:
+            if line["id"] not in facts:
+                raise EvalError(f"{path} asks for {line['id']!r}, which is no fact here.", "Run into another folder.")
+            known[line["id"]] = verdict(line.get("text") or "", (), facts[line["id"]].answers).parametric
+    if missing := facts.keys() - known.keys():
+        raise EvalError(f"{path} lacks an answer to {min(missing)!r}.", "Run into another folder.")
     on_note(f"{sum(known.values()):,} of {len(known):,} facts are known closed-book.")
     return known
 
@@ -257,21 +275,71 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _read_through(out: Path) -> tuple[set[str], dict[str, int]]:
+def _waves(out: Path, card: dict[str, Any], arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Write or compare the folder's card, and return the arms of each wave: those it began with, those added later.
+
+    Passes are cut within a wave, so that what is done stays done.
+    """
+    there = read_card(out) if (out / "run.json").exists() else {**card, "waves": [len(arms)]}
+    held = {arm["name"]: arm for arm in there["arms"]}
+    added = [arm for arm in arms if arm.name not in held]
+    sizes = there.get("waves") or [len(held)]
+    if not isinstance(sizes, list) or not all(type(n) is int and n > 0 for n in sizes) or sum(sizes) != len(held):
+        raise EvalError(f"{out / 'run.json'} holds wrong waves.", "Run into another folder.")
+    mine = {arm.name: arm for arm in arms}
+    missing = [name for name in held if name not in mine]
+    # Either what the call asks for is added, or it is the call that added it (or made them all), given again.
+    if added or missing in [list(held)[: sum(sizes[:count])] for count in range(len(sizes))]:
+        mine = {name: mine.get(name) or _arm(out, arm) for name, arm in held.items()} | {a.name: a for a in added}
+    if added:
+        check_same(out, {**card, "arms": [arm.to_dict() for arm in mine.values() if arm.name in held]})
+        if len({arm.control.shortlist for arm in mine.values()}) > 1:
+            raise EvalError(f"{out} holds arms of other candidates or candidate_ratio.", "Run into another folder.")
+        sizes = [*sizes, len(added)]
+    card = {**card, "arms": [arm.to_dict() for arm in mine.values()], "waves": sizes}
+    if added:
+        write_json(out / "run.json", {**card, "started": there.get("started", card["started"])})
+    check_same(out, card)
+    ordered, waves = list(mine.values()), []
+    for size in sizes:
+        waves.append(ordered[:size])
+        ordered = ordered[size:]
+    return waves
+
+
+def _arm(out: Path, held: Mapping[str, Any]) -> Arm:
+    """Return an arm that a run card holds."""
+    control = held.get("control")
+    try:
+        made = Control.from_dict(control if isinstance(control, dict) else {})
+    except (ControlError, TypeError) as error:
+        hint = "Name its method in --methods as well, or run into another folder."
+        raise EvalError(f"{out} holds the arm {held['name']!r}, which is not known here: {error}", hint) from error
+    return Arm(held["name"], held["method"], held["alpha"], made, held["prompt"])
+
+
+def _read_through(out: Path, whole: Sequence[Pass]) -> tuple[set[str], dict[str, int]]:
     """Return the keys of all passes in a folder, and how many of its samples failed, by message."""
+    wanted = {each.key: each for each in whole}
     closed: set[str] = set()
     errors: Counter[str] = Counter()
     for path in sample_files(out):
-        for line in lines(path):
-            if "pass" in line:
-                closed.add(line["pass"])
-            elif "error" in line:
-                errors[line["error"]] += 1
+        for _, closing, made in whole_passes(path):
+            key = closing["pass"]
+            closed.add(key)
+            errors.update(line["error"] for line in made if line.get("error") is not None)
+            if each := wanted.get(key):
+                asked = {(each.task, record.id, arm.name) for record in each.records for arm in each.arms}
+                if asked != {(line["task"], line["id"], line["arm"]) for line in made}:
+                    raise EvalError(
+                        f"{path}: the pass {key} holds samples of another.",
+                        "Restore the file, or run into another folder.",
+                    )
     return closed, dict(errors)
 
 
 def _add_up(out: Path) -> dict[str, Any]:
     """Write results.json from what is in a folder, and return what it holds."""
-    results: dict[str, Any] = aggregate(read_json(out / "run.json"), lines(out / "items.jsonl"), samples(out))
+    results: dict[str, Any] = aggregate(read_card(out), items(out), samples(out))
     write_bytes(out / "results.json", results_bytes(results))
     return results

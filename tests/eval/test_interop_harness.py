@@ -251,10 +251,11 @@ def test_what_cannot_be_honoured_is_refused(llama: Any, folder: Path, adapter: A
         harness_model()(*llama, wamup=1)
 
 
-def test_the_harness_builds_it_by_name(folder: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])  # the second is what lm_eval asks for by itself
+def test_the_harness_builds_it_by_name(folder: Path, device: str) -> None:
     harness_model()
     args = "pretrained=tiny,method=ck-plug,alpha=0.9,gate=1000000.0"
-    shown = run("ckcontrol", folder, "my_set_agree", model_args=args, batch_size=2, device="cpu", limit=1)
+    shown = run("ckcontrol", folder, "my_set_agree", model_args=args, batch_size=2, device=device, limit=1)
     assert shown["config"]["ckcontrol"]["gate"] == 1e6 and "parr,none" in shown["results"]["my_set_agree"]
 
 

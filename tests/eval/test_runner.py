@@ -293,3 +293,77 @@ def test_damage_inside_the_samples_is_named(whole, tmp_path):
 
     with pytest.raises(EvalError, match="line 2 is damaged"), SampleFile(tmp_path / "samples.jsonl"):
         pass
+
+
+def finished(folder):
+    """Return what results.json holds, the perplexities aside: they follow a batch's rounding."""
+    found = read_json(folder / "results.json")
+    for cell in found["cells"]:
+        cell["metrics"].pop("ppl_closed", None)
+    for curve in found["curves"]:
+        for point in curve["points"]:
+            point.pop("ppl_closed", None)
+    return found
+
+
+@pytest.mark.parametrize("named", ["all", "new"])
+def test_arms_are_added_to_a_finished_run(llama, data, tmp_path, named, monkeypatch):
+    """Only they are answered; the results are those of one run with all of them, and the same command goes on."""
+    tasks = [load_task(str(data)), load_task("facts?limit=3")]
+    first, more = arms_for(["off", "ck-plug"], [0.0, 1.0]), arms_for(["closed-book", "prompt", "cad@0.9"])
+    given = [*more[:1], *first, *more[1:]] if named == "all" else more
+    local = engine(llama)
+    run(local, tasks, first, tmp_path / "run", batch_size=3)
+    kept = (tmp_path / "run" / "samples.jsonl").read_bytes()
+    asked = []
+    inner = local.run
+    monkeypatch.setattr(
+        local, "run", lambda r, arms, prompt: asked.extend(a.name for a in arms) or inner(r, arms, prompt)
+    )
+    run(local, tasks, given, tmp_path / "run", batch_size=3)
+    assert set(asked) == {arm.name for arm in more}
+    assert (tmp_path / "run" / "samples.jsonl").read_bytes().startswith(kept)
+    run(engine(llama), tasks, [*first, *more], tmp_path / "once", batch_size=3)
+    assert finished(tmp_path / "run") == finished(tmp_path / "once")
+    before = digest(tmp_path / "run")
+    cut = (tmp_path / "run" / "samples.jsonl").read_bytes()[:-50]
+    (tmp_path / "run" / "samples.jsonl").write_bytes(cut)
+    outcome = run(local, tasks, given, tmp_path / "run", batch_size=3)
+    assert outcome.resumed == outcome.passes - 1
+    assert digest(tmp_path / "run") == before
+
+
+def test_what_cannot_be_added_is_refused(llama, data, tmp_path):
+    tasks = [load_task(str(data))]
+    off = arms_for(["off"])
+    run(engine(llama), tasks, off, tmp_path, batch_size=3)
+    before = digest(tmp_path), (tmp_path / "run.json").read_bytes()
+    with pytest.raises(EvalError, match="arms of other candidates"):
+        run(engine(llama), tasks, arms_for(["ck-plug:candidates=7"], [0.0]), tmp_path, batch_size=3)
+    with pytest.raises(EvalError, match="another run: batch_size is 3 there and 4 here"):
+        run(engine(llama), tasks, arms_for(["cad"], [0.0]), tmp_path, batch_size=4)
+    assert (digest(tmp_path), (tmp_path / "run.json").read_bytes()) == before
+    card = read_json(tmp_path / "run.json")
+    card["arms"][0]["control"]["method"] = "mine"
+    (tmp_path / "run.json").write_text(json.dumps(card))
+    with pytest.raises(EvalError, match="holds the arm 'off', which is not known here"):
+        run(engine(llama), tasks, arms_for(["cad"], [0.0]), tmp_path, batch_size=3)
+    with pytest.raises(EvalError, match=r"another run: arms\[0\]\.control\.method is 'mine' there and 'off' here"):
+        run(engine(llama), tasks, [*off, *arms_for(["cad"], [0.0])], tmp_path, batch_size=3)
+    card["waves"] = [4]
+    (tmp_path / "run.json").write_text(json.dumps(card))
+    with pytest.raises(EvalError, match="holds wrong waves"):
+        run(engine(llama), tasks, off, tmp_path, batch_size=3)
+
+
+def test_samples_of_another_pass_are_refused(llama, data, whole, tmp_path):
+    """Two lines that changed places between passes: every count is right."""
+    for name in ("run.json", "items.jsonl"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    rows = (whole / "samples.jsonl").read_bytes().split(b"\n")
+    last = len(rows) - 3
+    rows[0], rows[last] = rows[last], rows[0]
+    (tmp_path / "samples.jsonl").write_bytes(b"\n".join(rows))
+    with pytest.raises(EvalError, match="holds samples of another"):
+        ran(llama, data, tmp_path)
+    assert not (tmp_path / "results.json").exists()

@@ -30,10 +30,10 @@ def compare(
     """Compare two runs on the records both answered: A minus B, with 95 % intervals and Holm's correction."""
     from ...eval.figures.cells import collect
     from ...eval.figures.compare import compare as compared
-    from ...eval.run_files import lines, read_json, samples
+    from ...eval.run_files import items, read_card, samples
 
-    cards = [read_json(folder / "run.json") for folder in (first, second)]
-    cells = [collect(lines(folder / "items.jsonl"), samples(folder)) for folder in (first, second)]
+    cards = [read_card(folder) for folder in (first, second)]
+    cells = [collect(items(folder), samples(folder)) for folder in (first, second)]
     rows = compared(
         cells[0],
         cells[1],
