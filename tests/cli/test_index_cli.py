@@ -126,7 +126,7 @@ def test_an_index_of_nothing_is_bad_input_and_says_why(tmp_path: Path, index: st
     assert out == "" and told_why.startswith("ckcontrol: no index was made: every input was skipped (")
     assert "latin.txt: " in told_why and "rows.jsonl" in told_why
     assert "--text-field" in err and "text_field=" not in err
-    assert not (tmp_path / "i").exists()
+    assert "there is no index" in run(capsys, "index", "info", str(tmp_path / "i"), code=1)[1]
     (tmp_path / "empty").mkdir()
     _, err = run(capsys, "index", "build", str(tmp_path / "empty"), *build[4:], code=2)
     assert "no index was made" in err
@@ -288,8 +288,9 @@ def test_search_prints_and_filters(index: str, embedder: str, capsys: Any) -> No
 
 def test_a_text_may_begin_with_a_dash(index: str, capsys: Any) -> None:
     for query in ("-5 degrees", "-5", "--how cold is it", "-k is a letter, ferry", "-h is a letter"):
-        for args in ([index, query, "-k", "2"], ["-k2", index, query], [index, "-k", "2", "--", query]):
-            data = told(capsys, "search", "--mode", "bm25", *args)
+        for args in ([index, query, "-k", "2"], ["-k2", index, query], ["-k", "2", "--", index, query]):
+            out, _ = run(capsys, "search", "--mode", "bm25", "--json", *args)
+            data = json.loads(out)
             assert data["query"] == query and len(data["hits"]) <= 2
     assert "No such option: --how" in run(capsys, "search", index, "--how", code=2)[1]
     assert "No such option: --moed" in run(capsys, "search", index, "ferry", "--moed=a b", code=2)[1]

@@ -394,3 +394,32 @@ def test_hostile_drafts_are_inert(name):
     page = answer_html(drafted(HOSTILE[name]))
     assert "<script>" not in page and "<img" not in page
     assert not {"\x1b", "\x9b", "\x07", "\u202e", "\u2066"} & set(printed(drafted(HOSTILE[name])) + page)
+
+
+def test_a_narrow_table_has_fewer_columns_and_none_that_is_cut():
+    """Token and gain always, the rest by how much it says; what is missing is named."""
+    given = answer(token(" Tokyo-and-then-some", -12.345, True, tau=10000.0), token(" ab"), token(" cd", gain=3.0))
+    for width in range(24, 150):
+        out = io.StringIO()
+        print_table(given, Console(file=out, width=width, color_system=None), summary=False)
+        table, _, missing = out.getvalue().partition("No room here for")
+        assert max(len(line.rstrip()) for line in table.splitlines()) <= width
+        assert "−12.35" in table and "ab" in table and ("10,000" in table) == ("tau" not in missing)
+        cut = [line for line in table.splitlines() if "…" in line]
+        assert all("Tokyo" in line and line.count("…") == 1 for line in cut), width
+        if width == 60:
+            assert " ".join(missing.split()) == "H par, H ctx, rank par, rank ctx."
+            assert "60.7%" in table and "36.8%" in table and "13.5%" in table
+        if width > 80:
+            assert missing == ""
+        if width >= 120:
+            assert "confused│surer" in table and "rank par" in table
+
+
+def test_without_a_terminal_there_is_no_edge(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_table(answer(token(" ab")), summary=False)
+    assert "confused│surer" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table(answer(token(" ab")), summary=False)
+    assert "No room here for" in capsys.readouterr().out

@@ -58,10 +58,11 @@ def _matched(text: str) -> list[tuple[str, str]]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from ...views.terminal import open_console
+
+    console = open_console()
     tables: dict[tuple[str, str, str], Table] = {}
     for row in rows:
         place = (row["task"], row["state"], row["metric"])
