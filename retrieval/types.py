@@ -21,7 +21,8 @@ class Document:
     """A text as it was found, of any length; a `Chunker` cuts it into passages.
 
     Attributes:
-        id: Unique in its index: a path, or what a record calls itself. Adding it again replaces it.
+        id: Unique in its index: a path, or what a record calls itself. Adding it again replaces it; from another file
+            (metadata's ``path``, or else `source`) it is refused.
         text: The whole text.
         source: Where it comes from, for people: a title, a path, a URL.
         metadata: Names to numbers, texts, booleans or None; `where` filters on them. Every passage inherits them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from .where import is_text
 if TYPE_CHECKING:
     from .chunk import Chunker
 
-__all__ = ["Change", "ItemWriter", "OnProgress", "OnSkip", "check_metadata"]
+__all__ = ["Change", "ItemWriter", "OnProgress", "OnSkip", "check_metadata", "origin"]
 
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON; after an odd number of backslashes it is plain text
 OnSkip = Callable[[Skipped], None]
@@ -94,12 +94,30 @@ class ItemWriter:
         kind = _kind(item)
         self.skip(item.id, f"{kind} id {item.id!r} occurs twice.", f"Give every {kind} its own id.")
 
-    def accept(self, item: Passage | Document, is_twin: Callable[[str], bool]) -> list[str]:
+    def is_stranger(self, item: Passage | Document, holder: str) -> bool:
+        """Leave out an item whose id one from elsewhere has: neither may take the other's place unasked.
+
+        Args:
+            item: As it was given.
+            holder: Where the one that has the id comes from, as `origin` says; "": unknown.
+        """
+        given = origin(item.source, item.metadata)
+        if not holder or not given or holder == given:
+            return False
+        reason = f"{given!r} has a {_kind(item)} with the id {item.id!r}, which one from {holder!r} has already."
+        hint = (
+            f"Give both their own ids; or, if it shall replace that one, remove that first (document {item.id!r}). "
+            "If it is the same file, name it as before."
+        )
+        self.skip(item.id, reason if self._on_skip is None else f"{reason} {hint}", hint)
+        return True
+
+    def accept(self, item: Passage | Document, twin: Callable[[str], str | None]) -> list[str]:
         """Return what tells an item from a changed one: kind, text, source, metadata as JSON; empty if it is skipped.
 
         Args:
             item: As it was given.
-            is_twin: Whether an id was given before in this write.
+            twin: The `origin` of what had an id earlier in this write; None: the id is new in it.
 
         Raises:
             RetrievalError: It is neither a `Passage` nor a `Document`, or it is skipped and there is no `on_skip`.
@@ -116,13 +134,17 @@ class ItemWriter:
                 return []
         if not item.text.strip():
             self._skip_blank(item)
-        elif is_twin(item.id):
+            return []
+        try:
+            metadata = check_metadata(item)
+        except RetrievalError as error:
+            self.skip(item.id, str(error))
+            return []
+        holder = twin(item.id)
+        if holder is None:
+            return [kind, item.text, item.source, metadata]
+        if not self.is_stranger(item, holder):
             self.skip_twin(item)
-        else:
-            try:
-                return [kind, item.text, item.source, check_metadata(item)]
-            except RetrievalError as error:
-                self.skip(item.id, str(error))
         return []
 
     def passages_of(self, item: Passage | Document) -> list[Passage]:
@@ -144,6 +166,12 @@ class ItemWriter:
 
     def _skip_blank(self, item: Passage | Document) -> None:
         self.skip(item.id, f"{_kind(item)} {item.id!r} has no text.", "Leave blank ones out.")
+
+
+def origin(source: str, metadata: Mapping[str, Any]) -> str:
+    """Return where an item comes from: the file it was read from, or else its source."""
+    path = metadata.get("path")
+    return path if path and isinstance(path, str) else source
 
 
 def check_metadata(item: Passage | Document) -> str:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["index_app"]
 
 EMPTY = "the corpus is empty"  # what `Index.build` says of nothing
+WORDS_OF_OLD = (
+    "of an older version: bm25 and hybrid find no words of Chinese, Japanese, Korean, Thai and the like, nor with "
+    "ligatures or across line ends; build the index again (ckcontrol index build --overwrite) to find them"
+)
 SKIPPED = 3  # exit code: done, but inputs were left out
 
 
@@ -190,6 +194,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
             "vectors": f"{settings['metric']}, {settings['dtype']}, {embedder['dim']} numbers each",
             "embedder": f"{embedder['name']}{revision}",
             "tokens": cut,
+            **({} if data["words"] else {"words": WORDS_OF_OLD}),
             "size": _size(data["bytes"]),
             "created": f"{data['created']} (generation {data['generation']}, updated {data['updated']})",
             "format": f"version {data['version']}, written by ckcontrol {data['writer']}",

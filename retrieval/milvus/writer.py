@@ -18,7 +18,7 @@ from ckcontrol.errors import RetrievalError
 
 from ..store.vectors import prepare
 from ..types import Document, Passage
-from ..writing import Change, ItemWriter, OnProgress, OnSkip, check_metadata
+from ..writing import Change, ItemWriter, OnProgress, OnSkip, check_metadata, origin
 from .client import Client
 from .collection import BYTES, CollectionSettings
 from .filter import facets
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["MilvusWriter", "key_of", "listed"]
 
 LIMITED = ("id", "source", "text", "metadata", "facets")
+FIRST = ("document", "made", "parts", "write", "source", "metadata")  # of a document's first passage
 STEP = 512  # texts embedded, and rows written, at once
 
 
@@ -85,7 +86,7 @@ class MilvusWriter(ItemWriter):
         """
         gathered = 0
         for item in items:
-            if content := self.accept(item, lambda id: key_of(id) in self._pending):
+            if content := self.accept(item, self._twin):
                 document = key_of(item.id)
                 self._pending[document] = GivenItem(item, document, key_of(document, *content))
                 gathered += 1 + len(item.text) // 1000
@@ -94,6 +95,10 @@ class MilvusWriter(ItemWriter):
                     gathered = 0
         self._flush()
         return self.change
+
+    def _twin(self, id: str) -> str | None:
+        given = self._pending.get(key_of(id))
+        return None if given is None else origin(given.item.source, given.item.metadata)
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -135,7 +140,7 @@ class MilvusWriter(ItemWriter):
     def _changed(self, items: list[GivenItem]) -> list[tuple[GivenItem, str]]:
         """Return those that are not stored as they are, each "added" or "replaced"; count the others."""
         wanted = f"{listed('document', [given.document for given in items])} and part == 0"
-        firsts = {row["document"]: row for row in self._query(wanted, "document", "made", "parts", "write")}
+        firsts = {row["document"]: row for row in self._query(wanted, *FIRST)}
         same = [given for given in items if firsts.get(given.document, {}).get("made") == given.made]
         parts = {given.made: firsts[given.document]["parts"] for given in same}
         whole = set(parts)
@@ -144,6 +149,9 @@ class MilvusWriter(ItemWriter):
         changed = []
         for given in items:
             first = firsts.get(given.document)
+            stored = "" if first is None else origin(first["source"], json.loads(first["metadata"]))
+            if given.made not in parts and self.is_stranger(given.item, stored):
+                continue
             if first is not None and first["write"] in self._writes:
                 self.skip_twin(given.item)
             elif given.made in whole:

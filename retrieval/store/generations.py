@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ckcontrol.errors import IndexLocked, IndexMismatch, MissingExtra, RetrievalError
@@ -36,6 +36,7 @@ __all__ = ["Generation", "clean", "open_current", "publish", "write_lock"]
 CURRENT = "CURRENT"
 UNFINISHED = "unfinished"
 LOCK = "lock"
+OURS = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK)
 NUMBER = re.compile(r"[1-9]\d{0,11}", re.ASCII)
 FILES = {NAME, "texts.sqlite", "vectors.faiss", "ann.faiss"}  # what a generation may hold
 POINTER = re.compile(rb"([1-9]\d{0,11}) ([0-9a-f]{64})\n")
@@ -168,9 +169,25 @@ def storing(root: Path) -> Iterator[None]:
 
 def foreign(root: Path) -> str:
     """Return the name of something in the folder that no index puts there, or ""."""
-    ours = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK)
     there = sorted(root.iterdir()) if root.exists() else []
-    return next((path.name for path in there if path.name not in ours and not _is_generation(path)), "")
+    return next((path.name for path in there if path.name not in OURS and not _is_generation(path)), "")
+
+
+def added(root: Path, number: int, names: Collection[str]) -> list[str]:
+    """Return what somebody put into the folder of an index, or into a generation, beside what belongs there.
+
+    Args:
+        root: The index's folder.
+        number: The current generation.
+        names: The files that its manifest names. Another generation is one that a reader holds, or half of a write.
+    """
+    found = []
+    for path in sorted(root.iterdir()):
+        if path.name == str(number):
+            found += [f"{number}/{inner.name}" for inner in sorted(path.iterdir()) if inner.name not in {NAME, *names}]
+        elif path.name not in OURS and not _is_generation(path):
+            found.append(path.name)
+    return found
 
 
 def _is_generation(path: Path) -> bool:

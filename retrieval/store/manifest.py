@@ -15,6 +15,8 @@ from typing import Any
 
 from ckcontrol.errors import IndexMismatch
 
+from .words import VERSION as WORDS
+
 __all__ = ["FORMAT", "VERSION", "Manifest", "Settings", "check_files", "digest_of"]
 
 FORMAT = "ckcontrol-index"
@@ -60,6 +62,8 @@ class Manifest:
         created, updated: UTC, ISO 8601.
         version: Of the format.
         writer: The version of ckcontrol that wrote it.
+        words: Version of what search by words looks up (`words.VERSION`); 0, in manifests that do not say: words of
+            scripts written with blanks alone. Building again makes it the present one.
     """
 
     generation: int
@@ -76,6 +80,7 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     version: int = VERSION
     writer: str = ""
+    words: int = 0
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""
@@ -102,6 +107,9 @@ class Manifest:
                 f"the index has format version {version!r}, this ckcontrol reads {VERSION}.",
                 "Use the ckcontrol that wrote it, or build the index again.",
             )
+        words = raw.setdefault("words", 0)
+        if type(words) is not int or not 0 <= words <= WORDS:
+            raise IndexMismatch("words", f"the index has words of version {words!r}, not 0 to {WORDS}.", "Build again.")
         known = {item.name for item in fields(cls)}
         for name in sorted(known ^ set(raw)):
             raise IndexMismatch(name, f"the manifest's field {name!r} is missing or unknown.", "Build the index again.")

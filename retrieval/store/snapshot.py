@@ -42,7 +42,7 @@ class Snapshot:
         self._generation: Generation = open_current(root)
         self.manifest = self._generation.manifest
         folder = self._generation.folder
-        self.texts = TextReader(folder)
+        self.texts = TextReader(folder, self.manifest.words)
         try:
             self.vectors = Vectors(folder, self.manifest.kind, self.manifest.settings.metric)
         except RuntimeError as error:

@@ -2,8 +2,9 @@
 
     documents   id, digest of what it was made from, the write that last saw it
     passages    id, document, source, metadata, and num: the text it has
-    texts       num, digest, text; passages with equal texts share one
-    words       FTS5 over the texts, for BM25
+    texts       num, digest, text; passages with equal texts share one; words: what `words.spell` makes of it, where it
+                differs (older indexes have no such column)
+    words       FTS5 over these words, for BM25
 
 ``num`` is also the row of the text's vector. It is given once, in corpus order, and not used again until dead rows are
 squeezed out. A file that is not published yet is thrown away when its write fails, so SQLite neither journals nor
@@ -28,7 +29,8 @@ from ckcontrol.errors import RetrievalError
 
 from ..types import Passage
 from ..where import Condition, is_text, to_sql
-from ..writing import check_metadata
+from ..writing import check_metadata, origin
+from .words import search_terms, spell
 
 __all__ = ["CutDocument", "TextReader", "TextWriter", "digest_text"]
 
@@ -36,13 +38,14 @@ NAME = "texts.sqlite"
 BUDGET = 30_000  # passages that the words of a question may touch, rarest words first; bounds the time of a search
 SCHEMA = """
 CREATE TABLE documents(id TEXT PRIMARY KEY, digest BLOB NOT NULL, session INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE texts(num INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, text TEXT NOT NULL);
+CREATE TABLE texts(num INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, text TEXT NOT NULL, words TEXT);
+CREATE VIEW spelled AS SELECT num, coalesce(words, text) AS text FROM texts;
 CREATE TABLE passages(seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, document TEXT NOT NULL, num INTEGER NOT NULL,
                       source TEXT NOT NULL, metadata TEXT NOT NULL);
 CREATE INDEX passages_by_document ON passages(document);
 CREATE INDEX passages_by_num ON passages(num);
-CREATE VIRTUAL TABLE words USING fts5(text, content='texts', content_rowid='num',
-                                      tokenize='porter unicode61 remove_diacritics 2');
+CREATE VIRTUAL TABLE words USING fts5(text, content='spelled', content_rowid='num',
+                                      tokenize="porter unicode61 remove_diacritics 2 categories 'L* N* Co M*'");
 """
 
 
@@ -52,9 +55,15 @@ def digest_text(text: str) -> bytes:
 
 
 class TextReader:
-    """A published file, read by any number of threads at once; each search borrows a connection."""
+    """A published file, read by any number of threads at once; each search borrows a connection.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The generation's.
+        words: Version of its words, as the manifest says.
+    """
+
+    def __init__(self, folder: Path, words: int) -> None:
+        self._words = words
         self._uri = f"file:{quote(str((folder / NAME).resolve()))}?mode=ro&immutable=1"
         self._idle: list[sqlite3.Connection] = []
         self._lock = Lock()
@@ -129,7 +138,8 @@ class TextReader:
         but most of the work.
         """
         with self.connection() as link:
-            words = _rarest(link, dict.fromkeys(re.findall(r"\w+", query.lower())))
+            asked = search_terms(query) if self._words else _plain_terms(query)
+            words = _rarest(link, asked)
             if not words:
                 return []
             sql, bound = to_sql(conditions)
@@ -141,11 +151,15 @@ class TextReader:
             return [(num, score) for num, score in rows]
 
 
+def _plain_terms(query: str) -> list[str]:
+    """Return what an index without words of version 1 is asked."""
+    return [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", query.lower()))]
+
+
 def _rarest(link: sqlite3.Connection, words: Iterable[str]) -> list[str]:
-    """Return the words that occur, quoted, from the rarest on, until they touch `BUDGET` passages; at least one."""
+    """Return those of the quoted words that occur, from the rarest on, until they touch `BUDGET` passages; at least one."""
     counted = []
-    for word in words:
-        quoted = f'"{word}"'
+    for quoted in words:
         query = f"SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT {BUDGET + 1})"
         counted.append((link.execute(query, (quoted,)).fetchone()[0], quoted))
     kept: list[str] = []
@@ -168,17 +182,20 @@ class CutDocument(NamedTuple):
         id: The document's.
         digest: Of what it was made from.
         passages: None where it is stored just so.
+        origin: Where it comes from, as `writing.origin` says.
     """
 
     id: str
     digest: bytes
     passages: list[Passage]
+    origin: str = ""
 
 
 class TextWriter:
-    """The file of a new generation: a copy of the last one's, or empty."""
+    """The file of a new generation: a copy of the last one's, or empty; `words`: version of its words, for life."""
 
-    def __init__(self, folder: Path, base: Path | None) -> None:
+    def __init__(self, folder: Path, base: Path | None, words: int) -> None:
+        self._words = words
         path = folder / NAME
         if base is not None:
             shutil.copyfile(base / NAME, path)
@@ -213,6 +230,13 @@ class TextWriter:
         row = self._db.execute("SELECT document FROM passages WHERE id = ?", (passage,)).fetchone()
         return None if row is None else row[0]
 
+    def origin(self, document: str) -> str:
+        """Return where a stored document comes from; "": unknown."""
+        row = self._db.execute(
+            "SELECT source, metadata FROM passages WHERE document = ? LIMIT 1", (document,)
+        ).fetchone()
+        return "" if row is None else origin(row[0], json.loads(row[1]))
+
     def touch(self, documents: Iterable[str]) -> None:
         """Note that this write has seen the documents."""
         self._db.executemany("UPDATE documents SET session = ? WHERE id = ?", ((self.session, d) for d in documents))
@@ -237,9 +261,12 @@ class TextWriter:
             RetrievalError: A passage id belongs to another document, or metadata that JSON cannot hold.
         """
         self._db.execute("BEGIN")
-        rows = [(first + place, digest, text) for place, (digest, text) in enumerate(texts.items())]
-        self._db.executemany("INSERT INTO texts VALUES (?, ?, ?)", rows)
-        self._db.executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", ((num, text) for num, _, text in rows))
+        for num, (digest, text) in enumerate(texts.items(), first):
+            words = spell(text) if self._words else text
+            self._db.execute("INSERT INTO texts(num, digest, text) VALUES (?, ?, ?)", (num, digest, text))
+            self._db.execute("INSERT INTO words(rowid, text) VALUES (?, ?)", (num, words))
+            if words != text:
+                self._db.execute("UPDATE texts SET words = ? WHERE num = ?", (words, num))
         orphans: set[int] = set()
         folded = 0
         for document in documents:
@@ -304,7 +331,8 @@ class TextWriter:
         for num in nums:
             if self._db.execute("SELECT 1 FROM passages WHERE num = ?", (num,)).fetchone():
                 continue
-            text = self._db.execute("SELECT text FROM texts WHERE num = ?", (num,)).fetchone()[0]
+            table = "spelled" if self._words else "texts"
+            text = self._db.execute(f"SELECT text FROM {table} WHERE num = ?", (num,)).fetchone()[0]
             self._db.execute("INSERT INTO words(words, rowid, text) VALUES ('delete', ?, ?)", (num, text))
             self._db.execute("DELETE FROM texts WHERE num = ?", (num,))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ckcontrol.errors import RetrievalError
 
+from . import generations
 from .snapshot import Snapshot
 from .vectors import BLOCK
 
@@ -47,6 +48,9 @@ def verify(path: Path) -> list[CheckResult]:
     manifest = snapshot.manifest
     size = sum(entry["bytes"] for entry in manifest.files.values())
     findings = [CheckResult("files", True, f"{len(manifest.files)} files, {size:,} bytes, every sha256 right")]
+    if extra := generations.added(path, manifest.generation, manifest.files):
+        named = ", ".join(map(repr, extra[:5])) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
+        findings = [CheckResult("files", False, f"not of this index: {named}. Take them out of its folder.")]
     checks: list[tuple[str, Callable[[Snapshot], str]]] = [
         ("texts", _texts),
         ("words", _words),

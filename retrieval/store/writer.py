@@ -23,12 +23,13 @@ from ckcontrol.errors import IndexMismatch, RetrievalError
 from ..embed import check_identity, identify
 from ..types import Document, Passage
 from ..where import Condition
-from ..writing import ItemWriter, OnProgress, OnSkip
+from ..writing import ItemWriter, OnProgress, OnSkip, origin
 from . import generations, vectors
 from .manifest import Manifest, Settings, digest_of
 from .texts import NAME as TEXTS
 from .texts import CutDocument, TextWriter
 from .unfinished import EmbeddingCache
+from .words import VERSION as WORDS
 
 __all__ = ["Writer"]
 
@@ -76,6 +77,7 @@ class Writer(ItemWriter):
             self._identity = base.manifest.embedder
         elif embedder is not None:
             self._identity = identify(embedder)
+        self._words = base.manifest.words if base is not None else WORDS
         self._number = number or (base.manifest.generation + 1 if base is not None else 1)
         with generations.storing(root):
             if embedder is not None:
@@ -83,7 +85,7 @@ class Writer(ItemWriter):
                 self._cache = EmbeddingCache(path, embedder, self._identity, *kept, restart)
             try:
                 self._folder = generations.fresh_folder(root, self._number)
-                self._texts = TextWriter(self._folder, base.folder if base is not None else None)
+                self._texts = TextWriter(self._folder, base.folder if base is not None else None, self._words)
             except BaseException:
                 if self._cache is not None:
                     self._cache.close()
@@ -113,20 +115,25 @@ class Writer(ItemWriter):
                 gathered = 0
         self._flush()
 
-    def _is_twin(self, id: str) -> bool:
+    def _twin(self, id: str) -> str | None:
+        """Return the origin of what had the id earlier in this write; None: it is new in it."""
+        if id in self._pending:
+            return self._pending[id].origin
         stored = self._texts.known(id)
-        return id in self._pending or (stored is not None and stored[1])
+        return self._texts.origin(id) if stored is not None and stored[1] else None
 
     def _cut(self, item: Passage | Document) -> CutDocument | None:
         """Cut an item, and count it; None if it is skipped. One that is stored just so has no passages."""
-        content = self.accept(item, self._is_twin)
+        content = self.accept(item, self._twin)
         if not content:
             return None
-        stored = self._texts.known(item.id)
+        stored, source = self._texts.known(item.id), origin(item.source, item.metadata)
         digest = hashlib.sha256(json.dumps(content).encode()).digest()
         if stored is not None and stored[0] == digest:
             self._counts["unchanged"] += 1
-            return CutDocument(item.id, digest, [])
+            return CutDocument(item.id, digest, [], source)
+        if stored is not None and self.is_stranger(item, self._texts.origin(item.id)):
+            return None
         passages = self.passages_of(item)
         if not passages:
             return None
@@ -138,7 +145,7 @@ class Writer(ItemWriter):
                 return None
         self._owners |= dict.fromkeys((passage.id for passage in passages), item.id)
         self._counts["added" if stored is None else "replaced"] += 1
-        return CutDocument(item.id, digest, passages)
+        return CutDocument(item.id, digest, passages, source)
 
     def _flush(self) -> None:
         """Embed and store what was gathered."""
@@ -252,6 +259,7 @@ class Writer(ItemWriter):
                 updated=now,
                 files={name: self._file_entry(name) for name in names},
                 writer=__version__,
+                words=self._words,
             )
             generations.publish(self._root, self._folder, manifest)
             self._settle(spent)

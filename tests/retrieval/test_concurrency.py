@@ -147,8 +147,10 @@ def test_a_search_outlives_the_swap_beneath_it(tmp_path: Path) -> None:
     started, gate = threading.Event(), threading.Event()
     Index.build(generation(0), Hashes(), tmp_path).close()
     with Index.open(tmp_path, Slow()) as index:
-        found: list[str] = []
-        reader = threading.Thread(target=lambda: found.extend(h.passage.source for h in index.search("common", k=99)))
+        found: list[int] = []
+        reader = threading.Thread(
+            target=lambda: found.extend(h.passage.metadata["g"] for h in index.search("common", k=99))
+        )
         reader.start()
         assert started.wait(10)
         index.add(generation(1))

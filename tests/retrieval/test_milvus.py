@@ -246,6 +246,7 @@ def test_remove_by_metadata_and_unknown_names(build: Build) -> None:
     [
         (Passage("x", " \n"), "has no text"),
         (Passage("p0", "other"), "occurs twice"),
+        (Passage("p0", "other", "b.csv"), "'b.csv' has a passage with the id 'p0', which one from 'a.csv' has"),
         (Passage("x", "ü" * 33_000), "text of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": "b" * 70_000}), "metadata of more than 65535 bytes"),
         (Passage("x", "gold", metadata={"a": float("nan")}), "cannot be kept"),
@@ -258,11 +259,11 @@ def test_remove_by_metadata_and_unknown_names(build: Build) -> None:
 )
 def test_what_is_left_out_is_told_or_raised(build: Build, bad: Any, reason: str) -> None:
     skipped: list[Skipped] = []
-    index = build([Passage("p0", "gold"), bad, Passage("p1", "salt")], Cutting(), on_skip=skipped.append)
+    index = build([Passage("p0", "gold", "a.csv"), bad, Passage("p1", "salt")], Cutting(), on_skip=skipped.append)
     assert len(index) == 2
     assert [(one.name, reason in one.reason) for one in skipped] == [(bad.id, True)]
     with pytest.raises(RetrievalError, match=reason):
-        index.add([Passage("p2", "moon"), Passage("p0", "gold"), bad])
+        index.add([Passage("p2", "moon"), Passage("p0", "gold", "a.csv"), bad])
 
 
 def test_progress(build: Build) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckcontrol.errors import RetrievalError
-from ckcontrol.retrieval import Document, Index, Passage, Skipped
+from ckcontrol.retrieval import Document, Index, Passage, Skipped, read
 from ckcontrol.retrieval.store.manifest import digest_of
 from ckcontrol.retrieval.store.writer import PENDING
 from ckcontrol.retrieval.writing import Change
@@ -71,7 +71,7 @@ def test_added_replaced_unchanged_and_folded(small: Index) -> None:
     assert all(finding.ok for finding in Index.verify(small.path))
 
 
-@pytest.mark.parametrize("change", [{"source": "else"}, {"metadata": {"n": 1}}, {"metadata": {"n": True}}])
+@pytest.mark.parametrize("change", [{"source": ""}, {"metadata": {"n": 1}}, {"metadata": {"n": True}}])
 def test_a_change_beside_the_text_replaces_without_embedding(small: Index, change: dict[str, Any]) -> None:
     (old,) = corpus(3, 4)
     new = Passage(old.id, old.text, **{"source": old.source, "metadata": old.metadata, **change})
@@ -79,6 +79,64 @@ def test_a_change_beside_the_text_replaces_without_embedding(small: Index, chang
     (hit,) = small.search(old.text, k=1)
     assert hit.passage == new
     assert [type(value) for value in hit.passage.metadata.values()] == [type(v) for v in new.metadata.values()]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "1/ann.faiss", "1/x.py", "2024/letter.txt", ".hidden", "texts.sqlite"])
+def test_verify_names_what_somebody_added(small: Index, name: str) -> None:
+    with Index.open(small.path, Hashes()) as held:
+        small.add(corpus(40, 50))
+        assert (small.path / "1").exists(), "another generation is no stranger while a reader holds it"
+        assert all(finding.ok for finding in Index.verify(small.path))
+        name = name.replace("1/", "2/")
+        (small.path / name).parent.mkdir(exist_ok=True)
+        (small.path / name).write_text("mine")
+        files = Index.verify(small.path)[0]
+        shown = "2024" if name.startswith("2024") else name
+        assert (files.ok, files.check) == (False, "files") and repr(shown) in files.detail
+        assert len(held) == 36
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("together", [True, False])
+def test_an_id_in_two_files_takes_no_ones_place(tmp_path: Path, suffix: str, together: bool) -> None:
+    """Not within one write, and not from one write to the next; the same file's record may change."""
+
+    def table(name: str, text: str) -> str:
+        path = tmp_path / f"{name}{suffix}"
+        if suffix == ".parquet":
+            parquet = pytest.importorskip("pyarrow.parquet")
+            pyarrow = pytest.importorskip("pyarrow")
+            parquet.write_table(pyarrow.table({"id": [1], "text": [text], "url": ["http://a"]}), path)
+        elif suffix == ".jsonl":
+            path.write_text(json.dumps({"id": 1, "text": text}))
+        else:
+            path.write_text("id\ttext\n1\t" + text if suffix == ".tsv" else f"id,text\n1,{text}\n")
+        return path.as_posix()
+
+    shop, hotel = table("shop", "Refunds take a week"), table("hotel", "Check in at noon")
+    told: list[Skipped] = []
+    first = read([shop, hotel] if together else shop)
+    with Index.build(first, Tokenized(), on_skip=told.append) as index:
+        if not together:
+            assert index.add(read(hotel), on_skip=told.append).skipped == 1
+        assert [passage.text for passage in index.passages()] == ["Refunds take a week"]
+        assert [one.name for one in told] == ["1"]
+        assert all(part in told[0].reason for part in (repr(shop), repr(hotel), "'1'", "their own ids", "remove"))
+        with pytest.raises(RetrievalError, match="which one from") as caught:
+            index.add(read(hotel))
+        assert "remove that first" in (caught.value.hint or "")
+        table("shop", "Refunds take a month")
+        assert counted(index.add(read(shop))) == {"replaced": 1, "embedded": 1}
+        index.remove(documents=["1"])
+        assert index.add(read(hotel)).added == 1
+
+
+def test_an_id_from_another_source_takes_no_ones_place(small: Index) -> None:
+    with pytest.raises(RetrievalError, match="'hotel' has a passage with the id 'p1', which one from 's1' has"):
+        small.add([Passage("p1", "other", "hotel")])
+    with pytest.raises(RetrievalError, match=r"'b.md' has a document with the id 'x', which one from 'a.md' has"):
+        small.add([Passage("x", "a", metadata={"path": "a.md"}), Document("x", "b", metadata={"path": "b.md"})])
+    assert small.info()["generation"] == 1
 
 
 def test_removing_and_adding_again(small: Index) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -134,3 +136,104 @@ def test_a_common_word_does_not_hide_a_rare_one(monkeypatch: pytest.MonkeyPatch)
     with build([*(f"common w{n}" for n in range(50)), "rare common"]) as index:
         assert [hit.passage.id for hit in index.search("common rare", k=60, mode="bm25")] == ["p50"]
         assert len(index.search("common", k=60, mode="bm25")) == 51
+
+
+# --- words outside spaced Latin text ------------------------------------------------------------------------------
+
+CORPUS = {
+    "zh": "退款需要七天时间",
+    "zh wrapped": "我们支持多种付\n款方式",
+    "zh mixed": "我们用SQLite存储数据",
+    "ja": "返金には七日かかります。ﾃﾞｰﾀﾍﾞｰｽ",
+    "ko": "환불은 일주일이 걸립니다",
+    "ko jamo": unicodedata.normalize("NFD", "배송료는 무료"),
+    "th": "การคืนเงินภายในเจ็ดวัน",
+    "km": "ការសងប្រាក់វិញ",
+    "hi": "पैसे की वापसी हिन्दी में",
+    "ar": "الْكِتَابُ كتـــاب",
+    "ligature": "The ﬁnancial oﬃce",
+    "wide": "Ｒｅｆｕｎｄ ａｇａｉｎ",
+    "soft": "un\u00adbreak\u00adable",
+    "zero": "ware\u200bhouse\ufeffman",
+    "hyphens": "infor-\nmation on a well-known coun-\r\n  ter-\nmeasure, soft\u00ad\nware",
+    "german": "STRAßE",
+    "plain": "nothing of the kind",
+}
+ASKED = [
+    ("退款", {"zh"}),
+    ("七天", {"zh"}),
+    ("退", {"zh"}),
+    ("间", {"zh"}),
+    ("付款", {"zh wrapped"}),
+    ("数据", {"zh mixed"}),
+    ("SQLite", {"zh mixed"}),
+    ("如何退款？", {"zh"}),
+    ("返金", {"ja"}),
+    ("かかります", {"ja"}),
+    ("データベース", {"ja"}),
+    ("ﾃﾞｰﾀ", {"ja"}),
+    ("환불", {"ko"}),
+    ("일주일", {"ko"}),
+    ("배송료", {"ko jamo"}),
+    ("เงิน", {"th"}),
+    ("คืนเงิน", {"th"}),
+    ("ប្រាក់", {"km"}),
+    ("वापसी", {"hi"}),
+    ("हिन्दी", {"hi"}),
+    ("الكتاب", {"ar"}),
+    ("كتاب", {"ar"}),
+    ("financial", {"ligature"}),
+    ("office", {"ligature"}),
+    ("ﬁnancial", {"ligature"}),
+    ("refund", {"wide"}),
+    ("ＲＥＦＵＮＤ", {"wide"}),
+    ("unbreakable", {"soft"}),
+    ("warehouseman", {"zero"}),
+    ("ware\u200bhouseman", {"zero"}),
+    ("information", {"hyphens"}),
+    ("countermeasure", {"hyphens"}),
+    ("software", {"hyphens"}),
+    ("infor", {"hyphens"}),
+    ("known", {"hyphens"}),
+    ("no\u00adthing", {"plain"}),
+    ("strasse", {"german"}),
+    ("Straße", {"german"}),
+    ("猫", set()),
+    ("款退", set()),
+    ("고양이", set()),
+]
+
+
+@pytest.fixture(scope="module")
+def many_scripts() -> Iterator[Index]:
+    with Index.build((Passage(name, text) for name, text in CORPUS.items()), Hashes()) as index:
+        yield index
+
+
+@pytest.mark.parametrize(("query", "expected"), ASKED)
+def test_words_of_every_script_are_found(many_scripts: Index, query: str, expected: set[str]) -> None:
+    assert {hit.passage.id for hit in many_scripts.search(query, k=99, mode="bm25")} == expected
+    if expected:
+        best = many_scripts.search(query, k=99, mode="hybrid")
+        assert len(best) == len(CORPUS)
+        assert next(hit.passage.text for hit in best if hit.passage.id in expected) in CORPUS.values(), "as it was"
+
+
+def test_words_of_every_script_go_and_come_with_their_texts() -> None:
+    passages = [Passage(name, text) for name, text in CORPUS.items()]
+    with Index.build(passages, Hashes()) as index:
+        index.remove(passages=["zh", "hyphens"])
+        assert index.search("退款 information", mode="bm25") == []
+        index.remove(passages=["plain", "german", "zero", "soft", "wide"])
+        assert index.info()["dead"] == 0, "squeezed: the words are written anew"
+        assert index.search("데이터 환불 数据", mode="bm25")[0].passage.id in ("ko", "zh mixed")
+        index.add(passages)
+        assert index.search("退款", mode="bm25")[0].passage.id == "zh"
+        assert all(finding.ok for finding in Index.verify(index.path))
+
+
+def test_a_long_question_without_blanks() -> None:
+    chance = random.Random(1)
+    text = "".join(chr(chance.randint(0x4E00, 0x9FFF)) for _ in range(5000))
+    with build([text, "x" + text[:7]]) as index:
+        assert [hit.passage.id for hit in index.search(text, mode="bm25")] == ["p0", "p1"]

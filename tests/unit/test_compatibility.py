@@ -61,8 +61,8 @@ def test_every_command_is_still_there(group: str, capsys: pytest.CaptureFixture[
     capsys.readouterr()
 
 
-def test_an_index_opens_searches_and_grows(tmp_path: Path) -> None:
-    from ckcontrol.retrieval import Index
+def test_an_index_opens_searches_and_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ckcontrol.retrieval import Index, Passage
 
     folder = shutil.copytree(OLD / "index", tmp_path / "index")
     expected = json.loads((OLD / "index_expected.json").read_text(encoding="utf-8"))
@@ -70,9 +70,16 @@ def test_an_index_opens_searches_and_grows(tmp_path: Path) -> None:
         assert len(list(index.passages())) == expected["passages"] == 25
         for mode, hits in zip(("dense", "bm25", "hybrid"), expected["dense"], strict=True):
             assert [[h.passage.id, round(h.score, 5)] for h in index.search("alpha 17", k=5, mode=mode)] == hits
-        index.add(list(corpus(25, 30)))
-        assert len(list(index.passages())) == 30
+        index.add([*corpus(25, 30), Passage("zh", "退款需要七天时间")])
+        assert len(list(index.passages())) == 31
+        assert index.search("退款", mode="bm25") == [], "its words stay those of 0.1.0"
+        assert index.search("退款需要七天时间", mode="bm25")[0].passage.id == "zh"
+        index.remove(passages=["zh", "p3"])
     assert main(["index", "verify", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["index", "info", str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of an older version" in said and "ckcontrol index build --overwrite" in said
 
 
 def test_a_mask_loads_and_prunes() -> None:
