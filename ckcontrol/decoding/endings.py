@@ -72,11 +72,12 @@ def function_modes_as_they_were() -> Callable[[], None]:
     """Return a function that takes every mode off torch's function stack that is pushed from now on."""
     from torch import overrides
 
-    height = overrides._len_torch_function_stack()
+    stack: Any = overrides  # its names for this are torch's own
+    height = stack._len_torch_function_stack()
 
     def put_back() -> None:
-        while overrides._len_torch_function_stack() > height:
-            overrides._pop_mode()
+        while stack._len_torch_function_stack() > height:
+            stack._pop_mode()
 
     return put_back
 

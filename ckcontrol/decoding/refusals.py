@@ -183,7 +183,8 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = 
 def input_device(model: PreTrainedModel) -> Any:
     """Return the device on which the model takes token ids, also where accelerate keeps its weights elsewhere."""
     embedding: Any = model.get_input_embeddings()
-    hook = getattr(embedding, "_hf_hook", None)
+    hook: Any = getattr(embedding, "_hf_hook", None)
+    each: Any
     for each in getattr(hook, "hooks", (hook,)):
         if getattr(each, "execution_device", None) is not None:
             return each.execution_device

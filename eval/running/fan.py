@@ -19,7 +19,7 @@ from ckcontrol.decoding.loop import fuse_scores
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.pair_cache import can_share_forward
 from ckcontrol.decoding.prompts import PromptPair
-from ckcontrol.decoding.streams import TwoStreams
+from ckcontrol.decoding.streams import Stream, TwoStreams
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
@@ -113,37 +113,37 @@ def fan(
     running = [(item, arm) for item in range(len(pairs)) for arm in range(len(decoded))]
     row = {answer: answer[0] for answer in running}
     token_policies = list(decoded)
-    choose = _NextTokens(token_policies, options, contextual.input_ids)
-    with TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens) as streams:
-        logits = streams.prefill()
-        for step in range(options.max_new_tokens):
-            logits_ctx, logits_par = logits
-            if logits_par is None:  # never: both streams were started
-                break
-            broken = _broken(logits_ctx, logits_par, step)
-            for item, arm in running:
-                made[item][arm].error = broken.get(row[item, arm])
-            running = [answer for answer in running if row[answer] not in broken]
-            raw = logits_ctx.clone() if vocab_size < logits_ctx.shape[1] else logits_ctx
-            logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-            signals = Signals(logits_ctx, logits_par, shortlist=shortlist)
-            decisions = {arm: token_policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
-            rows = [row[answer] for answer in running]
-            tokens = choose(running, rows, raw, signals, decisions)
-            _record(made, running, rows, tokens, signals, decisions, drafted)
-            running, rows, tokens = _unfinished(running, rows, tokens, ends)
-            if not running or step + 1 == options.max_new_tokens:
-                break
-            # Distinct beginnings only, in order of appearance.
-            places: dict[tuple[int, int], int] = {}
-            for answer, parent, token in zip(running, rows, tokens, strict=True):
-                row[answer] = places.setdefault((parent, token), len(places))
-            parents = [parent for parent, _ in places]
-            if parents != list(range(logits_ctx.shape[0])):
-                streams.select(torch.tensor(parents, device=device))
-            if width is not None:
-                width.rows, width.asked = width.rows + len(places), width.asked + len(running)
-            logits = streams.step(torch.tensor([token for _, token in places], device=device))
+    choose = _NextTokens(token_policies, options, contextual)
+    streams = TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens)
+    logits = streams.prefill()
+    for step in range(options.max_new_tokens):
+        logits_ctx, logits_par = logits
+        if logits_par is None:  # never: both streams were started
+            break
+        broken = _broken(logits_ctx, logits_par, step)
+        for item, arm in running:
+            made[item][arm].error = broken.get(row[item, arm])
+        running = [answer for answer in running if row[answer] not in broken]
+        raw = logits_ctx.clone() if vocab_size < logits_ctx.shape[1] else logits_ctx
+        logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
+        signals = Signals(logits_ctx, logits_par, shortlist=shortlist)
+        decisions = {arm: token_policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
+        rows = [row[answer] for answer in running]
+        tokens = choose(running, rows, raw, signals, decisions)
+        _record(made, running, rows, tokens, signals, decisions, drafted)
+        running, rows, tokens = _unfinished(running, rows, tokens, ends)
+        if not running or step + 1 == options.max_new_tokens:
+            break
+        # Distinct beginnings only, in order of appearance.
+        places: dict[tuple[int, int], int] = {}
+        for answer, parent, token in zip(running, rows, tokens, strict=True):
+            row[answer] = places.setdefault((parent, token), len(places))
+        parents = [parent for parent, _ in places]
+        if parents != list(range(logits_ctx.shape[0])):
+            streams.select(torch.tensor(parents, device=device))
+        if width is not None:
+            width.rows, width.asked = width.rows + len(places), width.asked + len(running)
+        logits = streams.step(torch.tensor([token for _, token in places], device=device))
     return [
         [_given(policy, [answers[decoded[d]] for d in each]) for policy, each in zip(policies, drafts, strict=True)]
         for answers in made
@@ -214,10 +214,11 @@ _Source = tuple[str, int] | tuple[str, int, float, float, bool] | tuple[str, int
 class _NextTokens:
     """Picks the next token of every running answer; fuses only what is not one stream's own distribution."""
 
-    def __init__(self, policies: Sequence[Policy], options: GenerateOptions, prompts: Tensor) -> None:
-        self.policies, self.options, self.prompts = policies, options, prompts
+    def __init__(self, policies: Sequence[Policy], options: GenerateOptions, prompts: Stream) -> None:
+        self.policies, self.options = policies, options
+        self.prompts, self.keep = prompts.input_ids, prompts.keep
         self.blend = per_row(policies)  # only asked whether a shortlist is needed
-        self.processors = processors_for(options)
+        self.plain = not options.do_sample and not processors_for(options, None)
         self.generators: dict[tuple[int, int], torch.Generator] = {}
         self.chosen: dict[tuple[int, int], list[int]] = {}
 
@@ -242,7 +243,7 @@ class _NextTokens:
             blended = self._fuse([(source[1], decisions[arms[source]]) for source in picked], signals)
             scores[[places[source] for source in picked]] = blended
         index = [places[source] for source in sources]
-        if not self.options.do_sample and not self.processors:
+        if self.plain:
             best = scores.argmax(-1).tolist()
             return [best[i] for i in index]
         return self._draw(running, scores[index])
@@ -275,11 +276,13 @@ class _NextTokens:
 
     def _draw(self, running: Sequence[tuple[int, int]], scores: Tensor) -> list[int]:
         """Process and draw as `ckcontrol.generate` does, each answer from its own generator."""
-        prompts = self.prompts[[item for item, _ in running]]
+        items = [item for item, _ in running]
+        prompts = self.prompts[items]
         said = torch.tensor([self.chosen.setdefault(answer, []) for answer in running], dtype=torch.long)
         said = said.to(prompts.device)
         seen = said if self.options.penalty_scope == "generated" else torch.cat([prompts, said], dim=1)
-        scores = self.processors(seen, scores)
+        keep = None if self.keep is None else self.keep[items]
+        scores = processors_for(self.options, keep)(seen, scores)
         if not self.options.do_sample:
             tokens = scores.argmax(-1).tolist()
         else:

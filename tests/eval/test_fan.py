@@ -141,11 +141,9 @@ def test_rows_can_be_dropped_repeated_and_reordered(tiny, family, share):
     """Selecting rows after a step is running the selected prompts from the start."""
     model, tokenizer = tiny(family)
     rows = [2, 0, 0]
-    with (
-        torch.no_grad(),
-        two_streams(model, tokenizer, [0, 1, 2], share) as every,
-        two_streams(model, tokenizer, rows, share) as some,
-    ):
+    every = two_streams(model, tokenizer, [0, 1, 2], share)
+    some = two_streams(model, tokenizer, rows, share)
+    with torch.no_grad():
         every.prefill()
         every.step(torch.tensor([7, 8, 9]))
         every.select(torch.tensor(rows))

@@ -65,7 +65,7 @@ class Pair:
             signals = Signals(ctx, par, self.control.candidates, self.control.candidate_ratio)
             scores = ctx if policy.neutral else fuse_scores(policy, signals, policy.decide(signals))
             seen = ids if o.penalty_scope == "generated" else self.prompt["contextual"] + ids
-            scores = processors_for(o)(torch.tensor([seen], dtype=torch.long), scores)
+            scores = processors_for(o, None)(torch.tensor([seen], dtype=torch.long), scores)
             ids.append(int(draw(scores, torch.zeros(1, dtype=torch.bool))))
         return ids
 

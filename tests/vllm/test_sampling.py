@@ -64,7 +64,7 @@ def test_every_row_is_what_transformers_makes_of_it(chosen: list[GenerateOptions
         tokens = warp.draw(got, [step] * len(warp.sampled))
         for i, o in enumerate(chosen):
             ids = outputs[i] if o.penalty_scope == "generated" else prompts[i] + outputs[i]
-            want = processors_for(o)(torch.tensor([ids], dtype=torch.long), scores[i : i + 1])
+            want = processors_for(o, None)(torch.tensor([ids], dtype=torch.long), scores[i : i + 1])
             assert torch.equal(got[i : i + 1], want), (step, i)
             token = int(draws[i](want, torch.zeros(1, dtype=torch.bool)))
             assert token == int(tokens[i]), (step, i)
