@@ -157,8 +157,7 @@ def hub_answers(name: str) -> bool:
     """
     if Path(name).is_dir():
         return True
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
