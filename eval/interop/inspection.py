@@ -167,8 +167,8 @@ def inspect_solver(
 def inspect_scorer(records: Sequence[Record]) -> Any:
     """Return a scorer for these records: `verdicts` of what was generated, ``choice`` for records with choices.
 
-    Results are called ``rate_STATE`` and ``rate_stderr_STATE`` under each rate; where ckcontrol is installed, Inspect puts
-    its name before them and before those of solver and scorer: ``ckcontrol/rate_conflict``.
+    Results are called ``rate_STATE`` and ``rate_stderr_STATE`` under each rate; where ckcontrol is installed, Inspect
+    puts its name before them and before those of solver and scorer: ``ckcontrol/rate_conflict``.
 
     Raises:
         MissingExtra: inspect_ai is not installed.
