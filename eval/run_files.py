@@ -133,7 +133,7 @@ def whole_passes(path: Path) -> Iterator[tuple[int, Line, list[Sample]]]:
                 fault = f"line {number} closes a pass that is there twice"
             elif not fault and told != len(found):
                 fault = f"the pass that line {number} closes holds {len(found)} samples, not {told}"
-            elif not fault and len({(sample["task"], sample["id"], sample["arm"]) for sample in found}) < told:
+            elif not fault and len({(sample["task"], sample["id"], sample["arm"]) for sample in found}) < len(found):
                 fault = f"the pass that line {number} closes holds a sample twice"
             if fault:
                 raise EvalError(f"{path}: {fault}.", _AFRESH)
