@@ -223,7 +223,7 @@ def sample_files(folder: Path) -> list[Path]:
 
 
 def samples(folder: Path) -> Iterator[Line]:
-    """Yield the samples of a run, of all its shards: those of whole passes.
+    """Yield the samples of a run, of all its shards: those of whole passes, or all of a file that knows no passes.
 
     Raises:
         EvalError: There are none, or a file is damaged.
@@ -232,8 +232,14 @@ def samples(folder: Path) -> Iterator[Line]:
     if not files:
         raise EvalError(f"{folder} holds no samples.", "Run `ckcontrol eval run` first.")
     for path in files:
+        cut = False
         for _, _, found in whole_passes(path):
+            cut = True
             yield from found
+        for number, line in enumerate(() if cut else lines(path), 1):
+            if why := misshapen(line):
+                raise EvalError(f"{path}: line {number} {why}.", _AFRESH)
+            yield line
 
 
 def check_same(folder: Path, card: Mapping[str, Any]) -> None:

@@ -110,6 +110,15 @@ def test_a_tail_cut_short_is_left_out(cut: int, folder: Path) -> None:
     assert len(list(lines(path))) == 11
 
 
+def test_a_file_that_knows_no_passes_is_read_whole(folder: Path) -> None:
+    path = folder / "samples.jsonl"
+    change(path, lambda rows: [row for row in rows if b'"pass"' not in row])
+    assert list(samples(folder)) == small_run.samples()
+    change(path, with_fields(text=5))
+    with pytest.raises(EvalError, match="line 3 holds a wrong 'text'"):
+        list(samples(folder))
+
+
 ITEMS = {
     "twice": (lambda rows: [*rows[:2], rows[1], *rows[3:]], "line 3: the record 'France/conflict' is there twice"),
     "no task": (with_fields(task=None), "line 3: the record 'Japan/conflict' has no task"),
