@@ -157,7 +157,7 @@ def _plain_terms(query: str) -> list[str]:
 
 
 def _rarest(link: sqlite3.Connection, words: Iterable[str]) -> list[str]:
-    """Return those of the quoted words that occur, from the rarest on, until they touch `BUDGET` passages; at least one."""
+    """Return those of the quoted words that occur, rarest first, until they touch `BUDGET` passages; at least one."""
     counted = []
     for quoted in words:
         query = f"SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT {BUDGET + 1})"
