@@ -88,7 +88,7 @@ def _text_among(source: Source) -> Callable[[list[str]], object]:
 def _encoding(file: BinaryIO, source: Source) -> str:
     start = file.read(4)
     file.seek(0)
-    return tables.marked_encoding(start) or source.encoding
+    return tables.marked_encoding(start) or source.encoding or "utf-8"
 
 
 def _documents(

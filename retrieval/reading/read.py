@@ -41,7 +41,7 @@ def read(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     on_skip: Callable[[Skipped], None] | None = None,
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     text_field: str | None = None,
     on_file: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Document]:
@@ -57,7 +57,8 @@ def read(
         paths: Files, folders and patterns (``docs/**/*.md``), or one of them. Folders are walked in sorted order,
             without hidden files and folders; links are followed, each folder once. A file named twice is read once.
         on_skip: Gets everything that is left out, with the reason: a file, or one record of it. None raises instead.
-        encoding: Of text files that do not name one themselves, by a byte order mark or an HTML meta tag.
+        encoding: Of text files; a byte order mark outranks it, an HTML meta tag does not. None: what the file itself
+            names, else UTF-8.
         text_field: The field of records that holds the text; None takes text, contents, content, page_content or body.
         on_file: Gets a file's name, the bytes read so far, and the size of all files: when a file begins, on the way
             through a large one, and when it ends. Costs one more walk through the folders.
@@ -69,8 +70,8 @@ def read(
     """
     given = as_paths(paths)
     try:
-        "".encode(encoding)
-        b"".decode(encoding)
+        "".encode(encoding or "utf-8")
+        b"".decode(encoding or "utf-8")
     except (LookupError, TypeError, UnicodeError) as error:
         raise RetrievalError(f"encoding={encoding!r} is unknown.", "For example: utf-8, cp1252, utf-16.") from error
     return _documents(given, encoding, text_field, on_skip, on_file)
@@ -78,7 +79,7 @@ def read(
 
 def _documents(
     paths: tuple[Path, ...],
-    encoding: str,
+    encoding: str | None,
     text_field: str | None,
     on_skip: Callable[[Skipped], None] | None,
     on_file: Callable[[str, int, int], None] | None,
