@@ -54,7 +54,7 @@ class VectorType(str, Enum):
 
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, jsonl, csv, parquet."),
+    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet."),
 ]
 Encoding = Annotated[
     str | None, typer.Option(help="Of text files. Default: what an HTML page names, else utf-8.", show_default=False)

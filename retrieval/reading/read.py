@@ -16,7 +16,7 @@ from ckcontrol.tables import TableError
 
 from ..types import Document, Skipped
 from .files import FoundFile, as_paths, find_files
-from .many_texts import read_csv, read_jsonl, read_parquet
+from .many_texts import read_csv, read_json, read_jsonl, read_parquet
 from .one_text import Source, read_html, read_pdf, read_text
 
 __all__ = ["read"]
@@ -29,6 +29,7 @@ READERS: dict[str, Callable[[BinaryIO, Source], Iterator[Document | Skipped]]] =
     ".html": read_html,
     ".htm": read_html,
     ".pdf": read_pdf,
+    ".json": read_json,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".csv": read_csv,
@@ -47,8 +48,8 @@ def read(
 ) -> Iterator[Document]:
     """Yield the documents of files, one at a time and in a stable order.
 
-    Read are .txt, .md, .markdown, .html, .htm, .pdf (one document each) and .jsonl, .ndjson, .csv, .tsv, .parquet (one
-    per record; see `many_texts.py` for what its fields become). The id of a file's document is its path as
+    Read are .txt, .md, .markdown, .html, .htm, .pdf (one document each) and .json, .jsonl, .ndjson, .csv, .tsv,
+    .parquet (one per record; see `many_texts.py` for what its fields become). The id of a file's document is its path as
     given, with forward slashes; a record without an id of its own is ``<path>#<number from 1>``. Ids are not compared
     with each other here. Metadata holds ``path``, for PDF ``pages``, for HTML and records ``title`` where there is one.
     Text is kept as it is, Markdown's front matter and CRLF included.

@@ -1,7 +1,7 @@
 """Whether a reader sees an element of a page: by its attributes, its inline style, and its sheets' simple rules.
 
-A simple rule is one for a tag, a class or an id, or for a tag with a class or id. Other selectors, media queries, linked
-sheets and scripts are not followed; text in the colour of its background is not noticed. Knows no tree.
+A simple rule is one for a tag, a class or an id, or for a tag with a class or id. Other selectors, media queries,
+linked sheets and scripts are not followed; text in the colour of its background is not noticed. Knows no tree.
 """
 
 from __future__ import annotations
