@@ -233,9 +233,9 @@ def csv_rows(
         lines: With their ends, as `text_lines` yields them when its newline is "".
         delimiter: What separates the cells.
         limit: Characters of a cell.
-        strict: Refuse quotes that do not match (those around line breaks always are) and a header that is missing, broken or names a column twice; blanks
-            around names go, and a column without a name is called ``column_<n>``. Otherwise names stay as they are,
-            and the last of several columns of one name counts.
+        strict: Refuse quotes that do not match (in a row of several lines they always are refused) and a header that
+            is missing, broken or names a column twice; blanks around names go, and a column without a name is called
+            ``column_<n>``. Otherwise names stay as they are, and the last of several columns of one name counts.
         encoding: What `lines` were decoded from, for messages.
         on_names: Called with the names of the columns before the first row.
 

@@ -93,7 +93,8 @@ def declared_encoding(data: bytes) -> str | None:
     from bs4.dammit import EncodingDetector
 
     head = re.sub(rb"<!--(?:(?!-->).)*(?:-->|\Z)", b"", data[:8192], flags=re.DOTALL)
-    return EncodingDetector.find_declared_encoding(head, is_html=True)
+    declared: str | None = EncodingDetector.find_declared_encoding(head, is_html=True)
+    return declared
 
 
 def browser_codec(label: str | None) -> str | None:
