@@ -44,6 +44,8 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+SEP = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE)  # Excel's first line, which names the delimiter
+SURE = 2  # lines after an open quote that are whole rows by themselves, for the quote to be taken as a slip
 _CSV_LIMIT = threading.Lock()  # Python has one limit on the length of a field for the whole process
 
 
@@ -224,30 +226,41 @@ def csv_rows(
 ) -> Iterator[TableRow]:
     """Yield the rows below the header as dicts of texts; blank lines are passed over.
 
+    A first line ``sep=;`` names the delimiter, as in Excel. A row that opens a quote and never closes it is an error
+    that names its lines; the lines it took in are read again when each is a whole row by itself.
+
     Args:
         lines: With their ends, as `text_lines` yields them when its newline is "".
         delimiter: What separates the cells.
         limit: Characters of a cell.
-        strict: Refuse quotes that do not match and a header that is missing, broken or names a column twice; blanks
-            around names go, and a column without a name is called ``column_<n>``. Otherwise names stay as they are,
-            and the last of several columns of one name counts.
+        strict: Refuse quotes that do not match (in a row of several lines they always are refused) and a header that
+            is missing, broken or names a column twice; blanks around names go, and a column without a name is called
+            ``column_<n>``. Otherwise names stay as they are, and the last of several columns of one name counts.
         encoding: What `lines` were decoded from, for messages.
         on_names: Called with the names of the columns before the first row.
 
     Raises:
         TableError: The header is refused, or whatever `lines` raise.
     """
-    reader = csv.reader(lines, delimiter=delimiter, strict=strict)
+    source = _Lines(lines)
+    first = SEP.fullmatch(source.peek())
+    if first:
+        delimiter = first[1]
+        next(source)
+    reader = csv.reader(source, delimiter=delimiter, strict=strict)
     header: list[str] | None = None
     number = 0
     while True:
+        source.row.clear()
         try:
             cells = _next_cells(reader, limit)
+            if not strict and len(source.row) > 1:  # else an open quote makes one cell of all lines to the next quote
+                list(csv.reader(source.row, delimiter=delimiter, strict=True))
         except csv.Error as error:
             if strict and header is None:
                 raise TableError(f"its header is not CSV ({error}).", "Repair it.") from error
             number += 1
-            yield TableRow(number, None, TableError(f"is not CSV ({error}).", "Check its quotes."))
+            yield TableRow(number, None, _broken(error, source, header or [], delimiter))
             continue
         if header is None:
             header = _column_names(cells or [], encoding, limit) if strict else cells or []
@@ -277,6 +290,72 @@ def best_delimiter(file: BinaryIO, encoding: str, wanted: Collection[str]) -> st
         if score > best:
             best, delimiter = score, candidate
     return delimiter
+
+
+class _Lines:
+    """Lines that can be put back.
+
+    Attributes:
+        row: Those taken since it was cleared.
+        taken: How many are taken and not put back.
+        ended: The last one is taken.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._again: list[str] = []
+        self.row: list[str] = []
+        self.taken = 0
+        self.ended = False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.pop() if self._again else next(self._lines, None)
+        if line is None:
+            self.ended = True
+            raise StopIteration
+        self.taken += 1
+        self.row.append(line)
+        return line
+
+    def peek(self) -> str:
+        line = next(self, "")
+        self.put_back([line] if line else [])
+        return line
+
+    def put_back(self, lines: list[str]) -> None:
+        self._again += reversed(lines)
+        self.taken -= len(lines)
+        self.ended = self.ended and not lines
+
+
+def _broken(error: csv.Error, source: _Lines, header: list[str], delimiter: str) -> TableError:
+    """Return the error of a row; the lines that its open quote took in by mistake are put back."""
+    last, first = source.taken, source.taken - len(source.row) + 1
+    after = source.row[1:]
+    if not after:
+        return TableError(f"is not CSV ({error}).", "Check its quotes.")
+    whole = [_is_row(line, len(header), delimiter) for line in after]
+    enough = sum(whole) >= SURE or (whole[-1] and not source.ended)  # a quoted row that the open quote broke is telling
+    if enough and all(whole if source.ended else whole[:-1]):
+        source.put_back(after)
+        what = f"a quote opens in line {first} and is not closed where its row ends; only that line is left out."
+    else:
+        where = "to the end" if source.ended else f"to line {last}"
+        what = f"a quote opens in line {first} and is not closed where it should be ({error}); "
+        what += f"all {len(after) + 1} lines from there {where} are left out."
+    return TableError(what, f"Check the quotes in line {first}.")
+
+
+def _is_row(line: str, columns: int, delimiter: str) -> bool:
+    try:
+        return columns > 1 and [len(cells) for cells in csv.reader([line], delimiter=delimiter, strict=True)] == [
+            columns
+        ]
+    except csv.Error:
+        return False
 
 
 def _next_cells(reader: Iterator[list[str]], limit: int) -> list[str] | None:

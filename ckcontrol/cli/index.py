@@ -60,9 +60,11 @@ class VectorType(str, Enum):
 
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, jsonl, csv, parquet."),
+    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet."),
 ]
-Encoding = Annotated[str, typer.Option(help="Of text files.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Of text files. Default: what an HTML page names, else utf-8.", show_default=False)
+]
 TextField = Annotated[
     str | None,
     typer.Option(
@@ -95,7 +97,7 @@ def build(
     ] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Most tokens that neighbouring passages share.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
-    encoding: Encoding = "utf-8",
+    encoding: Encoding = None,
     text_field: TextField = None,
     json: options.AsJson = False,
 ) -> None:
@@ -137,7 +139,7 @@ def add(
     index: options.Folder,
     sources: Sources,
     embedder: options.Embedder = None,
-    encoding: Encoding = "utf-8",
+    encoding: Encoding = None,
     text_field: TextField = None,
     json: options.AsJson = False,
 ) -> None:
@@ -230,7 +232,9 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
 # --- shared ---------------------------------------------------------------------------------------
 
 
-def _read(sources: list[str], progress: WriteProgress, encoding: str, text_field: str | None) -> Iterator[Document]:
+def _read(
+    sources: list[str], progress: WriteProgress, encoding: str | None, text_field: str | None
+) -> Iterator[Document]:
     from ..retrieval import read
 
     try:

@@ -1,8 +1,8 @@
-"""Files of many texts to documents: JSON lines, CSV and TSV, Parquet. One record is in memory at a time.
+"""Files of many texts to documents: JSON, JSON lines, CSV and TSV, Parquet.
 
 Knows which field is the text, which the id, and what becomes metadata; how rows are read is in `ckcontrol.tables`. A
 reader takes an open file and yields documents and `Skipped`; a `RetrievalError` or `TableError` means that the rest of
-the file is of no use.
+the file is of no use. One record is in memory at a time, but for JSON, which is read whole.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from ckcontrol.errors import RetrievalError
 from ..types import Document, Skipped
 from .one_text import Source, fit
 
-__all__ = ["read_csv", "read_jsonl", "read_parquet"]
+__all__ = ["read_csv", "read_json", "read_jsonl", "read_parquet"]
 
 LIMIT = 50_000_000  # characters of a line or a cell
+JSON_LIMIT = 100_000_000  # bytes of a JSON file, which is read whole
+TRIED = 20  # lines of which one must be JSON
 VALUE_LIMIT = 4_000  # characters of one metadata value: every passage of the document repeats it
 TEXT_FIELDS = ("text", "contents", "content", "page_content", "body")
 ID_FIELDS = ("id", "_id", "doc_id")
@@ -33,15 +35,58 @@ TAKEN = {"id", "source", "document", "start", "end", "path"}  # names that mean 
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d{1,17})?")
 
 
+def read_json(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
+    """Yield the items of a JSON array, objects or texts, numbered from 1; of another value, that value.
+
+    What is not JSON as a whole is read as JSON lines.
+
+    Raises:
+        RetrievalError: Too large, or nothing in it.
+        TableError: Not in its encoding, or not JSON.
+    """
+    data = file.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        raise RetrievalError(f"is larger than {JSON_LIMIT // 1_000_000} MB.", "Write it as JSON lines (.jsonl).")
+    encoding = tables.marked_encoding(data) or source.encoding or "utf-8"
+    rows = tables.json_rows(tables.decode(data, encoding).encode(), LIMIT) if data.strip() else []
+    field = source.text_field or TEXT_FIELDS[0]
+    rows = [row._replace(data={field: row.data}) if isinstance(row.data, str) else row for row in rows]
+    yield from _documents(rows, source, "item", plain_value, "holds no records.", "Give an array of objects.")
+
+
 def read_jsonl(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     """Yield the object of every line; its number is that of its line. Blank lines are passed over.
 
     Raises:
-        RetrievalError: There is no line.
+        RetrievalError: There is no line, or it is something else: JSON over several lines, or no JSON at all.
         TableError: The encoding breaks in a way that leaves no later line readable.
     """
-    rows = tables.json_lines(file, _encoding(file, source), LIMIT)
+    encoding = _encoding(file, source)
+    start = file.read(65_536).decode(encoding, "replace").lstrip().partition("\n")[0].rstrip()
+    file.seek(0)
+    rows = _checked(tables.json_lines(file, encoding, LIMIT), start)
     yield from _documents(rows, source, "line", plain_value, "holds no records.", "Give one JSON object per line.")
+
+
+def _checked(rows: Iterator[tables.TableRow], start: str) -> Iterator[tables.TableRow]:
+    """Pass the rows on, unless none of the first is JSON: then what is wrong is the file, and is said once.
+
+    `start` is the first line that is not blank.
+    """
+    first: list[tables.TableRow] = []
+    for row in rows:
+        first.append(row)
+        if row.error is None or len(first) == TRIED:
+            break
+    if first and first[0].error and (start[:1] == "[" or start == "{"):
+        kind = "array" if start[0] == "[" else "object"
+        raise RetrievalError(f"is one JSON {kind} over several lines, not JSON lines.", "Name it .json.")
+    if len(first) == TRIED and first[-1].error and first[0].error:
+        why = first[0].error.reason.rstrip(".")
+        what = f"is not JSON lines: none of its first {TRIED} lines is JSON (line {first[0].number} {why})."
+        raise RetrievalError(what, "Name it by what it is.")
+    yield from first
+    yield from rows
 
 
 def read_csv(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
@@ -88,7 +133,7 @@ def _text_among(source: Source) -> Callable[[list[str]], object]:
 def _encoding(file: BinaryIO, source: Source) -> str:
     start = file.read(4)
     file.seek(0)
-    return tables.marked_encoding(start) or source.encoding
+    return tables.marked_encoding(start) or source.encoding or "utf-8"
 
 
 def _documents(

@@ -6,34 +6,22 @@ file is of no use.
 
 from __future__ import annotations
 
-import codecs
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ckcontrol.errors import MissingExtra, RetrievalError
 from ckcontrol.tables import decode, marked_encoding
 
 from ..types import Document, Skipped
-
-if TYPE_CHECKING:
-    from bs4 import Tag
+from .page import browser_codec, cut_unseen, declared_encoding, visible_text, wider
 
 __all__ = ["Source", "fit", "read_html", "read_pdf", "read_text"]
 
 LIMIT = 100_000_000  # bytes of a text file
 HTML_LIMIT = 20_000_000  # bytes; a parsed page takes some thirty times its size
-# What html.parser takes quadratic time over is cut out before it: comments and elements whose content is not text.
-UNSEEN = re.compile(r"<(?:!--|(script|style|template|noscript|svg|iframe)\b)", re.IGNORECASE)
-DROPPED = {"script", "style", "template", "noscript", "svg", "iframe", "nav", "title"}
-LINES = {"address", "br", "caption", "dd", "div", "dt", "figcaption", "li", "option", "tr"}
-PARAGRAPHS = set(
-    "article aside blockquote body details dl fieldset figure footer form h1 h2 h3 h4 h5 h6 header hr main ol p pre "
-    "section summary table ul".split()
-)
 
 
 class Source(NamedTuple):
@@ -41,12 +29,12 @@ class Source(NamedTuple):
 
     Attributes:
         name: Its path as given, with forward slashes.
-        encoding: What to read it as where it says nothing itself.
+        encoding: What to read it as whatever it says, but for a byte order mark; None: what it says, else UTF-8.
         text_field: The field of a record that holds the text; None looks for the usual ones.
     """
 
     name: str
-    encoding: str = "utf-8"
+    encoding: str | None = None
     text_field: str | None = None
 
 
@@ -82,9 +70,9 @@ def read_text(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
 
 
 def read_html(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
-    """Yield the text of a page, one block per line, without scripts, styles and navigation; its title in the metadata.
+    """Yield the text of a page that a reader sees, one block per line, without navigation; its title in the metadata.
 
-    A byte order mark decides the encoding, then the page's meta tag, then `source.encoding`.
+    A byte order mark decides the encoding, then `source.encoding`, then the page's meta tag, read as browsers read it.
 
     Raises:
         RetrievalError: Too large, or beyond the parser.
@@ -93,19 +81,18 @@ def read_html(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]:
     """
     try:
         import bs4
-        from bs4.dammit import EncodingDetector
     except ImportError as error:
         raise MissingExtra("beautifulsoup4", "retrieval") from error
     data = _bytes(file, HTML_LIMIT)
-    declared = EncodingDetector.find_declared_encoding(data, is_html=True) or source.encoding
-    html = _unseen_cut(_decode(data, _web_encoding(declared, source.encoding)))
+    codec = wider(source.encoding) if source.encoding else browser_codec(declared_encoding(data))
+    html, css = cut_unseen(_decode(data, codec))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", bs4.XMLParsedAsHTMLWarning)
             warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)
-            soup = bs4.BeautifulSoup(html, "html.parser")
+            soup = bs4.BeautifulSoup(html, "html.parser", on_duplicate_attribute="ignore")
         title = " ".join(soup.title.get_text().split()) if soup.title else ""
-        text = _page_text(soup)
+        text = visible_text(soup, css)
     except Exception as error:  # a parser over any bytes there are; bs4 documents no closed list of errors
         raise RetrievalError(f"cannot be parsed as HTML ({type(error).__name__}).", "Repair it.") from error
     metadata = {"path": source.name} | ({"title": title} if title else {})
@@ -172,69 +159,12 @@ def _bytes(file: BinaryIO, limit: int) -> bytes:
     return data
 
 
-def _decode(data: bytes, encoding: str) -> str:
-    return decode(data, marked_encoding(data) or encoding)
+def _decode(data: bytes, encoding: str | None) -> str:
+    return decode(data, marked_encoding(data) or encoding or "utf-8")
 
 
 def _why(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120].rstrip(".: ")
-
-
-# --- HTML -------------------------------------------------------------------------------------------------------
-
-
-def _web_encoding(declared: str, fallback: str) -> str:
-    """Return what browsers read a declared encoding as; `fallback` where Python does not know it."""
-    try:
-        name = codecs.lookup(declared).name
-        "".encode(name)
-    except LookupError:
-        return fallback
-    if name.startswith(("utf-16", "utf-32")):  # a tag that can be read at all is in no such encoding
-        return "utf-8"
-    return "cp1252" if name in ("iso8859-1", "ascii") else name
-
-
-def _unseen_cut(html: str) -> str:
-    """Return the page without comments, scripts and the like; what is not closed reaches to the end."""
-    kept, place = [], 0
-    while match := UNSEEN.search(html, place):
-        kept.append(html[place : match.start()])
-        close = re.compile(rf"</{match[1]}\s*>", re.IGNORECASE) if match[1] else re.compile("-->")
-        end = close.search(html, match.end() if match[1] else match.start() + 2)
-        place = end.end() if end else len(html)
-    text = "".join([*kept, html[place:]])
-    last = text.rfind(">") + 1  # a tag that never ends is text
-    return text[:last] + text[last:].replace("<", "&lt;")
-
-
-def _page_text(root: Tag) -> str:
-    """Return the text below a node: blanks folded, blocks on lines of their own, a blank line between paragraphs."""
-    from bs4.element import CData, NavigableString, Tag
-
-    out: list[str] = []
-    gap = 0  # line ends between what is in `out` and what comes next
-    waiting: list[tuple[Any, bool]] = [(root, False)]  # a node and whether it is inside <pre>; or a gap
-    while waiting:
-        node, pre = waiting.pop()
-        if isinstance(node, int):
-            gap = max(gap, node)
-        elif isinstance(node, Tag) and node.name not in DROPPED:
-            lines = 2 if node.name in PARAGRAPHS else 1 if node.name in LINES else 0
-            gap = min(gap + 1, 2) if node.name == "br" else gap
-            pre = pre or node.name == "pre"
-            around = " " if node.name in ("td", "th") else 0 if node.name == "br" else lines
-            waiting += [(around, False), *((child, pre) for child in reversed(node.contents)), (around, False)]
-        elif type(node) in (str, NavigableString, CData):  # comments and declarations are of other types
-            text = str(node) if pre else re.sub(r"\s+", " ", node)
-            if not pre and (gap or not out or out[-1].endswith(" ")):
-                text = text.lstrip(" ")
-            if text:
-                if gap and out:
-                    out[-1:] = [out[-1].rstrip(" "), "\n" * gap]
-                gap = 0
-                out.append(text)
-    return "".join(out).strip()
 
 
 # --- PDF --------------------------------------------------------------------------------------------------------

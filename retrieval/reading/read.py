@@ -16,7 +16,7 @@ from ckcontrol.tables import TableError
 
 from ..types import Document, Skipped
 from .files import FoundFile, as_paths, find_files
-from .many_texts import read_csv, read_jsonl, read_parquet
+from .many_texts import read_csv, read_json, read_jsonl, read_parquet
 from .one_text import Source, read_html, read_pdf, read_text
 
 __all__ = ["read"]
@@ -29,6 +29,7 @@ READERS: dict[str, Callable[[BinaryIO, Source], Iterator[Document | Skipped]]] =
     ".html": read_html,
     ".htm": read_html,
     ".pdf": read_pdf,
+    ".json": read_json,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".csv": read_csv,
@@ -41,15 +42,15 @@ def read(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     on_skip: Callable[[Skipped], None] | None = None,
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     text_field: str | None = None,
     on_file: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of files, one at a time and in a stable order.
 
-    Read are .txt, .md, .markdown, .html, .htm, .pdf (one document each) and .jsonl, .ndjson, .csv, .tsv, .parquet (one
-    per record; see `many_texts.py` for what its fields become). The id of a file's document is its path as
-    given, with forward slashes; a record without an id of its own is ``<path>#<number from 1>``. Ids are not compared
+    Read are .txt, .md, .markdown, .html, .htm, .pdf (one document each) and .json, .jsonl, .ndjson, .csv, .tsv,
+    .parquet (one per record; see `many_texts.py` for what its fields become). The id of a file's document is its path
+    as given, with forward slashes; a record without an id of its own is ``<path>#<number from 1>``. Ids are not compared
     with each other here. Metadata holds ``path``, for PDF ``pages``, for HTML and records ``title`` where there is one.
     Text is kept as it is, Markdown's front matter and CRLF included.
 
@@ -57,7 +58,8 @@ def read(
         paths: Files, folders and patterns (``docs/**/*.md``), or one of them. Folders are walked in sorted order,
             without hidden files and folders; links are followed, each folder once. A file named twice is read once.
         on_skip: Gets everything that is left out, with the reason: a file, or one record of it. None raises instead.
-        encoding: Of text files that do not name one themselves, by a byte order mark or an HTML meta tag.
+        encoding: Of text files; a byte order mark outranks it, an HTML meta tag does not. None: what the file itself
+            names, else UTF-8.
         text_field: The field of records that holds the text; None takes text, contents, content, page_content or body.
         on_file: Gets a file's name, the bytes read so far, and the size of all files: when a file begins, on the way
             through a large one, and when it ends. Costs one more walk through the folders.
@@ -69,8 +71,8 @@ def read(
     """
     given = as_paths(paths)
     try:
-        "".encode(encoding)
-        b"".decode(encoding)
+        "".encode(encoding or "utf-8")
+        b"".decode(encoding or "utf-8")
     except (LookupError, TypeError, UnicodeError) as error:
         raise RetrievalError(f"encoding={encoding!r} is unknown.", "For example: utf-8, cp1252, utf-16.") from error
     return _documents(given, encoding, text_field, on_skip, on_file)
@@ -78,7 +80,7 @@ def read(
 
 def _documents(
     paths: tuple[Path, ...],
-    encoding: str,
+    encoding: str | None,
     text_field: str | None,
     on_skip: Callable[[Skipped], None] | None,
     on_file: Callable[[str, int, int], None] | None,

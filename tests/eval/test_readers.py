@@ -91,6 +91,18 @@ def test_csv_with_a_mark_line_breaks_and_big_fields() -> None:
     assert rows(gzip.compress(b"a,b\n1,2\n"), "f.csv.gz") == [{"a": "1", "b": "2"}]
 
 
+@pytest.mark.parametrize("later", ["3,c", '3,"c"'])
+def test_an_open_quote_takes_in_no_other_row(later: str) -> None:
+    found = rows(f'q,a\n1,a\n2,"b\n{later}\n4,d\n5,e\n'.encode(), "f.csv")
+    assert [row["q"] for row in found if isinstance(row, dict)] == ["1", "3", "4", "5"]
+    (bad,) = (row for row in found if isinstance(row, Rejected))
+    assert bad.id == "f.csv:1" and "a quote opens in line 3" in bad.detail
+
+
+def test_the_first_line_of_excel_names_the_delimiter() -> None:
+    assert rows(b"sep=;\r\nq;a\r\n1;x,y\r\n", "f.csv") == [{"q": "1", "a": "x,y"}]
+
+
 def test_parquet() -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

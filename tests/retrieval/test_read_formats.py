@@ -25,19 +25,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def take(name: str, data: bytes | str, encoding: str = "utf-8") -> tuple[list[Document], list[Skipped]]:
+def take(name: str, data: bytes | str, encoding: str | None = None) -> tuple[list[Document], list[Skipped]]:
     Path(name).write_bytes(data if isinstance(data, bytes) else data.encode())
     skipped: list[Skipped] = []
     return list(read(name, on_skip=skipped.append, encoding=encoding)), skipped
 
 
-def text_of(name: str, data: bytes | str, encoding: str = "utf-8") -> str:
+def text_of(name: str, data: bytes | str, encoding: str | None = None) -> str:
     documents, skipped = take(name, data, encoding)
     assert not skipped
     return documents[0].text
 
 
-def reason_of(name: str, data: bytes | str, encoding: str = "utf-8") -> str:
+def reason_of(name: str, data: bytes | str, encoding: str | None = None) -> str:
     documents, skipped = take(name, data, encoding)
     assert not documents and [item.name for item in skipped] == [name]
     return skipped[0].reason
@@ -127,6 +127,141 @@ def test_html_names_its_encoding(data: bytes, text: str) -> None:
     assert text_of("a.htm", data) == text
 
 
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [  # what browsers read each label as: https://encoding.spec.whatwg.org/#names-and-labels
+        ("gb2312", "gb18030", "朱镕基 €"),
+        ("GBK", "gb18030", "㐂"),
+        ("x-gbk", "gb18030", "汉字"),
+        ("shift_jis", "cp932", "① 髙"),
+        ("x-sjis", "cp932", "① 髙"),
+        ("euc-kr", "cp949", "똠방각하"),
+        ("ks_c_5601-1987", "cp949", "똠"),
+        ("windows-949", "cp949", "똠"),
+        ("big5", "big5hkscs", "㗎 喺"),
+        ("iso-8859-9", "cp1254", "ğ “€”"),
+        ("latin5", "cp1254", "ğ “€”"),
+        ("us-ascii", "cp1252", "“é”"),
+        ("iso-8859-11", "cp874", "ก “”"),
+        ("tis-620", "cp874", "ก “”"),
+        ("windows-874", "cp874", "ก €"),
+        ("iso-8859-8-i", "iso8859-8", "שלום"),
+        ("koi8", "koi8-r", "мир"),
+        ("x-mac-cyrillic", "mac-cyrillic", "мир"),
+        ("macintosh", "mac-roman", "é"),
+        ("x-cp1251", "cp1251", "мир"),
+        ("x-user-defined", "cp1252", "é"),
+        ("unicode-1-1-utf-8", "utf-8", "é"),
+        ("iso-8859-15", "iso8859-15", "€"),
+        ("euc-jp", "euc_jp", "漢字"),
+    ],
+)
+def test_html_labels_mean_what_browsers_read(label: str, codec: str, text: str) -> None:
+    assert text_of("a.html", f"<meta charset={label}><p>{text}".encode(codec)) == text
+
+
+@pytest.mark.parametrize("label", ["utf-7", "unicode_escape", "cp037", "punycode", "rot13"])
+def test_html_in_what_no_browser_reads_is_what_the_browser_shows(label: str) -> None:
+    assert text_of("a.html", rf"<meta charset={label}><p>+AGE- \x61") == r"+AGE- \x61"
+
+
+def test_html_a_given_encoding_outranks_the_tag_and_a_mark_outranks_both() -> None:
+    page = "<meta charset=utf-8><p>мир"
+    assert text_of("a.html", page.encode("cp1251"), "cp1251") == "мир"
+    assert text_of("a.html", "<meta charset=latin-1><p>Zürich".encode(), "utf-8") == "Zürich"
+    assert text_of("a.html", page.encode("utf-16-le"), "utf-16-le") == "мир"
+    assert text_of("a.html", "<meta charset=utf-8><p>①".encode("cp932"), "shift_jis") == "①"
+    assert text_of("a.html", "<meta charset=latin-1><p>Zürich".encode("utf-8-sig"), "cp1252") == "Zürich"
+    assert text_of("a.html", "<!-- <meta charset=latin-1> --><meta charset=utf-8><p>Zürich".encode()) == "Zürich"
+
+
+UNSEEN = [
+    '<p style="display:none">HIDDEN</p>',
+    '<p STYLE="color:red; DISPLAY : None !important">HIDDEN</p>',
+    "<p style='display:/**/none'>HIDDEN</p>",
+    r"<p style='d\69splay:none'>HIDDEN</p>",
+    "<p style='display:none;display:nonsense'>HIDDEN</p>",
+    "<p style='display:none' style='display:block'>HIDDEN</p>",
+    "<div hidden/>HIDDEN</div>",
+    "<div hidden><p>HIDDEN<b>HIDDEN</b></p></div>",
+    "<p hidden=until-found>HIDDEN</p>",
+    "<p style='visibility:hidden'>HIDDEN <b>HIDDEN</b></p>",
+    "<p style='visibility:collapse'>HIDDEN</p>",
+    "<p style='font-size:0'>HIDDEN</p>",
+    "<p style='font-size:0px'>HIDDEN <b style='font-size:2em'>HIDDEN</b></p>",
+    "<p style='font-size:1px'>HIDDEN</p>",
+    "<p style='opacity:0'>HIDDEN</p>",
+    "<p style='opacity:.01'>HIDDEN</p>",
+    "<p style='opacity:1%'>HIDDEN</p>",
+    "<p style='color:transparent'>HIDDEN</p>",
+    "<p style='color:rgba(0, 0, 0, 0)'>HIDDEN</p>",
+    "<p style='position:absolute;left:-9999px'>HIDDEN</p>",
+    "<p style='position:fixed;top:-100em'>HIDDEN</p>",
+    "<p style='margin-left:-9999px'>HIDDEN</p>",
+    "<p style='text-indent:-9999px'>HIDDEN</p>",
+    "<p style='position:absolute;clip:rect(0,0,0,0)'>HIDDEN</p>",
+    "<p style='position:absolute;clip:rect(1px 1px 1px 1px)'>HIDDEN</p>",
+    "<p style='clip-path:inset(50%)'>HIDDEN</p>",
+    "<p style='width:1px;height:1px;overflow:hidden'>HIDDEN</p>",
+    "<p style='max-height:0;overflow:hidden'>HIDDEN</p>",
+    "<p style='transform:scale(0)'>HIDDEN</p>",
+    "<p style='transform:translateX(-9999px)'>HIDDEN</p>",
+    "<p style='filter:opacity(0)'>HIDDEN</p>",
+    "<p style='content-visibility:hidden'>HIDDEN</p>",
+    "<span aria-hidden=true>HIDDEN</span>",
+    "<dialog>HIDDEN</dialog>",
+    "<div popover>HIDDEN</div>",
+    "<input type=hidden value=HIDDEN>",
+    "<video>HIDDEN</video><audio>HIDDEN</audio><canvas>HIDDEN</canvas><object>HIDDEN</object>",
+    "<datalist><option>HIDDEN</datalist>",
+    "<noembed>HIDDEN</noembed><noframes>HIDDEN</noframes>",
+    "<template><template></template>HIDDEN</template>",
+    "<svg><svg></svg>HIDDEN</svg>",
+    "<![CDATA[HIDDEN]]>",
+    "<?HIDDEN?><!HIDDEN>",
+    "<style>.x, p.y {display:none}</style><b class='z x'>HIDDEN</b><p class=y>HIDDEN</p>",
+    "<style>/* { */ #x {visibility: hidden}</style><b id=x>HIDDEN</b>",
+    "<style>@media print {.x {color: red}} .x {display:none}</style><b class=x>HIDDEN</b>",
+    "<style>.x {display:none !important}</style><b class=x style='display:block'>HIDDEN</b>",
+]
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+def test_html_that_no_reader_sees_becomes_no_passage(unseen: str) -> None:
+    assert text_of("a.html", f"<p>before</p>{unseen}<p>after") == "before\n\nafter"
+
+
+SEEN = [
+    "<details><summary>s</summary>SEEN</details>",
+    "<dialog open>SEEN</dialog>",
+    "<p hidden style='display:block'>SEEN</p>",
+    "<p hidden>x<p>SEEN</p>",  # a browser ends the first p at the second
+    "<p hidden>x<b>y<div>SEEN</div></b>",
+    "<ul><li hidden>x<li>SEEN</ul>",
+    "<table><tr><td hidden>x<td>SEEN</table>",
+    "<p style='visibility:hidden'>x<p>SEEN</p>",
+    "<div style='visibility:hidden'>x<b style='visibility:visible'>SEEN</b></div>",
+    "<div style='font-size:0'>x<b style='font-size:16px'>SEEN</b></div>",
+    "<p style='opacity:0.9;left:-10px;position:absolute;height:0'>SEEN</p>",
+    "<p style='display:none;display:block'>SEEN</p>",
+    "<p style='position:absolute;left:-50%'>SEEN</p>",
+    "<span aria-hidden=false>SEEN</span>",
+    "<svg-note>SEEN</svg-note>",
+    "<svg viewBox='0 0 1 1'/>SEEN",
+    "<!-- x --!>SEEN",
+    "<style>@media print {.x {display:none}}</style><b class=x>SEEN</b>",
+    "<style media=print>.x {display:none}</style><b class=x>SEEN</b>",
+    "<style>.x {display:none} .x.open {display:block}</style><b class='x open'>SEEN</b>",
+    "<style>.x:hover, .y .x {display:none}</style><b class=x>SEEN</b>",
+]
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_html_that_a_reader_sees_is_kept(seen: str) -> None:
+    text = text_of("a.html", f"<p>before</p>{seen}")
+    assert text.endswith("SEEN") and "x" not in text
+
+
 @pytest.mark.parametrize("end", ["</p>", ""])
 def test_html_that_was_never_finished(end: str) -> None:
     assert text_of("a.html", f"<html><head><title>t</title><div><p>a &lt; b{end}") == "a < b"
@@ -144,10 +279,30 @@ def test_xhtml_and_odd_declarations() -> None:
     assert "is not utf-8" in reason_of("a.html", b"<p>Z\xfcrich")
 
 
-@pytest.mark.parametrize("piece", ["<!--", "<a x=", "<a '", '<a b="', "<script>", "<![CDATA[", "</", "<div>", "&#"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<!--",
+        "<a x=",
+        "<a '",
+        '<a b="',
+        "<script>",
+        "<![CDATA[",
+        "</",
+        "<div>",
+        "&#",
+        "<p hidden>",
+        "<template>",
+        "</script ",
+        "<svg ",
+        "<a style='/*'/",
+        "<style>{",
+        "<style>/*",
+    ],
+)
 def test_hostile_html_takes_no_quadratic_time(piece: str) -> None:
     """A megabyte of the first five takes html.parser hours; if this test hangs, the guard is gone."""
-    take("a.html", "<p>text</p>" + piece * (20_000 if piece == "<div>" else 200_000))
+    take("a.html", "<p>text</p>" + piece * (20_000 if piece in ("<div>", "<p hidden>") else 200_000))
 
 
 # --- PDF --------------------------------------------------------------------------------------------------------

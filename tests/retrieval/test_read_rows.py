@@ -172,12 +172,49 @@ def test_without_on_skip_a_bad_line_raises() -> None:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200) | st.text(alphabet='{}[]":,text\\u0d8\n 1é', max_size=80).map(str.encode))
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.html", "a.pdf", "a.txt"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.html", "a.pdf", "a.txt"])
 def test_any_bytes_are_a_document_or_a_reason(name: str, data: bytes) -> None:
     documents, skipped = take(name, data)
     assert documents or skipped
     for document in documents:
         json.dumps([document.id, document.text, dict(document.metadata)], ensure_ascii=False, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_json_array_of_objects_or_of_texts(encoding: str) -> None:
+    data = '[\n {"id": "d", "text": "Zürich", "n": 1},\n "plain", "", 3, null, "nul \\u0000"]'
+    documents, skipped = take("a.json", data.encode(encoding))
+    assert documents == [
+        Document("d", "Zürich", "a.json", {"path": "a.json", "n": 1}),
+        Document("a.json#2", "plain", "a.json", {"path": "a.json"}),
+    ]
+    assert list(skipped) == [f"a.json item {number}" for number in (3, 4, 5, 6)]
+    assert "holds no text" in skipped["a.json item 3"] and "NUL" in skipped["a.json item 6"]
+    assert [d.text for d in take("a.json", '["x", {"y": "z"}]', text_field="y")[0]] == ["x", "z"]
+
+
+def test_other_json_files() -> None:
+    assert [d.text for d in take("a.json", '{\n"text": "x"\n}')[0]] == ["x"]
+    assert [d.text for d in take("a.json", '{"text": "x"}\n{"text": "y"}\n')[0]] == ["x", "y"]
+    for data, reason in {"": "holds no records", "[]": "holds no records", '[{"text": "x"}': "cut short"}.items():
+        documents, skipped = take("a.json", data)
+        assert not documents and reason in skipped["a.json"]
+    assert "byte 0xfc" in take("a.json", b'["Z\xfcrich"]')[1]["a.json"]
+    assert take("a.json", b'["Z\xfcrich"]', encoding="latin-1")[0][0].text == "Zürich"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (json.dumps([{"text": "x", "n": 1}] * 300, indent=2), "is one JSON array over several lines"),
+        ("\n[" + ",\n".join(['{"text": "x"}'] * 300) + "]", "is one JSON array over several lines"),
+        (json.dumps({"text": "x", "n": 1}, indent=2), "is one JSON object over several lines"),
+        ("id,text\n" + "1,x\n" * 300, "none of its first 20 lines is JSON (line 1 is not JSON"),
+    ],
+)
+def test_a_file_that_is_not_json_lines_is_named_once(data: str, reason: str) -> None:
+    documents, skipped = take("a.jsonl", data)
+    assert not documents and list(skipped) == ["a.jsonl"] and reason in skipped["a.jsonl"]
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------
@@ -211,6 +248,41 @@ def test_csv_rows_that_do_not_fit() -> None:
     reasons = list(skipped.values())
     assert "has 1 cells where the header has 2" in reasons[0] and "is not CSV" in reasons[2]
     assert "0xfc" in reasons[3] and "holds no text" in reasons[4] and "unexpected end of data" in reasons[5]
+
+
+@pytest.mark.parametrize("later", [None, 20, 50])
+def test_an_open_quote_costs_its_own_row(later: int | None) -> None:
+    """Below it every line is a whole row; a second quote, in a later row, would close it in the middle."""
+    rows = [f'{n},"row {n}' if n == 2 else f'{n},"row {n}"' if n == later else f"{n},row {n}" for n in range(1, 51)]
+    documents, skipped = take("a.csv", "id,text\n" + "\n".join(rows) + "\n")
+    assert [document.id for document in documents] == [str(n) for n in range(1, 51) if n != 2]
+    assert documents[-1].text == "row 50"
+    ((name, reason),) = skipped.items()
+    assert name == "a.csv row 2" and "a quote opens in line 3" in reason
+
+
+def test_an_open_quote_over_what_may_be_prose_names_all_it_costs() -> None:
+    documents, skipped = take("a.csv", 'id,text\n1,good\n2,"a poem\nof two lines, and\nno end\n')
+    assert [document.id for document in documents] == ["1"]
+    assert "opens in line 3" in skipped["a.csv row 2"] and "all 3 lines from there to the end" in skipped["a.csv row 2"]
+
+
+def test_open_quotes_in_every_line_take_no_quadratic_time() -> None:
+    for line in ('a","c\n', '"a,b\n', 'a,"b\n', 'a,b\n"c\n'):
+        take("a.csv", "id,text\n" + line * 50_000)
+
+
+@pytest.mark.parametrize("start", ["sep=;\n", '"sep=;"\r\n', "\ufeffSEP=;\n"])
+def test_the_first_line_of_excel_names_the_delimiter(start: str) -> None:
+    assert [d.text for d in take("a.csv", f"{start}id;text\n1;a,b,c\n")[0]] == ["a,b,c"]
+
+
+def test_a_wide_header_takes_no_quadratic_time() -> None:
+    columns = 100_000
+    data = ",".join(f"c{n}" for n in range(columns)) + ",text\n" + "1," * columns + "x\n"
+    ((document,), skipped) = take("a.csv", data)
+    assert document.text == "x" and len(document.metadata) == columns + 1 and not skipped
+    assert "names 'text' twice" in take("a.csv", f"text,{data}")[1]["a.csv"]
 
 
 @pytest.mark.parametrize(
