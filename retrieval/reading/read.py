@@ -50,8 +50,9 @@ def read(
 
     Read are .txt, .md, .markdown, .html, .htm, .pdf (one document each) and .json, .jsonl, .ndjson, .csv, .tsv,
     .parquet (one per record; see `many_texts.py` for what its fields become). The id of a file's document is its path
-    as given, with forward slashes; a record without an id of its own is ``<path>#<number from 1>``. Ids are not compared
-    with each other here. Metadata holds ``path``, for PDF ``pages``, for HTML and records ``title`` where there is one.
+    as given, with forward slashes; a record without an id of its own is ``<path>#<number from 1>``. Ids are not
+    compared with each other here. Metadata holds ``path``, for PDF ``pages``, for HTML and records ``title`` where
+    there is one.
     Text is kept as it is, Markdown's front matter and CRLF included.
 
     Args:
