@@ -52,7 +52,8 @@ def read(
     .parquet (one per record; see `many_texts.py` for what its fields become). The id of a file's document is its path
     as given, with forward slashes; a record without an id of its own is ``<path>#<number from 1>``. Ids are not
     compared with each other here. Metadata holds ``path``, for PDF ``pages``, for HTML and records ``title`` where
-    there is one. Text is kept as it is, Markdown's front matter and CRLF included.
+    there is one.
+    Text is kept as it is, Markdown's front matter and CRLF included.
 
     Args:
         paths: Files, folders and patterns (``docs/**/*.md``), or one of them. Folders are walked in sorted order,

@@ -29,6 +29,7 @@ VALID = {
     "font-size": re.compile(LENGTH.pattern + r"|[a-z-]+|(calc|clamp|min|max|var)\(.*\)"),
 }
 SHOWING = ("display", "visibility", "opacity", "font-size")
+LONGEST = 200  # characters of a value that is looked at: patterns over longer ones could take long
 BESIDE = 900  # pixels out of the window; half a window is how dialogs are put in the middle
 
 
@@ -92,10 +93,14 @@ def gone(style: Style) -> bool:
     got = {name: value.text for name, value in style.items()}
     if got.get("display") == "none" or got.get("content-visibility") == "hidden" or _faint(got.get("opacity", "")):
         return True
-    placed = got.get("position") in ("absolute", "fixed")
-    sides = [_pixels(got.get(side, "")) for side in ("left", "right", "top", "bottom") if placed]
+    position = got.get("position", "static")
+    placed = position in ("absolute", "fixed")
+    sides = [_pixels(got.get(side, "")) for side in ("left", "right", "top", "bottom") if position != "static"]
+    sides += map(_pixels, got.get("inset", "").split() if position != "static" else [])
     margins = [_pixels(got.get(name, "")) for name in ("margin-left", "margin-top", "text-indent")]
-    cut = got.get("overflow", got.get("overflow-x", "")).split()[:1] in (["hidden"], ["clip"])
+    margins += map(_pixels, got.get("margin", "").split())
+    clips = " ".join(got.get(name, "") for name in ("overflow", "overflow-x", "overflow-y")).split()
+    cut = "hidden" in clips or "clip" in clips
     box = [_pixels(got.get(name, "")) for name in ("width", "height", "max-width", "max-height")]
     if any(value is not None and value <= -BESIDE for value in sides + margins):
         return True
@@ -111,7 +116,7 @@ def veiled(style: Style, before: frozenset[str]) -> frozenset[str]:
     if not style:
         return before
     now = set(before)
-    for name in ("visibility", "font-size", "color"):
+    for name in ("visibility", "font-size", "color", "-webkit-text-fill-color"):
         value = style[name].text if name in style else "inherit"
         if value == "inherit" or (value == "unset"):
             continue
@@ -127,6 +132,7 @@ def veiled(style: Style, before: frozenset[str]) -> frozenset[str]:
             "font-size": size is not None
             and float(size[1]) * PIXELS.get(size[2] or "px", 10) <= (9 if size[2] == "%" else 1),
             "color": _clear(value),
+            "-webkit-text-fill-color": _clear(value),
         }
         (now.add if hides[name] else now.discard)(name)
     return frozenset(now)
@@ -170,6 +176,12 @@ def _declarations(css: str) -> Style:
         name, _, text = (piece.strip() for piece in part.partition(":"))
         value, important, _ = text.partition("!")
         value = " ".join(value.split())
+        if len(value) > LONGEST:
+            continue
+        if name == "font":  # its size is the token with a unit, or a nought
+            sizes = [LENGTH.fullmatch(token.partition("/")[0]) for token in value.split()]
+            size = next((found for found in sizes if found and (found[2] or not float(found[1]))), None)
+            name, value = ("font-size", size[0]) if size else (name, value)
         if name and value and (name not in VALID or VALID[name].fullmatch(value)):
             _merge(style, {name: Value(value, bool(important))})
     return style

@@ -208,6 +208,12 @@ UNSEEN = [
     "<p style='transform:translateX(-9999px)'>HIDDEN</p>",
     "<p style='filter:opacity(0)'>HIDDEN</p>",
     "<p style='content-visibility:hidden'>HIDDEN</p>",
+    "<p style='font:0/0 a'>HIDDEN</p>",
+    "<p style='position:relative;left:-9999px'>HIDDEN</p>",
+    "<p style='position:absolute;inset:-9999px auto auto 0'>HIDDEN</p>",
+    "<p style='margin:0 0 0 -9999px'>HIDDEN</p>",
+    "<p style='height:0;overflow-y:hidden'>HIDDEN</p>",
+    "<p style='-webkit-text-fill-color:transparent'>HIDDEN</p>",
     "<span aria-hidden=true>HIDDEN</span>",
     "<dialog>HIDDEN</dialog>",
     "<div popover>HIDDEN</div>",
@@ -245,6 +251,7 @@ SEEN = [
     "<p style='opacity:0.9;left:-10px;position:absolute;height:0'>SEEN</p>",
     "<p style='display:none;display:block'>SEEN</p>",
     "<p style='position:absolute;left:-50%'>SEEN</p>",
+    "<p style='font:400 16px/0 a;margin:0 auto'>SEEN</p>",
     "<span aria-hidden=false>SEEN</span>",
     "<svg-note>SEEN</svg-note>",
     "<svg viewBox='0 0 1 1'/>SEEN",
@@ -303,6 +310,11 @@ def test_xhtml_and_odd_declarations() -> None:
 def test_hostile_html_takes_no_quadratic_time(piece: str) -> None:
     """A megabyte of the first five takes html.parser hours; if this test hangs, the guard is gone."""
     take("a.html", "<p>text</p>" + piece * (20_000 if piece in ("<div>", "<p hidden>") else 200_000))
+
+
+@pytest.mark.parametrize("value", ["color:rgb(" + "0," * 200_000, "filter:opacity(" + "0" * 400_000, "a:b;" * 100_000])
+def test_a_hostile_style_takes_no_quadratic_time(value: str) -> None:
+    assert text_of("a.html", f"<p style='{value}'>x") == "x"
 
 
 # --- PDF --------------------------------------------------------------------------------------------------------
