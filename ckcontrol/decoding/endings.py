@@ -70,13 +70,13 @@ def _close_what_an_interrupt_left_open() -> None:
 
 def function_modes_as_they_were() -> Callable[[], None]:
     """Return a function that takes every mode off torch's function stack that is pushed from now on."""
-    from torch import overrides
+    from torch import _C
 
-    height = overrides._len_torch_function_stack()
+    height = _C._len_torch_function_stack()
 
     def put_back() -> None:
-        while overrides._len_torch_function_stack() > height:
-            overrides._pop_mode()
+        while _C._len_torch_function_stack() > height:
+            _C._pop_torch_function_stack()
 
     return put_back
 

@@ -143,7 +143,7 @@ def generate(
         shortlist=controls[0].shortlist,
         contextual=contextual,
         parametric=lambda: stream_of(model, [p.parametric for p in pairs], pad),
-        processors=processors_for(chosen, contextual),
+        processors=processors_for(chosen, contextual.keep),
         criteria=criteria,
         max_new_tokens=chosen.max_new_tokens,
         sample=chosen.do_sample,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .options import GenerateOptions
 from .processing import unpadded
@@ -26,15 +27,20 @@ def stream_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int
     return Stream(model, ids, mask)
 
 
-def processors_for(options: GenerateOptions, prompts: Stream) -> LogitsProcessorList:
-    """Return transformers' processors and warpers for these options and prompts, in transformers' order."""
+def processors_for(options: GenerateOptions, keep: Tensor | None) -> LogitsProcessorList:
+    """Return transformers' processors and warpers for these options, in transformers' order.
+
+    Args:
+        options: How tokens are drawn.
+        keep: [B, L] bool, False where the prompts they will see are padded; None if nothing is.
+    """
     from transformers import LogitsProcessorList
     from transformers.generation import logits_process as lp
 
     processors = LogitsProcessorList()
     if options.repetition_penalty != 1:
         penalty = lp.RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty))
-        processors.append(penalty if options.penalty_scope == "generated" else unpadded(penalty, prompts.keep))
+        processors.append(penalty if options.penalty_scope == "generated" else unpadded(penalty, keep))
     if options.do_sample:
         if options.temperature != 1:
             processors.append(lp.TemperatureLogitsWarper(options.temperature))

@@ -32,7 +32,7 @@ class _TurnedLinear(TorchFunctionMode):
 
     def __enter__(self) -> _TurnedLinear:
         self._put_back = function_modes_as_they_were()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -128,7 +128,7 @@ def last_logits(logits: Tensor) -> Tensor:
 
 
 class TwoStreams:
-    """Contextual and parametric stream in lockstep. The model is as it was whenever no method runs.
+    """Contextual and parametric stream in lockstep. The model is as it was whenever no method runs; a context manager makes sure.
 
     Args:
         contextual: The prompts with passages.
@@ -143,6 +143,14 @@ class TwoStreams:
         self.share = share and parametric is not None
         self.reserve = reserve
         self._pair: Any = None
+
+    def __enter__(self) -> TwoStreams:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        from .pair_cache import leave_pair_attention
+
+        leave_pair_attention(self.contextual.model, self.contextual)
 
     def prefill(self) -> tuple[Tensor, Tensor | None]:
         """Run both prompts, each at its own length; return their next-token logits, [B, V] float32 each."""

@@ -113,7 +113,9 @@ def fan(
     running = [(item, arm) for item in range(len(pairs)) for arm in range(len(decoded))]
     row = {answer: answer[0] for answer in running}
     token_policies = list(decoded)
-    choose = _Choice(token_policies, options, contextual.input_ids)
+    seen = contextual.input_ids  # with padding as the newest id: a penalty counts each id once, and no padding
+    seen = seen if contextual.keep is None else seen.where(contextual.keep, seen[:, -1:])
+    choose = _Choice(token_policies, options, seen)
     with TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens) as streams:
         logits = streams.prefill()
         for step in range(options.max_new_tokens):
@@ -217,7 +219,7 @@ class _Choice:
     def __init__(self, policies: Sequence[Policy], options: GenerateOptions, prompts: Tensor) -> None:
         self.policies, self.options, self.prompts = policies, options, prompts
         self.blend = per_row(policies)  # only asked whether the shortlist is needed
-        self.processors = processors_for(options)
+        self.processors = processors_for(options, None)
         self.generators: dict[tuple[int, int], torch.Generator] = {}
         self.chosen: dict[tuple[int, int], list[int]] = {}
 
