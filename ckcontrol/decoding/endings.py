@@ -70,14 +70,13 @@ def _close_what_an_interrupt_left_open() -> None:
 
 def function_modes_as_they_were() -> Callable[[], None]:
     """Return a function that takes every mode off torch's function stack that is pushed from now on."""
-    from torch import overrides
+    from torch import _C
 
-    stack: Any = overrides  # its names for this are torch's own
-    height = stack._len_torch_function_stack()
+    height = _C._len_torch_function_stack()
 
     def put_back() -> None:
-        while stack._len_torch_function_stack() > height:
-            stack._pop_mode()
+        while _C._len_torch_function_stack() > height:
+            _C._pop_torch_function_stack()
 
     return put_back
 
