@@ -227,6 +227,22 @@ def test_add_tells_new_changed_and_unchanged_apart(tmp_path: Path, docs: Path, e
     run(capsys, "index", "add", index, str(docs), code=3)
 
 
+def test_an_id_of_another_file_is_refused_by_both_names(tmp_path: Path, embedder: str, capsys: Any) -> None:
+    for name, text in (("shop", "Refunds take a week."), ("hotel", "Check in at noon.")):
+        (tmp_path / f"{name}.csv").write_text(f"id,text\n1,{text}\n", encoding="utf-8")
+    index, shop, hotel = (str(tmp_path / name) for name in ("idx", "shop.csv", "hotel.csv"))
+    run(capsys, "index", "build", shop, "--out", index, "--embedder", embedder)
+    for command in (
+        ["add", index, hotel],
+        ["build", shop, hotel, "--out", index, "--overwrite", "--embedder", embedder],
+    ):
+        err = run(capsys, "index", *command, code=3)[1]
+        said = " ".join(err.split())
+        assert all(part in said for part in (f"{shop!r}", f"{hotel!r}", "the id '1'", "their own ids"))
+        (hit,) = told(capsys, "search", index, "week", "--mode", "bm25")["hits"]
+        assert hit["text"] == "Refunds take a week."
+
+
 def test_remove_by_document_passage_and_metadata(index: str, capsys: Any) -> None:
     names = [hit["metadata"]["document"] for hit in told(capsys, "search", index, "bridge", "--mode", "bm25")["hits"]]
     out, _ = run(capsys, "index", "remove", index, "--document", names[0])
