@@ -85,7 +85,7 @@ def test_the_processor_checks_its_controls_as_generate_does(llama):
         ("cad", "Control('cad')"),
         ({"alpha": 0.3}, "Control.from_dict(...)"),
         ([0.3], "Control(alpha=0.3)"),
-        (object(), "Control(alpha=0.3)"),
+        (1 + 2j, "Control(alpha=0.3)"),
     ],
     ids=repr,
 )
