@@ -57,7 +57,7 @@ def ask(model, tokenizer, control, streamer=None):
     ).token_ids  # fmt: skip
 
 
-# An interrupt may also arrive in a callback of the garbage collector (hypothesis has one), where Python only reports it.
+# An interrupt may arrive in a callback of the garbage collector too (hypothesis has one), where Python only reports it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_thousand_interrupts_leave_everything_as_it_was(llama):
     model, tokenizer = llama
