@@ -9,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test test-vllm check bench readme clean
+.PHONY: demo test test-vllm check bench bench-gpu readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ckcontrol demo
@@ -33,6 +33,12 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/matmul.py
 	$(BIN)/python benchmarks/two_stream.py --json benchmarks/results/two_stream.json
 	$(BIN)/python benchmarks/capitals.py --json benchmarks/results/capitals.json
+
+# Every part on the GPU of this machine, in the environment that `python` names: torch with CUDA, and vLLM if it is there.
+GPU_PYTHON ?= python3
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py
+	$(GPU_PYTHON) benchmarks/gpu.py --page
 
 readme: $(VENV)/.ready
 	$(BIN)/python benchmarks/readme.py
