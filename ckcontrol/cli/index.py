@@ -75,7 +75,6 @@ TextField = Annotated[
 ]
 
 index_app = typer.Typer(
-    help="Build, update and check an index of passages.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
