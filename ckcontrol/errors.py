@@ -10,6 +10,7 @@
     ├── ModelUnavailable                a model name that could not be resolved or obtained
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
     ├── RetrievalError                  an index, embedder or retriever that cannot answer
+    │   ├── EmptyCorpus                 an index was to be made of nothing
     │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
     │   └── IndexLocked                 another process is writing the index
     ├── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
@@ -28,6 +29,7 @@ from typing import Any
 __all__ = [
     "CKError",
     "ControlError",
+    "EmptyCorpus",
     "EvalError",
     "HeadsError",
     "IndexLocked",
@@ -135,6 +137,13 @@ class MissingExtra(CKError, ImportError):
 
 class RetrievalError(CKError):
     """An index, embedder or retriever that cannot answer."""
+
+
+class EmptyCorpus(RetrievalError):
+    """An index was to be made, and no passage was given or every one was left out."""
+
+    def __init__(self) -> None:
+        super().__init__("the corpus is empty.", "Give at least one passage.")
 
 
 class IndexMismatch(RetrievalError):

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckcontrol.errors import IndexMismatch, RetrievalError, did_you_mean
+from ckcontrol.errors import EmptyCorpus, IndexMismatch, RetrievalError, did_you_mean
 
 from .passage_index import PassageIndex, check_removal
 from .store import generations
@@ -297,7 +297,7 @@ def _finish(writer: Writer, work: Callable[[Writer], None], empty: bool = False)
         work(writer)
         change = writer.change
         if empty and not change.any:
-            raise RetrievalError("the corpus is empty.", "Give at least one passage.")
+            raise EmptyCorpus
         if change.any:
             writer.publish()
     except BaseException:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ControlError, RetrievalError
+from ..errors import ControlError, EmptyCorpus, RetrievalError
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["index_app"]
 
-EMPTY = "the corpus is empty"  # what `Index.build` says of nothing
 WORDS_OF_OLD = (
     "of an older version: bm25 and hybrid find no words of Chinese, Japanese, Korean, Thai and the like, nor with "
     "ligatures or across line ends; build the index again (ckcontrol index build --overwrite) to find them"
@@ -75,7 +74,6 @@ TextField = Annotated[
 ]
 
 index_app = typer.Typer(
-    help="Build, update and check an index of passages.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -259,9 +257,7 @@ def _nothing_made(progress: WriteProgress) -> Iterator[None]:
     """Say why there is no index where the sources held nothing: bad input, no failure."""
     try:
         yield
-    except RetrievalError as error:
-        if not str(error).startswith(EMPTY):
-            raise
+    except EmptyCorpus as error:
         shown = [clean(f"{item.name}: {item.reason}", 200) for item in progress.skipped[:3]]
         more = f"; and {len(progress.skipped) - 3:,} more" if len(progress.skipped) > 3 else ""
         why = f"every input was skipped ({'; '.join(shown)}{more})" if shown else "the sources hold no text"

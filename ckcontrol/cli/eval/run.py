@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "run"]
 
 app = typer.Typer(
-    help="Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "find", "summary"]
 
 app = typer.Typer(
-    help="Attention heads that speak for memory or for the context.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
