@@ -1,7 +1,7 @@
 """The processor through both of vLLM's interfaces, loaded by vLLM's own loaders, against ckcontrol's own loop.
 
 A fake model (logits are a fixed random table of position and stream) stands in for the engine; rows are moved, swapped,
-removed, held and repeated as the runners do. The V2 runner itself runs on an accelerator only and is not run here.
+removed, held and repeated as the runners do.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ckcontrol.vllm.engine.traces import take_all
 pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("ignore")]
 
 V, STEPS, WHERE = 400, 14, "ckcontrol.vllm:PairLogitsProcessor"
+CPU = torch.device("cpu")
 CONTROLS = [
     Control(alpha=0.2),
     Control(method="cad", alpha=0.3),
@@ -118,15 +119,15 @@ class Batch:
         self.processor.update_state(update)
 
 
-def v1_processor():
+def v1_processor(device: torch.device = CPU):
     from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
 
     (cls,) = _load_logitsprocs_by_fqcns([WHERE])
-    return cls(None, torch.device("cpu"), False)
+    return cls(None, device, False)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_v1_pairs_answer_as_the_loop_does_whatever_happens_to_the_batch(seed: int) -> None:
+def test_v1_pairs_answer_as_the_loop_does_whatever_happens_to_the_batch(seed: int, anywhere: None) -> None:
     r, processor = random.Random(seed), v1_processor()
     assert not processor.is_argmax_invariant() and not processor.v2
     batch, pairs = Batch(processor, seed), [Pair(i + seed) for i in range(6)]
@@ -161,7 +162,7 @@ def test_v1_pairs_answer_as_the_loop_does_whatever_happens_to_the_batch(seed: in
     assert all(len(found[p.name]["rows"]) == STEPS and found[p.name]["broken"] == "" for p in pairs)
 
 
-def test_v1_forgotten_states_are_rebuilt_from_the_output() -> None:
+def test_v1_forgotten_states_are_rebuilt_from_the_output(anywhere: None) -> None:
     processor, pair = v1_processor(), Pair(6)  # sampled with a penalty, or a penalty alone
     for step in range(STEPS):
         processor._states.clear()
@@ -206,20 +207,20 @@ def test_fused_log_probabilities_are_handed_back_where_the_engine_returns_proces
 # --- V2 -----------------------------------------------------------------------------------------------------------
 
 
-def v2_processor(slots: int, longest: int):
+def v2_processor(slots: int, longest: int, device: torch.device = CPU):
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcRequestState
     from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
 
     (cls,) = _load_v2_logitsprocs_by_fqcns([WHERE])
     lengths = np.zeros(slots, dtype=np.int32)
     state = LogitsProcRequestState(
-        device=torch.device("cpu"),
+        device=device,
         max_num_reqs=slots,
         vocab_size=V,
-        all_token_ids=SimpleNamespace(gpu=torch.zeros(slots, longest, dtype=torch.int32)),
+        all_token_ids=SimpleNamespace(gpu=torch.zeros(slots, longest, dtype=torch.int32, device=device)),
         prompt_len=SimpleNamespace(np=lengths),
         prefill_len=SimpleNamespace(np=lengths.copy()),
-        total_len=SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32)),
+        total_len=SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32, device=device)),
     )
     return cls(None, state), state
 
@@ -232,7 +233,7 @@ def context(slots: list[int], lengths: list[int]):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_v2_pairs_answer_as_the_loop_does_whatever_happens_to_the_slots(seed: int) -> None:
+def test_v2_pairs_answer_as_the_loop_does_whatever_happens_to_the_slots(seed: int, anywhere: None) -> None:
     r = random.Random(seed)
     processor, state = v2_processor(20, 200)
     assert processor.v2
