@@ -1,5 +1,5 @@
 """What the processor does where logits are not on a CPU, without an accelerator: on the meta device, which computes
-nothing but refuses to be read, and in the accelerator's branches on a CPU, whose values are checked (test_processor.py).
+nothing and refuses to be read. The accelerator's branches run on a CPU in test_processor.py, where values are checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ckcontrol.vllm.contract import pair_params as params
 from ckcontrol.vllm.engine import batch
 from ckcontrol.vllm.engine.sampling import Noise, Warp
 
-from .test_processor import CPU, OPTIONS, V, Pair, context, v1_processor, v2_processor
+from .test_processor import CPU, OPTIONS, Pair, V, context, v1_processor, v2_processor
 
 pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("ignore")]
 META = torch.device("meta")
@@ -50,7 +50,7 @@ def test_v2_rows_without_a_complete_pair_are_left_alone_off_the_cpu() -> None:
 
 
 class HostTensors(TorchDispatchMode):
-    """Counts operations that take or give a tensor on the host: in a steady step each would be a transfer, or a wait."""
+    """Counts operations that take or give a tensor on the host: in a steady step each is a transfer or a wait."""
 
     def __init__(self) -> None:
         super().__init__()

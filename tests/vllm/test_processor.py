@@ -17,8 +17,11 @@ from ckcontrol import Control, GenerateOptions
 from ckcontrol.decoding.inputs import processors_for
 from ckcontrol.decoding.loop import Draw, fuse_scores
 from ckcontrol.fusion.signals import Signals
+from ckcontrol.policies import base
 from ckcontrol.vllm.contract import pair_params as params
 from ckcontrol.vllm.engine.traces import take_all
+
+from . import stumbles
 
 pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("ignore")]
 
@@ -322,3 +325,116 @@ def test_both_front_ends_refuse_what_pairs_cannot_honour() -> None:
             check(bad)
         with pytest.raises(ValueError):
             PairLogitsProcessor.validate_params(bad)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+class Fixed:
+    """A batch that stays as it is: the pairs' rows, contextual before parametric, then two of others; V1 or V2."""
+
+    def __init__(self, pairs: list[Pair], v2: bool) -> None:
+        self.pairs = pairs
+        self.places = [(pair, role) for pair in pairs for role in params.ROLES]
+        count = len(self.places)
+        if v2:
+            self.processor, self.state = v2_processor(count + 2, 200)
+        else:
+            self.processor, self.state = v1_processor(), None
+        added = []
+        for i, (pair, role) in enumerate(self.places):
+            asked = pair.sampling(role)
+            asked._all_stop_token_ids.add(END)
+            added.append((i, asked, pair.prompt[role], pair.output[role]))
+            if v2:
+                ids = pair.prompt[role]
+                self.state.prompt_len.np[i] = len(ids)
+                self.state.all_token_ids.gpu[i, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+                self.processor.add_request(i, asked)
+        if not v2:
+            self.processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+
+    def step(self) -> None:
+        """One token for everybody; the rows of others must be as they were."""
+        logits = torch.randn(len(self.places) + 2, V)
+        for i, (pair, role) in enumerate(self.places):
+            logits[i] = pair.logits[role][len(pair.output[role])]
+        where = None
+        if self.state is not None:
+            lengths = [len(p.prompt[role]) + len(p.output[role]) for p, role in self.places]
+            where = context([*range(len(self.places)), 90, 91], [*lengths, 3, 3])
+        after = self.processor.apply(logits.clone(), where)
+        check_rows(logits, after, [len(logits) - 2, len(logits) - 1])
+        for i, (pair, role) in enumerate(self.places):
+            token = int(after[i].argmax())
+            assert int((after[i] > -torch.inf).sum()) == 1
+            if self.state is not None:
+                self.state.all_token_ids.gpu[i, len(pair.prompt[role]) + len(pair.output[role])] = token
+            pair.output[role].append(token)
+
+
+END = 17
+
+
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize("how", ["decide", "shape", "neutral"])
+def test_a_policy_that_raises_fails_its_own_pairs(
+    how: str, v2: bool, anywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(base._REGISTRY, "stumbles", stumbles.Stumbles)
+    stumbles._CALLS.clear()
+    pairs = [Pair(i) for i in range(8)]
+    for i, name in ((2, "a"), (5, "b")):  # among others, penalised ones too, which must not remember the step twice
+        pairs[i].control = Control("stumbles", how=how, label=name, patience=3)
+        pairs[i].options = GenerateOptions()
+    batch = Fixed(pairs, v2)
+    for _ in range(STEPS):
+        batch.step()
+    told = take_all([pair.name for pair in pairs])
+    at = 0 if how == "neutral" else 3
+    for i, pair in enumerate(pairs):
+        assert pair.output["contextual"] == pair.output["parametric"]
+        if i not in (2, 5):
+            assert pair.output["contextual"] == pair.want and "failed" not in told[pair.name], i
+            assert len(told[pair.name]["rows"]) == STEPS
+            continue
+        assert pair.output["contextual"][at:] == [END] * (STEPS - at)
+        assert END not in pair.output["contextual"][:at] and len(told[pair.name]["rows"]) == at
+        assert told[pair.name]["failed"].startswith(f"steering by 'stumbles' failed at token {at}: ")
+        assert {"decide": "KeyError: 'no such mood'", "shape": "RuntimeError: ", "neutral": "ZeroDivisionError: "}[
+            how
+        ] in told[pair.name]["failed"]
+
+
+def test_running_out_of_memory_is_no_fault_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a device that has failed: vLLM must learn of both."""
+    monkeypatch.setitem(base._REGISTRY, "stumbles", stumbles.Stumbles)
+    for error in (torch.OutOfMemoryError("full"), torch.AcceleratorError("gone")):
+
+        def raises(self: object, signals: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(stumbles.Stumbles, "decide", raises)
+        for count in (1, 3):
+            pairs = [Pair(i) for i in range(count)]
+            pairs[0].control = Control("stumbles")
+            with pytest.raises(type(error)):
+                Fixed(pairs, False).step()
+
+
+def test_parameters_that_only_the_worker_cannot_read_end_their_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed policy that this process alone lacks: not unsteered answers, and not the engine's end."""
+    monkeypatch.setitem(base._REGISTRY, "stumbles", stumbles.Stumbles)
+    pairs = [Pair(0), Pair(1)]
+    pairs[1].control = Control("stumbles")
+    rows = [(p, role, p.sampling(role)) for p in pairs for role in params.ROLES]
+    monkeypatch.undo()
+    params._KEPT.clear()
+    processor = v1_processor()
+    for _, _, asked in rows:
+        asked._all_stop_token_ids.add(END)
+    added = [(i, asked, p.prompt[role], []) for i, (p, role, asked) in enumerate(rows)]
+    processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+    after = processor.apply(torch.stack([p.logits[role][0] for p, role, _ in rows]))
+    assert after.argmax(-1).tolist() == [pairs[0].want[0]] * 2 + [END] * 2
+    assert "unknown method 'stumbles'" in take_all([pairs[1].name])[pairs[1].name]["failed"]
