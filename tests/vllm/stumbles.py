@@ -22,6 +22,8 @@ _CALLS: Counter[Stumbles] = Counter()
 class Stumbles(Policy):
     """Answers from both streams, tau = 2, until it has been asked `patience` times; then goes wrong, for ever.
 
+    It may be asked about a token more than once: an engine voids the samples of rows that are still prefilling.
+
     Attributes:
         patience: Decisions that go well.
         how: ``decide`` raises, ``neutral`` does, or the decision is of a ``shape`` that fits no batch.

@@ -29,6 +29,8 @@ def on_cpu(device: torch.device) -> bool:
 
 def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the values as a tensor on the device, [N]; an accelerator is not waited for."""
+    if not values:
+        return torch.empty(0, dtype=dtype, device=device)
     if device.type == "cpu":
         return torch.tensor(values, dtype=dtype)
     held = torch.tensor(values, dtype=dtype, pin_memory=torch.accelerator.is_available())
