@@ -216,7 +216,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         except Exception as error:  # the scheduler has refused it already; never end the engine for it
             try:
                 found = PairParams(args.get("ck_pair", ""), args.get("ck_role", ""), Control(), GenerateOptions())
-            except ServingError:
+            except (ServingError, AttributeError):
                 logger.exception("ckcontrol: a row with unreadable parameters was left alone")
                 return None
             self._fail(found, error, 0)
