@@ -171,7 +171,13 @@ class EvalError(CKError, ValueError):
 
 
 class ServingError(CKError, ValueError):
-    """An engine setting or a request that serving cannot honour. A ValueError, so that vLLM answers it with a 400."""
+    """An engine setting or a request that serving cannot honour. A ValueError, so that vLLM answers it with a 400.
+
+    Attributes:
+        partial: The answers of a call in which one item's method raised, that one cut; None otherwise.
+    """
+
+    partial: list[Any] | None = None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -97,7 +97,9 @@ class SteeredReply:
             return error
         try:
             await self._server.trace(self._pair, needed=False)
-        except Refusal:
+        except Refusal as told:
+            if told.status == 500:  # its method raised, and the grammar did not take the end
+                return told
             hint = "Let every rule and every $ref that leads back to itself have another way out."
             return Refusal(400, "the grammar or schema came to a point where it allows no token at all.", hint)
         return error

@@ -143,7 +143,9 @@ class SteeredLLM:
             HeadsError: A mask for another model, or an engine in which masks cannot act.
             PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
             NonFiniteLogits: The logits became NaN or infinite; ``error.partial`` holds the answers, that one cut.
-            ServingError: The engine gave a pair up; the message names item and reason. Or the engine was closed.
+            ServingError: A method raised while it steered; the message names it, and ``error.partial`` holds the
+                answers, that one cut. Or the engine gave a pair up; the message names item and reason. Or the engine
+                was closed.
         """
         if self._closed:
             raise ServingError("this engine was closed.", "Make another SteeredLLM.")
@@ -204,8 +206,12 @@ class SteeredLLM:
                 )
             )
         for job in chain.from_iterable(own):
-            if job.item not in self.lost and job.broken:
-                error = NonFiniteLogits(job.item, max(0, len(job.ids) - 1), job.broken)
+            if job.item not in self.lost and (job.broken or job.failed):
+                error = (
+                    ServingError(f"item {job.item}: {job.failed}.", "The other answers are complete: error.partial.")
+                    if job.failed
+                    else NonFiniteLogits(job.item, max(0, len(job.ids) - 1), job.broken)
+                )
                 error.partial = answers
                 raise error
         return answers
@@ -271,6 +277,7 @@ class SteeredLLM:
                 known = told.get(job.name, {"rows": [], "broken": ""})
                 job.rows = max(job.rows, known["rows"], key=len)
                 job.broken = job.broken or known["broken"]
+                job.failed = job.failed or known.get("failed", "")
 
     def _stopped(self, ids: list[int], chosen: GenerateOptions) -> bool:
         ends = {*self._ends, *chosen.stop_token_ids}
