@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import typer
 
 from ckcontrol.cli.main import app, main
-from ckcontrol.cli.words import called, in_options
+from ckcontrol.cli.words import TextCommand, called, in_options
 
 TINY = ["--model", "tiny", "--device", "cpu", "--max-new-tokens", "4"]
 LONG = "word " * 4000
@@ -116,3 +118,51 @@ def test_policies_of_ones_own_are_imported_when_named(
     (tmp_path / "broken.py").write_text("1 / 0", encoding="utf-8")
     assert main([*ask, "--import", "broken.py"]) == 2
     assert "--import 'broken.py' failed: ZeroDivisionError" in capsys.readouterr().err
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command of the tree, with the words that call it."""
+    for name, command in tree.commands.items():
+        if getattr(command, "commands", None):
+            yield from leaves(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
+
+
+def test_every_command_takes_texts_that_begin_with_a_dash() -> None:
+    passes_on = ("serve-vllm",)  # what it does not know is vLLM's
+    assert [path for path, command in COMMANDS.items() if not isinstance(command, TextCommand)] == [passes_on]
+
+
+GIVEN = {
+    "find": ["--facts", "FACTS"],
+    "tune": ["FACTS", "--direction", "context"],
+    "run": ["--out", "out", "--tasks", "facts"],
+    "build-conflicts": ["FACTS", "--out", "out.jsonl"],
+}
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path[0] in ("eval", "heads")], ids=" ".join)
+@pytest.mark.parametrize("value", ["-1", "no_such=thing"])
+def test_a_bad_value_is_refused_in_the_words_of_its_command(
+    path: tuple[str, ...], value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Every option of a value in turn; none gets as far as loading a model, as its name is wrong, too."""
+    monkeypatch.chdir(tmp_path)
+    fact = {"relation": "capital", "subject": "France", "answer": "Paris", "question": "Capital of France?"}
+    (tmp_path / "FACTS").write_text(json.dumps(fact) + "\n", encoding="utf-8")
+    known = {option.name for option in COMMANDS[path].params}
+    for option in COMMANDS[path].params:
+        if option.param_type_name == "option" and not getattr(option, "is_flag", False):
+            name = max(option.opts, key=len)
+            model = ["--model", str(tmp_path / "nowhere")] if "model" in known and name != "--model" else []
+            if name in ("--out", "--seed", "--png", "--html", "--alpha", "--url", "--import"):
+                continue  # any file, number or list will do; their own tests say what does not
+            assert main([*path, *GIVEN.get(path[-1], ["nowhere"]), *model, f"{name}={value}"]) in (1, 2), name
+            told = capsys.readouterr().err
+            named = re.findall(r"\b([a-z]+(?:_[a-z]+)+)=(?!thing)", told)
+            assert not known.intersection(named) and "Traceback" not in told and "unexpected" not in told, (name, told)
+            assert len(told.strip().splitlines()) < 4, (name, told)
