@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,34 +134,3 @@ COMMANDS = dict(leaves(typer.main.get_command(app)))
 def test_every_command_takes_texts_that_begin_with_a_dash() -> None:
     passes_on = ("serve-vllm",)  # what it does not know is vLLM's
     assert [path for path, command in COMMANDS.items() if not isinstance(command, TextCommand)] == [passes_on]
-
-
-GIVEN = {
-    "find": ["--facts", "FACTS"],
-    "tune": ["FACTS", "--direction", "context"],
-    "run": ["--out", "out", "--tasks", "facts"],
-    "build-conflicts": ["FACTS", "--out", "out.jsonl"],
-}
-
-
-@pytest.mark.parametrize("path", [path for path in COMMANDS if path[0] in ("eval", "heads")], ids=" ".join)
-@pytest.mark.parametrize("value", ["-1", "no_such=thing"])
-def test_a_bad_value_is_refused_in_the_words_of_its_command(
-    path: tuple[str, ...], value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """Every option of a value in turn; none gets as far as loading a model, as its name is wrong, too."""
-    monkeypatch.chdir(tmp_path)
-    fact = {"relation": "capital", "subject": "France", "answer": "Paris", "question": "Capital of France?"}
-    (tmp_path / "FACTS").write_text(json.dumps(fact) + "\n", encoding="utf-8")
-    known = {option.name for option in COMMANDS[path].params}
-    for option in COMMANDS[path].params:
-        if option.param_type_name == "option" and not getattr(option, "is_flag", False):
-            name = max(option.opts, key=len)
-            model = ["--model", str(tmp_path / "nowhere")] if "model" in known and name != "--model" else []
-            if name in ("--out", "--seed", "--png", "--html", "--alpha", "--url", "--import"):
-                continue  # any file, number or list will do; their own tests say what does not
-            assert main([*path, *GIVEN.get(path[-1], ["nowhere"]), *model, f"{name}={value}"]) in (1, 2), name
-            told = capsys.readouterr().err
-            named = re.findall(r"\b([a-z]+(?:_[a-z]+)+)=(?!thing)", told)
-            assert not known.intersection(named) and "Traceback" not in told and "unexpected" not in told, (name, told)
-            assert len(told.strip().splitlines()) < 4, (name, told)
