@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["index_app"]
 
-WORDS_OF_OLD = (
-    "of an older version: bm25 and hybrid find no words of Chinese, Japanese, Korean, Thai and the like, nor with "
-    "ligatures or across line ends; build the index again (ckcontrol index build --overwrite) to find them"
-)
 SKIPPED = 3  # exit code: done, but inputs were left out
 
 
@@ -178,6 +174,8 @@ def remove(
 @index_app.command("info", cls=TextCommand)
 def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
+    from ..retrieval.index import WORDS_OF_OLD
+
     data = options.open_index(index).info()
     if json:
         _echo_json(data)

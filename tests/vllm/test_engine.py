@@ -286,6 +286,24 @@ def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steer
     assert steered.generate(["Where?"], control=Control("dial", alpha=0.7))[0].drafts == ()
 
 
+def test_steered_llm_ends_answers_at_stop_texts_as_generate_does(small, steered) -> None:
+    """Both rows of a pair, and of each draft, stop at the same token; an item without passages does too."""
+    _, model, tokenizer = small
+    controls = [Control(alpha=0.1), Control("dial", 0.7), Control("cad", 0.3), Control("off")]
+    items = [("Who did it?", ["It was the postman."]), ("Where?", ["Here. " * 5]), ("When?", ["Then."]), ("How?", [])]
+    options = {"max_new_tokens": 24}
+    free = [generate(model, tokenizer, *item, control=c, **options) for item, c in zip(items, controls, strict=True)]
+    stop = [c for answer in free for c in answer.text[6:] if c.isascii() and c.isalnum()][:3]
+    assert stop
+    got = steered.generate(items, control=controls, stop=stop, trace=True, **options)
+    for answer, item, control in zip(got, items, controls, strict=True):
+        want = generate(model, tokenizer, *item, control=control, stop=stop, **options)
+        assert (answer.text, answer.token_ids, answer.finish_reason) == (want.text, want.token_ids, want.finish_reason)
+        assert [(d.text, d.given) for d in answer.drafts] == [(d.text, d.given) for d in want.drafts]
+        assert len(answer.tokens) == len(answer.token_ids)
+    assert any(len(a.token_ids) < len(b.token_ids) for a, b in zip(got, free, strict=True)) and not steered.lost
+
+
 def test_steered_llm_applies_masks_as_pruned_does(small, steered) -> None:
     _, model, tokenizer = small
     masks = [HeadMask.of(model, [(0, 1)]), HeadMask.of(model, [(1, 0)], factor=2.0), None]

@@ -12,6 +12,7 @@ from ...views.safe_text import clean
 from .. import options
 from ..bars import Bars
 from ..files import check_writable
+from ..words import TextCommand
 from .show import best_heads, figures, print_heads
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Facts = Annotated[Path, typer.Option("--facts", metavar="FILE", help="JSON lines
 Relations = Annotated[list[str], typer.Option("--relation", help="Use only this relation. Repeatable.")]
 
 
-@app.command("find")
+@app.command("find", cls=TextCommand)
 def find(
     facts: Facts,
     model: options.Model = "demo",
