@@ -55,7 +55,12 @@ _UNIT = re.compile(
     r"(?:[^\W\d_A-Z][^\W\d_]+|[A-Z]{2,}|[kMGTP]?(?:Hz|Wh?|Pa|eV|B|bit)|m?Ah|[mglhkbMWVCFKN])\d?(?![^\W_])|[ap]\.\s?m\b"
 )
 # Money and percent, before a number or behind it, are the words that people say behind it: $5bn is 5 bn dollars.
-_COINS = {"$": ("dollars", "dollar"), "€": ("euros", "euro"), "£": ("pounds", "pound"), "¥": ("yen", "yuan")}
+_COINS: dict[str, tuple[str, ...]] = {
+    "$": ("dollars", "dollar"),
+    "€": ("euros", "euro"),
+    "£": ("pounds", "pound"),
+    "¥": ("yen", "yuan"),
+}
 _COINS |= {"₹": ("rupees", "rupee"), "₩": ("won",), "₽": ("rubles", "ruble"), "₺": ("lira", "liras")}
 _COINS |= {"¢": ("cents", "cent"), "%": ("percent",), "٪": ("percent",)}
 _CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "CNY": "¥", "INR": "₹", "KRW": "₩", "RUB": "₽", "TRY": "₺"}

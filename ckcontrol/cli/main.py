@@ -119,13 +119,13 @@ class _Overview(TyperCommand):
 class _Tree(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = _Commands(
+        self.commands = self._listed = _Commands(
             (name, _Overview(name, callback=None, help=listed.help, rich_help_panel=listed.panel))
             for name, listed in LISTED.items()
         )
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return dict.get(self.commands, cmd_name)
+        return dict.get(self._listed, cmd_name)  # for the overview a line is enough
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         self.commands.get(args[0])

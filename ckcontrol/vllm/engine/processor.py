@@ -215,8 +215,9 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             found = read(args)
         except Exception as error:  # the scheduler has refused it already; never end the engine for it
             try:
-                found = PairParams(args.get("ck_pair", ""), args.get("ck_role", ""), Control(), GenerateOptions())
-            except (ServingError, AttributeError):
+                named = dict(args or {})
+                found = PairParams(named.get("ck_pair", ""), named.get("ck_role", ""), Control(), GenerateOptions())
+            except (ServingError, TypeError, ValueError):
                 logger.exception("ckcontrol: a row with unreadable parameters was left alone")
                 return None
             self._fail(found, error, 0)
