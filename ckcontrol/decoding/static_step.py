@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["CAPTURING", "StaticStreams", "leave_capture", "static_streams", "why_no_graph"]
 
 WORTH = 4  # steps that must be left for a capture to pay
+COMPILER: dict[str, Any] = {}  # what torch.compile is told
 FORCED = False  # a test's switch: static steps also where they are not the default
 
 # One capture at a time, and none while another thread of ours draws from torch's global generator, which a capture
@@ -125,7 +126,7 @@ class StaticStreams(TwoStreams):
         self._logits: Tensor
         if compile:
             # What is compiled is kept by torch with the code of the forward, so later answers find it.
-            self._forward = torch.compile(contextual.model.forward)
+            self._forward = torch.compile(contextual.model.forward, **COMPILER)
 
     def _join(self, first: Stream, second: Stream) -> None:
         model = first.model
