@@ -259,12 +259,12 @@ class TwoStreams:
                 return logits_ctx, None
             with self._runs("parametric"):
                 return logits_ctx, self.parametric.step(tokens)
-        logits = self._shared_step(tokens, self.parametric)
+        logits = last_logits(self._shared_step(tokens, self.parametric))
         rows = tokens.shape[0]
         return logits[:rows], logits[rows:]
 
     def _shared_step(self, tokens: Tensor, parametric: Stream) -> Tensor:
-        """Append one token per row, [B], to both streams in one forward; return logits, [2B, V]."""
+        """Append one token per row, [B], to both streams in one forward; return the model's logits, [2B, 1, V]."""
         self._pair.begin_step()
         self.contextual.advance()
         parametric.advance()
@@ -278,7 +278,7 @@ class TwoStreams:
         model = self.contextual.model
         with self._products(), self._runs("contextual", "parametric"), pair_attention(model, self.contextual):
             output = forward(use_cache=True, return_dict=True, **{self.contextual.cache_argument: self._pair}, **inputs)
-        return last_logits(output.logits)
+        return output.logits  # type: ignore[no-any-return]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order, for the steps that follow; a row named several times goes on as several.
