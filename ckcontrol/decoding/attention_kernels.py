@@ -37,7 +37,7 @@ def steady_attention(device: torch.device, user: object) -> Iterator[None]:
     try:
         with _LOCK:
             if not _BEFORE:
-                _BEFORE.append(torch.backends.cuda.cudnn_sdp_enabled())
+                _BEFORE.append(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
             _USERS.add(user)
             torch.backends.cuda.enable_cudnn_sdp(False)
         yield

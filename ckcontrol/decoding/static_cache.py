@@ -83,7 +83,7 @@ class StaticKV(PairKV):
                 self.masks[i],
                 scaling=scaling,
                 softcap=softcap,
-                plain=self.additive,
+                plain=self.additive or softcap is not None,  # torch's kernels know no softcap
             )
             for i in (0, 1)
         ]
@@ -202,8 +202,8 @@ class StaticPair(Cache):  # type: ignore[misc]
         layers = []
         for streams in zip(contextual.layers, parametric.layers, strict=True):
             window = getattr(streams[0], "sliding_window", None) if streams[0].is_sliding else None
-            tracks = tuple(self._track(i, layer, window, keep[i], dtype) for i, layer in enumerate(streams))
-            layers.append(StaticLayer(streams, tracks, plain))
+            first, second = (self._track(i, layer, window, keep[i], dtype) for i, layer in enumerate(streams))
+            layers.append(StaticLayer(streams, (first, second), plain))
         super().__init__(layers=layers)
 
     def _track(

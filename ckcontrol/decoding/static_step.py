@@ -51,18 +51,19 @@ def static_streams(
         contextual: The prompts with passages.
         parametric: The prompts without.
         reserve: Longest answer.
-        compile: True compiles the forward as well, on any device; False asks for today's kernels, one by one; None
-            takes CUDA graphs where they are known to work.
+        compile: True compiles the forward, on any device; False asks for the steps of `TwoStreams`; None takes CUDA
+            graphs where they are known to work.
     """
     model = contextual.model
-    if compile is False or not can_share_forward(model):
-        reason = None if compile is False else "its family cannot run both streams in one forward"
-    else:
-        reason = why_no_graph(model)
-        if reason is None or compile or FORCED:
-            return StaticStreams(contextual, parametric, reserve=reserve, graph=reason is None, compile=bool(compile))
-    if compile:
-        _warn(f"compile=True changes nothing for {type(model).__name__}: {reason}.")
+    if compile is False or not (compile or FORCED or contextual.input_ids.device.type == "cuda"):
+        return None
+    unknown = _unknown_code(model) if can_share_forward(model) else "its family shares no forward"
+    if unknown is None:
+        graph = _no_graph_here(model) is None
+        if graph or compile or FORCED:
+            return StaticStreams(contextual, parametric, reserve=reserve, graph=graph, compile=bool(compile))
+    elif compile:
+        _warn(f"compile=True changes nothing for {type(model).__name__}: {unknown}.")
     return None
 
 
@@ -73,6 +74,10 @@ def why_no_graph(model: PreTrainedModel) -> str | None:
     transformers' modules without hooks, other than the head masks of `ckcontrol.heads`, and without state that follows
     the position.
     """
+    return _no_graph_here(model) or _unknown_code(model)
+
+
+def _no_graph_here(model: PreTrainedModel) -> str | None:
     if model in _FAILED:
         return f"capturing failed before ({_FAILED[model]})"
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
@@ -84,11 +89,11 @@ def why_no_graph(model: PreTrainedModel) -> str | None:
         return "autocast is on"
     if torch.cuda.is_current_stream_capturing():
         return "a graph is being captured already"
-    return _unknown_code(model)
+    return None
 
 
 def _unknown_code(model: PreTrainedModel) -> str | None:
-    """Return which part of a forward a graph might not repeat, as a clause, or None."""
+    """Return which part of a forward neither a graph nor compiled code might repeat, as a clause, or None."""
     for name, module in model.named_modules():
         code = {type(module).__module__, getattr(type(module).forward, "__module__", "")}
         if "forward" in vars(module) or any(not of.startswith(("torch.", "transformers.")) for of in code):
@@ -100,7 +105,7 @@ def _unknown_code(model: PreTrainedModel) -> str | None:
         kinds = set(rope.values()) if isinstance(rope, dict) else {rope}
         if kinds & {"dynamic", "longrope"}:
             return f"its rotary embedding is {' and '.join(sorted(map(str, kinds)))}, which follows the position"
-    if torch.nn.modules.module._has_any_global_hook():
+    if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return "torch has global module hooks"
     return None
 
@@ -270,7 +275,7 @@ def _renew_generator(device: torch.device) -> None:
 
 def _side_stream(device: torch.device) -> Any:
     if device not in _SIDE:
-        _SIDE[device] = torch.cuda.Stream(device)
+        _SIDE[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return _SIDE[device]
 
 

@@ -1,4 +1,4 @@
-"""On a CUDA GPU: parity of today's steps and of captured ones, the late stop flag, errors, threads, half precision.
+"""On a CUDA GPU: parity of ordinary steps and of captured ones, the late stop flag, errors, threads, half precision.
 
 Skipped without one. A captured step is the step that tests/parity/test_static.py runs plain on a CPU.
 """

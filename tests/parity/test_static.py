@@ -1,4 +1,4 @@
-"""Decode steps over static buffers against the naive loop and today's steps, for every family: run plain, on a CPU.
+"""Decode steps over static buffers against the naive loop and the ordinary steps, for every family: plain, on a CPU.
 
 The same step is captured in a CUDA graph by tests/gpu. A prompt here is longer than the tiny models' windows (64).
 """
@@ -58,8 +58,8 @@ def answer(model, tokenizer, control=STEER, new=12, **options):
     return ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=new, **options)
 
 
-def today(monkeypatch, *args, **options):
-    """The answers of today's steps."""
+def ordinary(monkeypatch, *args, **options):
+    """The answers of the steps of `TwoStreams`."""
     with monkeypatch.context() as patch:
         patch.setattr(static_step, "FORCED", False)
         return answer(*args, **options)
@@ -87,9 +87,9 @@ def test_a_bucket_outgrown_in_the_middle_of_sampled_answers_that_end_early(
     """Seeds, warpers, several end tokens, rows of different length, drafts that part: token by token."""
     model, tokenizer = tiny(family)
     controls = [ck.Control(alpha=0.3), ck.Control("dial", alpha=0.4), ck.Control("coiecd")]
-    free = today(monkeypatch, model, tokenizer, controls, new=24, seed=7, **SAMPLED)
+    free = ordinary(monkeypatch, model, tokenizer, controls, new=24, seed=7, **SAMPLED)
     options = {"new": 24, "seed": 7, "stop_token_ids": (early_end(free, 20), 259), **SAMPLED}
-    wanted = today(monkeypatch, model, tokenizer, controls, **options)
+    wanted = ordinary(monkeypatch, model, tokenizer, controls, **options)
     assert not static
     answers = answer(model, tokenizer, controls, **options)
     assert ids(answers) == ids(wanted)
@@ -104,7 +104,7 @@ def test_a_bucket_outgrown_in_the_middle_of_sampled_answers_that_end_early(
 def test_eager_attention_is_eager_attention(tiny, family, static, small_buckets, monkeypatch):
     model, tokenizer = tiny(family)
     monkeypatch.setattr(model.config, "_attn_implementation_internal", "eager")
-    wanted = today(monkeypatch, model, tokenizer, new=16)
+    wanted = ordinary(monkeypatch, model, tokenizer, new=16)
     assert ids(answer(model, tokenizer, new=16)) == ids(wanted)
     assert static
 
@@ -112,14 +112,14 @@ def test_eager_attention_is_eager_attention(tiny, family, static, small_buckets,
 def test_windows_hold_what_they_can_see(tiny, static, small_buckets, monkeypatch):
     """Buffers of a window do not grow with the prompt or the answer; those of full attention do."""
     model, tokenizer = tiny("gemma2")
-    wanted = today(monkeypatch, model, tokenizer, new=40)
+    wanted = ordinary(monkeypatch, model, tokenizer, new=40)
     assert ids(answer(model, tokenizer, new=40)) == ids(wanted)
     (streams,) = static
     tracks = {window: track for (_, window, _), track in streams._pair._tracks.items()}
     assert tracks[64].size <= 63 + 4 + 8 < tracks[None].size
 
 
-def test_inside_generate_scores_and_logits_are_those_of_today(tiny, static, monkeypatch):
+def test_inside_generate_scores_and_logits_are_those_of_ordinary_steps(tiny, static, monkeypatch):
     """Left-padded, penalised, with what `return_dict_in_generate` keeps: nothing is a view of a buffer."""
     model, tokenizer = tiny("llama")
     prompt, mask = padded(tokenizer, "contextual")
@@ -142,7 +142,7 @@ def test_head_masks_of_either_stream(tiny, static, monkeypatch):
     masks = {"contextual": HeadMask.of(model, [(0, 1)]), "parametric": HeadMask.of(model, [(1, 2), (0, 3)])}
     free = ids(answer(model, tokenizer))
     with pruned(model, **masks):
-        assert ids(answer(model, tokenizer)) == ids(today(monkeypatch, model, tokenizer)) != free
+        assert ids(answer(model, tokenizer)) == ids(ordinary(monkeypatch, model, tokenizer)) != free
     assert len(static) == 2
 
 
@@ -217,8 +217,13 @@ def test_the_compiled_forward_is_one_whole_graph_and_gives_the_same(tiny, static
 
 def test_compile_where_it_changes_nothing_says_why(static):
     model, (_, tokenizer) = build("phi"), tiny_model()
-    with pytest.warns(RuntimeWarning, match="compile=True changes nothing for PhiForCausalLM: its family"):
+    with pytest.warns(RuntimeWarning, match="changes nothing for PhiForCausalLM: its family shares no forward"):
         answer(model, tokenizer, compile=True, new=2)
+    model, calls = tiny_model()[0], []
+    model.model.norm.register_forward_hook(lambda *args: calls.append(1))
+    with pytest.warns(RuntimeWarning, match=r"LlamaForCausalLM: model\.norm has forward hooks"):
+        answer(model, tokenizer, compile=True, new=4)
+    assert len(calls) >= 5  # two prompts and three steps
     assert not static
 
 
