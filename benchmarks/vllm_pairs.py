@@ -39,13 +39,13 @@ def rows_of(control: Control, options: GenerateOptions, longest: int) -> list[An
     return asked
 
 
-def processor_ms(
-    pairs: int, options: GenerateOptions, controls: list[Control], spread: float, vocab: int, steps: int
-) -> float:
-    """Return the median milliseconds of one `apply` on a full batch of pairs, with random logits that wide."""
+def processor_and_logits(
+    pairs: int, options: GenerateOptions, controls: list[Control], spread: float, vocab: int, device: str = "cpu"
+) -> tuple[Any, torch.Tensor, list[list[int]]]:
+    """Return `apply` of a processor with a full batch of pairs, random logits that wide, and the rows' outputs."""
     from ckcontrol.vllm import PairLogitsProcessor
 
-    processor = PairLogitsProcessor(None, torch.device("cpu"), False)
+    processor = PairLogitsProcessor(None, torch.device(device), False)
     outputs: list[list[int]] = []
     added = []
     for i in range(pairs):
@@ -54,11 +54,19 @@ def processor_ms(
             added.append((len(added), asked, list(range(50)), outputs[-1]))
     processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
     logits = torch.randn(2 * pairs, vocab, generator=torch.Generator().manual_seed(0)) * spread
+    return processor.apply, logits.to(device), outputs
+
+
+def processor_ms(
+    pairs: int, options: GenerateOptions, controls: list[Control], spread: float, vocab: int, steps: int
+) -> float:
+    """Return the median milliseconds of one `apply` on a full batch of pairs, with random logits that wide."""
+    apply, logits, outputs = processor_and_logits(pairs, options, controls, spread, vocab)
     times = []
     for _ in range(steps + 2):
         batch = logits.clone()
         start = time.perf_counter()
-        processor.apply(batch)
+        apply(batch)
         times.append(time.perf_counter() - start)
         for output in outputs:
             output.append(5)

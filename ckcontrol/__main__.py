@@ -1,4 +1,4 @@
-"""``python -m ckcontrol`` is the command line."""
+"""``python -m ckcontrol`` is the command line, and so is the script ``ckcontrol``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from .child_python import without_working_folder
 
 sys.path[:] = without_working_folder()  # before anything else is imported
 
-from .cli.main import run  # noqa: E402
+from .cli.process import stop_at_once  # noqa: E402
+
+__all__ = ["run"]
+
+
+def run() -> None:
+    """Run the command line; Ctrl-C ends it quietly from here on, also while its modules are loaded."""
+    stop_at_once()
+    from .cli.main import run as command
+
+    command()
+
 
 if __name__ == "__main__":
     run()

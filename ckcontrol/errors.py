@@ -10,6 +10,7 @@
     ├── ModelUnavailable                a model name that could not be resolved or obtained
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
     ├── RetrievalError                  an index, embedder or retriever that cannot answer
+    │   ├── EmptyCorpus                 an index was to be made of nothing
     │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
     │   └── IndexLocked                 another process is writing the index
     ├── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
@@ -28,6 +29,7 @@ from typing import Any
 __all__ = [
     "CKError",
     "ControlError",
+    "EmptyCorpus",
     "EvalError",
     "HeadsError",
     "IndexLocked",
@@ -137,6 +139,13 @@ class RetrievalError(CKError):
     """An index, embedder or retriever that cannot answer."""
 
 
+class EmptyCorpus(RetrievalError):
+    """An index was to be made, and no passage was given or every one was left out."""
+
+    def __init__(self) -> None:
+        super().__init__("the corpus is empty.", "Give at least one passage.")
+
+
 class IndexMismatch(RetrievalError):
     """An index is damaged, foreign, or belongs to another embedder.
 
@@ -162,7 +171,13 @@ class EvalError(CKError, ValueError):
 
 
 class ServingError(CKError, ValueError):
-    """An engine setting or a request that serving cannot honour. A ValueError, so that vLLM answers it with a 400."""
+    """An engine setting or a request that serving cannot honour. A ValueError, so that vLLM answers it with a 400.
+
+    Attributes:
+        partial: The answers of a call in which one item's method raised, that one cut; None otherwise.
+    """
+
+    partial: list[Any] | None = None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

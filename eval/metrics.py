@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ckcontrol.rates import wilson
 
-from .word_spans import content, find, readings
+from .word_spans import content, find, readings, wanted
 
 __all__ = ["Conflict", "mentions", "normalize", "wilson"]
 
@@ -40,7 +40,7 @@ def mentions(text: str, answers: str | Iterable[str]) -> bool:
         (True, False)
     """
     listed = [answers] if isinstance(answers, str) else list(answers)
-    return any(find(said, content(answer, joined=True)) for said in readings(text) for answer in listed)
+    return any(find(said, wanted(answer)) for said in readings(text) for answer in listed)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
-__all__ = ["ARTICLES", "Word", "content", "find", "fold", "readings", "words"]
+__all__ = ["ARTICLES", "Word", "content", "dated", "find", "fold", "readings", "wanted", "words"]
 
 ARTICLES = frozenset({"a", "an", "the"})
 # Letters that Unicode does not decompose, although people leave out their marks.
@@ -53,6 +54,18 @@ _ENDING = re.compile(
 _UNIT = re.compile(
     r"(?:[^\W\d_A-Z][^\W\d_]+|[A-Z]{2,}|[kMGTP]?(?:Hz|Wh?|Pa|eV|B|bit)|m?Ah|[mglhkbMWVCFKN])\d?(?![^\W_])|[ap]\.\s?m\b"
 )
+# Money and percent, before a number or behind it, are the words that people say behind it: $5bn is 5 bn dollars.
+_COINS = {"$": ("dollars", "dollar"), "€": ("euros", "euro"), "£": ("pounds", "pound"), "¥": ("yen", "yuan")}
+_COINS |= {"₹": ("rupees", "rupee"), "₩": ("won",), "₽": ("rubles", "ruble"), "₺": ("lira", "liras")}
+_COINS |= {"¢": ("cents", "cent"), "%": ("percent",), "٪": ("percent",)}
+_CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "CNY": "¥", "INR": "₹", "KRW": "₩", "RUB": "₽", "TRY": "₺"}
+_PLURALS = {form: forms for sign, forms in _COINS.items() if sign != "¥" for form in forms}
+_SCALES = frozenset("hundred thousand million billion trillion mn bn tn k m b".split())
+_BEFORE = re.compile(r"([$＄﹩€£￡¥￥₹₩￦₽₺])\s?$")
+_BEHIND = re.compile(r"\s?([$＄﹩€£￡¥￥₹₩￦₽₺¢￠%％﹪٪])(?!\s?\d)")
+_MONTHS = "january february march april may june july august september october november december".split()
+_MONTH = {name[:size]: name for name in _MONTHS for size in (3, len(name))} | {"sept": "september"}
+_DAY = re.compile(r"0?([1-9]|[12]\d|3[01])(?:st|nd|rd|th)?")
 _GROUPS = re.compile(r"\d{1,3}(?:(?:\.\d{3}){2,}|(?: \d{3})+)(?![.\d])")  # in which a comma is a decimal point
 _SEPARATORS = re.compile(r"[,\s']")
 _POSSESSIVE = re.compile(r"(?<=\w)'s$", re.IGNORECASE)
@@ -160,7 +173,10 @@ def words(text: str, joined: bool = False) -> tuple[Word, ...]:
         kind = match.lastgroup or ""
         forms = [_form(plain[start:at], kind)]
         if kind == "number":
-            if ending := _ENDING.match(plain, at):
+            if re.match(r" s(?![^\W_]|')", plain[at : at + 3]):  # 30 s is 30s
+                at += 2
+                forms[0] += "s"
+            elif ending := _ENDING.match(plain, at):
                 forms = [forms[0] + _form(ending[0], "word"), *([] if "'" not in ending[0] else forms)]
                 at = ending.end()
             elif shape[at : at + 1] in ("L", "M") and not _UNIT.match(plain, at):
@@ -171,7 +187,106 @@ def words(text: str, joined: bool = False) -> tuple[Word, ...]:
             forms.append(_form(_POSSESSIVE.sub("", plain[start:at]), kind))
         if forms[0]:  # a lone diacritic leaves nothing
             found.append(Word(tuple(form.casefold() for form in forms), forms[0], starts[start], ends[at - 1]))
-    return tuple(found)
+    return tuple(_amounts(text, found))
+
+
+def _amounts(text: str, found: list[Word]) -> Iterator[Word]:
+    """Yield words with percent and money said behind their number, whatever sign or code stood where."""
+    at = 0
+    while at < len(found):
+        word = found[at]
+        code = _CODES.get(word.cased) if at + 1 < len(found) and _amount(found[at + 1]) else None
+        if code and text[word.end : found[at + 1].start] in ("", " ", "\u00a0"):
+            start, at = word.start, at + 1
+        elif word.cased == "US" and at + 1 < len(found) and text[word.end : found[at + 1].start].strip() == "$":
+            start, at, code = word.start, at + 1, "$"  # US$5
+        else:
+            start = word.start
+        word = found[at]
+        at += 1
+        if not _amount(word):
+            yield word
+            continue
+        if not code and (before := _BEFORE.search(text, max(0, word.start - 2), word.start)):
+            start, code = before.start(), unicodedata.normalize("NFKC", before[1])
+        yield Word(word.forms, word.cased, start, word.end)
+        if at < len(found) and found[at].forms[0] in _SCALES and text[word.end : found[at].start].strip() == "":
+            word = found[at]
+            at += 1
+            yield word
+        if code:
+            yield Word(_COINS[code], _COINS[code][0], word.end, word.end)
+        elif behind := _BEHIND.match(text, word.end):
+            forms = _COINS[unicodedata.normalize("NFKC", behind[1])]
+            yield Word(forms, forms[0], behind.start(1), behind.end(1))
+        elif [w.forms[0] for w in found[at : at + 2]] == ["per", "cent"]:
+            yield Word(_COINS["%"], "percent", found[at].start, found[at + 1].end)
+            at += 2
+        elif at < len(found) and not text[word.end : found[at].start].strip():
+            forms = _PLURALS.get(found[at].forms[0]) or _COINS.get(_CODES.get(found[at].cased, ""), ())
+            if forms:
+                yield Word(forms, forms[0], found[at].start, found[at].end)
+                at += 1
+
+
+def _amount(word: Word) -> bool:
+    return word.forms[0][:1].isdigit() and word.forms[0].replace(".", "").isdigit()
+
+
+def dated(text: str, said: Sequence[Word]) -> list[Word]:
+    """Return the words of `text` with every date in one order: day, month, year.
+
+    ``March 3rd, 1990``, ``the 3rd of March 1990``, ``1990-03-03`` and ``3/25/1990``, where no other reading of the
+    numbers is a date, are 3 march 1990; ``Mar. 3`` is 3 march. Each word keeps its place in the text.
+    """
+    made: list[Word] = []
+    at = 0
+    while at < len(said):
+        found, used = _date(text, said[at : at + 3]) or ([said[at]], 1)
+        made += found
+        at += used
+    return made
+
+
+def _date(text: str, said: Sequence[Word]) -> tuple[list[Word], int] | None:
+    """Return the date that words begin with, day first, and how many of them it is; None if they begin with none."""
+    names = [word.forms[0] for word in said]
+    gaps = [text[a.end : b.start] for a, b in pairwise(said)]
+    if len(said) == 3 and gaps[0] == gaps[1] and gaps[0] in ("-", "/", ".") and all(name.isdigit() for name in names):
+        sizes = [len(name) for name in names]
+        if sizes[0] == 4:
+            year, month, day = said
+        elif sizes[2] == 4 and (int(names[0]) > 12 or names[0] == names[1]):
+            day, month, year = said
+        elif sizes[2] == 4 and int(names[1]) > 12:
+            month, day, year = said
+        else:
+            return None
+        if 1 <= int(month.forms[0]) <= 12 and _DAY.fullmatch(day.forms[0]):
+            name = _MONTHS[int(month.forms[0]) - 1]
+            return [_day(day), replace(month, forms=(name,), cased=name.capitalize()), year], 3
+        return None
+    if len(said) == 3 and names[1] == "of":
+        said, names, gaps = [said[0], said[2]], [names[0], names[2]], [""]
+        used = 3
+    else:
+        said, used = said[:2], 2
+    if len(said) < 2 or not re.fullmatch(r"\.?[\s-]?", gaps[0]):
+        return None
+    day, month = said if names[1] in _MONTH else (said[1], said[0])
+    if month.forms[0] not in _MONTH or not _DAY.fullmatch(day.forms[0]):
+        return None
+    return [_day(day), replace(month, forms=(_MONTH[month.forms[0]],))], used
+
+
+def _day(word: Word) -> Word:
+    number = _DAY.sub(r"\1", word.forms[0])
+    return replace(word, forms=(number,), cased=number)
+
+
+def wanted(answer: str) -> list[Word]:
+    """Return the words by which an answer is looked for in the `readings` of a text."""
+    return dated(answer, content(answer, joined=True))
 
 
 def content(text: str, joined: bool = False) -> list[Word]:
@@ -180,9 +295,13 @@ def content(text: str, joined: bool = False) -> list[Word]:
 
 
 def readings(text: str) -> list[list[Word]]:
-    """Return the words that a text may be read as, articles left out: "1 500" is 1 and 500, or 1500."""
-    either, joined = content(text), content(text, joined=True)
-    return [either] if either == joined else [either, joined]
+    """Return the ways to read a text as words, articles left out: "1 500" is 1 and 500, or 1500; dates as `dated`."""
+    plain = [content(text), content(text, joined=True)]
+    found: list[list[Word]] = []
+    for said in (*plain, *(dated(text, said) for said in plain)):
+        if said not in found:
+            found.append(said)
+    return found
 
 
 def find(said: Sequence[Word], wanted: Sequence[Word]) -> list[int]:

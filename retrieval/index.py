@@ -5,6 +5,7 @@ Knows when to lock, write and swap; how each is done is in the modules it calls.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -14,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckcontrol.errors import IndexMismatch, RetrievalError, did_you_mean
+from ckcontrol.errors import EmptyCorpus, IndexMismatch, RetrievalError, did_you_mean
 
 from .passage_index import PassageIndex, check_removal
 from .store import generations
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
     from .where import Condition
     from .writing import Change, OnProgress, OnSkip
 
-__all__ = ["Index"]
+__all__ = ["WORDS_OF_OLD", "Index"]
+
+WORDS_OF_OLD = (
+    "of an older version: bm25 and hybrid find no words of Chinese, Japanese, Korean, Thai and the like, nor with "
+    "ligatures or across line ends; build the index again (ckcontrol index build --overwrite) to find them"
+)
+log = logging.getLogger("ckcontrol.retrieval")
 
 
 class Index(PassageIndex):
@@ -47,7 +54,7 @@ class Index(PassageIndex):
 
         self.path = path
         self.change: Change | None = None
-        self._closed = False
+        self._closed = self._told = False
         self._embedder = embedder
         self._temporary: weakref.finalize[Any, Any] | None = None  # deletes the folder together with this object
         self._snapshot = Snapshot(path)
@@ -246,6 +253,9 @@ class Index(PassageIndex):
         if self._closed:
             raise RetrievalError(f"the index at {str(self.path)!r} is closed.", "Open it again.")
         snapshot = self._snapshot
+        if mode != "dense" and not snapshot.manifest.words and not self._told:
+            self._told = True
+            log.warning("The words of the index at %s are %s.", self.path, WORDS_OF_OLD)
         vectors = None if mode == "bm25" else self.embedder.encode(queries, query=True)
         return snapshot.search(queries, vectors, k, conditions, mode, effort)
 
@@ -297,7 +307,7 @@ def _finish(writer: Writer, work: Callable[[Writer], None], empty: bool = False)
         work(writer)
         change = writer.change
         if empty and not change.any:
-            raise RetrievalError("the corpus is empty.", "Give at least one passage.")
+            raise EmptyCorpus
         if change.any:
             writer.publish()
     except BaseException:

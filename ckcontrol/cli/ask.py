@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PromptError
-from ..views.safe_text import clean, escape_json
+from ..views.safe_text import escape_json
 from . import files, options
 
 __all__ = ["ask"]
@@ -67,7 +67,7 @@ def ask(
         typer.echo(escape_json(answer.to_json()))
     else:
         if not given.stream:
-            typer.echo(clean(answer.text, None))
+            typer.echo(given.said(answer.answer))
         typer.echo()
         print_hits(answer.cited, question, notice=answer.notice)
     if explain is not None:

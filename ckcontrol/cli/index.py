@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ControlError, RetrievalError
+from ..errors import ControlError, EmptyCorpus, RetrievalError
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["index_app"]
 
-EMPTY = "the corpus is empty"  # what `Index.build` says of nothing
-WORDS_OF_OLD = (
-    "of an older version: bm25 and hybrid find no words of Chinese, Japanese, Korean, Thai and the like, nor with "
-    "ligatures or across line ends; build the index again (ckcontrol index build --overwrite) to find them"
-)
 SKIPPED = 3  # exit code: done, but inputs were left out
 
 
@@ -75,7 +70,6 @@ TextField = Annotated[
 ]
 
 index_app = typer.Typer(
-    help="Build, update and check an index of passages.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -180,6 +174,8 @@ def remove(
 @index_app.command("info", cls=TextCommand)
 def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
+    from ..retrieval.index import WORDS_OF_OLD
+
     data = options.open_index(index).info()
     if json:
         _echo_json(data)
@@ -259,9 +255,7 @@ def _nothing_made(progress: WriteProgress) -> Iterator[None]:
     """Say why there is no index where the sources held nothing: bad input, no failure."""
     try:
         yield
-    except RetrievalError as error:
-        if not str(error).startswith(EMPTY):
-            raise
+    except EmptyCorpus as error:
         shown = [clean(f"{item.name}: {item.reason}", 200) for item in progress.skipped[:3]]
         more = f"; and {len(progress.skipped) - 3:,} more" if len(progress.skipped) > 3 else ""
         why = f"every input was skipped ({'; '.join(shown)}{more})" if shown else "the sources hold no text"

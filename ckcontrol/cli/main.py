@@ -2,7 +2,8 @@
 
     0 done · 1 it failed · 2 the input was bad · 3 done, but inputs were skipped (named on stderr) · 130 interrupted
 
-Knows typer and the error tree. No traceback is shown unless CKCONTROL_DEBUG=1.
+A command's file is imported when the command is called: the overview needs none. Knows typer and the error tree. No
+traceback is shown unless CKCONTROL_DEBUG=1.
 """
 
 from __future__ import annotations
@@ -10,58 +11,136 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import CKError, UnsupportedMode
 from ..views.safe_text import clean
 from . import process
-from .ask import ask
-from .demo import demo
-from .doctor import doctor
-from .eval.compare import compare as eval_compare
-from .eval.run import app as eval_app
-from .heads.export import export as heads_export
-from .heads.find import app as heads
-from .heads.show import show as heads_show
-from .heads.tune import tune as heads_tune
-from .index import index_app
-from .run import explain
-from .run import run as run_command
-from .search import search
-from .serve_vllm import serve_vllm
 from .words import TextCommand, called, in_options
 
 __all__ = ["app", "main", "run"]
 
+
+class Listed(NamedTuple):
+    """A command as the overview names it.
+
+    Attributes:
+        place: ``module:name`` of its function or, for a group, of its `typer.Typer`.
+        help: What the overview says; of a function, the first paragraph of its docstring.
+        panel: Under which heading; None is the first one.
+        joins: ``module:name`` of functions that belong to the group and live in files of their own.
+    """
+
+    place: str
+    help: str
+    panel: str | None = None
+    joins: tuple[str, ...] = ()
+
+
+RETRIEVAL = "With an index"
+LISTED = {
+    "demo": Listed(
+        "demo:demo", "Ask 12 questions over passages, some false on purpose, at alpha 0, 0.5, 1 and adaptively."
+    ),
+    "run": Listed("run:run", "Answer a question from passages, from memory, or anywhere between. Prints the answer."),
+    "explain": Listed("run:explain", "Answer as `run` does and show, token by token, what memory and passages said."),
+    "search": Listed(
+        "search:search",
+        "Find the passages nearest a question. Prints rank, score, source, metadata and the line closest to the words.",
+        RETRIEVAL,
+    ),
+    "ask": Listed("ask:ask", "Retrieve passages and answer from them, from memory, or anywhere between.", RETRIEVAL),
+    "doctor": Listed("doctor:doctor", "Check this installation; exit 1 if a check fails."),
+    "serve-vllm": Listed(
+        "serve_vllm:serve_vllm", "Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API."
+    ),
+    "index": Listed("index:index_app", "Build, update and check an index of passages.", RETRIEVAL),
+    "heads": Listed(
+        "heads.find:app",
+        "Attention heads that speak for memory or for the context.",
+        joins=("heads.show:show", "heads.tune:tune", "heads.export:export"),
+    ),
+    "eval": Listed(
+        "eval.run:app",
+        "Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",
+        joins=("eval.compare:compare",),
+    ),
+}
+
+
+def _found(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)
+
+
+def _command(name: str, function: Any) -> Any:
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    if name == "serve-vllm":  # what it does not know is for vLLM
+        unknown = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True}
+        alone.command(name, context_settings=unknown)(function)
+    else:
+        alone.command(name, cls=TextCommand)(function)
+    return typer.main.get_command(alone)
+
+
+def _made(name: str, listed: Listed) -> Any:
+    """Import what is listed and make its command."""
+    found = _found(listed.place)
+    if not isinstance(found, typer.Typer):
+        return _command(name, found)
+    group = typer.main.get_group(found)
+    group.name, group.help = name, listed.help
+    for place in listed.joins:
+        group.add_command(_command(place.split(":")[1], _found(place)))
+    return group
+
+
+class _Commands(dict[str, Any]):
+    """Names to what the overview shows of a command; asked for one by its name, makes it."""
+
+    def __getitem__(self, name: str) -> Any:
+        if isinstance(super().__getitem__(name), _Overview):
+            self[name] = _made(name, LISTED[name])
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+
+class _Overview(TyperCommand):
+    """A line of the overview."""
+
+
+class _Tree(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands(
+            (name, _Overview(name, callback=None, help=listed.help, rich_help_panel=listed.panel))
+            for name, listed in LISTED.items()
+        )
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return dict.get(self.commands, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.commands.get(args[0])
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="ckcontrol",
+    cls=_Tree,
     help="One dial per request between what a language model remembers and what it was just told.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-RETRIEVAL = "With an index"
-app.command("demo", cls=TextCommand)(demo)
-app.command("run", cls=TextCommand)(run_command)
-app.command("explain", cls=TextCommand)(explain)
-app.add_typer(index_app, name="index", rich_help_panel=RETRIEVAL)
-app.command("search", rich_help_panel=RETRIEVAL, cls=TextCommand)(search)
-app.command("ask", rich_help_panel=RETRIEVAL, cls=TextCommand)(ask)
-app.command("doctor", cls=TextCommand)(doctor)
-app.command(
-    "serve-vllm",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True},
-)(serve_vllm)
-heads.command("show", cls=TextCommand)(heads_show)
-heads.command("tune", cls=TextCommand)(heads_tune)
-heads.command("export", cls=TextCommand)(heads_export)
-app.add_typer(heads, name="heads")
-eval_app.command("compare", cls=TextCommand)(eval_compare)
-app.add_typer(eval_app, name="eval")
 
 
 def _version(asked: bool) -> None:

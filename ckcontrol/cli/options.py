@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from ..views.safe_text import clean
 from .files import import_policies, parse_params
 
 if TYPE_CHECKING:
+    from ..answer import Answer
     from ..control import Control
     from ..decoding.options import GenerateOptions
     from ..retrieval import Index
@@ -85,6 +87,7 @@ Prune = Annotated[
     typer.Option(metavar="CLASS:K", help="Heads to prune, e.g. memory:7 or only-context:3.", show_default=False),
 ]
 PruneStream = Annotated[str, typer.Option("--prune-stream", help="Where to prune: both, contextual or parametric.")]
+Thinking = Annotated[bool, typer.Option("--thinking", help="Print what the model thinks before its answer, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Print the answer while it is generated.")]
 Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="The index's folder.")]
@@ -125,6 +128,7 @@ class Answering:
     seed: Seed = None
     stop: Stop = field(default_factory=list)
     template_arg: TemplateArgs = field(default_factory=list)
+    thinking: Thinking = False
     device: Device = None
     dtype: Dtype = None
     stream: Stream = False
@@ -166,7 +170,13 @@ class Answering:
         """Return what prints the answer while it is generated; None where that was not asked for."""
         from .stream import TextStream
 
-        return TextStream(tokenizer, stop=self.drawn(trace=False).stop) if self.stream else None
+        stop = self.drawn(trace=False).stop
+        return TextStream(tokenizer, stop=stop, thinking=self.thinking) if self.stream else None
+
+    def said(self, answer: Answer) -> str:
+        """Return what is printed of an answer that was not streamed."""
+        thought = (answer.thinking or "") if self.thinking else ""
+        return clean("\n\n".join(filter(None, (thought, answer.text))), None)
 
     def load(self) -> tuple[Any, Any]:
         """Load the model and its tokenizer, with a spinner."""

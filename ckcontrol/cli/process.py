@@ -60,14 +60,17 @@ def _drop(stream: Any) -> None:
         pass
 
 
-def stop_at_once(args: Sequence[str]) -> None:
+def stop_at_once(args: Sequence[str] | None = None) -> None:
     """Make Ctrl-C end the process there and then, for commands that have no work to save.
 
     Others get their KeyboardInterrupt and save it. A process that was told to ignore Ctrl-C goes on ignoring it.
+
+    Args:
+        args: The command and its arguments; None before it runs, when there is nothing to save yet.
     """
-    name = next((arg for arg in args if not arg.startswith("-")), "")
-    if name in WRITE_NOTHING and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _stop)
+    at_once = args is None or next((arg for arg in args if not arg.startswith("-")), "") in WRITE_NOTHING
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _stop):
+        signal.signal(signal.SIGINT, _stop if at_once else signal.default_int_handler)
 
 
 def _stop(*_: object) -> None:

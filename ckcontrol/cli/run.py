@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ControlError, PromptError, did_you_mean
-from ..views.safe_text import clean, escape_json
+from ..views.safe_text import escape_json
 from . import files, options
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def answer(
         print_answer(made)
         print_table(made, summary=False)
     elif not given.stream:
-        typer.echo(clean(made.text, None))
+        typer.echo(given.said(made))
     if html is not None:
         typer.echo(f"Wrote {html}", err=given.json or not explain)
 

@@ -25,6 +25,7 @@ __all__ = ["command", "serve_vllm"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+V2 = "VLLM_USE_V2_MODEL_RUNNER"
 MEMORY = ("VLLM_CPU_KVCACHE_SPACE", "--kv-cache-memory-bytes", "--gpu-memory-utilization")  # GiB of keys and values
 CONTAINER = (  # limit and use of the memory of a control group, in either version
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -90,7 +91,7 @@ def command(
     Args:
         model: For vLLM's ``--model``.
         rest: Options for vLLM.
-        heads: Run in eager mode, so that head masks act.
+        heads: Run in eager mode and in vLLM's V1 runner, so that head masks act.
         limits: Bounds that differ from their defaults, as in `vllm.http.limits.Limits`.
         on_lost: What happens when a pair is lost, as in `vllm.contract.fallback`.
 
@@ -120,6 +121,8 @@ def command(
     if heads and "--enforce-eager" not in names:
         line.append("--enforce-eager")
     variables = {VARIABLE: bounds} if bounds else {}
+    if heads and V2 not in os.environ:
+        variables[V2] = "0"  # hooks see the rows of a batch in the V1 runner only
     variables |= _on_cpu({*names, *os.environ})
     if fallback.choice(on_lost) != "fail":
         variables[fallback.VARIABLE] = on_lost

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ from .streams import Stream, TwoStreams, streams_as_they_were
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-__all__ = ["DecodingPlan", "Draw", "Generated", "decode", "fuse_scores", "mask_spare_ids"]
+__all__ = ["DecodingPlan", "Draw", "Generated", "decode", "fuse_scores", "mask_spare_ids", "run_streams"]
+
+R = TypeVar("R")
 
 _STREAMS = ("contextual", "parametric", "fused")
 
@@ -178,23 +180,31 @@ def decode(plan: DecodingPlan) -> Generated:
     Raises:
         NonFiniteLogits: A running row met NaN, +inf or an empty distribution.
     """
+    if plan.streamer is None:
+        return run_streams(plan.contextual, lambda: _decode_all(plan))
+    once = Once(plan.streamer)
+    return run_streams(plan.contextual, lambda: _decode_all(replace(plan, streamer=once)), once.end)
+
+
+def run_streams(contextual: Stream, work: Callable[[], R], *undo: Callable[[], object]) -> R:
+    """Return what `work` returns, which runs a model's streams; model, torch and this thread are then as before.
+
+    Args:
+        contextual: The stream that `TwoStreams` is made with in `work`.
+        work: Runs the streams.
+        undo: What else is to be put back; see `whatever_happens`.
+    """
     from .attention_kernels import leave_steady_attention
     from .pair_cache import leave_pair_attention
     from .static_step import leave_capture
 
-    if plan.streamer is not None:
-        plan = replace(plan, streamer=Once(plan.streamer))
-    model = plan.contextual.model
-    leave_pair_attention(model, plan.contextual)  # a copy made while another run was going may carry ours
-    return whatever_happens(
-        lambda: _decode_all(plan),
-        leave_capture,
-        lambda: leave_steady_attention(plan.contextual),
-        lambda: leave_pair_attention(model, plan.contextual),
-        torch_as_it_was(),
-        streams_as_they_were(),
-        *(() if plan.streamer is None else (plan.streamer.end,)),
-    )
+    def leave() -> None:
+        leave_capture()
+        leave_steady_attention(contextual)
+        leave_pair_attention(contextual.model, contextual)
+
+    leave()  # a copy made while another run was going may carry ours
+    return whatever_happens(work, leave, torch_as_it_was(), streams_as_they_were(), *undo)
 
 
 @torch.no_grad()

@@ -281,6 +281,14 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tupl
     return _special(tokenizer, before), _special(tokenizer, after), opens_thought(after)
 
 
+def opens_with_thought(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> bool:
+    """Whether the chat template, with these variables, ends a prompt in an open thought; False where it has none."""
+    try:
+        return _frame(tokenizer, PromptTemplate(template_kwargs=variables))[2]
+    except PromptError:
+        return False
+
+
 def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenise the template's own text, in which special tokens are meant."""
     with LOCK:

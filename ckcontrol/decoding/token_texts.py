@@ -14,7 +14,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Said", "StopTexts", "opens_thought", "pieces", "said", "split_thought", "stop_at"]
+__all__ = [
+    "Said",
+    "StopTexts",
+    "Thoughts",
+    "opens_thought",
+    "overlap",
+    "pieces",
+    "said",
+    "split_thought",
+    "stop_at",
+    "tags_of",
+    "with_tags",
+]
 
 # How models open and close a thought: Qwen, DeepSeek and most others; Magistral; Seed-OSS; Kimi.
 THOUGHTS = (
@@ -60,19 +72,19 @@ def said(
     """
     if ids and ids[-1] in ends:
         ids = ids[:-1]
-    whole = _with_tags(tokenizer, ids, _tags(tokenizer))
+    whole = with_tags(tokenizer, ids, tags_of(tokenizer))
     place = stop_at(whole, stop)
     text, thought = split_thought(whole[:place], opened=thinking)
     return Said(text, thought, place is not None)
 
 
-def _tags(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def tags_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Return the tags of a thought that are special tokens, by id: decoding would drop them."""
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {special[tag]: tag for tags in THOUGHTS for tag in tags if tag in special}
 
 
-def _with_tags(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: dict[int, str]) -> str:
+def with_tags(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: dict[int, str]) -> str:
     """Decode without special tokens, but for those of `tags`."""
     text, start = "", 0
     for place, token in enumerate(ids):
@@ -122,6 +134,67 @@ def split_thought(text: str, *, opened: bool = False) -> tuple[str, str | None]:
         rest = rest.strip()
 
 
+class Thoughts:
+    """Parts answer from thought while a text arrives: what `split_thought` does, piece by piece.
+
+    What may still become a tag is held back, and an answer without a thought is passed on as it is. One thing cannot be
+    known before the end: a closing tag without an opening one stays text, unless `opened` says that the prompt held it.
+
+    Args:
+        opened: The prompt ended in an open thought.
+    """
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._rest = ""  # not told yet
+        self._opened = opened
+        self._closings: list[str] = []  # of the thought that is open
+        self._found = self._told = self._inside = self._answering = False
+
+    def feed(self, text: str, *, last: bool = False) -> tuple[str, str]:
+        """Take the next piece; return what it adds to the answer and to the thought."""
+        self._rest += text
+        thought = ""
+        while not self._answering:
+            if self._closings:
+                thought += self._think(last)
+                if self._closings:
+                    return "", thought
+            head = self._rest.lstrip()
+            opening = next(((tag, closing) for tag, closing in THOUGHTS if head.startswith(tag)), None)
+            if opening is None and not last and any(tag.startswith(head) for tag, _ in THOUGHTS):
+                return "", thought
+            if opening is not None:
+                self._rest, self._closings = head[len(opening[0]) :], [opening[1]]
+            elif self._opened:
+                self._closings = [closing for _, closing in THOUGHTS]
+            else:
+                self._answering = True
+                self._rest = head if self._found else self._rest
+            self._opened, self._found = False, self._found or bool(self._closings)
+        kept = len(self._rest.rstrip() if self._found else self._rest)
+        answer, self._rest = self._rest[:kept], self._rest[kept:]
+        return answer, thought
+
+    def _think(self, last: bool) -> str:
+        """Return what is left of the open thought, but for its outer white space and what may become its end."""
+        end, tag = min(((self._rest.find(t), t) for t in self._closings if t in self._rest), default=(None, ""))
+        text = self._rest[:end]
+        if not tag and not last:
+            text = text[: len(text) - max(overlap(text, closing) for closing in self._closings)]
+        text = text.rstrip()
+        self._rest = self._rest[len(text) if end is None else end + len(tag) :]
+        new = text if self._inside else text.lstrip()
+        parted = "\n\n" if new and self._told and not self._inside else ""
+        self._told, self._inside = self._told or bool(new), not tag and (self._inside or bool(new))
+        self._closings = [] if tag else self._closings
+        return parted + new
+
+
+def overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text may be the beginning of a stop text."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+
+
 def _closes_first(text: str) -> bool:
     """Whether the first tag of a thought in a text is a closing one."""
     places = [(text.find(tag), kind) for tags in THOUGHTS for kind, tag in enumerate(tags) if tag in text]
@@ -142,13 +215,13 @@ class StopTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt_length: int) -> None:
         self._tokenizer, self._stop, self._start = tokenizer, tuple(stop), prompt_length
-        self._tags = _tags(tokenizer)
+        self._tags = tags_of(tokenizer)
         self._reach = max(len(text.encode()) for text in stop) + _WINDOW  # a token adds a byte at least
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
         """Return which rows have ended, [B] bool, from prompts and answers, [B, L]."""
         tails = input_ids[:, max(self._start, input_ids.shape[1] - self._reach) :].tolist()
-        ended = [stop_at(_with_tags(self._tokenizer, tail, self._tags), self._stop) is not None for tail in tails]
+        ended = [stop_at(with_tags(self._tokenizer, tail, self._tags), self._stop) is not None for tail in tails]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..decoding.refusals import cache_name
 from ..errors import HeadsError
 from ..models.load import quiet
 from .apply import pruned
@@ -278,6 +279,7 @@ Observed = list[tuple[Tensor, list[int]]]
 def _observe(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Observed:
     """The logits at every position of each prompt, [T, V] float32 on the CPU, and its greedy continuation."""
     found = []
+    past = cache_name(model) or "past_key_values"
     for prompt in prompts:
         output = model(torch.tensor([list(prompt)], device=model.device), use_cache=True)
         logits = output.logits[0].float().cpu()
@@ -285,7 +287,7 @@ def _observe(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_token
         for _ in range(new_tokens):
             tokens.append(int(output.logits[0, -1].argmax()))
             step = torch.tensor([tokens[-1:]], device=model.device)
-            output = model(step, past_key_values=output.past_key_values, use_cache=True)
+            output = model(step, use_cache=True, **{past: getattr(output, past)})
         found.append((logits, tokens))
     return found
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ckcontrol.errors import EvalError, did_you_mean
 
 from ..records import squad
-from ..word_spans import Word, content, find, fold, readings
+from ..word_spans import Word, find, fold, readings, wanted
 
 __all__ = ["MODES", "REACH", "Verdict", "exact_match", "set_match", "verdict"]
 
@@ -208,18 +208,19 @@ def _positive_mentions(
 
 def _mentions(text: str, said: Sequence[Word], answer: str) -> list[_Mention]:
     """Return every place where the words of `answer` follow one another."""
-    wanted = content(answer, joined=True)
-    if not wanted:
+    asked = wanted(answer)
+    if not asked:
         line, name = _first_line(text), answer.strip()
         start = text.find(line)
         alone = bool(name) and name in (line, line.rstrip(".").rstrip())
         return [_Mention(said, 0, len(said), start, start + len(line))] if alone else []
-    as_written = len(wanted) == 1 and wanted[0].forms[0] in _FUNCTION_WORDS
+    as_written = len(asked) == 1 and asked[0].forms[0] in _FUNCTION_WORDS
     found = []
-    for first in find(said, wanted):
-        here = said[first : first + len(wanted)]
-        if not as_written or here[0].cased == wanted[0].cased:
-            found.append(_Mention(said, first, first + len(wanted), here[0].start, here[-1].end))
+    for first in find(said, asked):
+        here = said[first : first + len(asked)]
+        if not as_written or here[0].cased == asked[0].cased:
+            start, end = min(word.start for word in here), max(word.end for word in here)  # dates are read in one order
+            found.append(_Mention(said, first, first + len(asked), start, end))
     return found
 
 
@@ -236,7 +237,9 @@ def _negated(text: str, mention: _Mention) -> bool:
     """Tell whether a mention is denied by the words before it or right after it, as the module defines it."""
 
     def clause_ends(left: int) -> bool:  # between word `left` and the next
-        return bool(_CLAUSE_MARK.search(fold(text[said[left].end : said[left + 1].start])[0]))
+        begin = mention.end if left == mention.last - 1 else said[left].end  # a date's words stand in any order
+        end = mention.start if left + 1 == mention.first else said[left + 1].start
+        return bool(_CLAUSE_MARK.search(fold(text[begin:end])[0]))
 
     said = mention.said
     names = [word.forms[0] for word in said]

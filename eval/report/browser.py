@@ -45,7 +45,7 @@ class SampleText:
     finish_reason: str
 
 
-class Said(NamedTuple):
+class Excerpt(NamedTuple):
     """What is shown of a sample: why it failed, or tokens and how many more there are, or text; None is a dash."""
 
     text: str | None = None
@@ -114,19 +114,19 @@ def _wanted(record: Record) -> list[tuple[str, str, int]]:
     return [(name, " / ".join(texts[:6]), max(len(texts) - 6, 0)) for name, texts in lines if texts]
 
 
-def _said(record: Record, sample: dict[str, Any]) -> Said:
+def _said(record: Record, sample: dict[str, Any]) -> Excerpt:
     if sample.get("error") is not None:
-        return Said(failure=failure(sample))
+        return Excerpt(failure=failure(sample))
     if record.choices:
         place = sample.get("choice")
         if not isinstance(place, int) or not 0 <= place < len(record.choices):
-            return Said()
-        return Said(clean(record.choices[place], 240))
+            return Excerpt()
+        return Excerpt(clean(record.choices[place], 240))
     text = str(sample.get("text", ""))
     tokens = _tokens(sample)
     shown = describe.shown(SampleText(text, tokens, str(sample.get("finish", "length"))))[:TOKENS]
     more = len(tokens) - len(shown)
-    return Said(clean(text), shown, count(more, "token") if more else "")
+    return Excerpt(clean(text), shown, count(more, "token") if more else "")
 
 
 def _tokens(sample: dict[str, Any]) -> list[SampleToken]:

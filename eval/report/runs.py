@@ -16,6 +16,7 @@ from typing import Any
 from ckcontrol.errors import EvalError
 
 from ..figures.intervals import Difference, Estimate
+from ..figures.results_shape import misshapen_at
 from ..figures.rows import number, read_difference, read_estimate
 from ..records import STATES
 from ..run_files import read_card, read_json
@@ -54,6 +55,8 @@ class Run:
                 f"{folder / 'results.json'} has schema {self.results.get('schema')!r}; this report reads 1.",
                 "Score the run again with this version.",
             )
+        if fault := misshapen_at(self.results):
+            raise EvalError(f"{folder / 'results.json'}: {fault}.", "Score the run again.")
 
     @cached_property
     def speed(self) -> dict[str, Any] | None:
@@ -108,7 +111,7 @@ class Run:
 
     def kind(self, task: str) -> str:
         """Return "generate" or "choices"."""
-        return str(self.results.get("tasks", {}).get(task, {}).get("kind", "generate"))
+        return str(((self.results.get("tasks") or {}).get(task) or {}).get("kind") or "generate")
 
     def cell(self, task: str, state: str, arm: str) -> dict[str, Any] | None:
         """Return the cell as results.json has it."""
@@ -120,7 +123,7 @@ class Run:
 
     @cached_property
     def _differences(self) -> dict[tuple[str, str, str, str], Difference]:
-        rows = (row for row in self.results.get("pairs", ()) if row.get("against") == "off")
+        rows = (row for row in self.results.get("pairs") or () if row.get("against") == "off")
         return {(row["task"], row["state"], row["arm"], row["metric"]): read_difference(row) for row in rows}
 
     def against_off(self, task: str, state: str, arm: str, metric: str) -> Difference | None:
@@ -129,7 +132,7 @@ class Run:
 
     def summary(self, task: str, method: str) -> Mapping[str, Any]:
         """Return the curve summary of a method on a task; empty where there is none."""
-        for curve in self.results.get("curves", ()):
+        for curve in self.results.get("curves") or ():
             if curve.get("task") == task and curve.get("method") == method:
                 return dict(curve.get("summary") or {})
         return {}

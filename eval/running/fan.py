@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ckcontrol.decoding.inputs import processors_for, stream_of
-from ckcontrol.decoding.loop import fuse_scores
+from ckcontrol.decoding.loop import fuse_scores, run_streams
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.pair_cache import can_share_forward
 from ckcontrol.decoding.prompts import PromptPair
@@ -70,7 +70,6 @@ class Width:
     asked: int = 0
 
 
-@torch.no_grad()
 def fan(
     model: PreTrainedModel,
     pairs: Sequence[PromptPair],
@@ -103,18 +102,36 @@ def fan(
     Returns:
         ``[question][policy]``. An answer whose logits became NaN holds an error; its neighbours go on.
     """
+    contextual = stream_of(model, [p.contextual for p in pairs], pad)
+    parametric = stream_of(model, [p.parametric for p in pairs], pad)
+    return run_streams(
+        contextual, lambda: _fan(contextual, parametric, policies, options, ends, vocab_size, shortlist, width)
+    )
+
+
+@torch.no_grad()
+def _fan(
+    contextual: Stream,
+    parametric: Stream,
+    policies: Sequence[Policy],
+    options: GenerateOptions,
+    ends: Sequence[int],
+    vocab_size: int,
+    shortlist: Shortlist | None,
+    width: Width | None,
+) -> list[list[FanAnswer]]:
     drafts = [tuple(draft_policies(policy).values()) for policy in policies]
     decoded = {draft: i for i, draft in enumerate(dict.fromkeys(draft for each in drafts for draft in each))}
     drafted = {decoded[draft] for each in drafts if len(each) > 1 for draft in each}
-    device = model.get_input_embeddings().weight.device
-    contextual = stream_of(model, [p.contextual for p in pairs], pad)
-    parametric = stream_of(model, [p.parametric for p in pairs], pad)
-    made = [[FanAnswer() for _ in decoded] for _ in pairs]
-    running = [(item, arm) for item in range(len(pairs)) for arm in range(len(decoded))]
+    device, questions = contextual.input_ids.device, range(len(contextual.input_ids))
+    made = [[FanAnswer() for _ in decoded] for _ in questions]
+    running = [(item, arm) for item in questions for arm in range(len(decoded))]
     row = {answer: answer[0] for answer in running}
     token_policies = list(decoded)
     choose = _NextTokens(token_policies, options, contextual)
-    streams = TwoStreams(contextual, parametric, share=can_share_forward(model), reserve=options.max_new_tokens)
+    streams = TwoStreams(
+        contextual, parametric, share=can_share_forward(contextual.model), reserve=options.max_new_tokens
+    )
     logits = streams.prefill()
     for step in range(options.max_new_tokens):
         logits_ctx, logits_par = logits
@@ -219,6 +236,7 @@ class _NextTokens:
         self.prompts, self.keep = prompts.input_ids, prompts.keep
         self.blend = per_row(policies)  # only asked whether a shortlist is needed
         self.plain = not options.do_sample and not processors_for(options, None)
+        self.items: list[int] | None = None  # the questions that `processors` are for, a row each
         self.generators: dict[tuple[int, int], torch.Generator] = {}
         self.chosen: dict[tuple[int, int], list[int]] = {}
 
@@ -281,8 +299,10 @@ class _NextTokens:
         said = torch.tensor([self.chosen.setdefault(answer, []) for answer in running], dtype=torch.long)
         said = said.to(prompts.device)
         seen = said if self.options.penalty_scope == "generated" else torch.cat([prompts, said], dim=1)
-        keep = None if self.keep is None else self.keep[items]
-        scores = processors_for(self.options, keep)(seen, scores)
+        if items != self.items:
+            self.items = items
+            self.processors = processors_for(self.options, None if self.keep is None else self.keep[items])
+        scores = self.processors(seen, scores)
         if not self.options.do_sample:
             tokens = scores.argmax(-1).tolist()
         else:

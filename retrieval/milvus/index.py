@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckcontrol.errors import RetrievalError, did_you_mean
+from ckcontrol.errors import EmptyCorpus, RetrievalError, did_you_mean
 
 from ..passage_index import PassageIndex, check_removal
 from ..types import METRICS, Document, Hit, Passage, check_choice
@@ -115,7 +115,7 @@ class MilvusIndex(PassageIndex):
                 if empty:
                     client.call("drop_collection", collection)
             if empty:
-                raise RetrievalError("the corpus is empty.", "Give at least one passage.")
+                raise EmptyCorpus
         except BaseException:
             client.close()
             raise

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ckcontrol import __version__
 from ckcontrol.cli import files, options
-from ckcontrol.cli.main import app, main
+from ckcontrol.cli.main import LISTED, app, main
 from ckcontrol.cli.stream import TextStream
 from ckcontrol.errors import CKError, ControlError, ModelUnavailable, PromptError, UnsupportedMode
 
@@ -53,6 +53,27 @@ def test_help_imports_no_model_library() -> None:
         "sys.exit(bool({'torch', 'transformers', 'faiss'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_overview_says_what_the_commands_say() -> None:
+    """It is written beside the commands, so that it can be shown without importing them."""
+    made = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, listed in LISTED.items():
+        overview = dict.get(made, name).help
+        command = made[name]
+        assert command.name == name and command is made.get(name)
+        assert overview == listed.help == " ".join(command.help.split("\n\n")[0].split()), name
+        assert set(place.split(":")[1] for place in listed.joins) <= set(getattr(command, "commands", ()))
+
+
+def test_the_overview_imports_no_command() -> None:
+    code = (
+        "import sys; from ckcontrol.cli.main import LISTED, main; main(['--help']); "
+        "names = ['ckcontrol.cli.' + listed.place.split(':')[0] for listed in LISTED.values()]; "
+        "print([name for name in names if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert done.stderr.strip() == "[]"
 
 
 # --- run ---

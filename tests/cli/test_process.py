@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ckcontrol.cli.process import stop_at_once
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and signals of POSIX")
 COMMAND = f"{sys.executable} -m ckcontrol"
 ASK = "-q Who? --passage-text Ann. --model tiny --device cpu --max-new-tokens 4"
@@ -79,3 +81,32 @@ def test_ctrl_c_ends_a_command_that_saves_nothing_at_once() -> None:
         process.kill()
     assert (process.returncode, out, err) == (130, "", "ckcontrol: interrupted.\n")
     assert time.monotonic() - started < 5
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_ends_quietly() -> None:
+    """The interrupt comes with the first import of typer, which takes longer than all before it."""
+    program = (
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from ckcontrol.__main__ import run\nrun()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "demo"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ckcontrol: interrupted.\n")
+
+
+def test_commands_that_save_their_work_get_the_interrupt() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop_at_once()
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        stop_at_once(["eval", "run"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stop_at_once()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.cli.main import main
+from ckcontrol.cli.options import Answering
 from ckcontrol.cli.stream import TextStream
+from ckcontrol.models.tiny import tiny_model
 
 RUN = ["run", "-q", "Who did it?", "--passage-text", "It was the postman.", "--model", "tiny", "--device", "cpu"]
 
@@ -41,6 +44,28 @@ def test_a_stream_holds_back_what_may_become_a_stop_text(byte: Any) -> None:
     stream.end()
     assert out.getvalue() == "Lyon.\nQuite.\n" and not any("\nQue" in text for text in seen)
     assert "Lyon.\nQuit" in seen, "what cannot become one any more is printed at once"
+
+
+@pytest.mark.parametrize("prompt", ["Who?", "Who?<think>\n"])
+def test_a_stream_leaves_thoughts_out_unless_asked(byte: Any, prompt: str) -> None:
+    whole = "Perhaps < Rome.\n\nNo: Lyon.\n</think>\n\nLyon.\nQuite.\nQuestion:"
+    whole = whole if prompt.endswith("\n") else f"<think>\n{whole}"
+    for asked, want in ((False, ""), (True, "Perhaps < Rome.\n\nNo: Lyon.\n\n")):
+        out = io.StringIO()
+        stream = TextStream(byte, out, stop=("\nQuestion:",), thinking=asked)
+        stream.put(torch.tensor([byte(prompt, add_special_tokens=False)["input_ids"]]))
+        for token in byte(whole, add_special_tokens=False)["input_ids"]:
+            stream.put(torch.tensor([token]))
+            assert (want + "Lyon.\nQuite.").startswith(out.getvalue())
+        stream.end()
+        assert out.getvalue() == want + "Lyon.\nQuite.\n"
+
+
+def test_what_was_thought_is_printed_when_asked_for() -> None:
+    answer = ck.generate(*tiny_model(), "Who?", max_new_tokens=1)
+    for thought, want in ((None, "Lyon."), ("Rome?", "Rome?\n\nLyon.")):
+        said = dataclasses.replace(answer, text="Lyon.", thinking=thought)
+        assert Answering(thinking=True).said(said) == want and Answering().said(said) == "Lyon."
 
 
 @pytest.fixture

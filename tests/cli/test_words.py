@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import typer
 
 from ckcontrol.cli.main import app, main
-from ckcontrol.cli.words import called, in_options
+from ckcontrol.cli.words import TextCommand, called, in_options
 
 TINY = ["--model", "tiny", "--device", "cpu", "--max-new-tokens", "4"]
 LONG = "word " * 4000
@@ -116,3 +117,20 @@ def test_policies_of_ones_own_are_imported_when_named(
     (tmp_path / "broken.py").write_text("1 / 0", encoding="utf-8")
     assert main([*ask, "--import", "broken.py"]) == 2
     assert "--import 'broken.py' failed: ZeroDivisionError" in capsys.readouterr().err
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command of the tree, with the words that call it."""
+    for name, command in tree.commands.items():
+        if getattr(command, "commands", None):
+            yield from leaves(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
+
+
+def test_every_command_takes_texts_that_begin_with_a_dash() -> None:
+    passes_on = ("serve-vllm",)  # what it does not know is vLLM's
+    assert [path for path, command in COMMANDS.items() if not isinstance(command, TextCommand)] == [passes_on]

@@ -41,6 +41,37 @@ SAME = [
     ("15,00,000", "1500000"),
     ("10 000", "10,000"),
     ("1 500", "1500"),
+    # amounts
+    ("5%", "5 percent"),
+    ("5 %", "5 per cent"),
+    ("5％", "5 percent"),
+    ("0.5%", "0.5 percent"),
+    ("$5", "5 dollars"),
+    ("$ 5", "5 dollars"),
+    ("US$5", "USD 5"),
+    ("5 USD", "5$"),
+    ("＄5", "5 dollars"),
+    ("$1", "1 dollar"),
+    ("$5bn", "5 bn dollars"),
+    ("$5 million", "5 million dollars"),
+    ("$1,500.50", "1500.50 dollars"),
+    ("€5", "5 euros"),
+    ("5€", "EUR 5"),
+    ("£5", "5 pounds"),
+    ("¥5", "5 yen"),
+    ("¥5", "5 yuan"),
+    ("50¢", "50 cents"),
+    ("30s", "30 s"),
+    # dates
+    ("3 March 1990", "March 3, 1990"),
+    ("3 March 1990", "1990-03-03"),
+    ("March 3, 1990", "1990-03-03"),
+    ("3rd of March 1990", "March 3rd, 1990"),
+    ("03 March 1990", "Mar. 3, 1990"),
+    ("3-Mar-1990", "1990/03/03"),
+    ("25/12/1990", "12/25/1990"),
+    ("December 25", "25 Dec"),
+    ("Sept. 5, 2001", "5 September 2001"),
     # digits
     ("١٥٠٠", "1500"),
     ("١٬٥٠٠٫٥", "1,500.5"),
@@ -98,6 +129,22 @@ APART = [
     ("١٥٠٠", "15"),
     ("パリ", "バリ"),
     ("Romans", "Rome"),
+    ("15%", "5%"),
+    ("5.5%", "5%"),
+    ("5 %", "5 dollars"),
+    ("$15", "$5"),
+    ("$1,500", "$500"),
+    ("$5", "5 euros"),
+    ("$5 million", "$5"),
+    ("5 yen", "5 yuan"),
+    ("30 s", "30"),
+    ("13 March 1990", "3 March 1990"),
+    ("March 31, 1990", "March 3, 1990"),
+    ("1990-03-03", "3 April 1990"),
+    ("March 3, 1990", "3 March 1991"),
+    ("03/04/1990", "3 April 1990"),
+    ("1990-13-03", "3 March 1990"),
+    ("March 32, 1990", "32 March"),
     ("Ro\u200bmans", "Rome"),
     ("Ｒｏｍａｎｓ", "Rome"),
 ]
@@ -172,3 +219,25 @@ def test_thinking_counts_in_no_other_match() -> None:
     assert exact_match("<think>Rome</think>Paris", ["Paris"])
     assert set_match("<think>not Rome</think>1856 and 1857", ["1856", "1857"], ["Rome"])
     assert not set_match("<think>1856 and 1857", ["1856", "1857"], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "ctx", "par", "source"),
+    [
+        ("Not $5 but 6 dollars.", "5 dollars", "$6", "parametric"),
+        ("Not 5% but 6 percent.", "5 percent", "6%", "parametric"),
+        ("It was March 3, 1990, not 1990-04-03.", "3 March 1990", "3 April 1990", "contextual"),
+        ("It wasn't on 1990-03-03 but on April 3, 1990.", "3 March 1990", "3 April 1990", "parametric"),
+        ("It was March 3, 1990.", "3 March 1990", "1990", "contextual"),
+        ("In May 5 people came.", "5 people", "6 people", "contextual"),
+        ("In 1990, on March 3.", "March 3", "March 4", "contextual"),
+    ],
+)
+def test_amounts_and_dates_keep_the_traps(text: str, ctx: str, par: str, source: str) -> None:
+    assert verdict(text, [ctx], [par]).source == source
+
+
+def test_the_place_of_a_date_is_all_of_it() -> None:
+    for text in ("It was March 3, 1990, so.", "It was 1990-03-03.", "It cost US$5 bn."):
+        span = verdict(text, ["3 March 1990", "5 bn dollars"], ["Rome"]).span
+        assert span is not None and text[slice(*span)] in ("March 3, 1990", "1990-03-03", "US$5 bn")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import random
 import re
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -331,3 +335,46 @@ def test_the_page_loads_nothing(page):
     anchors = {attributes["id"] for _, attributes in reader.tags if "id" in attributes}
     assert {a["href"] for tag, a in reader.tags if tag == "a"} == {f"#{name}" for name in anchors}
     assert page.count("<details") == page.count("</details>") and page.count("<svg") == page.count("</svg>")
+
+
+WRONG = (None, True, -1, 3, 2.5, "x", [], ["x"], {}, {"x": 1})
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value, of lists the first two entries."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for name, part in inner:
+        yield from places(part, (*path, name))
+
+
+def fits(was: Any, now: Any, path: Sequence[Any]) -> bool:
+    """Whether what stands there now is as good as missing, or of the same kind."""
+    if type(was) is float or was is None:
+        return now is None or type(now) in (int, float)
+    return type(was) is type(now) and not isinstance(was, dict) and now not in (-1, ["x"])
+
+
+def test_a_wrong_type_at_any_depth_is_refused_by_its_path(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tasks=SMALL[:1], listed=arms({"cad": (0.1, 0.5)}, ("off",)), per_state=1)
+    text = (run / "results.json").read_text(encoding="utf-8")
+    known = [path for path in places(json.loads(text)) if path and path[0] not in ("run", "schema")]
+    known = [path for path in known if path[0] != "tasks" or path[2:] in ((), ("kind",))]  # what else it says is free
+    rng, refused = random.Random(0), 0
+    for path in rng.sample(known, 20) + [path for path in known if len(path) == 1]:
+        for wrong in WRONG:
+            whole = json.loads(text)
+            inner = functools.reduce(lambda part, name: part[name], path[:-1], whole)
+            was, inner[path[-1]] = inner[path[-1]], wrong
+            (run / "results.json").write_text(json.dumps(whole), encoding="utf-8")
+            try:
+                read = read_runs([run])[0]
+            except EvalError as error:
+                refused += 1
+                assert str(run / "results.json") in str(error) and str(path[0]) in str(error)
+                assert not fits(was, wrong, path), (path, wrong)
+            else:
+                assert fits(was, wrong, path) or wrong in (None, {}, []), (path, wrong)
+                for task in read.tasks:  # what the report asks for
+                    read.kind(task), read.summary(task, "cad"), read.against_off(task, "conflict", "cad@0.5", "mr")
+    assert refused > 60

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
-from ckcontrol.errors import IndexMismatch, MissingExtra, RetrievalError
+from ckcontrol.errors import EmptyCorpus, IndexMismatch, MissingExtra, RetrievalError
 from ckcontrol.retrieval import Hit, Passage
 from ckcontrol.retrieval.milvus.index import MilvusIndex
 from ckcontrol.retrieval.types import Document, Skipped
@@ -274,7 +274,7 @@ def test_progress(build: Build) -> None:
 
 def test_a_corpus_of_nothing(build: Build) -> None:
     for items in ([], [Passage("a", " ")]):
-        with pytest.raises(RetrievalError, match="corpus is empty"):
+        with pytest.raises(EmptyCorpus, match="corpus is empty"):
             build(items, on_skip=lambda skipped: None)
     assert len(build(corpus("gold"))) == 1, "no empty collection is left behind"
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckcontrol.errors import RetrievalError
+from ckcontrol.errors import EmptyCorpus, RetrievalError
 from ckcontrol.retrieval import Document, Index, Passage, Skipped, read
 from ckcontrol.retrieval.store.manifest import digest_of
 from ckcontrol.retrieval.store.writer import PENDING
@@ -312,7 +312,7 @@ def test_building_over_an_index(small: Index) -> None:
     with pytest.raises(RetrievalError, match="there is an index"):
         Index.build(corpus(0, 3), Hashes(), small.path)
     before = state(small)
-    with pytest.raises(RetrievalError, match="corpus is empty"):
+    with pytest.raises(EmptyCorpus, match="corpus is empty"):
         Index.build([], Hashes(), small.path, overwrite=True)
     with Index.open(small.path, Hashes()) as index:
         assert state(index) == before

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 import ckcontrol as ck
 from ckcontrol.decoding.options import GenerateOptions
-from ckcontrol.decoding.token_texts import THOUGHTS, split_thought
+from ckcontrol.decoding.token_texts import THOUGHTS, Thoughts, split_thought
 from ckcontrol.errors import ControlError, PromptError
 from ckcontrol.models.tiny import tiny_model
 
@@ -273,3 +273,34 @@ def test_a_template_with_variables_is_a_value():
     assert one == ck.PromptTemplate(template_kwargs={"enable_thinking": False}) != ck.PromptTemplate()
     assert hash(one) is not None and "template_kwargs" not in ck.PromptTemplate().to_dict()
     assert ck.PromptTemplate(**json.loads(json.dumps(one.to_dict()))) == one
+
+
+WRITTEN = (
+    *("", " ", "Paris", " Paris ", "<think>Hm.</think> Paris", " <think>\n a\n\nb </think>\n\nParis.\n", "<think>Hm"),
+    *("<think></think>x", "<think>a</think><think> b</think>c <think>d</think>", "<thi", "<thinks", "a < b"),
+    *(
+        "[THINK]x</think>y[/THINK]z",
+        "◁think▷Hm◁/think▷ a",
+        "<think><think>a</think>b",
+        "<think>a</thin",
+        "<thinking>a<",
+    ),
+)
+
+
+# That it began inside a thought, a stream cannot know by itself.
+ARRIVING = [(text, False) for text in WRITTEN]
+ARRIVING += [(start + text, True) for text in WRITTEN for start in ("", "Hm.</think>")]
+
+
+@pytest.mark.parametrize(("text", "opened"), ARRIVING)
+def test_thoughts_are_parted_alike_however_a_text_arrives(text: str, opened: bool) -> None:
+    want, thought = split_thought(text, opened=opened)
+    for size in (1, 2, 3, 5, 100):
+        parts = Thoughts(opened=opened)
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        told = [parts.feed(piece) for piece in pieces] + [parts.feed("", last=True)]
+        answer, thinking = ("".join(part) for part in zip(*told, strict=True))
+        assert (answer.strip(), thinking) == (want, thought or ""), size
+        assert thought is not None or answer == text, "an answer without a thought is as it was"
+        assert not thought or answer == want

@@ -61,7 +61,9 @@ def test_every_command_is_still_there(group: str, capsys: pytest.CaptureFixture[
     capsys.readouterr()
 
 
-def test_an_index_opens_searches_and_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_opens_searches_and_grows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     from ckcontrol.retrieval import Index, Passage
 
     folder = shutil.copytree(OLD / "index", tmp_path / "index")
@@ -70,6 +72,8 @@ def test_an_index_opens_searches_and_grows(tmp_path: Path, capsys: pytest.Captur
         assert len(list(index.passages())) == expected["passages"] == 25
         for mode, hits in zip(("dense", "bm25", "hybrid"), expected["dense"], strict=True):
             assert [[h.passage.id, round(h.score, 5)] for h in index.search("alpha 17", k=5, mode=mode)] == hits
+            assert len(caplog.messages) == (mode != "dense"), "told once, of words alone"
+        assert "of an older version" in caplog.text and "ckcontrol index build --overwrite" in caplog.text
         index.add([*corpus(25, 30), Passage("zh", "退款需要七天时间")])
         assert len(list(index.passages())) == 31
         assert index.search("退款", mode="bm25") == [], "its words stay those of 0.1.0"

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import ckcontrol as ck
+from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.streams import running_streams
+from ckcontrol.eval.running.fan import fan
 
 ASK = ("Who?", ["It was he."])
 INTERRUPTS = 2000
@@ -93,6 +95,47 @@ def test_two_thousand_interrupts_leave_everything_as_it_was(llama):
             assert ask(model, tokenizer, off) == wanted[-1], f"after {arrived} interrupts"
             if asked % 20 == 0:
                 assert [ask(model, tokenizer, control) for control in CONTROLS] == wanted
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupts_of_an_evaluation_leave_everything_as_it_was(llama):
+    """`fan` is the other door to the two streams; it has the ending that `generate` has."""
+    model, tokenizer = llama
+    options = ck.GenerateOptions(max_new_tokens=2, do_sample=True, seed=1, repetition_penalty=1.2)
+    pair = build_pair(tokenizer, *ASK)
+
+    def answers():
+        made = fan(
+            model, [pair], [c.policy() for c in CONTROLS], options=options, ends=[], pad=0, vocab_size=len(tokenizer)
+        )
+        return [answer.ids for answer in made[0]]
+
+    wanted, before, draw = answers(), state(model), random.Random(2)
+    begun = time.perf_counter()
+    assert answers() == wanted
+    took = time.perf_counter() - begun
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    arrived = asked = 0
+    try:
+        while arrived < INTERRUPTS // 8:
+            asked += 1
+            assert asked < INTERRUPTS // 2, "the interrupts must arrive while a decode runs"
+            try:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-6, draw.random() * took))
+                answers()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                arrived += 1
+            assert state(model) == before, f"after {arrived} interrupts"
+            if asked % 20 == 0:
+                assert answers() == wanted
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

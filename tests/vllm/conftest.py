@@ -16,6 +16,22 @@ def vllm_here():
         pytest.skip("vLLM is not installed")
 
 
+@pytest.fixture
+def off_the_cpu(monkeypatch):
+    """Takes the branches that are meant for accelerators, on a CPU, so that their values can be checked."""
+    from ckcontrol.vllm.engine import batch, sampling
+
+    for module in (batch, sampling):
+        monkeypatch.setattr(module, "on_cpu", lambda device: False)
+
+
+@pytest.fixture(params=["on a CPU", "off the CPU"])
+def anywhere(request):
+    """Both branches, on a CPU."""
+    if request.param == "off the CPU":
+        request.getfixturevalue("off_the_cpu")
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A small random model: (folder, model, tokenizer)."""

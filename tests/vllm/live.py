@@ -122,6 +122,7 @@ def main(job_path: str, result_path: str) -> None:
         traces = engine.collective_rpc("ck_take_traces", args=(names,))[0]
     scheduler = core.scheduler
     result = {
+        "runner": type(core.model_executor.driver_worker.worker.model_runner).__mro__[1].__module__,
         "laps": laps,
         "traces": traces,
         "async": engine.vllm_config.scheduler_config.async_scheduling,

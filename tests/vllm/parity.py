@@ -126,8 +126,8 @@ def job(
     return {"model": folder, "engine": engine, "pairs": pairs, **more}
 
 
-def live(work: dict[str, Any], seconds: int = 900) -> dict[str, Any]:
-    """Run a job in a fresh process; return its result."""
+def live(work: dict[str, Any], seconds: int = 900, path: str = "") -> dict[str, Any]:
+    """Run a job in a fresh process; return its result. `path`: a folder of installed packages beside ours."""
     settings = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
@@ -137,6 +137,8 @@ def live(work: dict[str, Any], seconds: int = 900) -> dict[str, Any]:
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     with tempfile.TemporaryDirectory() as folder:
+        if path:
+            settings["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), path]))
         task, result = Path(folder) / "job.json", Path(folder) / "result.json"
         task.write_text(json.dumps(work))
         done = subprocess.run(

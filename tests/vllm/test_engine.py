@@ -6,8 +6,10 @@ marked `real`.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -18,9 +20,9 @@ from ckcontrol.answer import Answer
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.models.tiny import tiny_model
-from ckcontrol.policies import AnswerPolicy, names
+from ckcontrol.policies import AnswerPolicy, base, names
 
-from . import parity
+from . import parity, stumbles
 
 pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("ignore")]
 
@@ -65,6 +67,8 @@ def plain_answers(model, cases: list[parity.Case], count: int = 4) -> list[list[
 
 
 def check_empty(result: dict) -> None:
+    v2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"  # make test-vllm-v2
+    assert result["runner"].startswith("vllm.v1.worker.gpu.") is v2
     assert result["left"] == 0 and result["free"] == result["blocks"] - 1
     assert not any(lap.get("stuck") for lap in result["laps"])
 
@@ -97,7 +101,7 @@ def test_pairs_answer_as_generate_does(name: str, small, small_cases: list[parit
         torch.testing.assert_close(taus[: len(case.want)], torch.tensor(case.taus), rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.v2)])
 def test_preempted_pairs_go_on_where_they_were(asynchronous: bool, small, tight_cases: list[parity.Case]) -> None:
     """The KV cache holds two pairs or three; on a CPU asynchronous scheduling is forced, one step ahead."""
     folder, model, tokenizer = small
@@ -133,6 +137,32 @@ def test_aborted_rows_take_their_partner_and_nobody_else(small, small_cases: lis
     assert parity.differences(small_cases, result["laps"][1], 1) == []  # the next lap finds a clean engine
 
 
+@pytest.mark.v2
+def test_a_policy_that_raises_fails_its_own_pairs_and_nobody_else(
+    small, small_cases: list[parity.Case], tmp_path
+) -> None:
+    folder, model, tokenizer = small
+    cases = small_cases[:12]
+    engine = BASE | {"max_num_batched_tokens": 128, "max_num_seqs": 24}
+    aborts = [{"pair": 7, "role": "contextual", "after": 5}]
+    work = parity.job(folder, model, tokenizer, cases, engine, ordinary=ordinary(cases), stagger=1, aborts=aborts)
+    for i in (2, 5):
+        work["pairs"][i]["control"] = {"method": "stumbles", "label": str(i)}
+    result = parity.live(work, path=stumbles.install(tmp_path / "site"))
+    check_empty(result)
+    lap = result["laps"][0]
+    wrong = {int(text.split()[1].rstrip(":")) for text in parity.differences(cases, lap)}
+    assert {2, 5} <= wrong <= {2, 5, 7}
+    assert [lap["outputs"][f"0-o{i}"]["ids"] for i in range(4)] == plain_answers(model, cases)
+    for i in (2, 5):
+        told = result["traces"][f"0-{i}-" + "x" * 8]
+        rows = [lap["outputs"][f"0-{i}-{role}"] for role in ("contextual", "parametric")]
+        at = len(rows[0]["ids"]) - 1
+        assert told["failed"] == f"steering by 'stumbles' failed at token {at}: KeyError: 'no such mood'"
+        assert rows[0]["ids"] == rows[1]["ids"] and len(told["rows"]) == at and 1 <= at <= 3
+        assert rows[0]["reason"] == rows[1]["reason"] == "stop"
+
+
 def test_ordinary_requests_get_the_same_bits_as_from_an_engine_without_us(
     small, small_cases: list[parity.Case]
 ) -> None:
@@ -156,21 +186,27 @@ def test_ordinary_requests_beside_pairs_are_those_of_an_engine_without_us(
 
 
 @pytest.fixture(scope="module")
-def steered(small):
+def steered(small, tmp_path_factory):
     """The front door, in this process; its cache holds one short pair, or the longest prompt alone."""
     from ckcontrol.vllm import SteeredLLM
 
-    with SteeredLLM(
-        small[0],
-        Control(alpha=0.2),
-        on_lost="contextual",
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=512,
-        block_size=32,
-        num_gpu_blocks_override=17,
-    ) as llm:
-        yield llm
+    site = stumbles.install(tmp_path_factory.mktemp("installed") / "site")
+    with pytest.MonkeyPatch.context() as here:  # a third party's policy, for this engine's processes
+        here.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), site])))
+        here.setattr(sys, "path", [*sys.path, site])
+        importlib.invalidate_caches()
+        with SteeredLLM(
+            small[0],
+            Control(alpha=0.2),
+            on_lost="contextual",
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=512,
+            block_size=32,
+            num_gpu_blocks_override=17,
+        ) as llm:
+            yield llm
+    base._REGISTRY.pop("stumbles", None)
 
 
 ITEMS = [("Who?", ["Ann wrote it in May."]), {"question": "When?", "passages": ["In June."]}, "Where?"]
@@ -178,6 +214,7 @@ ASKED = [("Who?", ["Ann wrote it in May."]), ("When?", ["In June."]), ("Where?",
 CONTROLS = [Control(alpha=0.2), Control(method="cad", alpha=0.3, candidates=4), Control(alpha=0.2)]
 
 
+@pytest.mark.v2
 def test_steered_llm_gives_the_answers_of_generate(small, steered) -> None:
     from ckcontrol.errors import PromptTooLong, ServingError
     from ckcontrol.vllm import SteeredLLM
@@ -200,6 +237,24 @@ def test_steered_llm_gives_the_answers_of_generate(small, steered) -> None:
         steered.generate([("Who?", ["x" * 600])])
 
 
+@pytest.mark.v2
+def test_steered_llm_says_which_item_a_policy_failed_and_keeps_the_others(small, steered) -> None:
+    from ckcontrol.errors import ServingError
+
+    _, model, tokenizer = small
+    controls = [CONTROLS[0], Control("stumbles"), CONTROLS[2]]
+    said = r"item 1: steering by 'stumbles' failed at token [123]: KeyError: 'no such mood'\. .*error\.partial"
+    with pytest.raises(ServingError, match=said) as error:
+        steered.generate(ITEMS, control=controls, max_new_tokens=9)
+    assert error.value.partial is not None and 2 <= len(error.value.partial[1].token_ids) <= 4
+    for i in (0, 2):
+        want = generate(model, tokenizer, *ASKED[i], control=CONTROLS[i], max_new_tokens=9)
+        assert error.value.partial[i].token_ids == want.token_ids
+    again = steered.generate(ITEMS[:1], control=CONTROLS[0], max_new_tokens=9)
+    assert again[0].token_ids == error.value.partial[0].token_ids
+
+
+@pytest.mark.v2
 def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steered, monkeypatch) -> None:
     """Each draft is a pair; all are in one batch with items that have none."""
     from ckcontrol.vllm.offline import jobs
@@ -229,6 +284,24 @@ def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steer
     )
     assert steered.generate(items, control=controls, **options) == got, "the same, a few at a time"
     assert steered.generate(["Where?"], control=Control("dial", alpha=0.7))[0].drafts == ()
+
+
+def test_steered_llm_ends_answers_at_stop_texts_as_generate_does(small, steered) -> None:
+    """Both rows of a pair, and of each draft, stop at the same token; an item without passages does too."""
+    _, model, tokenizer = small
+    controls = [Control(alpha=0.1), Control("dial", 0.7), Control("cad", 0.3), Control("off")]
+    items = [("Who did it?", ["It was the postman."]), ("Where?", ["Here. " * 5]), ("When?", ["Then."]), ("How?", [])]
+    options = {"max_new_tokens": 24}
+    free = [generate(model, tokenizer, *item, control=c, **options) for item, c in zip(items, controls, strict=True)]
+    stop = [c for answer in free for c in answer.text[6:] if c.isascii() and c.isalnum()][:3]
+    assert stop
+    got = steered.generate(items, control=controls, stop=stop, trace=True, **options)
+    for answer, item, control in zip(got, items, controls, strict=True):
+        want = generate(model, tokenizer, *item, control=control, stop=stop, **options)
+        assert (answer.text, answer.token_ids, answer.finish_reason) == (want.text, want.token_ids, want.finish_reason)
+        assert [(d.text, d.given) for d in answer.drafts] == [(d.text, d.given) for d in want.drafts]
+        assert len(answer.tokens) == len(answer.token_ids)
+    assert any(len(a.token_ids) < len(b.token_ids) for a, b in zip(got, free, strict=True)) and not steered.lost
 
 
 def test_steered_llm_applies_masks_as_pruned_does(small, steered) -> None:

@@ -35,6 +35,7 @@ def batch(masks: list[str | None], lengths: list[int]) -> dict[str, Any]:
     }
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return {
+        "device": torch.device("cpu"),
         "requests": requests,
         "input_batch": SimpleNamespace(req_ids=names),
         "query_start_loc": SimpleNamespace(np=starts),

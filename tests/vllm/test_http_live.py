@@ -24,6 +24,8 @@ import pytest
 import ckcontrol as ck
 from ckcontrol.heads import HeadMask, pruned
 
+from . import stumbles
+
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "Which river runs through Orvendale?"
 PASSAGES = ["The Tellin runs through Orvendale. " * 3, "Marrowick lies on the Vess."]
@@ -48,7 +50,8 @@ def url(small: Any, vllm_here: None, tmp_path_factory: pytest.TempPathFactory) -
         "m",
     ]
     log = tmp_path_factory.mktemp("server") / "log"
-    given = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    site = stumbles.install(tmp_path_factory.mktemp("installed") / "site")  # a third party's policy
+    given = {"PYTHONPATH": os.pathsep.join([str(ROOT), site, *filter(None, [os.environ.get("PYTHONPATH")])])}
     given |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("wb") as file:
         server = subprocess.Popen(line, env={**os.environ, **given}, stdout=file, stderr=subprocess.STDOUT)
@@ -69,14 +72,19 @@ def url(small: Any, vllm_here: None, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def post(url: str, body: dict[str, Any], path: str = "/v1/chat/completions") -> tuple[int, Any]:
+    status, text = raw(url, body, path)
+    return status, json.loads(text)
+
+
+def raw(url: str, body: dict[str, Any], path: str = "/v1/chat/completions") -> tuple[int, str]:
     request = urllib.request.Request(
         url + path, json.dumps({"model": "m", **body}).encode(), {"content-type": "application/json"}
     )
     try:
         with urllib.request.urlopen(request, timeout=300) as reply:
-            return reply.status, json.loads(reply.read())
+            return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+        return error.code, error.read().decode()
 
 
 def steered(tokens: int = 24, **fields: Any) -> dict[str, Any]:
@@ -181,13 +189,9 @@ def test_drafts_are_those_of_the_transformers_engine(url: str, small: Any) -> No
 def test_streams_hold_the_same_text_and_one_ck(url: str, control: dict[str, Any]) -> None:
     body = steered(ck=control | {"trace": False})
     whole = post(url, body)[1]["choices"][0]["message"]["content"]
-    request = urllib.request.Request(
-        url + "/v1/chat/completions",
-        json.dumps({"model": "m", "stream": True, **body}).encode(),
-        {"content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=300) as reply:
-        events = [line[6:] for line in reply.read().decode().split("\n") if line.startswith("data: ")]
+    status, text = raw(url, {"stream": True, **body})
+    events = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
+    assert status == 200
     assert events.pop() == "[DONE]"
     chunks = [json.loads(event) for event in events]
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole
@@ -227,6 +231,26 @@ def test_a_grammar_without_a_way_out_is_a_400(url: str, stream: bool) -> None:
     for grammar in ({"grammar": "root ::= root"}, {"json": {"$ref": "#"}}, *later):
         status, reply = post(url, steered(structured_outputs=grammar, stream=stream))
         assert status == 400 and "allows no token" in reply["error"]["message"], (grammar, reply)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_policy_that_raises_is_a_500_that_names_it_and_the_others_are_answered(
+    url: str, small: Any, stream: bool
+) -> None:
+    got: dict[str, Any] = {}
+    body = steered(ck={"method": "stumbles", "label": str(stream)}, stream=stream)
+    threads = [
+        threading.Thread(target=lambda: got.update(bad=raw(url, body))),
+        threading.Thread(target=lambda: got.update(good=post(url, steered(ck=CASES[1][0])))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    status, text = got["bad"]
+    assert re.search(r"steering by 'stumbles' failed at token [123]: KeyError: 'no such mood'", text), text
+    assert status == (200 if stream else 500) and '"code": 500' in text, "the stream had begun"
+    assert ids(got["good"]) == expected(small, *CASES[1])
 
 
 def test_ordinary_requests_are_greedy_as_ever_even_with_arguments_of_ours(url: str, small: Any) -> None:

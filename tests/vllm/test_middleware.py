@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -268,3 +269,45 @@ def test_other_connections_pass() -> None:
     asyncio.run(CKMiddleware(app, Limits())({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     asyncio.run(CKMiddleware(app, Limits())({"type": "websocket", "path": "/"}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan", "websocket"]
+
+
+THOUGHT = ["<th", "ink>\n", "Is it ", "Rome?\n", "</thi", "nk>\n\n", "Orvendale", " is a town."]
+
+
+@pytest.mark.parametrize("source", ["passages", "messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_stands_beside_the_content_of_a_chat(source: str, stream: bool) -> None:
+    inner = Inner()
+    inner.texts[""] = THOUGHT
+    given = {"passages": ["Orvendale is a town."]} if source == "passages" else {"messages": QUESTION}
+    got, _ = run(chat(ck=given | {"alpha": 0.3}, stream=stream), inner=inner)
+    parts = [event["choices"][0]["delta"] for event in got.events] if stream else [got.json["choices"][0]["message"]]
+    told = {
+        name: "".join(part.get(name) or "" for part in parts) for name in ("content", "reasoning_content", "reasoning")
+    }
+    assert told == {"content": "Orvendale is a town.", "reasoning_content": "Is it Rome?", "reasoning": "Is it Rome?"}
+    hidden, _ = run(chat(include_reasoning=False), inner=inner)
+    assert hidden.json["choices"][0]["message"] == {"role": "assistant", "content": "Orvendale is a town."}
+
+
+def test_a_server_with_a_reasoning_parser_parts_its_own_chats_and_we_those_with_passages() -> None:
+    inner, state = Inner(), SimpleNamespace(args=SimpleNamespace(reasoning_parser="qwen3"))
+    inner.texts[""] = THOUGHT
+    theirs, _ = run(chat(ck={"messages": QUESTION, "alpha": 0.3}), inner=inner, state=state)
+    assert theirs.json["choices"][0]["message"] == {"role": "assistant", "content": "".join(THOUGHT)}
+    ours, _ = run(chat(), inner=inner, state=state)
+    assert ours.json["choices"][0]["message"]["reasoning_content"] == "Is it Rome?"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_that_the_chat_template_opened_is_known_as_one(stream: bool) -> None:
+    tokenizer = tiny_model("llama")[1]
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}{% if enable_thinking is not false %}<think>\n{% endif %}"
+    inner = Inner()
+    inner.texts[""] = THOUGHT[2:]
+    for source in ({"passages": ["It is a town."]}, {"messages": QUESTION}):
+        body = chat(ck=source | {"alpha": 0.3}, stream=stream)
+        got = asyncio.run(ask(CKMiddleware(inner, Limits(), tokenizer), body))
+        parts = [e["choices"][0]["delta"] for e in got.events] if stream else [got.json["choices"][0]["message"]]
+        assert "".join(part.get("content") or "" for part in parts) == "Orvendale is a town."
+        assert "".join(part.get("reasoning_content") or "" for part in parts) == "Is it Rome?"

@@ -1,7 +1,7 @@
 """The processor through both of vLLM's interfaces, loaded by vLLM's own loaders, against ckcontrol's own loop.
 
 A fake model (logits are a fixed random table of position and stream) stands in for the engine; rows are moved, swapped,
-removed, held and repeated as the runners do. The V2 runner itself runs on an accelerator only and is not run here.
+removed, held and repeated as the runners do.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from ckcontrol import Control, GenerateOptions
 from ckcontrol.decoding.inputs import processors_for
 from ckcontrol.decoding.loop import Draw, fuse_scores
 from ckcontrol.fusion.signals import Signals
+from ckcontrol.policies import base
 from ckcontrol.vllm.contract import pair_params as params
 from ckcontrol.vllm.engine.traces import take_all
+
+from . import stumbles
 
 pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("ignore")]
 
 V, STEPS, WHERE = 400, 14, "ckcontrol.vllm:PairLogitsProcessor"
+CPU = torch.device("cpu")
 CONTROLS = [
     Control(alpha=0.2),
     Control(method="cad", alpha=0.3),
@@ -118,15 +122,15 @@ class Batch:
         self.processor.update_state(update)
 
 
-def v1_processor():
+def v1_processor(device: torch.device = CPU):
     from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
 
     (cls,) = _load_logitsprocs_by_fqcns([WHERE])
-    return cls(None, torch.device("cpu"), False)
+    return cls(None, device, False)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_v1_pairs_answer_as_the_loop_does_whatever_happens_to_the_batch(seed: int) -> None:
+def test_v1_pairs_answer_as_the_loop_does_whatever_happens_to_the_batch(seed: int, anywhere: None) -> None:
     r, processor = random.Random(seed), v1_processor()
     assert not processor.is_argmax_invariant() and not processor.v2
     batch, pairs = Batch(processor, seed), [Pair(i + seed) for i in range(6)]
@@ -161,7 +165,7 @@ def test_v1_pairs_answer_as_the_loop_does_whatever_happens_to_the_batch(seed: in
     assert all(len(found[p.name]["rows"]) == STEPS and found[p.name]["broken"] == "" for p in pairs)
 
 
-def test_v1_forgotten_states_are_rebuilt_from_the_output() -> None:
+def test_v1_forgotten_states_are_rebuilt_from_the_output(anywhere: None) -> None:
     processor, pair = v1_processor(), Pair(6)  # sampled with a penalty, or a penalty alone
     for step in range(STEPS):
         processor._states.clear()
@@ -206,20 +210,20 @@ def test_fused_log_probabilities_are_handed_back_where_the_engine_returns_proces
 # --- V2 -----------------------------------------------------------------------------------------------------------
 
 
-def v2_processor(slots: int, longest: int):
+def v2_processor(slots: int, longest: int, device: torch.device = CPU):
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcRequestState
     from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
 
     (cls,) = _load_v2_logitsprocs_by_fqcns([WHERE])
     lengths = np.zeros(slots, dtype=np.int32)
     state = LogitsProcRequestState(
-        device=torch.device("cpu"),
+        device=device,
         max_num_reqs=slots,
         vocab_size=V,
-        all_token_ids=SimpleNamespace(gpu=torch.zeros(slots, longest, dtype=torch.int32)),
+        all_token_ids=SimpleNamespace(gpu=torch.zeros(slots, longest, dtype=torch.int32, device=device)),
         prompt_len=SimpleNamespace(np=lengths),
         prefill_len=SimpleNamespace(np=lengths.copy()),
-        total_len=SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32)),
+        total_len=SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32, device=device)),
     )
     return cls(None, state), state
 
@@ -232,7 +236,7 @@ def context(slots: list[int], lengths: list[int]):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_v2_pairs_answer_as_the_loop_does_whatever_happens_to_the_slots(seed: int) -> None:
+def test_v2_pairs_answer_as_the_loop_does_whatever_happens_to_the_slots(seed: int, anywhere: None) -> None:
     r = random.Random(seed)
     processor, state = v2_processor(20, 200)
     assert processor.v2
@@ -321,3 +325,116 @@ def test_both_front_ends_refuse_what_pairs_cannot_honour() -> None:
             check(bad)
         with pytest.raises(ValueError):
             PairLogitsProcessor.validate_params(bad)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+class Fixed:
+    """A batch that stays as it is: the pairs' rows, contextual before parametric, then two of others; V1 or V2."""
+
+    def __init__(self, pairs: list[Pair], v2: bool) -> None:
+        self.pairs = pairs
+        self.places = [(pair, role) for pair in pairs for role in params.ROLES]
+        count = len(self.places)
+        if v2:
+            self.processor, self.state = v2_processor(count + 2, 200)
+        else:
+            self.processor, self.state = v1_processor(), None
+        added = []
+        for i, (pair, role) in enumerate(self.places):
+            asked = pair.sampling(role)
+            asked._all_stop_token_ids.add(END)
+            added.append((i, asked, pair.prompt[role], pair.output[role]))
+            if v2:
+                ids = pair.prompt[role]
+                self.state.prompt_len.np[i] = len(ids)
+                self.state.all_token_ids.gpu[i, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+                self.processor.add_request(i, asked)
+        if not v2:
+            self.processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+
+    def step(self) -> None:
+        """One token for everybody; the rows of others must be as they were."""
+        logits = torch.randn(len(self.places) + 2, V)
+        for i, (pair, role) in enumerate(self.places):
+            logits[i] = pair.logits[role][len(pair.output[role])]
+        where = None
+        if self.state is not None:
+            lengths = [len(p.prompt[role]) + len(p.output[role]) for p, role in self.places]
+            where = context([*range(len(self.places)), 90, 91], [*lengths, 3, 3])
+        after = self.processor.apply(logits.clone(), where)
+        check_rows(logits, after, [len(logits) - 2, len(logits) - 1])
+        for i, (pair, role) in enumerate(self.places):
+            token = int(after[i].argmax())
+            assert int((after[i] > -torch.inf).sum()) == 1
+            if self.state is not None:
+                self.state.all_token_ids.gpu[i, len(pair.prompt[role]) + len(pair.output[role])] = token
+            pair.output[role].append(token)
+
+
+END = 17
+
+
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize("how", ["decide", "shape", "neutral"])
+def test_a_policy_that_raises_fails_its_own_pairs(
+    how: str, v2: bool, anywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(base._REGISTRY, "stumbles", stumbles.Stumbles)
+    stumbles._CALLS.clear()
+    pairs = [Pair(i) for i in range(8)]
+    for i, name in ((2, "a"), (5, "b")):  # among others, penalised ones too, which must not remember the step twice
+        pairs[i].control = Control("stumbles", how=how, label=name, patience=3)
+        pairs[i].options = GenerateOptions()
+    batch = Fixed(pairs, v2)
+    for _ in range(STEPS):
+        batch.step()
+    told = take_all([pair.name for pair in pairs])
+    at = 0 if how == "neutral" else 3
+    for i, pair in enumerate(pairs):
+        assert pair.output["contextual"] == pair.output["parametric"]
+        if i not in (2, 5):
+            assert pair.output["contextual"] == pair.want and "failed" not in told[pair.name], i
+            assert len(told[pair.name]["rows"]) == STEPS
+            continue
+        assert pair.output["contextual"][at:] == [END] * (STEPS - at)
+        assert END not in pair.output["contextual"][:at] and len(told[pair.name]["rows"]) == at
+        assert told[pair.name]["failed"].startswith(f"steering by 'stumbles' failed at token {at}: ")
+        assert {"decide": "KeyError: 'no such mood'", "shape": "RuntimeError: ", "neutral": "ZeroDivisionError: "}[
+            how
+        ] in told[pair.name]["failed"]
+
+
+def test_running_out_of_memory_is_no_fault_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a device that has failed: vLLM must learn of both."""
+    monkeypatch.setitem(base._REGISTRY, "stumbles", stumbles.Stumbles)
+    for error in (torch.OutOfMemoryError("full"), torch.AcceleratorError("gone")):
+
+        def raises(self: object, signals: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(stumbles.Stumbles, "decide", raises)
+        for count in (1, 3):
+            pairs = [Pair(i) for i in range(count)]
+            pairs[0].control = Control("stumbles")
+            with pytest.raises(type(error)):
+                Fixed(pairs, False).step()
+
+
+def test_parameters_that_only_the_worker_cannot_read_end_their_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed policy that this process alone lacks: not unsteered answers, and not the engine's end."""
+    monkeypatch.setitem(base._REGISTRY, "stumbles", stumbles.Stumbles)
+    pairs = [Pair(0), Pair(1)]
+    pairs[1].control = Control("stumbles")
+    rows = [(p, role, p.sampling(role)) for p in pairs for role in params.ROLES]
+    monkeypatch.undo()
+    params._KEPT.clear()
+    processor = v1_processor()
+    for _, _, asked in rows:
+        asked._all_stop_token_ids.add(END)
+    added = [(i, asked, p.prompt[role], []) for i, (p, role, asked) in enumerate(rows)]
+    processor.update_state(SimpleNamespace(removed=[], added=added, moved=[]))
+    after = processor.apply(torch.stack([p.logits[role][0] for p, role, _ in rows]))
+    assert after.argmax(-1).tolist() == [pairs[0].want[0]] * 2 + [END] * 2
+    assert "unknown method 'stumbles'" in take_all([pairs[1].name])[pairs[1].name]["failed"]

@@ -46,6 +46,8 @@ def test_what_the_user_sets_is_not_set_again(capsys: pytest.CaptureFixture[str])
 
 def test_heads_need_eager_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--enforce-eager" in printed(capsys, "--heads")
+    assert serve_vllm.command("M", [], heads=True)[1]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in serve_vllm.command("M", [])[1]
 
 
 def test_bounds_go_into_the_environment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from ...errors import ControlError, EvalError
 from ...views.safe_text import clean
 from .. import files, options
 from ..bars import Bars
+from ..words import TextCommand
 
 if TYPE_CHECKING:
     from ...eval.running.engine import Engine
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "run"]
 
 app = typer.Typer(
-    help="Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,7 +36,7 @@ Url = Annotated[
 ]
 
 
-@app.command("run")
+@app.command("run", cls=TextCommand)
 def run(
     out: Out,
     tasks: Tasks,
@@ -156,8 +156,8 @@ def _alphas(text: str) -> list[float]:
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found:
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):  # before anything is asked of a model
         raise EvalError(f"--shard {text!r} is not a shard.", "Write --shard 1/4 for the first of four.")
     return int(found[1]), int(found[2])
 
@@ -187,7 +187,7 @@ def _say(text: str) -> None:
     typer.echo(clean(text, 4000), err=True)
 
 
-@app.command("merge")
+@app.command("merge", cls=TextCommand)
 def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that hold one run's shards.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the whole run goes.")],
@@ -199,7 +199,7 @@ def merge(
     _say(f"Wrote {out / 'results.json'}")
 
 
-@app.command("report")
+@app.command("report", cls=TextCommand)
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
     out: Annotated[
@@ -213,7 +213,7 @@ def report(
     typer.echo(str(write_report(folders, out, items=items)))
 
 
-@app.command("build-conflicts")
+@app.command("build-conflicts", cls=TextCommand)
 def build_conflicts(
     facts: Annotated[Path, typer.Argument(metavar="FACTS", help="JSON lines: relation, subject, answer, question.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the records go.")],

@@ -12,6 +12,7 @@ from ...views.safe_text import clean
 from .. import options
 from ..bars import Bars
 from ..files import check_writable
+from ..words import TextCommand
 from .show import best_heads, figures, print_heads
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "find", "summary"]
 
 app = typer.Typer(
-    help="Attention heads that speak for memory or for the context.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,7 +30,7 @@ Facts = Annotated[Path, typer.Option("--facts", metavar="FILE", help="JSON lines
 Relations = Annotated[list[str], typer.Option("--relation", help="Use only this relation. Repeatable.")]
 
 
-@app.command("find")
+@app.command("find", cls=TextCommand)
 def find(
     facts: Facts,
     model: options.Model = "demo",

@@ -58,26 +58,15 @@ class Patched:
     Attributes:
         base: Logits of the targets on the unpatched row, [N, K].
         logits: Logits of the targets with head (l, h) patched, [N, L, H, K].
-        base_norm: logsumexp over the vocabulary on the unpatched row, [N]; None unless requested.
-        norms: The same with head (l, h) patched, [N, L, H]; None unless requested.
     """
 
     base: Tensor
     logits: Tensor
-    base_norm: Tensor | None = None
-    norms: Tensor | None = None
 
     @property
     def change(self) -> Tensor:
         """Change of each target's logit, [N, L, H, K]."""
         return self.logits - self.base[:, None, None]
-
-    @property
-    def log_prob_change(self) -> Tensor:
-        """Change of each target's log-probability, [N, L, H, K]; needs ``norms=True``."""
-        if self.norms is None or self.base_norm is None:
-            raise ValueError("no log-probabilities were computed: call sweep(..., norms=True).")
-        return self.change - (self.norms - self.base_norm[:, None, None])[..., None]
 
 
 @torch.no_grad()
@@ -109,7 +98,7 @@ def capture(model: PreTrainedModel, layout: HeadLayout, batch: Batch) -> Capture
 
 
 @torch.no_grad()
-def sweep(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tensor, *, norms: bool = False) -> Patched:
+def sweep(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tensor) -> Patched:
     """Patch every head of every layer, each by itself, in one pass up the model.
 
     Args:
@@ -117,7 +106,6 @@ def sweep(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tensor
         clean: `capture` of the prompts, N rows.
         corrupted: Heads of the corrupted prompts, [N, L, H, d_h], or anything that broadcasts to it (a mean, zero).
         targets: Token ids whose logits are read, [N, K] int64.
-        norms: Compute logsumexp over the vocabulary too (one more product, of L*H rows with the output embedding).
     """
     change = corrupted - clean.heads
     count, heads = clean.stream.shape[0], layout.heads
@@ -135,7 +123,7 @@ def sweep(layout: HeadLayout, clean: Capture, corrupted: Tensor, targets: Tensor
         if not layout.parallel:
             live = rows[: seen + heads]
             live += _through(block.feed_forward, live)
-    return _read(layout, rows, targets, norms)
+    return _read(layout, rows, targets)
 
 
 @torch.no_grad()
@@ -228,36 +216,17 @@ def _through(chain: Sequence[nn.Module], rows: Tensor) -> Tensor:
 def _logits(layout: HeadLayout, rows: Tensor, targets: Tensor) -> Tensor:
     """Logits of each prompt's targets, [R, N, d] and [N, K] -> [R, N, K], in the rows' dtype."""
     ends = _through(layout.final, rows)
-    weight, bias = _unembedding(layout)
+    unembed: Any = layout.unembed
+    weight, bias = unembed.weight, unembed.bias
     logits = torch.einsum("rnd,nkd->rnk", ends, weight[targets].to(ends.dtype))
     if bias is not None:
         logits = logits + bias[targets].to(ends.dtype)
-    return _capped(layout, logits)
-
-
-def _read(layout: HeadLayout, rows: Tensor, targets: Tensor, norms: bool = False) -> Patched:
-    logits = _logits(layout, rows, targets)
-    base, patched = logits[0], _by_head(layout, logits[1:])
-    if not norms:
-        return Patched(base, patched)
-    weight, bias = _unembedding(layout)
-    totals = []
-    for start in range(0, len(rows), 64):  # each row spans the vocabulary: few at a time
-        part = rows[start : start + 64]
-        full = _through(layout.final, part) @ weight.to(part.dtype).t()
-        full = _capped(layout, full if bias is None else full + bias.to(full.dtype))
-        totals.append(full.logsumexp(-1))
-    total = torch.cat(totals)[..., None]
-    return Patched(base, patched, total[0, :, 0], _by_head(layout, total[1:])[..., 0])
-
-
-def _unembedding(layout: HeadLayout) -> tuple[Tensor, Tensor | None]:
-    unembed: Any = layout.unembed
-    return unembed.weight, unembed.bias
-
-
-def _capped(layout: HeadLayout, logits: Tensor) -> Tensor:
     return logits if layout.softcap is None else layout.softcap * torch.tanh(logits / layout.softcap)
+
+
+def _read(layout: HeadLayout, rows: Tensor, targets: Tensor) -> Patched:
+    logits = _logits(layout, rows, targets)
+    return Patched(logits[0], _by_head(layout, logits[1:]))
 
 
 def _by_head(layout: HeadLayout, values: Tensor) -> Tensor:

@@ -67,8 +67,15 @@ def pack(entries: Entries) -> str:
 
 
 def unpack(text: str) -> Entries:
-    """Return what `pack` was given."""
-    return tuple((int(layer), int(head), float(factor)) for layer, head, factor in json.loads(text))
+    """Return what `pack` was given.
+
+    Raises:
+        ServingError: It is not that; nothing else is raised, whatever the input.
+    """
+    try:
+        return tuple((int(layer), int(head), float(factor)) for layer, head, factor in json.loads(text))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ServingError("ckheads is not a packed head mask.", "Take it from ckcontrol.vllm.masked.") from error
 
 
 def salt(entries: Entries, given: str | None = None) -> str:

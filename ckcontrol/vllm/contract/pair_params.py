@@ -299,8 +299,10 @@ def _parsed(key: str, text: str) -> Control | GenerateOptions:
         control = Control.from_dict(data)
         drafts(control)  # an installed policy's own error would end the engine later
         return control
-    except (CKError, TypeError, ValueError, OverflowError) as error:
+    except CKError as error:
         raise ServingError(f"{key}: {error}") from error
+    except Exception as error:  # whatever an installed policy's constructor raises
+        raise ServingError(f"{key}: {type(error).__name__}: {error}") from error
 
 
 def _short(key: str, text: Any) -> str:

@@ -18,7 +18,7 @@ from ...decoding.recorder import measure
 from ...fusion.distributions import log_probs, nonfinite_rows
 from ..contract.pair_params import CONTEXTUAL, PairParams
 from .blocks import Block, Fused, arrange, fuse_blocks
-from .sampling import Noise, Warp
+from .sampling import Noise, Warp, on_cpu, sent
 from .traces import TraceStore
 
 __all__ = ["BatchPlan", "EngineRow", "Member", "PairState", "make_plans", "pair_up"]
@@ -70,13 +70,14 @@ class PairState:
 
 @dataclass(eq=False)
 class Member:
-    """A pair in a batch: its contextual row, its parametric row, their places, its state."""
+    """A pair in a batch: its contextual row, its parametric row, their places, its state, its output position."""
 
     ctx: EngineRow
     par: EngineRow
     at_ctx: int
     at_par: int
     state: PairState
+    position: int = -1
 
 
 class BatchPlan:
@@ -92,14 +93,14 @@ class BatchPlan:
         order, self.blocks = _arranged(members)
         self.members = members = [members[i] for i in order]
         self.places = [m.at_ctx for m in members] + [m.at_par for m in members]
-        self.rows = torch.tensor(self.places, dtype=torch.long, device=device)
+        self.rows = sent(self.places, torch.long, device)
         self.count = len(members)
         options = [m.ctx.ck.options for m in members]
         self.warp = Warp(options, [m.state.noise for m in members], device)
-        self.ends = torch.tensor([m.ctx.end for m in members], dtype=torch.long, device=device)
+        self.ends = sent([m.ctx.end for m in members], torch.long, device)
         self.traced = [i for i, m in enumerate(members) if m.ctx.ck.trace]
         asked = [i for i, m in enumerate(members) if soft and m.ctx.logprobs and not m.ctx.ck.options.do_sample]
-        self.soft = torch.tensor(asked, dtype=torch.long, device=device) if asked else None
+        self.soft = sent(asked, torch.long, device) if asked else None
         zero = torch.zeros((), dtype=torch.uint8, device=device)
         self.broken = torch.stack([zero if m.state.broken is None else m.state.broken for m in members])
         self.seen: Tensor | None = None
@@ -132,13 +133,14 @@ class BatchPlan:
         tokens = self.warp.draw(scores, [positions[i] for i in self.warp.sampled])
         tokens = torch.where(bad, self.ends, tokens)
         self.broken.copy_(torch.where(self.broken == 0, broken, self.broken))
-        if self.seen is not None:
-            self._remember(tokens, positions)
         if self.traced:
             table = _table(fused, tokens, scores)
             for i in self.traced:
                 store.add(self.members[i].ctx.ck.pair, positions[i], table, i)
-        if logits.device.type == "cpu":  # whole rows at a time
+        if self.seen is not None:
+            self._remember(tokens, positions)
+        # No policy has a say from here on: where one raised, the logits are as they were, to be tried apart.
+        if on_cpu(logits.device):  # whole rows at a time
             for place in self.places:
                 logits[place] = -torch.inf
         else:
@@ -166,7 +168,7 @@ class BatchPlan:
 
 
 def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[BatchPlan]:
-    """Return the plans of all pairs of a batch: one; on a CPU one per few pairs, of one kind where possible.
+    """Return the plans of the pairs of a batch: one; on a CPU one per few pairs, of one kind where possible; or none.
 
     Args:
         members: The pairs, in any order.
@@ -174,7 +176,7 @@ def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[Ba
         soft: As in `BatchPlan`.
     """
     order, _ = _arranged(members)
-    most = max(1, _TOGETHER // logits.shape[-1]) if logits.device.type == "cpu" else len(members)
+    most = max(1, _TOGETHER // logits.shape[-1] if on_cpu(logits.device) else len(members))
     sorted_ = [members[i] for i in order]
     return [BatchPlan(sorted_[i : i + most], logits.device, soft) for i in range(0, len(sorted_), most)]
 

@@ -8,14 +8,16 @@ so every mask has a ``cache_salt`` of its own, which the front end sets (`head_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...heads.families import FAMILIES
-from ..contract.head_masks import Entries, pack, salt, unpack
+from ..contract.head_masks import pack, salt, unpack
 from ..contract.json_values import HEADS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ...heads.mask import HeadMask
@@ -79,19 +81,22 @@ def _refill(scales: Scales, runner: Any, heads: int) -> None:
         request = runner.requests.get(name)
         given = getattr(getattr(request, "sampling_params", None), "extra_args", None)
         if given and HEADS in given:
-            for layer, factors in _rows(unpack(given[HEADS]), heads):
+            for layer, factors in _factors(given[HEADS], heads, runner.device):
                 scales.setdefault(layer, []).append((int(starts[i]), int(starts[i + 1]), factors))
 
 
-def _rows(entries: Entries, heads: int) -> Iterable[tuple[int, Tensor]]:
-    """Yield the factors of each touched layer, [H] float32."""
+@lru_cache(maxsize=256)
+def _factors(mask: str, heads: int, device: torch.device) -> tuple[tuple[int, Tensor], ...]:
+    """Return the factors of each layer that a packed mask touches, [H] float32; sent to the device once."""
     import torch
 
-    found: dict[int, Tensor] = {}
-    for layer, head, factor in entries:
+    from .sampling import sent
+
+    found: dict[int, list[float]] = {}
+    for layer, head, factor in unpack(mask):
         if head < heads:
-            found.setdefault(layer, torch.ones(heads))[head] = factor
-    yield from found.items()
+            found.setdefault(layer, [1.0] * heads)[head] = factor
+    return tuple((layer, sent(factors, torch.float32, device)) for layer, factors in found.items())
 
 
 def _hook(layer: int, scales: Scales, heads: int) -> Callable[..., Any]:

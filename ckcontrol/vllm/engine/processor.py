@@ -2,8 +2,9 @@
 
 One class for both of vLLM's interfaces, because since 0.31 the GPU runner ("V2") has a different one from the CPU
 runner ("V1"); each is built, told of requests and asked for logits in its own way. It touches neither rows of ordinary
-requests nor a row whose partner is not in the batch: that one is prefilling, and its sample is thrown away. Knows
-vLLM's interfaces; what is done to the pairs is in batch.py.
+requests nor a row whose partner is not in the batch: that one is prefilling, and its sample is thrown away. An
+exception out of here would end the engine for everybody: a pair whose policy raises fails alone, with a sentence that
+its request is told. Knows vLLM's interfaces; what is done to the pairs is in batch.py.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from vllm.logger import init_logger
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
-from ..contract.pair_params import read
+from ...control import Control
+from ...decoding.options import GenerateOptions
+from ...errors import ServingError
+from ..contract.head_masks import unpack
+from ..contract.json_values import HEADS
+from ..contract.pair_params import PairParams, read
 from . import compat
 from .batch import BatchPlan, EngineRow, Member, PairState, make_plans, pair_up
-from .sampling import Noise
+from .sampling import Noise, sent
 from .traces import TraceStore
 
 try:
@@ -35,6 +41,8 @@ except ImportError:  # before 0.31 custom processors had one interface
 __all__ = ["PairLogitsProcessor"]
 
 logger = init_logger(__name__)
+# What no pair is at fault for: memory, and an accelerator that has failed and would fail at every further operation.
+_FATAL = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
@@ -52,9 +60,12 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         self.store = TraceStore()
         self._requests: Any = rest[0] if self.v2 else None
         self._rows: dict[int, EngineRow] = {}  # by batch index (V1) or by slot (V2)
-        self._plans: list[BatchPlan] | None = None
-        self._layout: bytes | None = None
+        self._members: list[Member] | None = None  # the complete pairs of the layout
+        self._plans: list[BatchPlan] | None = None  # of the members in `_planned`
+        self._planned: list[Member] = []
+        self._layout: bytes | int | None = None
         self._states: OrderedDict[str, PairState] = OrderedDict()
+        self._failed: OrderedDict[str, None] = OrderedDict()  # pairs that are ended as soon as both rows are there
         self._limit = 512
         self._soft = False
         self._vocab_size: int | None = None
@@ -66,14 +77,17 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse, in the front end, a request that claims to be a row of a pair and is not.
+        """Refuse, in the front end, a request that claims to be a row of a pair, or to have a head mask, and is not.
 
         Raises:
             ServingError: A ValueError, which vLLM answers with a 400.
         """
-        row = read(sampling_params.extra_args)
+        args = sampling_params.extra_args
+        row = read(args)
         if row is not None:
             compat.check_row(sampling_params, row)
+        if args and HEADS in args:
+            unpack(args[HEADS])
 
     # --- the V1 runner --------------------------------------------------------------------------------------------
 
@@ -101,13 +115,13 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             if other is not None and way == MoveDirectionality.SWAP:
                 rows[source] = other
         if before or rows:
-            self._plans = None
+            self._members = None
 
     # --- the V2 runner --------------------------------------------------------------------------------------------
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Note what a slot now holds; return whether it is a row of a pair."""
-        self._plans = None
+        self._members = None
         row = self._row(sampling_params)
         if row is None:
             self._rows.pop(req_idx, None)
@@ -130,51 +144,100 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         """
         if not self._rows:
             return logits
-        if ctx is None:
-            if self._plans is None:
-                self._plans = self._make([(i, row) for i, row in self._rows.items() if i < logits.shape[0]], logits)
-            lengths: Any = None
-        else:
-            layout = ctx.idx_mapping_np.tobytes()
-            if self._plans is None or layout != self._layout:
-                slots = ctx.idx_mapping_np.tolist()
-                self._plans = self._make([(i, self._rows[s]) for i, s in enumerate(slots) if s in self._rows], logits)
-                self._layout = layout
-            lengths = ctx.seq_lens_upper_bound_np
-        plans = self._plans
-        members = [member for plan in plans for member in plan.members]
-        fit = [
-            m
-            for m in members
-            if 0 <= self._position(m.ctx, m.at_ctx, lengths) == self._position(m.par, m.at_par, lengths)
-        ]
-        if len(fit) < len(members):  # both rows are there, but one is still prefilling: its sample is thrown away
-            self._plans = None
-            plans = make_plans(fit, logits, self._soft)
-        for plan in plans:
-            positions = [self._position(m.ctx, m.at_ctx, lengths) for m in plan.members]
-            for member, position in zip(plan.members, positions, strict=True):
-                if member.state.seen is not None and member.state.seen_to != position:
-                    self._recall(member, position)
-            plan.step(logits, positions, self._vocab_size, self.store)
+        layout: bytes | int = logits.shape[0]
+        lengths: Any = None
+        if ctx is not None:
+            layout, lengths = ctx.idx_mapping_np.tobytes(), ctx.seq_lens_upper_bound_np
+        if self._members is None or layout != self._layout:
+            slots = range(logits.shape[0]) if ctx is None else ctx.idx_mapping_np.tolist()
+            there = [(place, self._rows[slot]) for place, slot in enumerate(slots) if slot in self._rows]
+            self._members, self._layout, self._plans = self._paired(there, logits), layout, None
+        ready = []
+        for member in self._members:
+            member.position = self._position(member.ctx, member.at_ctx, lengths)
+            if not 0 <= member.position == self._position(member.par, member.at_par, lengths):
+                continue  # both rows are there, but one is still prefilling: its sample is thrown away
+            if member.ctx.ck.pair in self._failed:
+                _end(member, logits)
+            else:
+                ready.append(member)
+        self._plans = self._advance(ready, logits, self._plans if ready == self._planned else None)
+        self._planned = ready
         return logits
 
-    def _row(self, params: Any) -> EngineRow | None:
+    def _advance(self, members: list[Member], logits: Tensor, plans: list[BatchPlan] | None) -> list[BatchPlan] | None:
+        """Give each pair its token; return the plans, None unless all went well. Where something raises, halve."""
         try:
-            found = read(getattr(params, "extra_args", None))
-        except ValueError:  # the scheduler has refused it already; never end the engine for it
-            logger.exception("ckcontrol: a row with unreadable parameters was left alone")
+            made = self._make(members, logits) if plans is None else plans
+        except Exception as error:
+            self._apart(members, logits, error)
             return None
+        well = True
+        for plan in made:
+            try:
+                for member in plan.members:
+                    if member.state.seen is not None and member.state.seen_to != member.position:
+                        self._recall(member, member.position)
+                plan.step(logits, [m.position for m in plan.members], self._vocab_size, self.store)
+            except Exception as error:
+                self._apart(plan.members, logits, error)
+                well = False
+        return made if well else None
+
+    def _apart(self, members: Sequence[Member], logits: Tensor, error: Exception) -> None:
+        """Step the halves of what failed together; what fails alone is ended, and its request told."""
+        if len(members) == 1:
+            self._fail(members[0].ctx.ck, error, members[0].position)
+            _end(members[0], logits)
+            return
+        if isinstance(error, _FATAL):
+            raise error
+        logger.warning_once("ckcontrol: a step of several pairs failed and is repeated apart: %s", type(error).__name__)
+        half = len(members) // 2
+        for part in (members[:half], members[half:]):
+            self._advance(list(part), logits, None)
+
+    def _fail(self, pair: PairParams, error: Exception, position: int) -> None:
+        """Remember that a pair cannot be steered on, and why."""
+        if isinstance(error, _FATAL):
+            raise error
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        why = f"steering by {pair.control.method!r} failed at token {position}: {text}"
+        logger.error("ckcontrol: %s; the pair is ended", why, exc_info=error)
+        self._failed[pair.pair] = None
+        while len(self._failed) > self._limit:
+            self._failed.popitem(last=False)
+        self.store.fail(pair.pair, why)
+
+    def _row(self, params: Any) -> EngineRow | None:
+        args = getattr(params, "extra_args", None)
+        try:
+            found = read(args)
+        except Exception as error:  # the scheduler has refused it already; never end the engine for it
+            try:
+                found = PairParams(args.get("ck_pair", ""), args.get("ck_role", ""), Control(), GenerateOptions())
+            except (ServingError, AttributeError):
+                logger.exception("ckcontrol: a row with unreadable parameters was left alone")
+                return None
+            self._fail(found, error, 0)
         if found is None:
             return None
         ends = (*found.options.stop_token_ids, *sorted(getattr(params, "all_stop_token_ids", None) or ()))
         asked = getattr(params, "logprobs", None) is not None
         return EngineRow(found, logprobs=asked, end=ends[0] if ends else 0)
 
-    def _make(self, rows: Sequence[tuple[int, EngineRow]], logits: Tensor) -> list[BatchPlan]:
-        members = [
-            Member(ctx, par, at_ctx, at_par, self._state(ctx, logits)) for (at_ctx, ctx), (at_par, par) in pair_up(rows)
-        ]
+    def _paired(self, rows: Sequence[tuple[int, EngineRow]], logits: Tensor) -> list[Member]:
+        members = []
+        for (at_ctx, ctx), (at_par, par) in pair_up(rows):
+            try:
+                state = self._state(ctx, logits)
+            except Exception as error:
+                self._fail(ctx.ck, error, 0)
+                state = PairState(None, None, None)
+            members.append(Member(ctx, par, at_ctx, at_par, state))
+        return members
+
+    def _make(self, members: Sequence[Member], logits: Tensor) -> list[BatchPlan]:
         plans = make_plans(members, logits, self._soft)
         for member in members:
             if member.state.broken is not None:
@@ -207,7 +270,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
 
     def _prompt(self, row: EngineRow, device: torch.device) -> Tensor:
         if row.slot < 0:
-            return torch.tensor(list(row.prompt or ()), dtype=torch.long, device=device)
+            return sent(list(row.prompt or ()), torch.long, device)
         length = int(self._requests.prompt_len.np[row.slot])
         ids: Tensor = self._requests.all_token_ids.gpu[row.slot, :length]
         return ids.to(device).long()
@@ -223,12 +286,19 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
             state.seen[torch.stack(known)] = True
         if len(known) < position and row.slot < 0:
             ids = [t for t in list(row.output or ())[:position] if t >= 0]
-            state.seen[torch.tensor(ids, dtype=torch.long, device=state.seen.device)] = True
+            state.seen[sent(ids, torch.long, state.seen.device)] = True
         elif len(known) < position:
             first = int(self._requests.prompt_len.np[row.slot])
             ids_there = self._requests.all_token_ids.gpu[row.slot, first : first + position]
             state.seen[ids_there.to(state.seen.device).long()] = True
         state.seen_to = position
+
+
+def _end(member: Member, logits: Tensor) -> None:
+    """Leave both rows of a pair one token, at which vLLM ends them."""
+    for place in (member.at_ctx, member.at_par):
+        logits[place] = -torch.inf
+        logits[place, member.ctx.end] = 0
 
 
 def _known_ids(model_config: Any) -> int | None:

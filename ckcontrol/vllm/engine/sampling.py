@@ -16,10 +16,25 @@ from torch import Tensor
 from ...decoding.options import GenerateOptions
 from ...fusion.distributions import first_max
 
-__all__ = ["Noise", "Warp"]
+__all__ = ["Noise", "Warp", "on_cpu", "sent"]
 
 _BEST = 256  # tokens sorted for top-p on a CPU
 _KEPT = 4  # generator states remembered; steps further back are replayed from the seed
+
+
+def on_cpu(device: torch.device) -> bool:
+    """Return whether scores live on a CPU, where what is few at a time stays in its cache and may be looked at."""
+    return device.type == "cpu"
+
+
+def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the values as a tensor on the device, [N]; an accelerator is not waited for."""
+    if not values:
+        return torch.empty(0, dtype=dtype, device=device)
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=dtype)
+    held = torch.tensor(values, dtype=dtype, pin_memory=torch.accelerator.is_available())
+    return held.to(device, non_blocking=True)
 
 
 class Noise:
@@ -89,7 +104,7 @@ class Warp:
         self._penalty = _column([options[i].repetition_penalty for i in self.penalised], device)
         self._k_rows = _index([i for i, o in enumerate(chosen) if o.top_k], len(chosen), device)
         ks = [o.top_k for o in chosen if o.top_k]
-        self._k_most, self._k = max(ks, default=0), torch.tensor(ks, dtype=torch.long, device=device)[:, None]
+        self._k_most, self._k = max(ks, default=0), sent(ks, torch.long, device)[:, None]
         self._p_rows = _index([i for i, o in enumerate(chosen) if o.top_p < 1], len(chosen), device)
         self._p = _column([1 - o.top_p for o in chosen if o.top_p < 1], device)
 
@@ -144,7 +159,7 @@ def _nucleus(rows: Tensor, tail: Tensor) -> Tensor:
     all the rest, only the best tokens are sorted: what is left below each is known to within the rounding of that sum,
     and a row whose bound comes closer to `tail` than that, or falls between equal scores, is sorted after all.
     """
-    if rows.device.type != "cpu":
+    if not on_cpu(rows.device):
         return _sorted_nucleus(rows, tail)
     size = rows.shape[-1]
     probs = rows.softmax(-1)
@@ -172,11 +187,11 @@ def _sorted_nucleus(rows: Tensor, tail: Tensor) -> Tensor:
 
 def _index(rows: Sequence[int], of: int, device: torch.device) -> Tensor | slice:
     """Return an index tensor, or the slice of everything where that is meant."""
-    return slice(None) if len(rows) == of else torch.tensor(rows, dtype=torch.long, device=device)
+    return slice(None) if len(rows) == of else sent(rows, torch.long, device)
 
 
 def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+    return sent(values, torch.float32, device)[:, None]
 
 
 def _put(whole: Tensor, rows: Tensor | slice, part: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from ...errors import ServingError
+from ..contract.head_masks import unpack
+from ..contract.json_values import HEADS
 from ..contract.pair_params import CONTEXTUAL, PairParams, blocks_of_pair, read, sampling_of
 from . import compat
 
@@ -107,7 +108,9 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
             row = read(params.extra_args)
             if row is not None:
                 compat.check_row(params, row)
-        except ServingError as error:
+            if HEADS in params.extra_args:
+                unpack(params.extra_args[HEADS])
+        except Exception as error:  # a ServingError; or what an installed policy raised
             return self._ck_refuse(str(error), request)
         if row is None:
             super().add_request(request)

@@ -29,6 +29,7 @@ class TraceStore:
     def __init__(self) -> None:
         self._traces: OrderedDict[str, dict[int, tuple[Tensor, int]]] = OrderedDict()
         self._broken: OrderedDict[str, Tensor] = OrderedDict()
+        self._failed: OrderedDict[str, str] = OrderedDict()
         self._tokens = 0
         _STORES.add(self)
 
@@ -49,12 +50,19 @@ class TraceStore:
         if len(self._broken) > _MAX_PAIRS:
             self._broken.popitem(last=False)
 
+    def fail(self, pair: str, why: str) -> None:
+        """Remember why a pair could not be steered to its end."""
+        self._failed[pair] = why
+        if len(self._failed) > _MAX_PAIRS:
+            self._failed.popitem(last=False)
+
     def take(self, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return and forget what is known of some pairs.
 
         Returns:
             By name: ``rows``, a list of the columns of `recorder.measure` (final log-probability first) per token, in
-            order, up to the first gap; ``broken``, an element of `BROKEN`. Unknown pairs are left out.
+            order, up to the first gap; ``broken``, an element of `BROKEN`; ``failed``, a sentence, only where `fail`
+            was told one. Unknown pairs are left out.
         """
         rows: list[Tensor] = []
         counts: dict[str, int] = {}
@@ -72,6 +80,9 @@ class TraceStore:
         if marked:
             for pair, code in zip(marked, torch.stack(list(marked.values())).tolist(), strict=True):
                 found.setdefault(pair, {"rows": [], "broken": ""})["broken"] = BROKEN[code]
+        for pair in pairs:
+            if pair in self._failed:
+                found.setdefault(pair, {"rows": [], "broken": ""})["failed"] = self._failed.pop(pair)
         return found
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...answer import Draft
+from ...decoding.token_texts import split_thought
 from ...errors import ServingError
 from ..contract.choose_draft import choose_draft
 from .asgi import Route
@@ -61,6 +62,7 @@ class Drafting(Exchange):
         seconds: float,
         fetch: Callable[[str], Awaitable[Rows]],
     ) -> None:
+        self._thinking = bodies.thinking
         self._control, self._pairs, self._fetch = request.control, pairs, fetch
         super().__init__(route, bodies.contextual, bodies.parametric, seconds)
         _, *others = pairs.items()
@@ -106,7 +108,8 @@ class Drafting(Exchange):
             drafts = choose_draft(self._control, list(self._pairs), [one.ids for one in written], rows)
         except ServingError as error:
             raise Refusal(503, str(error)) from error
-        self._drafts = list(zip(drafts, (one.text for one in written), strict=True))
+        texts = [split_thought(one.text, opened=self._thinking)[0] for one in written]
+        self._drafts = list(zip(drafts, texts, strict=True))
         given = next(i for i, draft in enumerate(drafts) if draft.given)
         self.rows = rows[given]
         return written[given]

@@ -47,7 +47,8 @@ class EndedPairs:
             needed: Without an answer the request fails; otherwise it goes on, and the log says so once.
 
         Raises:
-            Refusal: The pair's logits were not finite (503), or the workers cannot be asked and `needed` (400).
+            Refusal: Its method raised (500), its logits were not finite (503), or the workers cannot be asked and
+                `needed` (400).
         """
         if self._silent and not needed:
             return []
@@ -66,6 +67,8 @@ class EndedPairs:
             return []
         finally:
             self._waiting.pop(pair, None)
+        if known.get("failed"):
+            raise Refusal(500, f"{known['failed']}.", "Use another method, or tell whoever wrote this one.")
         if known.get("broken"):
             hint = "Load the model in bfloat16 or float32; float16 overflows in many checkpoints."
             where = f"in the {known['broken']} stream"

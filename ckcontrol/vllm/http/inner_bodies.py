@@ -9,10 +9,10 @@ engines.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...decoding.prompts import build_pair
+from ...decoding.prompts import build_pair, opens_with_thought
 from ...errors import ServingError
 from ..contract.head_masks import pack, salt
 from ..contract.json_values import HEADS, integer
@@ -21,6 +21,8 @@ from .read_request import CHAT, COMPLETIONS, Steered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ...decoding.prompts import PromptPair
 
 __all__ = ["Bodies", "make_bodies", "redrafted"]
 
@@ -86,11 +88,13 @@ class Bodies:
         path: The endpoint both go to.
         contextual: Its answer is the reply.
         parametric: Its answer is thrown away.
+        thinking: The prompts end in an open thought, as far as that can be known.
     """
 
     path: str
     contextual: dict[str, Any]
     parametric: dict[str, Any]
+    thinking: bool = False
 
 
 def make_bodies(
@@ -101,7 +105,7 @@ def make_bodies(
     Args:
         request: The checked request.
         pair: The pair's name, from `params.new_pair`.
-        tokenizer: The served model's; needed with passages.
+        tokenizer: The served model's; needed with passages, and to know of a chat whether its prompt opens a thought.
         draft: One of `params.drafts`.
 
     Raises:
@@ -115,8 +119,12 @@ def make_bodies(
             body = _as_completion(body)
         path = COMPLETIONS
         body.pop("chat_template_kwargs", None)  # they are in the prompts
-        body["prompt"], other = _prompts(request, tokenizer)
+        prompts = _prompts(request, tokenizer)
+        body["prompt"], other, thinking = list(prompts.contextual), list(prompts.parametric), prompts.thinking
     else:
+        variables = body.get("chat_template_kwargs")
+        continued = bool(body.get("continue_final_message")) or tokenizer is None or path != CHAT
+        thinking = not continued and opens_with_thought(tokenizer, variables if isinstance(variables, dict) else {})
         other = request.texts.parametric
     body |= _GREEDY
     if request.heads:
@@ -125,13 +133,13 @@ def make_bodies(
     field = "messages" if path == CHAT else "prompt"
     read = {"return_token_ids": True} if request.trace or draft else {}
     parametric = {key: value for key, value in body.items() if key not in _READ} | {field: other, "stream": False}
-    return _named(Bodies(path, body | read, parametric), request, pair, draft)
+    return _named(Bodies(path, body | read, parametric, thinking), request, pair, draft)
 
 
 def redrafted(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
     """Return the bodies of another draft of the same request, whose prompts are the same; without its request id."""
     contextual = {key: value for key, value in bodies.contextual.items() if key != "request_id"}
-    return _named(Bodies(bodies.path, contextual, bodies.parametric), request, pair, draft)
+    return _named(replace(bodies, contextual=contextual), request, pair, draft)
 
 
 def _named(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
@@ -143,21 +151,20 @@ def _named(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
     arguments |= extra_args(pair, CONTEXTUAL, request.control, request.options, trace=request.trace, draft=draft)
     if request.heads:
         arguments[HEADS] = pack(request.heads)
-    return Bodies(
-        bodies.path,
-        bodies.contextual | {"vllm_xargs": arguments},
-        bodies.parametric | {"vllm_xargs": arguments | {"ck_role": PARAMETRIC}},
+    return replace(
+        bodies,
+        contextual=bodies.contextual | {"vllm_xargs": arguments},
+        parametric=bodies.parametric | {"vllm_xargs": arguments | {"ck_role": PARAMETRIC}},
     )
 
 
-def _prompts(request: Steered, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[int], list[int]]:
+def _prompts(request: Steered, tokenizer: PreTrainedTokenizerBase | None) -> PromptPair:
     if tokenizer is None:
         raise ServingError("this server cannot build prompts from passages.", "Give both: ck.prompt or ck.messages.")
     texts, template = request.texts, request.template
     if template.system is not None and (template.chat is False or not getattr(tokenizer, "chat_template", None)):
         raise ServingError("there is no chat template for the system message.", "Put its text into the question.")
-    pair = build_pair(tokenizer, texts.question, texts.passages, template=template)
-    return list(pair.contextual), list(pair.parametric)
+    return build_pair(tokenizer, texts.question, texts.passages, template=template)
 
 
 def _as_completion(chat: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class CKMiddleware:
             held = len(names)
             if request.heads:
                 await server.check_heads(request.heads)
-            tokenizer = await server.tokenizer() if request.texts.source == "passages" else None
+            tokenizer = await _tokenizer(server, request)
             if request.texts.source == "prompt":
                 await server.check_lengths(request.body)
                 await server.check_lengths({**request.body, "prompt": request.texts.parametric})
@@ -146,7 +146,13 @@ class CKMiddleware:
         """Run the pair, or one per draft, and reply; `pairs` are their names by draft, `lost` why it cannot run."""
         left = self.limits.seconds
         reply = partial(
-            SteeredReply, server, request, next(iter(pairs.values())), send=send, translated=route.path != request.path
+            SteeredReply,
+            server,
+            request,
+            next(iter(pairs.values())),
+            send=send,
+            translated=route.path != request.path,
+            thinking=bodies.thinking,
         )
         if not lost:
             if len(pairs) == 1:
@@ -160,6 +166,16 @@ class CKMiddleware:
             alone = Exchange(route, fallback.alone(bodies.contextual, request.options), None, left)
             async with alone:
                 await reply(alone, lost=lost).run()
+
+
+async def _tokenizer(server: Server, request: Steered) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer, which passages need and a chat is better told with; None where there is none."""
+    try:
+        return await server.tokenizer() if request.texts.source in ("passages", "messages") else None
+    except Refusal:
+        if request.texts.source == "passages":
+            raise
+        return None
 
 
 async def _off(size: int, function: Any, *args: Any) -> Any:

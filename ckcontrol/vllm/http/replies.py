@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...decoding.token_texts import Thoughts, split_thought
 from ...errors import CKError
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "event",
     "finish_reason",
     "is_stream",
+    "part_chunk",
+    "part_thought",
     "read_part",
     "refusal",
     "to_chat",
@@ -177,6 +180,33 @@ def to_chat_chunk(chunk: Mapping[str, Any], *, first: bool) -> dict[str, Any]:
             part["logprobs"] = _logprobs(choice["logprobs"])
         choices.append(part)
     return {**chunk, "id": _id(chunk), "object": "chat.completion.chunk", "choices": choices}
+
+
+def part_thought(reply: Mapping[str, Any], *, opened: bool, told: bool) -> None:
+    """Move the thought of a whole chat reply out of its content, and, if it is `told`, beside it."""
+    for choice in reply.get("choices", ()):
+        message = choice.get("message") or {}
+        answer, thought = split_thought(message.get("content") or "", opened=opened)
+        if thought is not None:
+            message["content"] = answer or None
+            message |= _reasoning(thought) if told else {}
+
+
+def part_chunk(chunk: Mapping[str, Any], thoughts: Thoughts, *, told: bool) -> None:
+    """As `part_thought`, with one chunk of a chat; what may still become a tag comes with a later one."""
+    for choice in chunk.get("choices", ())[:1]:
+        delta = choice.setdefault("delta", {})
+        last = choice.get("finish_reason") is not None
+        answer, thought = thoughts.feed(delta.get("content") or "", last=last)
+        if answer or "content" in delta:
+            delta["content"] = answer
+        if thought and told:
+            delta |= _reasoning(thought)
+
+
+def _reasoning(thought: str) -> dict[str, str]:
+    """Return a thought under the name that clients of most servers read, and under vLLM's own."""
+    return {"reasoning_content": thought, "reasoning": thought}
 
 
 def _id(reply: Mapping[str, Any]) -> str:

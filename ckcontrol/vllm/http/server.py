@@ -45,6 +45,11 @@ class Server:
         self._lock = asyncio.Lock()
         self._ended = EndedPairs(partial(self.call, "ck_take_traces"))
 
+    @property
+    def parses_thoughts(self) -> bool:
+        """Whether vLLM itself takes thoughts out of chats: the server was started with a reasoning parser."""
+        return bool(getattr(self._args, "reasoning_parser", None))
+
     async def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the served model's tokenizer, with the server's chat template; loaded at the first call.
 

@@ -11,13 +11,25 @@ import logging
 from contextlib import aclosing
 from typing import Any
 
+from ...decoding.token_texts import Thoughts
 from ...errors import CKError
 from .asgi import Send
 from .drafting import Drafting
 from .ended_pairs import told_trace
 from .exchange import Exchange
 from .read_request import CHAT, Steered, constrained
-from .replies import Lost, Refusal, check_end, error_object, event, finish_reason, to_chat, to_chat_chunk
+from .replies import (
+    Lost,
+    Refusal,
+    check_end,
+    error_object,
+    event,
+    finish_reason,
+    part_chunk,
+    part_thought,
+    to_chat,
+    to_chat_chunk,
+)
 from .server import Server
 
 __all__ = ["SteeredReply", "refuse"]
@@ -35,6 +47,7 @@ class SteeredReply:
         exchange: What gives the answer.
         send: The client's channel.
         translated: The inner endpoint is another than the client asked.
+        thinking: The prompt ended in an open thought.
         falls_back: A pair lost before anything was sent is reported by `run`, not to the client.
         lost: Why the pair was lost; then this answer is the contextual row's alone.
     """
@@ -48,6 +61,7 @@ class SteeredReply:
         send: Send,
         *,
         translated: bool,
+        thinking: bool = False,
         falls_back: bool = False,
         lost: str = "",
     ) -> None:
@@ -55,6 +69,9 @@ class SteeredReply:
         self._exchange, self._send = exchange, send
         self._falls_back, self._lost = falls_back and not lost, lost
         self._translated = translated and request.path == CHAT
+        parted = request.path == CHAT and (translated or not server.parses_thoughts)
+        self._thoughts = Thoughts(opened=thinking) if parted else None
+        self._opened, self._tells = thinking, request.body.get("include_reasoning") is not False
         self._started = False
         self._first = True
         self._ids: list[int] = []  # of the answer, as far as vLLM was asked for them
@@ -97,7 +114,9 @@ class SteeredReply:
             return error
         try:
             await self._server.trace(self._pair, needed=False)
-        except Refusal:
+        except Refusal as told:
+            if told.status == 500:  # its method raised, and the grammar did not take the end
+                return told
             hint = "Let every rule and every $ref that leads back to itself have another way out."
             return Refusal(400, "the grammar or schema came to a point where it allows no token at all.", hint)
         return error
@@ -113,6 +132,11 @@ class SteeredReply:
         if self._translated:
             part = to_chat(part) if whole else to_chat_chunk(part, first=self._first)
             self._first = False
+        if self._thoughts is not None:
+            if whole:
+                part_thought(part, opened=self._opened, told=self._tells)
+            else:
+                part_chunk(part, self._thoughts, told=self._tells)
         if whole or reason is not None:
             part["ck"] = await self._echo()
         data = json.dumps(part, ensure_ascii=False).encode() if whole else event(part)

@@ -30,6 +30,7 @@ class Job:
         ids: Its tokens, once it has run.
         rows: What the workers recorded of them.
         broken: The stream whose logits became NaN or infinite; empty if none did.
+        failed: Why it could not be steered to its end; empty if it was.
     """
 
     item: int
@@ -38,6 +39,7 @@ class Job:
     ids: list[int] = field(default_factory=list)
     rows: list[list[float]] = field(default_factory=list)
     broken: str = ""
+    failed: str = ""
 
 
 def parts(items: Sequence[Sequence[Job]], chosen: GenerateOptions, room: int = MAX_TOKENS // 2) -> Iterator[list[Job]]:
@@ -68,7 +70,7 @@ def given_of(jobs: Sequence[Job], control: Control, lost: bool) -> tuple[Job, li
     """
     if len(jobs) == 1 or lost:
         return jobs[0], []
-    if broken := [job for job in jobs if job.broken]:
+    if broken := [job for job in jobs if job.broken or job.failed]:
         return broken[0], []
     try:
         drafts = choose_draft(

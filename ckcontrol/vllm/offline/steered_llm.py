@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -143,13 +144,13 @@ class SteeredLLM:
             HeadsError: A mask for another model, or an engine in which masks cannot act.
             PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
             NonFiniteLogits: The logits became NaN or infinite; ``error.partial`` holds the answers, that one cut.
-            ServingError: The engine gave a pair up; the message names item and reason. Or the engine was closed.
+            ServingError: A method raised while it steered; the message names it, and ``error.partial`` holds the
+                answers, that one cut. Or the engine gave a pair up; the message names item and reason. Or the engine
+                was closed.
         """
         if self._closed:
             raise ServingError("this engine was closed.", "Make another SteeredLLM.")
         chosen = GenerateOptions.from_kwargs({"trace": False} | options)
-        if chosen.stop:  # the engine does not turn tokens into text here, so no row would end at one
-            raise ControlError(f"stop={chosen.stop!r:.60} is not taken here.", "Use stop_token_ids, or serve-vllm.")
         asked = [_item(i, item) for i, item in enumerate(items)]
         if not asked:
             return []
@@ -182,7 +183,8 @@ class SteeredLLM:
         for i, pair in enumerate(pairs):
             given, drafts = given_of(own[i], used[i], i in self.lost)
             ids = alone[i] if i in self.lost else given.ids
-            told = said(tokenizer, ids, ends=self._ends, thinking=pair.thinking)
+            say = partial(said, tokenizer, stop=chosen.stop, ends=self._ends, thinking=pair.thinking)
+            told = say(ids)
             answers.append(
                 Answer(
                     text=told.text,
@@ -193,19 +195,20 @@ class SteeredLLM:
                     question=asked[i][0],
                     passages=pair.passages,
                     control=Control(method="off") if i in self.lost else controls[i],
-                    finish_reason="stop" if self._stopped(ids, chosen) else "length",
+                    finish_reason="stop" if told.stopped or self._stopped(ids, chosen) else "length",
                     context_tokens=len(pair.contextual),
                     parametric_tokens=len(pair.parametric),
-                    drafts=tuple(
-                        replace(d, text=said(tokenizer, d.token_ids, ends=self._ends, thinking=pair.thinking).text)
-                        for d in drafts
-                    ),
+                    drafts=tuple(replace(d, text=say(d.token_ids).text) for d in drafts),
                     thinking=told.thinking,
                 )
             )
         for job in chain.from_iterable(own):
-            if job.item not in self.lost and job.broken:
-                error = NonFiniteLogits(job.item, max(0, len(job.ids) - 1), job.broken)
+            if job.item not in self.lost and (job.broken or job.failed):
+                error = (
+                    ServingError(f"item {job.item}: {job.failed}.", "The other answers are complete: error.partial.")
+                    if job.failed
+                    else NonFiniteLogits(job.item, max(0, len(job.ids) - 1), job.broken)
+                )
                 error.partial = answers
                 raise error
         return answers
@@ -220,7 +223,9 @@ class SteeredLLM:
     ) -> dict[int, list[int]]:
         """Run some pairs; return what was answered alone, by item."""
         prompts, asked = [], []
-        stops = tuple(sorted({*self._ends, *chosen.stop_token_ids}))
+        ending: dict[str, Any] = {"stop_token_ids": tuple(sorted({*self._ends, *chosen.stop_token_ids}))}
+        # Stop texts go to both rows, which say the same; only they need the engine to turn tokens into text.
+        ending |= {"detokenize": True, "stop": list(chosen.stop)} if chosen.stop else {"detokenize": False}
         seeded = {job.item: params.seeded(chosen) for job in jobs}  # one for all drafts of an item
         for job in jobs:
             i, (extra, salted) = job.item, masks[job.item]
@@ -230,11 +235,7 @@ class SteeredLLM:
             for role, ids in ((params.CONTEXTUAL, pairs[i].contextual), (params.PARAMETRIC, pairs[i].parametric)):
                 prompts.append({"prompt_token_ids": list(ids)} | salted)
                 row = args | {"ck_role": role} | extra
-                asked.append(
-                    params.sampling_params(
-                        row, max_tokens=chosen.max_new_tokens, stop_token_ids=stops, detokenize=False
-                    )
-                )
+                asked.append(params.sampling_params(row, max_tokens=chosen.max_new_tokens, **ending))
         outputs = [output.outputs[0] for output in self.llm.generate(prompts, asked, use_tqdm=False)]
         lost: dict[int, str] = {}
         first: dict[int, int] = {}  # item -> its first row
@@ -253,8 +254,7 @@ class SteeredLLM:
             params.sampling_params(
                 params.strip(asked[first[i]].extra_args),
                 max_tokens=chosen.max_new_tokens,
-                stop_token_ids=stops,
-                **{"detokenize": False} | fallback.vllm_sampling(chosen),
+                **ending | fallback.vllm_sampling(chosen),
             )
             for i in lost
         ]
@@ -271,6 +271,7 @@ class SteeredLLM:
                 known = told.get(job.name, {"rows": [], "broken": ""})
                 job.rows = max(job.rows, known["rows"], key=len)
                 job.broken = job.broken or known["broken"]
+                job.failed = job.failed or known.get("failed", "")
 
     def _stopped(self, ids: list[int], chosen: GenerateOptions) -> bool:
         ends = {*self._ends, *chosen.stop_token_ids}
