@@ -46,7 +46,8 @@ class GenerateOptions:
             taken too. `Answer.text` ends before the first of them; the ids and the trace hold it.
         compile: How a steered decode step runs, of the same result up to rounding. None: as one CUDA graph on a GPU
             where the model is known to allow it, else kernel by kernel. True: ``torch.compile`` of the forward besides;
-            the first answer takes about a minute longer, and a first of new shapes too. False: kernel by kernel.
+            the first answer takes about a minute longer, and a first of new shapes too. False: kernel by kernel. vLLM
+            captures and compiles by itself, whatever is said here.
     """
 
     max_new_tokens: int = 64
