@@ -98,7 +98,8 @@ def generate(
         options: How tokens are drawn and when to stop, as one value.
         **keywords: The same as single fields of `GenerateOptions`, instead of `options`: ``max_new_tokens``,
             ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``seed``, ``repetition_penalty``,
-            ``penalty_scope``, ``stop_token_ids``, ``stop``, ``trace``. Giving both is refused.
+            ``penalty_scope``, ``stop_token_ids``, ``stop``, ``trace``, ``compile``. Giving
+            both is refused.
 
     Returns:
         An `Answer`, or a list of them for a list of questions.
@@ -162,6 +163,7 @@ def generate(
         recorder=recorder,
         streamer=streamer,
         penalise=chosen.penalty_scope,
+        compile=chosen.compile,
     )
 
     def answers(ids: list[list[int]]) -> list[Answer]:

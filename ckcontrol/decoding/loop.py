@@ -8,6 +8,7 @@ transformers' processor and stopping interfaces; knows nothing of prompts or tex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,8 +49,13 @@ class Draw:
     def __init__(self, sample: bool, seeds: Sequence[int] | None, device: torch.device) -> None:
         self.sample = sample
         self.generators = None
+        self.turn: AbstractContextManager[Any] = nullcontext()
         if sample and seeds is not None:
             self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        elif sample and device.type == "cuda":
+            from .static_step import CAPTURING
+
+            self.turn = CAPTURING  # another thread's capture has torch's global generator to itself
 
     def __call__(self, scores: Tensor, broken: Tensor) -> Tensor:
         """Return token ids, [B, V] -> [B]; rows marked broken draw an arbitrary token instead of crashing."""
@@ -57,7 +63,8 @@ class Draw:
             return scores.argmax(-1)
         probs = scores.masked_fill(broken[:, None], 0.0).softmax(-1)
         if self.generators is None:
-            return torch.multinomial(probs, 1).squeeze(1)
+            with self.turn:
+                return torch.multinomial(probs, 1).squeeze(1)
         rows = [torch.multinomial(probs[i : i + 1], 1, generator=g) for i, g in enumerate(self.generators)]
         return torch.cat(rows).squeeze(1)
 
@@ -106,6 +113,7 @@ class DecodingPlan:
         penalise: ``"all"`` shows penalties the prompt and the answer, ``"generated"`` only the answer.
         keep_scores: Keep the processed scores of each step.
         keep_logits: Keep the raw contextual logits of each step.
+        compile: How steered steps run; see `static_step.static_streams`.
         scores: What `keep_scores` kept, [rows, V] per step.
         logits: What `keep_logits` kept, likewise.
     """
@@ -126,19 +134,27 @@ class DecodingPlan:
     penalise: str = "all"
     keep_scores: bool = False
     keep_logits: bool = False
+    compile: bool | None = None
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
     def streams(self) -> TwoStreams:
         """Return both streams; the contextual one alone if nothing is steered and nothing recorded."""
         from .pair_cache import can_share_forward
+        from .static_step import static_streams
 
         steered = not self.drafts.policy.neutral
+        parametric = self.parametric() if steered or self.recorder is not None else None
+        if steered and parametric is not None:
+            static = static_streams(self.contextual, parametric, reserve=self.max_new_tokens, compile=self.compile)
+            if static is not None:
+                return static
         return TwoStreams(
             self.contextual,
-            self.parametric() if steered or self.recorder is not None else None,
+            parametric,
             share=steered and can_share_forward(self.contextual.model),
             reserve=self.max_new_tokens,
+            steered=steered,
         )
 
 
@@ -178,9 +194,13 @@ def run_streams(contextual: Stream, work: Callable[[], R], *undo: Callable[[], o
         work: Runs the streams.
         undo: What else is to be put back; see `whatever_happens`.
     """
+    from .attention_kernels import leave_steady_attention
     from .pair_cache import leave_pair_attention
+    from .static_step import leave_capture
 
     def leave() -> None:
+        leave_capture()
+        leave_steady_attention(contextual)
         leave_pair_attention(contextual.model, contextual)
 
     leave()  # a copy made while another run was going may carry ours

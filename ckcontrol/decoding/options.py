@@ -44,6 +44,10 @@ class GenerateOptions:
         trace: Record a `TokenTrace` per token.
         stop: Texts that end an answer, e.g. ``("\nQuestion:",)`` for a base model that would go on asking; one text is
             taken too. `Answer.text` ends before the first of them; the ids and the trace hold it.
+        compile: How a steered decode step runs, of the same result up to rounding. None: as one CUDA graph on a GPU
+            where the model is known to allow it, else kernel by kernel. True: ``torch.compile`` of the forward besides;
+            the first answer takes about a minute longer, and a first of new shapes too. False: kernel by kernel. vLLM
+            captures and compiles by itself, whatever is said here.
     """
 
     max_new_tokens: int = 64
@@ -57,6 +61,7 @@ class GenerateOptions:
     stop_token_ids: tuple[int, ...] = ()
     trace: bool = True
     stop: tuple[str, ...] = ()
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty"):
@@ -71,6 +76,8 @@ class GenerateOptions:
         for name in ("do_sample", "trace"):
             if not isinstance(getattr(self, name), bool):
                 raise ControlError(f"{name}={getattr(self, name)!r} is not True or False.")
+        if self.compile is not None and not isinstance(self.compile, bool):
+            raise ControlError(f"compile={self.compile!r} is not True, False or None.")
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token in self.stop_token_ids:
             check_integer("stop_token_ids", token, *OPTION_BOUNDS["stop_token_ids"])

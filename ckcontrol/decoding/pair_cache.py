@@ -42,6 +42,17 @@ class PairKV:
         self.parts = parts  # each [B, H, T_stream, D]
         self.masks = masks  # each [B, 1, 1, T_stream] or None
 
+    def attend(
+        self, base: Callable[..., Any], module: torch.nn.Module, query: Tensor, value: PairKV, **kwargs: Any
+    ) -> Tensor:
+        """Attend each stream to its own past with the model's attention `base`, [2B, H, 1, D] -> [2B, 1, H, D]."""
+        rows = query.shape[0] // 2
+        made = [
+            base(module, query[i * rows : (i + 1) * rows], self.parts[i], value.parts[i], self.masks[i], **kwargs)[0]
+            for i in (0, 1)
+        ]
+        return torch.cat(made)
+
 
 class _Buffer:
     """Keys and values of one stream in one layer, in storage that grows by half when it is full."""
@@ -175,12 +186,7 @@ def _attend(module: torch.nn.Module, query: Tensor, key: Any, value: Any, attent
     base = _base_attention(module)
     if not isinstance(key, PairKV):
         return base(module, query, key, value, attention_mask, **kwargs)
-    rows = key.parts[0].shape[0]
-    outputs = [
-        base(module, query[i * rows : (i + 1) * rows], key.parts[i], value.parts[i], key.masks[i], **kwargs)[0]
-        for i in (0, 1)
-    ]
-    return torch.cat(outputs), None
+    return key.attend(base, module, query, value, **kwargs), None
 
 
 def _base_attention(module: torch.nn.Module) -> Callable[..., Any]:

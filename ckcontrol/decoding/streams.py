@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CKError, UnsupportedMode
+from .attention_kernels import steady_attention
 from .matmul import few_row_products
 from .refusals import accepted_inputs, bare, cache_name
 
@@ -217,23 +218,33 @@ class TwoStreams:
         parametric: The prompts without; None runs the contextual stream alone.
         share: Decode both in one forward. The logits then differ from two forwards by rounding only.
         reserve: Number of tokens to decode, for allocation.
+        steered: Answers are steered, so attention need not use the kernels of plain generation; None: if `share`.
     """
 
-    def __init__(self, contextual: Stream, parametric: Stream | None, *, share: bool, reserve: int) -> None:
+    def __init__(
+        self,
+        contextual: Stream,
+        parametric: Stream | None,
+        *,
+        share: bool,
+        reserve: int,
+        steered: bool | None = None,
+    ) -> None:
         self.contextual = contextual
         self.parametric = parametric
         self.share = share and parametric is not None
+        self.steered = self.share if steered is None else steered
         self.reserve = reserve
         self._pair: Any = None
 
     def prefill(self) -> tuple[Tensor, Tensor | None]:
         """Run both prompts, each at its own length; return their next-token logits, [B, V] float32 each."""
         with self._products():
-            with _running("contextual"):
+            with self._runs("contextual"):
                 logits_ctx = self.contextual.prefill()
             logits_par = None
             if self.parametric is not None:
-                with _running("parametric"):
+                with self._runs("parametric"):
                     logits_par = self.parametric.prefill()
         if self.share and self.parametric is not None:
             self._join(self.contextual, self.parametric)
@@ -242,31 +253,32 @@ class TwoStreams:
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Append the same tokens, [B] int64, to both streams; return their next-token logits."""
         if self._pair is None or self.parametric is None:
-            with _running("contextual"):
+            with self._runs("contextual"):
                 logits_ctx = self.contextual.step(tokens)
             if self.parametric is None:
                 return logits_ctx, None
-            with _running("parametric"):
+            with self._runs("parametric"):
                 return logits_ctx, self.parametric.step(tokens)
+        logits = last_logits(self._shared_step(tokens, self.parametric))
+        rows = tokens.shape[0]
+        return logits[:rows], logits[rows:]
+
+    def _shared_step(self, tokens: Tensor, parametric: Stream) -> Tensor:
+        """Append one token per row, [B], to both streams in one forward; return the model's logits, [2B, 1, V]."""
+        self._pair.begin_step()
+        self.contextual.advance()
+        parametric.advance()
+        position = torch.cat([self.contextual.position, parametric.position])
+        token = torch.cat([tokens, tokens])[:, None]
+        return self._shared_forward(self.contextual.model, input_ids=token, position_ids=position)
+
+    def _shared_forward(self, forward: Callable[..., Any], **inputs: Any) -> Tensor:
         from .pair_cache import pair_attention
 
         model = self.contextual.model
-        self._pair.begin_step()
-        self.contextual.advance()
-        self.parametric.advance()
-        position = torch.cat([self.contextual.position, self.parametric.position])
-        token = torch.cat([tokens, tokens])[:, None]
-        with self._products(), _running("contextual", "parametric"), pair_attention(model, self.contextual):
-            output = model(
-                input_ids=token,
-                position_ids=position,
-                use_cache=True,
-                return_dict=True,
-                **{self.contextual.cache_argument: self._pair},
-            )
-        logits = last_logits(output.logits)
-        rows = tokens.shape[0]
-        return logits[:rows], logits[rows:]
+        with self._products(), self._runs("contextual", "parametric"), pair_attention(model, self.contextual):
+            output = forward(use_cache=True, return_dict=True, **{self.contextual.cache_argument: self._pair}, **inputs)
+        return output.logits  # type: ignore[no-any-return]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order, for the steps that follow; a row named several times goes on as several.
@@ -281,6 +293,15 @@ class TwoStreams:
             self.parametric.select(rows)
         if self._pair is not None:
             self._pair.batch_select_indices(rows)
+
+    @contextmanager
+    def _runs(self, *streams: str) -> Iterator[None]:
+        """A forward of these streams; of steered ones with kernels that take any length as it comes."""
+        with (
+            _running(*streams),
+            steady_attention(self.contextual.input_ids.device, self.contextual) if self.steered else nullcontext(),
+        ):
+            yield
 
     def _products(self) -> AbstractContextManager[Any]:
         """Fast few-row products where streams share forwards; otherwise the model's own, bit for bit."""

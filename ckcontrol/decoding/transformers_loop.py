@@ -43,6 +43,7 @@ def decoding_loop(
     penalty_scope: str = "all",
     tokenizer: PreTrainedTokenizerBase | None = None,
     stop: str | Sequence[str] = (),
+    compile: bool | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for ``model.generate(**contextual_inputs, custom_generate=...)``.
 
@@ -66,6 +67,7 @@ def decoding_loop(
             callables.
         stop: As in `GenerateOptions`, beside ``generate(stop_strings=...)``; the ids hold the text that ended them.
             Stop strings in a generation config are refused by transformers itself, which does not find the tokenizer.
+        compile: As in `GenerateOptions`.
 
     Returns:
         The callable. It returns what ``model.generate`` would: ids, or a `GenerateDecoderOnlyOutput` with
@@ -77,7 +79,7 @@ def decoding_loop(
     """
     once = None if streamer is None else Once(streamer)
     try:
-        drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope, stop=stop)  # type: ignore[arg-type]
+        drawn = GenerateOptions(seed=seed, penalty_scope=penalty_scope, stop=stop, compile=compile)  # type: ignore[arg-type]
     except ControlError:
         if once is not None:
             once.end()
@@ -128,6 +130,7 @@ def decoding_loop(
             penalise=drawn.penalty_scope,
             keep_scores=bool(generation_config.output_scores and generation_config.return_dict_in_generate),
             keep_logits=bool(generation_config.output_logits and generation_config.return_dict_in_generate),
+            compile=drawn.compile,
         )
         return _native_result(plan, decode(plan), generation_config)
 

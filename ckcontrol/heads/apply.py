@@ -104,6 +104,8 @@ def _hook(layer: int, factors: Callable[[int, Tensor], Tensor]) -> Callable[...,
             )
         return (args[0] * factors(layer, args[0]), *args[1:])
 
+    # A CUDA graph replays what was multiplied when it was captured: right for factors that are kept, and no others.
+    multiply.repeats_itself = isinstance(factors, _Factors)  # type: ignore[attr-defined]
     return multiply
 
 

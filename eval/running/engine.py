@@ -103,7 +103,7 @@ class Local:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "versions": {**versions, "python": platform.python_version()},
-            "options": {k: v for k, v in self.options.to_dict().items() if k not in ("trace", "stop")},
+            "options": {k: v for k, v in self.options.to_dict().items() if k not in ("trace", "stop", "compile")},
             "style": self.wording.style,
             "prompts": self.wording.to_dict(),
         }
