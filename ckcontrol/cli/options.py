@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from ..errors import PromptError
 from .files import import_policies, parse_params
 
 if TYPE_CHECKING:
     from ..control import Control
     from ..decoding.options import GenerateOptions
+    from ..decoding.prompts import PromptTemplate
     from ..retrieval import Index
     from .stream import TextStream
 
@@ -73,6 +75,10 @@ TemplateArgs = Annotated[
         help="Variable of the chat template, e.g. enable_thinking=false. Repeatable.",
     ),
 ]
+System = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="System message, for models with a chat template.", show_default=False),
+]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
@@ -125,6 +131,7 @@ class Answering:
     seed: Seed = None
     stop: Stop = field(default_factory=list)
     template_arg: TemplateArgs = field(default_factory=list)
+    system: System = None
     device: Device = None
     dtype: Dtype = None
     stream: Stream = False
@@ -161,6 +168,14 @@ class Answering:
     def variables(self) -> dict[str, Any]:
         """Return the variables of the chat template."""
         return parse_params(self.template_arg, "--template-arg", "enable_thinking=false")
+
+    def template(self) -> PromptTemplate:
+        """Return the wording, with the system message."""
+        from ..decoding.prompts import PromptTemplate
+
+        if self.system is not None and not self.system.strip():
+            raise PromptError("--system is empty.", "Leave it out.")
+        return PromptTemplate(system=self.system)
 
     def streamer(self, tokenizer: Any) -> TextStream | None:
         """Return what prints the answer while it is generated; None where that was not asked for."""

@@ -154,9 +154,7 @@ def _prompts(request: Steered, tokenizer: PreTrainedTokenizerBase | None) -> tup
     if tokenizer is None:
         raise ServingError("this server cannot build prompts from passages.", "Give both: ck.prompt or ck.messages.")
     texts, template = request.texts, request.template
-    if template.system is not None and (template.chat is False or not getattr(tokenizer, "chat_template", None)):
-        raise ServingError("there is no chat template for the system message.", "Put its text into the question.")
-    pair = build_pair(tokenizer, texts.question, texts.passages, template=template)
+    pair = build_pair(tokenizer, texts.question, texts.passages, messages=texts.messages, template=template)
     return list(pair.contextual), list(pair.parametric)
 
 
