@@ -7,15 +7,17 @@ theirs. Nothing here is stored: an answer brings the passages it was made from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from .answer import Answer
 from .arguments import check_integer
 from .control import Control, check_control, controls_for
+from .decoding.conversation import conversations, question_of, read_turns
 from .decoding.endings import ends_streamer
 from .decoding.options import GenerateOptions
+from .decoding.plain_text import check_text
 from .decoding.refusals import check_model, check_tokenizer
 from .errors import ControlError, PromptError, RetrievalError, did_you_mean
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .retrieval import Hit
 
 __all__ = ["Rag", "RagAnswer"]
+
+_BESIDE = ("tools", "processors", "criteria", "json_schema", "grammar", "regex")  # what `generate` takes, not options
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,10 @@ class Rag:
     @overload
     def ask(
         self,
-        question: str,
+        question: str | None = None,
         *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        query: str | Callable[[Any], str] | None = None,
         control: Control | None = None,
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
@@ -217,6 +223,21 @@ class Rag:
         self,
         question: list[str] | tuple[str, ...],
         *,
+        query: Sequence[str] | Callable[[Any], str] | None = None,
+        control: Control | Sequence[Control] | None = None,
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> list[RagAnswer]: ...
+
+    @overload
+    def ask(
+        self,
+        *,
+        messages: Sequence[Sequence[Mapping[str, Any]]],
+        query: Sequence[str] | Callable[[Any], str] | None = None,
         control: Control | Sequence[Control] | None = None,
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
@@ -228,8 +249,10 @@ class Rag:
     @ends_streamer
     def ask(
         self,
-        question: str | list[str] | tuple[str, ...],
+        question: str | list[str] | tuple[str, ...] | None = None,
         *,
+        messages: Sequence[Any] | None = None,
+        query: str | Sequence[str] | Callable[[Any], str] | None = None,
         control: Control | Sequence[Control] | None = None,
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
@@ -243,12 +266,17 @@ class Rag:
 
         Args:
             question: One question, or a list of them: one search and one batch.
+            messages: Instead: a conversation, or a list of them, as `generate` takes it. Passages are searched by its
+                last user turn, and stand in it.
+            query: What to search by instead: a text (for a list one each), or a function that is given a question or
+                the messages of a conversation and returns one, e.g. the user's turns joined.
             control: As for the object, or one control per question of a list.
             k: As for the object.
             where: A further filter: what is found meets this one and the object's.
             mode: As for the object.
             streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once.
-            **options: Fields of `GenerateOptions` that replace the object's.
+            **options: Fields of `GenerateOptions` that replace the object's; and what `generate` takes beside them:
+                ``tools``, ``processors``, ``criteria``, ``json_schema``, ``grammar``, ``regex``.
 
         Raises:
             ControlError, PromptError, RetrievalError: A bad option, question or filter; before anything slow.
@@ -256,36 +284,63 @@ class Rag:
         """
         from .decoding.generate import generate
 
+        beside = {name: options.pop(name) for name in _BESIDE if name in options}
         chosen = GenerateOptions.from_kwargs(options, self.options)
-        single = isinstance(question, str)
-        if not isinstance(question, (str, list, tuple)):
-            raise PromptError(f"question is {type(question).__name__}, not text.", "Pass a string, or a list of them.")
-        questions = [question] if isinstance(question, str) else list(question)
-        controls_for(self.control if control is None else control, len(questions))
-        if not questions:
-            raise PromptError("the list of questions is empty.", "Pass at least one question.")
-        for number, text in enumerate(questions):
-            if not isinstance(text, str) or not text.strip():
-                raise PromptError(f"question {number + 1} is {text!r}, which asks nothing.", "Give it some text.")
+        asked, single = _asked(question, messages)
+        controls_for(self.control if control is None else control, len(asked))
+        queries = _queries(asked, query, single, "question" if messages is None else "messages")
         how = {"where": both(self.where, where), "mode": mode or self.mode, "reranker": self.reranker}
         count = self.k if k is None else check_integer("k", k, 1, 10_000)
-        found = self.index.search(questions, count, **{name: value for name, value in how.items() if value is not None})
+        found = self.index.search(queries, count, **{name: value for name, value in how.items() if value is not None})
         told = [[hit for hit in hits if hit.passage.text.strip()] for hits in found]
         answers = generate(
             self.model,
             self.tokenizer,
-            questions,
+            None if messages is not None else asked,
             [[hit.passage.text for hit in hits] for hits in told],
+            messages=None if messages is None else asked,
             control=self.control if control is None else control,
             template=self.template,
             template_kwargs=self.template_kwargs,
             truncate=self.truncate,
             streamer=streamer,
             options=chosen,
+            **beside,
         )
         blank = [len(hits) - len(kept) + getattr(hits, "blank", 0) for hits, kept in zip(found, told, strict=True)]
         made = [RagAnswer(answer, tuple(hits), b) for answer, hits, b in zip(answers, told, blank, strict=True)]
         return made[0] if single else made
+
+
+def _asked(question: Any, messages: Any) -> tuple[list[Any], bool]:
+    """Return the questions or conversations, and whether it was a single one."""
+    if messages is not None:
+        if question is not None:
+            raise PromptError("question and messages were both given.", "The question is the last user's message.")
+        return conversations(messages)
+    if not isinstance(question, (str, list, tuple)):
+        what = "missing" if question is None else f"{type(question).__name__}, not text"
+        raise PromptError(f"question is {what}.", "Pass a string, or a list of them.")
+    questions = [question] if isinstance(question, str) else list(question)
+    if not questions:
+        raise PromptError("the list of questions is empty.", "Pass at least one question.")
+    for number, text in enumerate(questions):
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(f"question {number + 1} is {text!r}, which asks nothing.", "Give it some text.")
+    return questions, isinstance(question, str)
+
+
+def _queries(asked: list[Any], query: Any, single: bool, kind: str) -> list[str]:
+    """Return what to search by, one text each."""
+    last = asked if kind == "question" else [question_of(read_turns(one)) for one in asked]
+    if query is None:
+        return last
+    texts = [query(one) for one in asked] if callable(query) else [query] if single else query
+    if not isinstance(texts, (list, tuple)) or len(texts) != len(asked):
+        raise PromptError(f"query={query!r:.60} is not one text per {kind}.", f"Give {len(asked)}, or a function.")
+    for text in texts:
+        check_text("query", text)
+    return list(texts)
 
 
 def both(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -39,7 +39,7 @@ def ask(
     if not question.strip():
         raise PromptError("the question is empty.", "Ask something.")
     control, drawn = given.control(), given.drawn(trace=given.json or explain is not None)
-    variables = given.variables()
+    variables, template = given.variables(), given.template()
     conditions = files.parse_where(where)
     if explain is not None:
         files.check_writable(explain)
@@ -53,6 +53,7 @@ def ask(
         loaded,
         opened,
         control=control,
+        template=template,
         template_kwargs=variables,
         k=k,
         mode=mode.value,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from ..errors import PromptError
 from ..views.safe_text import clean
 from .files import import_policies, parse_params
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..answer import Answer
     from ..control import Control
     from ..decoding.options import GenerateOptions
+    from ..decoding.prompts import PromptTemplate
     from ..retrieval import Index
     from .stream import TextStream
 
@@ -74,6 +76,10 @@ TemplateArgs = Annotated[
         metavar="NAME=VALUE",
         help="Variable of the chat template, e.g. enable_thinking=false. Repeatable.",
     ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="System message, for models with a chat template.", show_default=False),
 ]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
@@ -129,6 +135,7 @@ class Answering:
     stop: Stop = field(default_factory=list)
     template_arg: TemplateArgs = field(default_factory=list)
     thinking: Thinking = False
+    system: System = None
     device: Device = None
     dtype: Dtype = None
     stream: Stream = False
@@ -165,6 +172,14 @@ class Answering:
     def variables(self) -> dict[str, Any]:
         """Return the variables of the chat template."""
         return parse_params(self.template_arg, "--template-arg", "enable_thinking=false")
+
+    def template(self) -> PromptTemplate:
+        """Return the wording, with the system message."""
+        from ..decoding.prompts import PromptTemplate
+
+        if self.system is not None and not self.system.strip():
+            raise PromptError("--system is empty.", "Leave it out.")
+        return PromptTemplate(system=self.system)
 
     def streamer(self, tokenizer: Any) -> TextStream | None:
         """Return what prints the answer while it is generated; None where that was not asked for."""

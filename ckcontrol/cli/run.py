@@ -49,7 +49,7 @@ def answer(
     if not passages and given.steers():
         typer.echo("There are no passages, so there is nothing to steer: this is the model's own answer.", err=True)
     drawn = given.drawn(trace=given.json or explain or html is not None)
-    variables = given.variables()
+    variables, template = given.variables(), given.template()
     mask = _mask(heads, prune, prune_stream)
     if html is not None:
         files.check_writable(html)
@@ -65,6 +65,7 @@ def answer(
             passages,
             control=control,
             truncate="passages" if truncate else None,
+            template=template,
             template_kwargs=variables,
             streamer=given.streamer(tokenizer),
             options=drawn,

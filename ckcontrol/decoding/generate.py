@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..answer import Answer, Draft
 from ..control import Control, controls_for
-from ..errors import NonFiniteLogits, PromptError
+from ..errors import ControlError, NonFiniteLogits, PromptError
 from ..policies.off import OFF
+from .conversation import conversations
 from .drafts import Drafts
 from .endings import ends_streamer
-from .inputs import processors_for, stream_of
+from .inputs import functions, processors_for, stream_of
 from .loop import DecodingPlan, decode
 from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
-from .refusals import check_model, check_tokenizer, eos_ids, position_limit
+from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from .structured import structure_of
 from .token_texts import Said, StopTexts, pieces, said
 
 if TYPE_CHECKING:
@@ -35,9 +37,10 @@ __all__ = ["generate"]
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    question: str,
+    question: str | None = None,
     passages: Sequence[Any] | None = None,
     *,
+    messages: Sequence[Mapping[str, Any]] | None = None,
     control: Control | None = None,
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -65,13 +68,13 @@ def generate(
 ) -> list[Answer]: ...
 
 
-@ends_streamer
+@overload
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    question: str | Sequence[str],
-    passages: Sequence[Any] | None = None,
     *,
+    passages: Sequence[Sequence[Any]] | None = None,
+    messages: Sequence[Sequence[Mapping[str, Any]]],
     control: Control | Sequence[Control] | None = None,
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -79,8 +82,32 @@ def generate(
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
+) -> list[Answer]: ...
+
+
+@ends_streamer
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str | Sequence[str] | None = None,
+    passages: Sequence[Any] | None = None,
+    *,
+    messages: Sequence[Any] | None = None,
+    tools: Sequence[Any] | None = None,
+    control: Control | Sequence[Control] | None = None,
+    template: PromptTemplate | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    truncate: str | None = None,
+    processors: Sequence[Any] = (),
+    criteria: Sequence[Any] = (),
+    json_schema: Any = None,
+    grammar: str | None = None,
+    regex: str | None = None,
+    streamer: BaseStreamer | None = None,
+    options: GenerateOptions | None = None,
+    **keywords: Any,
 ) -> Answer | list[Answer]:
-    """Answer one question or a batch of them, steered between passages and memory.
+    """Answer one question or conversation, or a batch of them, steered between passages and memory.
 
     Args:
         model: A decoder-only transformers model. It is used as it is and left as it was.
@@ -88,11 +115,22 @@ def generate(
         question: A question, or a list of them (one batch).
         passages: For one question its passages; for a list one list each. None or empty: closed book. A passage is a
             text, or a document of LangChain, LlamaIndex or Haystack, or a hit of a search.
+        messages: Instead of a question: a conversation in the form of OpenAI's messages, or a list of them (one
+            batch). The passages stand in its last user turn, see `build_pair`.
+        tools: JSON schemas of functions, or functions, where the chat template takes them; for all of a batch. A call
+            comes back as the text that the model wrote.
         control: Which policy and how far; for a list of questions optionally one control each. None is
             ``Control()``, the unmodified model.
         template: Wording of the prompts.
         template_kwargs: Variables of the chat template, e.g. ``{"enable_thinking": False}``; beside the template's own.
         truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
+        processors: transformers logits processors, or functions of ids [B, L] and scores [B, V] like them. They see
+            the fused scores once, after the penalty and before temperature, top-k and top-p; row i is question i.
+        criteria: transformers stopping criteria, beside the end tokens; row i is question i.
+        json_schema: The answer is JSON that meets this schema: a mapping, a text or a pydantic class. Of two streams
+            and of every draft alike, nothing else can be said. Needs the extra ``[grammar]``.
+        grammar: The answer is derived from ``root`` of this EBNF grammar (xgrammar's form of GBNF) instead.
+        regex: The answer is a full match of this regular expression instead.
         streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once, also if
             the question is refused.
         options: How tokens are drawn and when to stop, as one value.
@@ -102,27 +140,28 @@ def generate(
             both is refused.
 
     Returns:
-        An `Answer`, or a list of them for a list of questions.
+        An `Answer`, or a list of them for a list of questions or conversations.
 
     Raises:
         ControlError: A control or option that cannot be honoured, or keywords beside `options`.
         PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
         TokenizerMismatch: The tokenizer is not the model's.
         UnsupportedMode: The model cannot be decoded in two streams.
+        MissingExtra: A schema or grammar, without the package that reads it.
         NonFiniteLogits: The model broke down; ``error.partial`` holds what was generated until then.
     """
     chosen = GenerateOptions.one_of(options, keywords)
-    single = isinstance(question, str)
-    questions, passage_lists = _batch(question, passages)
-    controls = controls_for(control, len(questions))
+    asked, passage_lists, single = _batch(question, passages, messages)
+    controls = controls_for(control, len(asked))
     check_model(model)
     vocab_size = check_tokenizer(model, tokenizer)
     limit, model_ends = position_limit(model), eos_ids(model)
     pairs = [
         build_pair(
             tokenizer,
-            text,
-            given,
+            passages=given,
+            **one,
+            tools=tools,
             template=template,
             template_kwargs=template_kwargs,
             limit=None if limit is None else max(0, limit - chosen.max_new_tokens),
@@ -130,31 +169,45 @@ def generate(
             truncate=truncate,
             ends=model_ends,
         )
-        for text, given in zip(questions, passage_lists, strict=True)
+        for one, given in zip(asked, passage_lists, strict=True)
     ]
 
     from transformers import StoppingCriteriaList
     from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
+    structure = structure_of(
+        tokenizer,
+        output_width(model),
+        ends,
+        input_device(model),
+        json_schema=json_schema,
+        grammar=grammar,
+        regex=regex,
+    )
+    if structure is not None and any(pair.thinking for pair in pairs):
+        raise ControlError(
+            "the chat template opened a thought, and a thought is no structured answer.",
+            'Where the template can do without, pass template_kwargs={"enable_thinking": False} or its like.',
+        )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
     drafts = Drafts([c.policy() if p.passages else OFF for c, p in zip(controls, pairs, strict=True)])
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     longest = contextual.input_ids.shape[1] + chosen.max_new_tokens
-    criteria = StoppingCriteriaList([MaxLengthCriteria(longest)])
+    ending = StoppingCriteriaList([MaxLengthCriteria(longest), *functions("criteria", criteria)])
     if ends:
-        criteria.append(EosTokenCriteria(ends))
+        ending.append(EosTokenCriteria(ends))
     if chosen.stop:
-        criteria.append(StopTexts(tokenizer, chosen.stop, contextual.input_ids.shape[1]))
+        ending.append(StopTexts(tokenizer, chosen.stop, contextual.input_ids.shape[1]))
     recorder = Recorder() if chosen.trace else None
     plan = DecodingPlan(
         drafts=drafts,
         shortlist=controls[0].shortlist,
         contextual=contextual,
         parametric=lambda: stream_of(model, [p.parametric for p in pairs], pad),
-        processors=processors_for(chosen, contextual.keep),
-        criteria=criteria,
+        processors=processors_for(chosen, contextual.keep, processors),
+        criteria=ending,
         max_new_tokens=chosen.max_new_tokens,
         sample=chosen.do_sample,
         seed=chosen.seed,
@@ -164,13 +217,14 @@ def generate(
         streamer=streamer,
         penalise=chosen.penalty_scope,
         compile=chosen.compile,
+        structure=structure,
     )
 
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
         return [
             _answer(tokenizer, *row, ends, chosen, recorder, i)
-            for i, row in enumerate(zip(questions, pairs, controls, ids, told, strict=True))
+            for i, row in enumerate(zip(pairs, controls, ids, told, strict=True))
         ]
 
     try:
@@ -185,25 +239,33 @@ def generate(
     return result[0] if single else result
 
 
-def _batch(question: Any, passages: Any) -> tuple[list[str], list[list[Any]]]:
-    if isinstance(question, str):
-        return [question], [passage_list("passages", passages)]
-    if isinstance(question, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(question, Iterable):
-        raise PromptError(f"question is {type(question).__name__}, not text.", "Pass a string, or a list of them.")
-    questions = list(question)
-    if not questions:
+def _batch(question: Any, passages: Any, messages: Any) -> tuple[list[dict[str, Any]], list[list[Any]], bool]:
+    """Return what is asked, as keywords of `build_pair`; the passages of each; and whether it was a single one."""
+    if question is not None and messages is not None:
+        raise PromptError("question and messages were both given.", "The question is the last user's message.")
+    kind = "question" if messages is None else "messages"
+    if messages is not None:
+        batch, single = conversations(messages)
+    elif isinstance(question, str):
+        batch, single = [question], True
+    elif isinstance(question, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(question, Iterable):
+        what = "missing" if question is None else f"{type(question).__name__}, not text"
+        raise PromptError(f"question is {what}.", "Pass a string, or a list of them.")
+    else:
+        batch, single = list(question), False
+    if not batch:
         raise PromptError("the list of questions is empty.", "Pass at least one question.")
-    lists = [[]] * len(questions) if passages is None else passage_list("passages", passages)
-    if len(lists) != len(questions):
-        raise PromptError(
-            f"{len(questions)} questions but {len(lists)} lists of passages.", "Pass one list per question."
-        )
-    return questions, [passage_list(f"passages[{i}]", given) for i, given in enumerate(lists)]
+    asked = [{kind: one} for one in batch]
+    if single:
+        return asked, [passage_list("passages", passages)], True
+    lists = [[]] * len(asked) if passages is None else passage_list("passages", passages)
+    if len(lists) != len(asked):
+        raise PromptError(f"{len(asked)} questions but {len(lists)} lists of passages.", "Pass one list per question.")
+    return asked, [passage_list(f"passages[{i}]", given) for i, given in enumerate(lists)], False
 
 
 def _answer(
     tokenizer: PreTrainedTokenizerBase,
-    question: str,
     pair: PromptPair,
     control: Control,
     ids: list[int],
@@ -222,7 +284,7 @@ def _answer(
         text=answer.text,
         tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
         token_ids=tuple(ids),
-        question=question,
+        question=pair.question,
         passages=pair.passages,
         control=control,
         finish_reason="stop" if stopped or answer.stopped else "length",

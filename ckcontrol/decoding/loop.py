@@ -29,6 +29,8 @@ from .streams import Stream, TwoStreams, streams_as_they_were
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
+    from .structured import Structure
+
 __all__ = ["DecodingPlan", "Draw", "Generated", "decode", "fuse_scores", "mask_spare_ids", "run_streams"]
 
 R = TypeVar("R")
@@ -111,6 +113,7 @@ class DecodingPlan:
         recorder: Collects the trace; None records nothing.
         streamer: transformers streamer; gets every token, and `end()` exactly once.
         penalise: ``"all"`` shows penalties the prompt and the answer, ``"generated"`` only the answer.
+        structure: Masks, in both streams, what a grammar forbids.
         keep_scores: Keep the processed scores of each step.
         keep_logits: Keep the raw contextual logits of each step.
         compile: How steered steps run; see `static_step.static_streams`.
@@ -132,6 +135,7 @@ class DecodingPlan:
     recorder: Recorder | None = None
     streamer: Any = None
     penalise: str = "all"
+    structure: Structure | None = None
     keep_scores: bool = False
     keep_logits: bool = False
     compile: bool | None = None
@@ -261,6 +265,8 @@ def _decode(plan: DecodingPlan) -> Generated:
             logits_ctx, logits_par = beginnings.widen(logits_ctx), beginnings.widen(logits_par)
         if plan.keep_logits:
             plan.logits.append(logits_ctx.clone())
+        if plan.structure is not None:
+            plan.structure.mask(ids, unfinished, logits_ctx, logits_par)
 
         # 2) Fuse the raw distributions.
         signals, decision, scores = _fuse_step(plan, logits_ctx, logits_par)

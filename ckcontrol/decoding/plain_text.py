@@ -19,11 +19,35 @@ from ..errors import PromptError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["LOCK", "plain_ids"]
+__all__ = ["LOCK", "check_text", "plain_ids"]
 
 LOCK = threading.Lock()  # a tokenizer call sets state on the object it shares with other threads
 _STAND_INS = ("\ufffd", "?")  # for a character that a vocabulary can only write as a reserved token
 _CORES: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
+
+
+def check_text(name: str, text: object, empty: str = "Pass text.") -> None:
+    """Refuse what is no text, empty, or not Unicode.
+
+    Args:
+        name: What the error calls it.
+        text: Any.
+        empty: What to do about an empty one.
+
+    Raises:
+        PromptError: Naming `name`.
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"{name} is {type(text).__name__}, not text.", "Pass a string.")
+    if not text.strip():
+        raise PromptError(f"{name} is empty.", empty)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{name} holds half a character ({text[error.start]!r} at {error.start}).",
+            "Decode its bytes with errors='replace'.",
+        ) from error
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, ends: Collection[int] = ()) -> list[int]:

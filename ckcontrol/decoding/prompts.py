@@ -1,20 +1,19 @@
-"""Prompt pairs: the same question with and without its passages.
+"""Prompt pairs: the same question, or conversation, with and without its passages.
 
 Both prompts are built from the same pieces, so they differ by the passage block and by nothing else, and end in the
-same tokens. Text that callers supply (question, passages) is tokenised as plain text: it can never yield a special
-token, whatever it contains (plain_text.py). Knows tokenizers and templates; knows nothing of models.
+same tokens. Text that callers supply (every turn, passages) is tokenised as plain text: it can never yield a special
+token, whatever it contains (plain_text.py). Knows tokenizers and wordings; conversation.py knows chat templates.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PromptError, PromptTooLong, did_you_mean
-from .plain_text import LOCK, plain_ids
-from .token_texts import opens_thought
+from .conversation import Frame, Turn, frame, question_of, read_tools, read_turns
+from .plain_text import LOCK, check_text, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +37,7 @@ class PromptTemplate:
             contextual prompt holds (numbers, tags, quotes) is amplified with the rest when alpha < 0.5.
         question: Follows the passages; ``{question}`` is filled in.
         answer: Opens the answer in completion style; unused with a chat template.
-        system: System message, for chat templates.
+        system: System message, for chat templates: text like any turn's.
         chat: Use the tokenizer's chat template; None uses it if there is one.
         fold: Fold the white space inside a passage, so that it stays on one line: that line is its fence, and no
             passage can open a line of its own ("Question: ..."). False keeps its layout, for code and tables.
@@ -86,6 +85,7 @@ class PromptPair:
         span: First and last-plus-one position of the passage block in `contextual`.
         passages: The passages as they stand in the prompt, after any truncation.
         thinking: The chat template opened a thought (``<think>``) that the answer has to close.
+        question: What was asked: of a conversation, what the user said last.
     """
 
     contextual: tuple[int, ...]
@@ -93,13 +93,16 @@ class PromptPair:
     span: tuple[int, int]
     passages: tuple[str, ...]
     thinking: bool = False
+    question: str = ""
 
 
 def build_pair(
     tokenizer: PreTrainedTokenizerBase,
-    question: str,
-    passages: Sequence[Any],
+    question: str | None = None,
+    passages: Sequence[Any] = (),
     *,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Any] | None = None,
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -107,13 +110,17 @@ def build_pair(
     truncate: str | None = None,
     ends: Collection[int] = (),
 ) -> PromptPair:
-    """Build the prompt pair of one question.
+    """Build the prompt pair of one question, or of one conversation, whose passages stand in its last user turn.
 
     Args:
         tokenizer: Of the model that will answer.
         question: Must hold a visible character.
         passages: Texts, or documents of LangChain, LlamaIndex and Haystack, or hits. May be empty: then both prompts
             are the closed-book prompt.
+        messages: A conversation in the form of OpenAI's messages, instead of `question`, which is one of a single turn:
+            see `read_turns`. The wording of `template` is around the words of the last user; every other turn is as
+            it was. Needs a chat template, unless the user's is the only turn.
+        tools: For the chat template, where it takes them: JSON schemas of functions, or functions.
         template: Wording; the default asks for a short answer.
         template_kwargs: Variables of the chat template, beside those of `template`.
         limit: Longest prompt, in tokens; None does not check.
@@ -123,21 +130,23 @@ def build_pair(
             unless it is a single character.
 
     Raises:
-        PromptError: Empty question or passage, wrong types, over 20 million characters, a chat template that does not
-            place the user's message once, or variables that it does not use.
+        PromptError: Empty question, message or passage, wrong types, over 20 million characters, a chat template that
+            refuses a turn or does not place it once, or variables and tools that it does not use or that spell a
+            special token.
         PromptTooLong: The prompts exceed `limit`.
     """
     template = _with_variables(template, template_kwargs)
-    _check_text("question", question)
+    turns = _turns(question, messages, template)
     passages = [_text_of(f"passage {i + 1}", passage) for i, passage in enumerate(passage_list("passages", passages))]
-    if sum(map(len, passages)) + len(question) > _MAX_CHARS:
+    if sum(map(len, passages)) + sum(len(turn.text) for turn in turns) > _MAX_CHARS:
         raise PromptError(f"question and passages exceed {_MAX_CHARS:,} characters.", "Split or shorten them.")
     if truncate not in (None, "passages"):
         raise PromptError(f"truncate={truncate!r}.", did_you_mean(str(truncate), ["passages"]) + " None refuses.")
 
-    before, after, thinking = _frame(tokenizer, template)
+    before, after, thinking = _frame(tokenizer, turns, template, read_tools(tools), ends)
     before += plain_ids(tokenizer, template.instruction, ends)
-    ending = template.question.format(question=question.strip())
+    asked = question_of(turns)
+    ending = template.question.format(question=asked)
     after = plain_ids(tokenizer, ending + ("" if _uses_chat(tokenizer, template) else template.answer), ends) + after
     texts = [" ".join(text.split()) if template.fold else text.strip() for text in passages]
     blocks = [_block(tokenizer, template, i, text, ends) for i, text in enumerate(texts)]
@@ -156,6 +165,7 @@ def build_pair(
         span=(len(before), len(before) + len(block)),
         passages=tuple(texts),
         thinking=thinking,
+        question=asked if question is None else question,
     )
     _check_bos(tokenizer, pair)
     return pair
@@ -189,22 +199,8 @@ def _text_of(name: str, passage: Any) -> str:
         held = held() if callable(held) else held
         if not isinstance(held, str):
             raise PromptError(f"{name} is a {type(passage).__name__} whose text is {held!r:.40}.", "Leave it out.")
-    _check_text(name, held)
+    check_text(name, held, "Pass text, or leave the passages out to answer closed-book.")
     return str(held)
-
-
-def _check_text(name: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise PromptError(f"{name} is {type(text).__name__}, not text.", "Pass a string.")
-    if not text.strip():
-        raise PromptError(f"{name} is empty.", "Pass text, or leave the passages out to answer closed-book.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PromptError(
-            f"{name} holds half a character ({text[error.start]!r} at {error.start}).",
-            "Decode its bytes with errors='replace'.",
-        ) from error
 
 
 def _uses_chat(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> bool:
@@ -229,70 +225,56 @@ def _variables(given: Any) -> dict[str, Any]:
     return dict(given)
 
 
-def _check_variables(tokenizer: PreTrainedTokenizerBase, names: Collection[str]) -> None:
-    """Refuse variables that the chat template does not use: a misspelt one would change nothing, and say nothing."""
-    from jinja2 import Environment, TemplateError
-    from jinja2.meta import find_undeclared_variables
-
-    taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - {"kwargs"} | {"messages"}
-    try:
-        environment = Environment(extensions=["jinja2.ext.loopcontrols"])
-        known = find_undeclared_variables(environment.parse(tokenizer.get_chat_template()))
-    except TemplateError:  # an extension of its own: then it cannot be told which it uses
-        known = set(names)
-    for name in names:
-        if name in taken:
-            raise PromptError(f"template_kwargs: {name!r} is set by ckcontrol.", "Leave it out.")
-        if name not in known:
-            proposal = did_you_mean(name, known - taken - {"bos_token", "eos_token", "raise_exception", "strftime_now"})
-            raise PromptError(f"template_kwargs: the chat template has no variable {name!r}.", proposal)
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> tuple[list[int], list[int], bool]:
-    """Return the ids around the user's message, and whether they leave a thought open.
-
-    They are what the chat template (or the plain BOS) puts before and after it.
-    """
-    variables = dict(template.template_kwargs)
-    if not _uses_chat(tokenizer, template):
-        if variables:
-            raise PromptError("template_kwargs were given, but there is no chat template in use.", "Leave them out.")
-        with LOCK:
-            opening = list(tokenizer("")["input_ids"])  # BOS where the tokenizer adds one, and perhaps a closing EOS
-        bos = [token for token in opening[:1] if token == tokenizer.bos_token_id]
-        return bos, [], False
-    if variables:
-        _check_variables(tokenizer, variables)
-    messages = [{"role": "system", "content": template.system}] if template.system else []
-    messages.append({"role": "user", "content": _MARK})
-    try:
-        with LOCK:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
-    except Exception as error:  # templates raise what they like, e.g. on a system message
+def _frame(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    template: PromptTemplate,
+    tools: Sequence[Any] | None,
+    ends: Collection[int],
+) -> Frame:
+    """Return the ids around the last user's words: what the chat template, or the plain BOS, puts there."""
+    if _uses_chat(tokenizer, template):
+        return frame(tokenizer, turns, variables=template.template_kwargs, tools=tools, ends=ends)
+    if template.template_kwargs:
+        raise PromptError("template_kwargs were given, but there is no chat template in use.", "Leave them out.")
+    if tools:
+        raise PromptError("tools were given, but there is no chat template in use.", "Leave them out.")
+    if any(turn.role == "system" for turn in turns):
+        raise PromptError("there is no chat template for the system message.", "Put its text into the question.")
+    if len(turns) > 1:
         raise PromptError(
-            f"the chat template refused the messages: {error}.", "Drop system, or use chat=False."
-        ) from error
-    if text.count(_MARK) != 1:
-        raise PromptError(
-            f"the chat template places the user's message {text.count(_MARK)} times.",
-            "Use template chat=False.",
+            f"a conversation of {len(turns)} turns needs a chat template, and there is none in use.",
+            "Ask the last question alone, with what it needs of the others in it.",
         )
-    before, after = text.split(_MARK)
-    return _special(tokenizer, before), _special(tokenizer, after), opens_thought(after)
+    with LOCK:
+        opening = list(tokenizer("")["input_ids"])  # BOS where the tokenizer adds one, and perhaps a closing EOS
+    return Frame([token for token in opening[:1] if token == tokenizer.bos_token_id], [], False)
 
 
 def opens_with_thought(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> bool:
     """Whether the chat template, with these variables, ends a prompt in an open thought; False where it has none."""
+    template = PromptTemplate(template_kwargs=variables)
     try:
-        return _frame(tokenizer, PromptTemplate(template_kwargs=variables))[2]
+        return _frame(tokenizer, _turns("?", None, template), template, None, ()).thinking
     except PromptError:
         return False
 
 
-def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenise the template's own text, in which special tokens are meant."""
-    with LOCK:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+def _turns(question: Any, messages: Any, template: PromptTemplate) -> list[Turn]:
+    """Return the conversation; a question is one of a single turn."""
+    if messages is not None:
+        if question is not None:
+            raise PromptError("question and messages were both given.", "The question is the last user's message.")
+        turns = read_turns(messages)
+    else:
+        check_text("question", question)
+        turns = [Turn("user", question.strip(), "the user's message")]
+    if template.system:
+        if any(turn.role == "system" for turn in turns):
+            raise PromptError("there are two system messages.", "Give one: in messages, or as template.system.")
+        check_text("template.system", template.system)
+        turns.insert(0, Turn("system", template.system.strip(), "the system message"))
+    return turns
 
 
 def _block(

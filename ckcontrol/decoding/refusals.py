@@ -26,6 +26,7 @@ __all__ = [
     "check_tokenizer",
     "eos_ids",
     "input_device",
+    "output_width",
     "position_limit",
 ]
 
@@ -191,6 +192,13 @@ def input_device(model: PreTrainedModel) -> Any:
     return embedding.weight.device
 
 
+def output_width(model: PreTrainedModel) -> int:
+    """Return V, the number of ids that the model scores."""
+    head: Any = model.get_output_embeddings()
+    weight = head.weight() if callable(head.weight) else head.weight  # torch.ao's quantised layers have a method
+    return int(weight.shape[0])
+
+
 def position_limit(model: PreTrainedModel) -> int | None:
     """Return the number of positions the model was made for, or None if its config does not say."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -211,9 +219,7 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         TokenizerMismatch: With the ids that differ.
     """
-    head: Any = model.get_output_embeddings()
-    weight = head.weight() if callable(head.weight) else head.weight  # torch.ao's quantised layers have a method
-    width = int(weight.shape[0])
+    width = output_width(model)
     if tokenizer.vocab_size > width:
         raise TokenizerMismatch(
             f"the tokenizer has {tokenizer.vocab_size} tokens but the model produces {width}.",

@@ -162,9 +162,7 @@ def _prompts(request: Steered, tokenizer: PreTrainedTokenizerBase | None) -> Pro
     if tokenizer is None:
         raise ServingError("this server cannot build prompts from passages.", "Give both: ck.prompt or ck.messages.")
     texts, template = request.texts, request.template
-    if template.system is not None and (template.chat is False or not getattr(tokenizer, "chat_template", None)):
-        raise ServingError("there is no chat template for the system message.", "Put its text into the question.")
-    return build_pair(tokenizer, texts.question, texts.passages, template=template)
+    return build_pair(tokenizer, texts.question, texts.passages, messages=texts.messages, template=template)
 
 
 def _as_completion(chat: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Limits:
     Attributes:
         body_bytes: Largest JSON body, of any endpoint that reads JSON; more is 413.
         passages: Passages in one request.
+        messages: Messages of the conversation beside passages.
         characters: Characters of passages, question and hand-made parametric prompt together.
         template_characters: Characters of each wording of ``ck.template``.
         heads: Entries of ``ck.heads``.
@@ -39,6 +40,7 @@ class Limits:
 
     body_bytes: int = 8 * 2**20
     passages: int = 64
+    messages: int = 1_000
     characters: int = 400_000
     template_characters: int = 4_000
     heads: int = 4_096

@@ -1,4 +1,4 @@
-"""Reads the texts of a steered request: question and passages, or a hand-made parametric prompt; and the wording.
+"""Reads the texts of a steered request: conversation and passages, or a hand-made parametric prompt; and the wording.
 
 The wordings of ``ck.template`` are texts with the placeholders ``{text}``, ``{number}`` and ``{question}``; other
 format fields are refused, since Python's would reach attributes or ask for a gigabyte of spaces. Knows JSON values and
@@ -7,11 +7,13 @@ limits; knows nothing of HTTP, tokenizers or vLLM.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any
 
+from ...decoding.conversation import read_turns
 from ...decoding.prompts import PromptTemplate
 from ...errors import ServingError, did_you_mean
 from ..contract.json_values import kind, shown
@@ -28,16 +30,16 @@ class Texts:
 
     Attributes:
         source: ``passages``, ``messages`` or ``prompt``.
-        question: With ``passages``: the question.
+        question: With ``passages`` and a prompt: the question.
+        messages: With ``passages`` and messages: the conversation; its last user turn gets the passages.
         passages: With ``passages``: the passages; none is closed book.
-        system: With ``passages``: the system message beside the question, if there was one.
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
     """
 
     source: str
-    question: str = ""
+    question: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
     passages: tuple[str, ...] = ()
-    system: str | None = None
     parametric: Any = None
 
 
@@ -46,6 +48,7 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
 
     Raises:
         ServingError: Wrong types, a part that is not text, or more than the limits allow.
+        PromptError: Messages beside passages that are no conversation, see `read_turns`.
     """
     given = body["ck"][source]
     if source == "messages":
@@ -62,15 +65,24 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         raise ServingError("ck.passages is not a list of texts.", 'Like "passages": ["first", "second"].')
     if len(given) > limits.passages:
         raise ServingError(f"ck holds {len(given)} passages.", f"At most {limits.passages} are taken.")
-    system, question = _question(body.get("messages")) if chat else (None, body.get("prompt"))
+    sizes = sum(map(len, given))
+    if chat:
+        messages = body.get("messages")
+        turns = read_turns(messages)
+        if len(turns) > limits.messages:
+            raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
+        more = sum(len(json.dumps(turn.more)) for turn in turns)
+        _bound(sizes + more + sum(len(turn.text) for turn in turns), limits)
+        return Texts(source, messages=tuple(messages), passages=tuple(given))
+    question = body.get("prompt")
     if not isinstance(question, str):
         raise ServingError("prompt is not one text.", "With ck.passages it is the question, as text.")
-    _bound(sum(map(len, given)) + len(question) + len(system or ""), limits)
-    return Texts(source, question, tuple(given), system)
+    _bound(sizes + len(question), limits)
+    return Texts(source, question, passages=tuple(given))
 
 
 def read_template(value: Any, texts: Texts, limits: Limits, variables: Any = None) -> PromptTemplate:
-    """Return the wording: of ``ck.template``, with the request's system message and its chat template variables.
+    """Return the wording: of ``ck.template``, with the request's variables of the chat template.
 
     Raises:
         ServingError: A name that is unknown, a value of the wrong type or length, an unknown placeholder.
@@ -101,10 +113,6 @@ def read_template(value: Any, texts: Texts, limits: Limits, variables: Any = Non
     template = PromptTemplate(**value)
     if variables and texts.source == "passages":  # else vLLM's own chat endpoint makes the prompts, with them
         template = replace(template, template_kwargs=_variables(variables))
-    if texts.system is not None:
-        if template.system is not None:
-            raise ServingError("there are two system messages.", "Give one: in messages, or as ck.template.system.")
-        template = replace(template, system=texts.system)
     return template
 
 
@@ -118,22 +126,6 @@ def _variables(given: Any) -> dict[str, Any]:
         ):
             raise ServingError(f"chat_template_kwargs.{name[:64]}={shown(value)}.", "Give a plain, short value.")
     return given
-
-
-def _question(messages: Any) -> tuple[str | None, str]:
-    """Return system message and question; a conversation cannot be taken apart into question and passages."""
-    roles = [message.get("role") if isinstance(message, dict) else None for message in _as_list(messages)]
-    if roles not in (["user"], ["system", "user"], ["developer", "user"]):
-        raise ServingError(
-            "ck.passages needs messages to hold one user message, the question, and perhaps a system message first.",
-            "For a conversation give both prompts: messages with the passages, ck.messages without.",
-        )
-    texts = [_content(f"messages[{i}]", message) for i, message in enumerate(messages)]
-    return (texts[0] if len(texts) == 2 else None), texts[-1]
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) and len(value) <= 2 else []
 
 
 def _content(name: str, message: Any) -> str:
