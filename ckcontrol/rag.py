@@ -293,12 +293,12 @@ class Rag:
         count = self.k if k is None else check_integer("k", k, 1, 10_000)
         found = self.index.search(queries, count, **{name: value for name, value in how.items() if value is not None})
         told = [[hit for hit in hits if hit.passage.text.strip()] for hits in found]
-        answers = generate(
+        what: Any = {"question" if messages is None else "messages": asked}
+        answers: list[Answer] = generate(
             self.model,
             self.tokenizer,
-            None if messages is not None else asked,
-            [[hit.passage.text for hit in hits] for hits in told],
-            messages=None if messages is None else asked,
+            **what,
+            passages=[[hit.passage.text for hit in hits] for hits in told],
             control=self.control if control is None else control,
             template=self.template,
             template_kwargs=self.template_kwargs,

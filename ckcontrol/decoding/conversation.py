@@ -160,7 +160,7 @@ def _calls(name: str, more: Mapping[str, Any]) -> Sequence[Any]:
 
 def _call(name: str, call: Any) -> dict[str, Any]:
     """Return a call as chat templates read it: OpenAI's arguments are JSON in a text."""
-    function = call.get("function") if isinstance(call, Mapping) else None
+    function: Any = call.get("function") if isinstance(call, Mapping) else None
     arguments = function.get("arguments") if isinstance(function, Mapping) else None
     if isinstance(arguments, str):
         try:

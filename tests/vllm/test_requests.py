@@ -160,7 +160,7 @@ BODY = [
     {"messages": [{"role": "user", "content": ""}]},
     {"messages": [{"role": "user", "content": "\ud800"}]},
     {"messages": [{"role": "assistant", "content": "x"}]},
-    {"messages": [{"role": "user", "content": "x"}] * 3},
+    {"messages": [{"role": "usr", "content": "x"}] * 3},
     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:etc"}}]}]},
 ]  # fmt: skip
 

@@ -67,7 +67,7 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         raise ServingError(f"ck holds {len(given)} passages.", f"At most {limits.passages} are taken.")
     sizes = sum(map(len, given))
     if chat:
-        messages = body.get("messages")
+        messages: Any = body.get("messages")
         turns = read_turns(messages)
         if len(turns) > limits.messages:
             raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
