@@ -210,7 +210,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         self.store.fail(pair.pair, why)
 
     def _row(self, params: Any) -> EngineRow | None:
-        args = getattr(params, "extra_args", None)
+        args: Any = getattr(params, "extra_args", None)
         try:
             found = read(args)
         except Exception as error:  # the scheduler has refused it already; never end the engine for it
