@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..errors import NonFiniteLogits
 from ..fusion.distributions import Shortlist, nonfinite_rows
-from ..fusion.kernel import choose, fuse
 from ..fusion.signals import Signals
-from ..policies.base import Decision, Policy
+from ..policies.base import Decision
 from .drafts import Beginnings, Drafts
 from .endings import Once, torch_as_it_was, whatever_happens
+from .fused_step import fused_step
 from .processing import RowsOfQuestions, penalise_answers
 from .recorder import Recorder
 from .streams import Stream, TwoStreams, streams_as_they_were
@@ -28,7 +28,7 @@ from .streams import Stream, TwoStreams, streams_as_they_were
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-__all__ = ["DecodingPlan", "Draw", "Generated", "decode", "fuse_scores", "mask_spare_ids"]
+__all__ = ["DecodingPlan", "Draw", "Generated", "decode"]
 
 _STREAMS = ("contextual", "parametric", "fused")
 
@@ -275,67 +275,8 @@ def _fuse_step(
     """Return the signals, the decision and the fused scores of one step, in the gauge of the contextual logits."""
     if logits_par is None:
         return None, None, logits_ctx
-    policy = plan.drafts.policy
-    neutral = policy.neutral
-    if not neutral:
-        mask_spare_ids(policy, plan.vocab_size, logits_ctx, logits_par)
-    signals = Signals(logits_ctx, logits_par, shortlist=plan.shortlist)
-    decision = policy.decide(signals)
-    if neutral:
-        return signals, decision, logits_ctx.clone()  # a processor may write in place; the trace reads the original
-    return signals, decision, fuse_scores(policy, signals, decision)
-
-
-def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, logits_par: Tensor) -> None:
-    """Mask, in place, ids the tokenizer does not know in steered rows; a neutral row is the model as it is."""
-    if vocab_size is not None:
-        rows = policy.steered_rows(logits_ctx)
-        for logits in (logits_ctx, logits_par):
-            logits[rows, vocab_size:] = -torch.inf
-
-
-def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
-    """Apply a decision; return scores in the gauge of the contextual logits, [B, V] float32.
-
-    On a CPU only rows on which the decision acts are computed; an accelerator would have to be asked which those are.
-    """
-    if signals.logits_ctx.device.type == "cpu":
-        acting = decision.acting().nonzero()[:, 0]
-        if 2 * len(acting) <= len(decision.switched):  # picking rows costs about as much as it saves beyond
-            scores = signals.logits_ctx.clone()
-            if len(acting):
-                scores[acting] = _fuse_all(policy, signals.rows(acting), decision.rows(acting))
-            return scores
-    return _fuse_all(policy, signals, decision)
-
-
-def _fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
-    needed = policy.amplifies or decision.truncate is not None
-    fused = fuse(
-        signals.logp_ctx,
-        signals.logp_par,
-        decision.tau,
-        shortlisted=signals.shortlisted if needed else None,
-        scale=decision.scale,
-        truncate=decision.truncate,
-        check=False,
-    )
-    return _regauge(fused, signals, decision)
-
-
-def _regauge(fused: Tensor, signals: Signals, decision: Decision) -> Tensor:
-    """Give fused log-probabilities the offset of raw logits, so that penalties act on the scale they are made for.
-
-    Rows at tau = 1 (or 0) that nothing truncates or scales get that stream's logits back, bit for bit.
-    """
-    tau = decision.tau if decision.tau.ndim == 2 else decision.tau[:, None]
-    masked = signals.logits_ctx == -torch.inf
-    plain = decision.plain()
-    scores = fused + signals.norm_ctx
-    for value, logits in ((1, signals.logits_ctx), (0, signals.logits_par)):
-        copied = plain & (tau == value).all(-1)
-        scores = choose(copied[:, None], logits, scores)
-    return scores.masked_fill(masked, -torch.inf)
+    made = fused_step(plan.drafts.policy, logits_ctx, logits_par, shortlist=plan.shortlist, vocab_size=plan.vocab_size)
+    return made.signals, made.decision, made.scores
 
 
 def _raise_if_broken(broken_at: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ControlError, NonFiniteLogits
 from .distributions import log_probs, nonfinite_rows
 
-__all__ = ["choose", "fuse"]
+__all__ = ["choose", "fuse", "mix"]
 
 
 def fuse(
@@ -64,10 +64,7 @@ def fuse(
         tau = tau.expand(ctx.shape[0])[:, None]  # [B, 1]
     banned = ctx == -math.inf
 
-    mixed = tau * ctx + (1 - tau) * par
-    mixed = choose((par == -math.inf) & (tau > 1), ctx, mixed)
-    mixed = choose(tau == 1, ctx, mixed)
-    mixed = choose(tau == 0, par, mixed)
+    mixed = mix(ctx, par, tau)
     copied = ((tau == 1).all(-1) | (tau == 0).all(-1))[:, None]  # [B, 1]
     if shortlisted is not None:
         cut = (tau > 1).any(-1, keepdim=True)
@@ -80,6 +77,16 @@ def fuse(
         mixed = mixed * scale[:, None]
         copied = copied & (scale == 1)[:, None]
     return choose(copied, mixed, log_probs(mixed))
+
+
+def mix(ctx: Tensor, par: Tensor, tau: Tensor) -> Tensor:
+    """Return ``tau * ctx + (1 - tau) * par`` of log-probabilities, exact at 0 and 1; the context's own where tau > 1
+    and memory finds a token impossible. All broadcast against each other.
+    """
+    mixed = tau * ctx + (1 - tau) * par
+    mixed = choose((par == -math.inf) & (tau > 1), ctx, mixed)
+    mixed = choose(tau == 1, ctx, mixed)
+    return choose(tau == 0, par, mixed)
 
 
 def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:

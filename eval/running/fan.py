@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ckcontrol.decoding.fused_step import fuse_scores
 from ckcontrol.decoding.inputs import processors_for, stream_of
-from ckcontrol.decoding.loop import fuse_scores
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.pair_cache import can_share_forward
 from ckcontrol.decoding.prompts import PromptPair

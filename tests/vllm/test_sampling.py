@@ -7,7 +7,8 @@ import torch
 
 from ckcontrol import Control, GenerateOptions
 from ckcontrol.decoding.inputs import processors_for
-from ckcontrol.decoding.loop import Draw, fuse_scores, mask_spare_ids
+from ckcontrol.decoding.fused_step import fuse_scores, mask_spare_ids
+from ckcontrol.decoding.loop import Draw
 from ckcontrol.fusion.signals import Signals
 from ckcontrol.vllm.engine.blocks import arrange, fuse_blocks
 from ckcontrol.vllm.engine.sampling import _BEST, Noise, Warp, _nucleus, _sorted_nucleus

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...control import Control
-from ...decoding.loop import fuse_scores
+from ...decoding.fused_step import fuse_scores
 from ...fusion.distributions import Shortlist, nonfinite_rows
 from ...fusion.signals import Signals
 from ...policies.base import Decision, Policy
