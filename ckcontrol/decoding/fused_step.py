@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from ..fusion.distributions import Shortlist, nonfinite_rows, normalised
-from ..fusion.kernel import choose, fuse, mix
-from ..fusion.signals import Signals, SurveyedSignals
+from ..fusion.kernel import fuse, mix, regauge
+from ..fusion.look import quickly
+from ..fusion.signals import LookedSignals, Signals, SurveyedSignals
 from ..fusion.survey import block_maxima, chunks, columns, favourite, scratch, threshold
 from ..policies.base import Decision, Policy
 
@@ -81,15 +82,7 @@ def fused_step(
         size = logits_ctx.shape[1]
         known = size if policy.neutral or vocab_size is None else min(vocab_size, size)
         return _on_cpu(policy, logits_ctx.float(), logits_par.float(), shortlist, known, pick)
-    signals = Signals(logits_ctx, logits_par, shortlist=shortlist)
-    decision = policy.decide(signals)
-    scores = logits_ctx.float() if policy.neutral else fuse_all(policy, signals, decision)
-    broken = _first_broken(nonfinite_rows(logits_ctx), nonfinite_rows(logits_par))
-    if not pick:
-        return FusedStep(signals, decision, broken, scores.clone() if policy.neutral else scores, None)
-    peak, tokens = scores.max(-1)
-    fine = (peak < torch.inf) & (peak > -torch.inf)
-    return FusedStep(signals, decision, torch.where((broken == 0) & ~fine, 3, broken), None, tokens)
+    return _on_accelerator(policy, logits_ctx.float(), logits_par.float(), shortlist, pick)
 
 
 def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, logits_par: Tensor) -> None:
@@ -112,26 +105,63 @@ def fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
         truncate=decision.truncate,
         check=False,
     )
-    return _regauge(fused, signals, decision)
-
-
-def _regauge(fused: Tensor, signals: Signals, decision: Decision) -> Tensor:
-    """Give fused log-probabilities the offset of raw logits, so that penalties act on the scale they are made for.
-
-    Rows at tau = 1 (or 0) that nothing truncates or scales get that stream's logits back, bit for bit.
-    """
-    tau = decision.tau if decision.tau.ndim == 2 else decision.tau[:, None]
-    masked = signals.logits_ctx == -torch.inf
-    plain = decision.plain()
-    scores = fused + signals.norm_ctx
-    for value, logits in ((1, signals.logits_ctx), (0, signals.logits_par)):
-        copied = plain & (tau == value).all(-1)
-        scores = choose(copied[:, None], logits, scores)
-    return scores.masked_fill(masked, -torch.inf)
+    return regauge(fused, signals.logits_ctx, signals.logits_par, signals.norm_ctx, decision.tau, decision.plain())
 
 
 def _first_broken(ctx: Tensor, par: Tensor) -> Tensor:
     return torch.where(ctx, 1, par.to(torch.uint8) * 2)
+
+
+# --- on an accelerator ------------------------------------------------------------------------------------------------
+
+
+def _on_accelerator(
+    policy: Policy, logits_ctx: Tensor, logits_par: Tensor, shortlist: Shortlist | None, pick: bool
+) -> FusedStep:
+    if policy.neutral:
+        unseen = Signals(logits_ctx, logits_par, shortlist=shortlist)
+        broken = _first_broken(nonfinite_rows(logits_ctx), nonfinite_rows(logits_par))
+        given = (None, logits_ctx.argmax(-1)) if pick else (logits_ctx.clone(), None)
+        return FusedStep(unseen, policy.decide(unseen), broken, *given)
+    signals = LookedSignals(logits_ctx, logits_par, shortlist=shortlist)
+    decision = policy.decide(signals)
+    one = torch.ones_like(signals.h_ctx)
+    scores, tokens, broken = quickly(
+        _finish,
+        logits_ctx,
+        logits_ctx,
+        logits_par,
+        (signals.norm_ctx, signals.norm_par),
+        (signals.floor_ctx, signals.floor_par),
+        decision.tau,
+        one if decision.scale is None else decision.scale,
+        one < 0 if decision.truncate is None else decision.truncate,
+        pick,
+    )
+    return FusedStep(signals, decision, broken, None if pick else scores, tokens if pick else None)
+
+
+def _finish(
+    ctx: Tensor,
+    par: Tensor,
+    norms: tuple[Tensor, Tensor],
+    floors: tuple[Tensor, Tensor],
+    tau: Tensor,
+    scale: Tensor,
+    truncate: Tensor,
+    pick: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores (of no use if picked), tokens (of no use unless) and what is broken."""
+    logp_ctx, logp_par = normalised(ctx, norms[0]), normalised(par, norms[1])
+    listed = (logp_ctx >= floors[0]) | (logp_par >= floors[1])
+    fused = fuse(logp_ctx, logp_par, tau, shortlisted=listed, scale=scale, truncate=truncate, check=False)
+    scores = regauge(fused, ctx, par, norms[0], tau, ~truncate & (scale == 1))
+    broken = _first_broken(nonfinite_rows(ctx), nonfinite_rows(par))
+    if not pick:
+        return scores, broken, broken
+    peak, tokens = scores.max(-1)
+    fine = (peak < torch.inf) & (peak > -torch.inf)
+    return peak, tokens, torch.where((broken == 0) & ~fine, 3, broken)
 
 
 # --- on a CPU ---------------------------------------------------------------------------------------------------------
@@ -207,30 +237,30 @@ class _Made:
         if self.tokens is None:
             self._put(rows, self.signals.logits_ctx[rows])
         else:
-            self._pick(rows, self.signals.logits_ctx[rows], self.signals.blocks_ctx[rows])
+            self._pick(rows, self.signals.logits_ctx, self.signals.blocks_ctx[rows], whole=True)
 
     def _memory(self, rows: Tensor | slice) -> None:
-        ctx, par = self.signals.logits_ctx[rows], self.signals.logits_par[rows]
-        known = self.signals.known
-        if ctx[:, :known].amin().item() > -torch.inf:  # nothing is masked for the context alone
-            if self.tokens is None:
-                self._put(rows, par)
-            else:
-                self._pick(rows, par, self.signals.blocks_par[rows])
+        ctx, par = self.signals.logits_ctx, self.signals.logits_par
+        masked = ctx[:, : self.signals.known].amin(-1)[rows] == -torch.inf
+        if masked.any():  # for the context, maybe not for memory
+            self._give(rows, par[rows].masked_fill(ctx[rows] == -torch.inf, -torch.inf))
+        elif self.tokens is None:
+            self._put(rows, par[rows])
         else:
-            self._give(rows, par.masked_fill(ctx == -torch.inf, -torch.inf))
+            self._pick(rows, par, self.signals.blocks_par[rows], whole=True)
 
     def _cut(self, rows: Tensor | slice) -> None:
         """Rows of which only the shortlist is left: blocks that reach its floor, then tokens that do."""
         signals, size = self.signals, self.signals.logits_ctx.shape[1]
         surveys = signals.survey_ctx[rows], signals.survey_par[rows]
         streams = signals.logits_ctx, signals.logits_par
-        floors = [threshold(signals.shortlist, x[rows], seen) for x, seen in zip(streams, surveys, strict=True)]
+        whole = _numbers(rows, len(signals.logits_ctx))
+        floors = [threshold(signals.shortlist, x, seen, whole) for x, seen in zip(streams, surveys, strict=True)]
         (c, p), (c_floor, p_floor) = surveys, floors
         hit = (normalised(c.blocks, c.norm) >= c_floor) | (normalised(p.blocks, p.norm) >= p_floor)
         row, block = hit.nonzero(as_tuple=True)
         at, there = columns(block, size)
-        whole = _numbers(rows, len(signals.logits_ctx))[row]  # the same rows, numbered as in the batch
+        whole = whole[row]  # the same rows, numbered as in the batch
         ctx, par = (normalised(x[whole[:, None], at], seen.norm[row]) for x, seen in zip(streams, surveys, strict=True))
         keep = ((ctx >= c_floor[row]) | (par >= p_floor[row])) & (ctx > -torch.inf)
         keep = keep if there is None else keep & there
@@ -259,10 +289,14 @@ class _Made:
         signals, known = self.signals, self.signals.known
         ctx, par = signals.logits_ctx[:, :known], signals.logits_par[:, :known]
         numbers = _numbers(rows, len(ctx))
-        buffers = scratch(ctx, 1 if self.scores is None else 2)
+        buffers = scratch(ctx, 4)
         for chunk in chunks(len(numbers), known):
             here = _together(numbers[chunk])
-            x, y, mixed = ctx[here], par[here], buffers[0][: chunk.stop - chunk.start]
+            a, b, mixed, mass = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
+            if isinstance(here, slice):
+                x, y = ctx[here], par[here]
+            else:
+                x, y = torch.index_select(ctx, 0, here, out=a), torch.index_select(par, 0, here, out=b)
             torch.lerp(y, x, self.decision.tau[here][:, None], out=mixed)
             maxima = block_maxima(mixed)
             peak = maxima.amax(-1, keepdim=True)
@@ -271,7 +305,7 @@ class _Made:
             elif self.scores is None:
                 self._pick(here, mixed, maxima)
             else:
-                total = torch.sub(mixed, peak, out=buffers[1][: len(x)]).exp_().sum(-1, keepdim=True)
+                total = torch.sub(mixed, peak, out=mass).exp_().sum(-1, keepdim=True)
                 shift = signals.norm_ctx[here] - (peak + total.log())
                 self.scores[here, :known] = mixed.add_(shift)
                 self.scores[here, known:] = -torch.inf
@@ -289,7 +323,8 @@ class _Made:
             truncate=decision.truncate,
             check=False,
         )
-        self._give(rows, _regauge(fused, part, decision))
+        scores = regauge(fused, part.logits_ctx, part.logits_par, part.norm_ctx, decision.tau, decision.plain())
+        self._give(rows, scores)
 
     def _give(self, rows: Tensor | slice, scores: Tensor) -> None:
         if self.tokens is None:
@@ -305,9 +340,10 @@ class _Made:
         if self.scores is not None:
             self.scores[rows] = value
 
-    def _pick(self, rows: Tensor | slice, scores: Tensor, maxima: Tensor) -> None:
+    def _pick(self, rows: Tensor | slice, scores: Tensor, maxima: Tensor, whole: bool = False) -> None:
+        """Choose among the scores of these rows, or among those of the `whole` batch in these rows."""
         if self.tokens is not None:
-            self.tokens[rows] = favourite(scores, maxima)
+            self.tokens[rows] = favourite(scores, maxima, _numbers(rows, len(scores)) if whole else None)
             self.peaks[rows] = maxima.amax(-1, keepdim=True)
 
 

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteLogits
-from ..fusion.distributions import Shortlist, nonfinite_rows
-from ..fusion.signals import Signals
-from ..policies.base import Decision
+from ..fusion.distributions import Shortlist, first_max, nonfinite_rows
 from .drafts import Beginnings, Drafts
 from .endings import Once, torch_as_it_was, whatever_happens
-from .fused_step import fused_step
+from .fused_step import FusedStep, fused_step
 from .processing import RowsOfQuestions, penalise_answers
 from .recorder import Recorder
 from .streams import Stream, TwoStreams, streams_as_they_were
@@ -52,7 +50,7 @@ class Draw:
     def __call__(self, scores: Tensor, broken: Tensor) -> Tensor:
         """Return token ids, [B, V] -> [B]; rows marked broken draw an arbitrary token instead of crashing."""
         if not self.sample:
-            return scores.argmax(-1)
+            return first_max(scores)
         probs = scores.masked_fill(broken[:, None], 0.0).softmax(-1)
         if self.generators is None:
             return torch.multinomial(probs, 1).squeeze(1)
@@ -221,6 +219,8 @@ def _decode(plan: DecodingPlan) -> Generated:
     poll = _Poll(device, plan.streamer is not None)
     processors = plan.processors if plan.penalise == "all" else penalise_answers(plan.processors, prompt_length)
     asked = RowsOfQuestions(processors, plan.criteria, plan.drafts.items, device)
+    at_once = not (plan.sample or plan.processors or plan.keep_scores or plan.recorder)
+    kinds = torch.arange(1, len(_STREAMS) + 1, device=device)[:, None]
     draw = Draw(plan.sample, None if plan.seed is None else [plan.seed] * rows, device)
 
     fed = ids[:, -1]
@@ -232,25 +232,27 @@ def _decode(plan: DecodingPlan) -> Generated:
         if plan.keep_logits:
             plan.logits.append(logits_ctx.clone())
 
-        # 2) Fuse the raw distributions.
-        signals, decision, scores = _fuse_step(plan, logits_ctx, logits_par)
+        # 2) Fuse the raw distributions; the greedy choice is made on the way where nothing lies between.
+        made = _fuse_step(plan, logits_ctx, logits_par, at_once)
+        broken = nonfinite_rows(logits_ctx).to(torch.uint8) if made is None else made.broken
+        if made is not None and made.tokens is not None:
+            tokens = made.tokens
+        else:
+            # 3) Processors and warpers see the fused scores once.
+            scores = asked.process(ids, logits_ctx if made is None or made.scores is None else made.scores)
+            broken = torch.where((broken == 0) & nonfinite_rows(scores), 3, broken)
+            # 4) One draw per pair.
+            tokens = draw(scores, broken > 0)
 
-        # 3) Processors and warpers see the fused scores once.
-        scores = asked.process(ids, scores)
-
-        # 4) Watch for NaN and infinities; rows that ended no longer count.
-        bad = torch.stack([nonfinite_rows(x) if x is not None else ~unfinished for x in (logits_ctx, logits_par)])
-        bad = torch.cat([bad, (nonfinite_rows(scores) & ~bad.any(0))[None]]) & unfinished
+        # 5) Watch for NaN and infinities; rows that ended no longer count.
+        bad = (broken == kinds) & unfinished
         broken_at = torch.where((broken_at < 0) & bad, step, broken_at)
-
-        # 5) One draw per pair.
-        tokens = draw(scores, bad.any(0))
         if has_eos:
             tokens = torch.where(unfinished, tokens, plan.pad_token_id)
         if plan.keep_scores:
             plan.scores.append(scores)
         if plan.recorder is not None:
-            plan.recorder.add(tokens, scores, signals, decision)
+            plan.recorder.add(tokens, scores, *((None, None) if made is None else (made.signals, made.decision)))
         if plan.streamer is not None:
             plan.streamer.put(tokens.cpu())
 
@@ -269,14 +271,14 @@ def _decode(plan: DecodingPlan) -> Generated:
     return Generated(ids[:, : prompt_length + longest], lengths.tolist())
 
 
-def _fuse_step(
-    plan: DecodingPlan, logits_ctx: Tensor, logits_par: Tensor | None
-) -> tuple[Signals | None, Decision | None, Tensor]:
-    """Return the signals, the decision and the fused scores of one step, in the gauge of the contextual logits."""
+def _fuse_step(plan: DecodingPlan, logits_ctx: Tensor, logits_par: Tensor | None, at_once: bool) -> FusedStep | None:
+    """Return the fused step, with its tokens if they can be chosen `at_once`; None if there is one stream."""
     if logits_par is None:
-        return None, None, logits_ctx
-    made = fused_step(plan.drafts.policy, logits_ctx, logits_par, shortlist=plan.shortlist, vocab_size=plan.vocab_size)
-    return made.signals, made.decision, made.scores
+        return None
+    policy = plan.drafts.policy
+    return fused_step(
+        policy, logits_ctx, logits_par, shortlist=plan.shortlist, vocab_size=plan.vocab_size, pick=at_once
+    )
 
 
 def _raise_if_broken(broken_at: Tensor) -> None:

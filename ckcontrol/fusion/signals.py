@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .distributions import Shortlist, best, entropy, jensen_shannon, normalised
+from .look import divergence_at_once, look, quickly
 from .survey import Survey, block_maxima, divergence, favourite, survey
 
-__all__ = ["Signals", "SurveyedSignals", "confidence_gain"]
+__all__ = ["LookedSignals", "Signals", "SurveyedSignals", "confidence_gain"]
 
 
 def confidence_gain(logp_par: Tensor, logp_ctx: Tensor) -> Tensor:
@@ -270,6 +271,40 @@ class SurveyedSignals(Signals):
     def peak_par(self) -> Tensor:
         """The log-probability of the parametric favourite, [B]."""
         return _peak(self.survey_par)
+
+
+class LookedSignals(Signals):
+    """The same signals on an accelerator, from one look at both streams together; see `look`."""
+
+    def __init__(self, logits_ctx: Tensor, logits_par: Tensor, *, shortlist: Shortlist | None = None) -> None:
+        super().__init__(logits_ctx, logits_par, shortlist=shortlist)
+        both = torch.cat([logits_ctx, logits_par])
+        seen = quickly(look, both, both, self.shortlist.k, self.shortlist.ratio)
+        names = ("highest", "norm", "h", "floor", "top")
+        for name, values in zip(names, seen, strict=True):
+            vars(self)[f"{name}_ctx"], vars(self)[f"{name}_par"] = values.chunk(2)
+
+    @cached_property
+    def jsd(self) -> Tensor:
+        """Jensen-Shannon divergence of the two streams, [B], at most ln 2."""
+        streams = (self.logits_ctx, self.norm_ctx, self.logits_par, self.norm_par)
+        return quickly(divergence_at_once, self.logits_ctx, *streams)
+
+    @cached_property
+    def peak_ctx(self) -> Tensor:
+        """The log-probability of the contextual favourite, [B]."""
+        return self._peak("ctx")
+
+    @cached_property
+    def peak_par(self) -> Tensor:
+        """The log-probability of the parametric favourite, [B]."""
+        return self._peak("par")
+
+    def _peak(self, stream: str) -> Tensor:
+        known = vars(self)
+        return (known[f"highest_{stream}"] - known[f"norm_{stream}"])[:, 0]  # type: ignore[no-any-return]
+
+    _chances = SurveyedSignals._chances
 
 
 def _peak(seen: Survey) -> Tensor:

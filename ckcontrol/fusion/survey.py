@@ -8,17 +8,20 @@ whole vocabulary. Knows nothing of policies. Equal to `distributions` up to the 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from .distributions import BLOCK, FLOOR, Shortlist
+from .distributions import BLOCK, FLOOR, Shortlist, normalised
 
 __all__ = ["Survey", "block_maxima", "chunks", "columns", "divergence", "favourite", "survey", "threshold"]
 
 _TOGETHER = 2**18  # scores a thread works on at once: they and two scratch rows beside them stay in a cache
+
+_THREAD = threading.local()
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,18 @@ def chunks(rows: int, size: int) -> Iterator[slice]:
 
 
 def scratch(logits: Tensor, count: int) -> list[Tensor]:
-    """Return `count` buffers for one chunk of rows, float32."""
+    """Return `count` buffers for one chunk of rows, float32: this thread's, as it left them, so never a result.
+
+    New memory of that size would be given back and cleared by the system at every step, which takes longer than most of
+    what is done in it.
+    """
     rows = next(chunks(*logits.shape), slice(0, 0)).stop
-    return list(torch.empty(count, rows, logits.shape[1]).unbind())
+    size = count * rows * logits.shape[1]
+    kept: Tensor | None = getattr(_THREAD, "kept", None)
+    if kept is None or kept.numel() < size:
+        with torch.inference_mode(False):
+            kept = _THREAD.kept = torch.empty(size)
+    return list(kept[:size].view(count, rows, logits.shape[1]).unbind())
 
 
 def survey(logits: Tensor, masked: bool = False) -> Survey:
@@ -121,20 +133,29 @@ def columns(blocks: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
     return (at, None) if size % BLOCK == 0 else (at.clamp_max(size - 1), at < size)
 
 
-def favourite(scores: Tensor, blocks: Tensor) -> Tensor:
-    """Return ``scores.argmax(-1)``, [R, V] and its `block_maxima` -> [R] int64: the first of equals, NaN above all."""
+def favourite(scores: Tensor, blocks: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return ``scores.argmax(-1)``, [R, V] and its `block_maxima` -> [R] int64: the first of equals, NaN above all.
+
+    Args:
+        scores: [R, V].
+        blocks: Of the rows that are meant.
+        rows: Which these are; None if they are all. Nothing else of `scores` is read or copied.
+    """
     at, _ = columns(blocks.argmax(-1), scores.shape[1])
-    return at.gather(1, scores.gather(1, at).argmax(-1, keepdim=True))[:, 0]
+    return at.gather(1, _read(scores, rows, at).argmax(-1, keepdim=True))[:, 0]
 
 
-def threshold(shortlist: Shortlist, logits: Tensor, seen: Survey) -> Tensor:
-    """Return the least log-probability on a stream's shortlist, [R, V] -> [R, 1]."""
+def threshold(shortlist: Shortlist, logits: Tensor, seen: Survey, rows: Tensor | None = None) -> Tensor:
+    """Return the least log-probability on a stream's shortlist, [R, V] -> [R, 1]; `seen` and `rows` as above."""
     size = logits.shape[1]
     best = seen.blocks.topk(min(shortlist.k, seen.blocks.shape[1]), dim=-1, sorted=False).indices
     at, there = columns(best, size)
-    found = logits.gather(1, at.flatten(1))
+    found = _read(logits, rows, at.flatten(1))
     if there is not None:
         found = found.masked_fill(~there.flatten(1), -math.inf)
     least = found.topk(min(shortlist.k, size), dim=-1).values[:, -1:]
-    norm = seen.norm.clamp_min(torch.finfo(torch.float32).min)
-    return torch.minimum(least - norm, (seen.peak - norm) + math.log(shortlist.ratio))
+    return torch.minimum(normalised(least, seen.norm), normalised(seen.peak, seen.norm) + math.log(shortlist.ratio))
+
+
+def _read(scores: Tensor, rows: Tensor | None, at: Tensor) -> Tensor:
+    return scores.gather(1, at) if rows is None else scores[rows[:, None], at]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ckcontrol as ck
+from ckcontrol.decoding import fused_step as steps
 from ckcontrol.decoding.fused_step import fuse_all, fused_step, mask_spare_ids
-from ckcontrol.fusion.distributions import Shortlist
+from ckcontrol.fusion import look
+from ckcontrol.fusion import signals as signals_module
+from ckcontrol.fusion.distributions import Shortlist, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
-from ckcontrol.policies import Decision, Policy, draft_policies, names
+from ckcontrol.policies import Decision, Policy, draft_policies, names, per_row
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,12 @@ def terms(signals: Signals, decision: Decision) -> torch.Tensor:
     return 1 + signals.norm_ctx.nan_to_num(0, 0, 0).abs() + (1 + tau) * (ctx + par)
 
 
-def check(policy, ctx, par, shortlist, vocab_size, fine=None):
+def as_on_an_accelerator(policy, ctx, par, *, shortlist, vocab_size, pick=False):
+    mask_spare_ids(policy, None if policy.neutral else vocab_size, ctx, par)
+    return steps._on_accelerator(policy, ctx, par, shortlist, pick)
+
+
+def check(policy, ctx, par, shortlist, vocab_size, fine=None, fused_step=fused_step):
     """Both ways of a step against the oracle, on the rows that are `fine`."""
     fine = torch.ones(len(ctx), dtype=torch.bool) if fine is None else fine
     signals, decision, want = plainly(policy, ctx, par, shortlist, vocab_size)
@@ -137,7 +147,90 @@ KINDS = ["", "ties", "masked", "offset", "same"]
 def test_every_policy_on_every_kind_of_logits(name: str, kind: str) -> None:
     for seed, (rows, size, known) in enumerate(SIZES):
         ctx, par = streams(rows, size, seed, kind)
-        made, picked, want = check(POLICIES[name], ctx, par, LISTS[seed % 4], known)
-        if kind not in ("same", "ties"):  # of equals, rounding chooses
-            assert torch.equal(picked.tokens, want.argmax(-1))
-        assert torch.equal(picked.broken, made.broken)
+        for step in (fused_step, as_on_an_accelerator):
+            made, picked, want = check(POLICIES[name], ctx, par, LISTS[seed % 4], known, fused_step=step)
+            if kind not in ("same", "ties"):  # of equals, rounding chooses
+                assert torch.equal(picked.tokens, want.argmax(-1))
+            assert torch.equal(picked.broken, made.broken)
+
+
+@pytest.mark.parametrize("step", [fused_step, as_on_an_accelerator])
+def test_rows_of_many_policies_and_broken_rows_among_them(step) -> None:
+    """Whole rows are copied where tau is 1 or 0; NaN, +inf and nothing finite are flagged as ever, by stream."""
+    chosen = [policy for name, policy in POLICIES.items() if "wide" not in name]
+    mixed = per_row([*chosen, *chosen[::-1]])
+    ctx, par = streams(2 * len(chosen), 1024, 1, "")
+    bad = {3: (ctx, math.nan), 8: (ctx, math.inf), 11: (par, math.nan), 17: (par, math.inf)}
+    for row, (stream, value) in bad.items():
+        stream[row, 99] = value
+    ctx[20], par[25] = -math.inf, -math.inf
+    fine = torch.ones(len(ctx), dtype=torch.bool)
+    fine[[*bad, 20, 25]] = False
+    made, picked, want = check(mixed, ctx, par, Shortlist(), 1000, fine, fused_step=step)
+    flags = torch.where(nonfinite_rows(ctx), 1, nonfinite_rows(par).to(torch.uint8) * 2)
+    assert torch.equal(made.broken, flags) and torch.equal(picked.broken, flags)
+    assert torch.equal(picked.tokens[fine], want.argmax(-1)[fine])
+    tau = made.decision.tau
+    for value, stream in ((1, made.signals.logits_ctx), (0, made.signals.logits_par)):
+        copied = fine & made.decision.plain() & (tau == value if tau.ndim == 1 else (tau == value).all(-1))
+        assert copied.any() and torch.equal(made.scores[copied], stream[copied])
+
+
+def test_nothing_left_to_choose_from_is_flagged_as_fused() -> None:
+    ctx, par = torch.full((2, 128), -math.inf), torch.full((2, 128), -math.inf)
+    ctx[:, 3] = par[0, 3] = par[1, 5] = 1.0
+    for step in (fused_step, as_on_an_accelerator):
+        made = step(Tau(tau=0.5), ctx.clone(), par.clone(), shortlist=Shortlist(), vocab_size=None, pick=True)
+        assert made.broken.tolist() == [0, 3] and made.tokens[0] == 3
+
+
+class Count(TorchDispatchMode):
+    """Operations, of which views cost nothing, and those whose shape depends on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_an_accelerator_is_never_asked(name: str) -> None:
+    """On tensors without data nothing can be read, and no shape can depend on them: so a step can be captured."""
+    ctx, par = torch.empty(2, 4, 640, device="meta")
+    for pick in (False, True):
+        with Count() as count:
+            made = fused_step(POLICIES[name], ctx, par, vocab_size=600, pick=pick)
+        assert not {"nonzero", "_local_scalar_dense", "item", "masked_select"} & set(count.names)
+        assert made.broken.shape == (4,) and (made.tokens if pick else made.scores).device.type == "meta"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("pick", [True, False])
+def test_compiled_it_is_the_same_in_few_kernels(pick: bool, monkeypatch) -> None:
+    """What a CUDA device runs, compiled for this one: operations that are left are launches there."""
+    from torch._inductor import metrics
+
+    used: set[str] = set()
+
+    def compiled(function, like, *args):
+        used.add(function.__name__)
+        return look.compiled(function)(*args)
+
+    metrics.reset()
+    for module in (signals_module, steps):
+        monkeypatch.setattr(module, "quickly", compiled)
+    for rows in (3, 5):
+        ctx, par = streams(rows, 1024, rows, "")
+        made = as_on_an_accelerator(
+            POLICIES["ck-plug {'alpha': 0.2} ck-plug"], ctx, par, shortlist=Shortlist(), vocab_size=1000, pick=pick
+        )
+        _, _, want = plainly(POLICIES["ck-plug {'alpha': 0.2} ck-plug"], ctx, par, Shortlist(), 1000)
+        if pick:
+            assert torch.equal(made.tokens, want.argmax(-1))
+        else:
+            torch.testing.assert_close(made.scores, want, rtol=1e-5, atol=1e-4)
+    assert used == {"look", "_finish"}
+    assert metrics.generated_kernel_count <= 14, metrics.generated_kernel_count
