@@ -32,7 +32,7 @@ from ..fusion.signals import LookedSignals, Signals, SurveyedSignals
 from ..fusion.survey import block_maxima, chunks, columns, favourite, scratch, threshold
 from ..policies.base import Decision, Policy
 
-__all__ = ["FusedStep", "fuse_all", "fuse_scores", "fused_step", "mask_spare_ids"]
+__all__ = ["FusedStep", "fuse_all", "fuse_scores", "fused_step", "mask_spare_ids", "signals_of"]
 
 _LEAST = torch.finfo(torch.float32).min
 
@@ -110,6 +110,18 @@ def fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
 
 def _first_broken(ctx: Tensor, par: Tensor) -> Tensor:
     return torch.where(ctx, 1, par.to(torch.uint8) * 2)
+
+
+def signals_of(
+    logits_ctx: Tensor, logits_par: Tensor, shortlist: Shortlist | None = None, vocab_size: int | None = None
+) -> Signals:
+    """Return the signals of both streams, [B, V] float32 each, for several policies to read and `fuse_scores` to use.
+
+    Spare ids, those from `vocab_size` on, must have been masked.
+    """
+    if logits_ctx.device.type == "cpu":
+        return SurveyedSignals(logits_ctx, logits_par, shortlist=shortlist, known=vocab_size)
+    return LookedSignals(logits_ctx, logits_par, shortlist=shortlist)
 
 
 # --- on an accelerator ------------------------------------------------------------------------------------------------
