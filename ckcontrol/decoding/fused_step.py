@@ -301,6 +301,7 @@ class _Made:
         signals, known = self.signals, self.signals.known
         ctx, par = signals.logits_ctx[:, :known], signals.logits_par[:, :known]
         numbers = _numbers(rows, len(ctx))
+        norm = None if self.scores is None else signals.norm_ctx  # looked at before there is scratch to be lost
         buffers = scratch(ctx, 4)
         for chunk in chunks(len(numbers), known):
             here = _together(numbers[chunk])
@@ -314,11 +315,11 @@ class _Made:
             peak = maxima.amax(-1, keepdim=True)
             if not math.isfinite(peak.sum().item()):  # a token is masked somewhere, or a row broken
                 self._in_full(here)
-            elif self.scores is None:
+            elif self.scores is None or norm is None:
                 self._pick(here, mixed, maxima)
             else:
                 total = torch.sub(mixed, peak, out=mass).exp_().sum(-1, keepdim=True)
-                shift = signals.norm_ctx[here] - (peak + total.log())
+                shift = norm[here] - (peak + total.log())
                 self.scores[here, :known] = mixed.add_(shift)
                 self.scores[here, known:] = -torch.inf
 

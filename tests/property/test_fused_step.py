@@ -233,4 +233,4 @@ def test_compiled_it_is_the_same_in_few_kernels(pick: bool, monkeypatch) -> None
         else:
             torch.testing.assert_close(made.scores, want, rtol=1e-5, atol=1e-4)
     assert used == {"look", "_finish"}
-    assert metrics.generated_kernel_count <= 14, metrics.generated_kernel_count
+    assert metrics.generated_kernel_count <= 24, metrics.generated_kernel_count
