@@ -22,10 +22,8 @@ from transformers import LogitsProcessor
 
 from ..control import Control, controls_for
 from ..errors import NonFiniteLogits, UnsupportedMode
-from ..fusion.distributions import nonfinite_rows
-from ..fusion.signals import Signals
 from ..policies import per_row, token_policy
-from .loop import fuse_scores, mask_spare_ids
+from .fused_step import fused_step
 from .refusals import check_model
 from .streams import Stream
 
@@ -90,13 +88,12 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         logits_par = self._advance(input_ids)
         step = input_ids.shape[1] - self._prompt_length
         ctx = scores.to(torch.float32, copy=True)
-        mask_spare_ids(self.policy, self.vocab_size, ctx, logits_par)
-        for name, logits in (("contextual", ctx), ("parametric", logits_par)):
-            bad = nonfinite_rows(logits)
+        made = fused_step(self.policy, ctx, logits_par, shortlist=self._shortlist, vocab_size=self.vocab_size)
+        for code, name in ((1, "contextual"), (2, "parametric")):
+            bad = made.broken == code
             if bad.any():
                 raise NonFiniteLogits(int(bad.nonzero()[0]), step, name)
-        signals = Signals(ctx, logits_par, shortlist=self._shortlist)
-        return fuse_scores(self.policy, signals, self.policy.decide(signals))
+        return made.scores
 
     def _advance(self, input_ids: Tensor) -> Tensor:
         """Bring the parametric stream to where `input_ids` is; return its next-token logits."""

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteLogits
-from ..fusion.distributions import Shortlist, nonfinite_rows
-from ..fusion.kernel import choose, fuse
-from ..fusion.signals import Signals
-from ..policies.base import Decision, Policy
+from ..fusion.distributions import Shortlist, first_max, nonfinite_rows
 from .drafts import Beginnings, Drafts
 from .endings import Once, torch_as_it_was, whatever_happens
+from .fused_step import FusedStep, fused_step
 from .processing import RowsOfQuestions, penalise_answers
 from .recorder import Recorder
 from .streams import Stream, TwoStreams, streams_as_they_were
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
     from .structured import Structure
 
-__all__ = ["DecodingPlan", "Draw", "Generated", "decode", "fuse_scores", "mask_spare_ids", "run_streams"]
+__all__ = ["DecodingPlan", "Draw", "Generated", "decode", "run_streams"]
 
 R = TypeVar("R")
 
@@ -62,7 +60,7 @@ class Draw:
     def __call__(self, scores: Tensor, broken: Tensor) -> Tensor:
         """Return token ids, [B, V] -> [B]; rows marked broken draw an arbitrary token instead of crashing."""
         if not self.sample:
-            return scores.argmax(-1)
+            return first_max(scores)
         probs = scores.masked_fill(broken[:, None], 0.0).softmax(-1)
         if self.generators is None:
             with self.turn:
@@ -255,6 +253,8 @@ def _decode(plan: DecodingPlan) -> Generated:
     poll = _Poll(device, plan.streamer is not None)
     processors = plan.processors if plan.penalise == "all" else penalise_answers(plan.processors, prompt_length)
     asked = RowsOfQuestions(processors, plan.criteria, plan.drafts.items, device)
+    at_once = not (plan.sample or plan.processors or plan.keep_scores or plan.recorder)
+    kinds = torch.arange(1, len(_STREAMS) + 1, device=device)[:, None]
     draw = Draw(plan.sample, None if plan.seed is None else [plan.seed] * rows, device)
 
     fed = ids[:, -1]
@@ -268,25 +268,27 @@ def _decode(plan: DecodingPlan) -> Generated:
         if plan.structure is not None:
             plan.structure.mask(ids, unfinished, logits_ctx, logits_par)
 
-        # 2) Fuse the raw distributions.
-        signals, decision, scores = _fuse_step(plan, logits_ctx, logits_par)
+        # 2) Fuse the raw distributions; the greedy choice is made on the way where nothing lies between.
+        made = _fuse_step(plan, logits_ctx, logits_par, at_once)
+        broken = nonfinite_rows(logits_ctx).to(torch.uint8) if made is None else made.broken
+        if made is not None and made.tokens is not None:
+            tokens = made.tokens
+        else:
+            # 3) Processors and warpers see the fused scores once.
+            scores = asked.process(ids, logits_ctx if made is None or made.scores is None else made.scores)
+            broken = torch.where((broken == 0) & nonfinite_rows(scores), 3, broken)
+            # 4) One draw per pair.
+            tokens = draw(scores, broken > 0)
 
-        # 3) Processors and warpers see the fused scores once.
-        scores = asked.process(ids, scores)
-
-        # 4) Watch for NaN and infinities; rows that ended no longer count.
-        bad = torch.stack([nonfinite_rows(x) if x is not None else ~unfinished for x in (logits_ctx, logits_par)])
-        bad = torch.cat([bad, (nonfinite_rows(scores) & ~bad.any(0))[None]]) & unfinished
+        # 5) Watch for NaN and infinities; rows that ended no longer count.
+        bad = (broken == kinds) & unfinished
         broken_at = torch.where((broken_at < 0) & bad, step, broken_at)
-
-        # 5) One draw per pair.
-        tokens = draw(scores, bad.any(0))
         if has_eos:
             tokens = torch.where(unfinished, tokens, plan.pad_token_id)
         if plan.keep_scores:
             plan.scores.append(scores)
         if plan.recorder is not None:
-            plan.recorder.add(tokens, scores, signals, decision)
+            plan.recorder.add(tokens, scores, *((None, None) if made is None else (made.signals, made.decision)))
         if plan.streamer is not None:
             plan.streamer.put(tokens.cpu())
 
@@ -305,73 +307,14 @@ def _decode(plan: DecodingPlan) -> Generated:
     return Generated(ids[:, : prompt_length + longest], lengths.tolist())
 
 
-def _fuse_step(
-    plan: DecodingPlan, logits_ctx: Tensor, logits_par: Tensor | None
-) -> tuple[Signals | None, Decision | None, Tensor]:
-    """Return the signals, the decision and the fused scores of one step, in the gauge of the contextual logits."""
+def _fuse_step(plan: DecodingPlan, logits_ctx: Tensor, logits_par: Tensor | None, at_once: bool) -> FusedStep | None:
+    """Return the fused step, with its tokens if they can be chosen `at_once`; None if there is one stream."""
     if logits_par is None:
-        return None, None, logits_ctx
+        return None
     policy = plan.drafts.policy
-    neutral = policy.neutral
-    if not neutral:
-        mask_spare_ids(policy, plan.vocab_size, logits_ctx, logits_par)
-    signals = Signals(logits_ctx, logits_par, shortlist=plan.shortlist)
-    decision = policy.decide(signals)
-    if neutral:
-        return signals, decision, logits_ctx.clone()  # a processor may write in place; the trace reads the original
-    return signals, decision, fuse_scores(policy, signals, decision)
-
-
-def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, logits_par: Tensor) -> None:
-    """Mask, in place, ids the tokenizer does not know in steered rows; a neutral row is the model as it is."""
-    if vocab_size is not None:
-        rows = policy.steered_rows(logits_ctx)
-        for logits in (logits_ctx, logits_par):
-            logits[rows, vocab_size:] = -torch.inf
-
-
-def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
-    """Apply a decision; return scores in the gauge of the contextual logits, [B, V] float32.
-
-    On a CPU only rows on which the decision acts are computed; an accelerator would have to be asked which those are.
-    """
-    if signals.logits_ctx.device.type == "cpu":
-        acting = decision.acting().nonzero()[:, 0]
-        if 2 * len(acting) <= len(decision.switched):  # picking rows costs about as much as it saves beyond
-            scores = signals.logits_ctx.clone()
-            if len(acting):
-                scores[acting] = _fuse_all(policy, signals.rows(acting), decision.rows(acting))
-            return scores
-    return _fuse_all(policy, signals, decision)
-
-
-def _fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
-    needed = policy.amplifies or decision.truncate is not None
-    fused = fuse(
-        signals.logp_ctx,
-        signals.logp_par,
-        decision.tau,
-        shortlisted=signals.shortlisted if needed else None,
-        scale=decision.scale,
-        truncate=decision.truncate,
-        check=False,
+    return fused_step(
+        policy, logits_ctx, logits_par, shortlist=plan.shortlist, vocab_size=plan.vocab_size, pick=at_once
     )
-    return _regauge(fused, signals, decision)
-
-
-def _regauge(fused: Tensor, signals: Signals, decision: Decision) -> Tensor:
-    """Give fused log-probabilities the offset of raw logits, so that penalties act on the scale they are made for.
-
-    Rows at tau = 1 (or 0) that nothing truncates or scales get that stream's logits back, bit for bit.
-    """
-    tau = decision.tau if decision.tau.ndim == 2 else decision.tau[:, None]
-    masked = signals.logits_ctx == -torch.inf
-    plain = decision.plain()
-    scores = fused + signals.norm_ctx
-    for value, logits in ((1, signals.logits_ctx), (0, signals.logits_par)):
-        copied = plain & (tau == value).all(-1)
-        scores = choose(copied[:, None], logits, scores)
-    return scores.masked_fill(masked, -torch.inf)
 
 
 def _raise_if_broken(broken_at: Tensor) -> None:

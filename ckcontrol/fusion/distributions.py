@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "Shortlist",
+    "best",
     "entropy",
     "first_max",
     "head_set",
@@ -24,8 +25,8 @@ __all__ = [
 ]
 
 # exp(-1e4) is 0 in float32, so a probability of 0 contributes exactly 0 instead of 0 * -inf = NaN.
-_FLOOR = -1e4
-_BLOCK = 64
+FLOOR = -1e4
+BLOCK = 64
 
 
 def log_probs(logits: Tensor) -> Tensor:
@@ -48,14 +49,14 @@ def normalised(scores: Tensor, norm: Tensor) -> Tensor:
 
 def entropy(logp: Tensor) -> Tensor:
     """Return Shannon entropy in nats, [..., V] -> [...]; zero-probability tokens contribute exactly 0."""
-    return -(logp.exp() * logp.clamp_min(_FLOOR)).sum(-1)
+    return -(logp.exp() * logp.clamp_min(FLOOR)).sum(-1)
 
 
 def jensen_shannon(logp_a: Tensor, logp_b: Tensor) -> Tensor:
     """Return the Jensen-Shannon divergence in nats, [..., V] x 2 -> [...], in [0, ln 2]."""
-    middle = (torch.logaddexp(logp_a, logp_b) - math.log(2)).clamp_min(_FLOOR)
-    kl_a = (logp_a.exp() * (logp_a.clamp_min(_FLOOR) - middle)).sum(-1)
-    kl_b = (logp_b.exp() * (logp_b.clamp_min(_FLOOR) - middle)).sum(-1)
+    middle = (torch.logaddexp(logp_a, logp_b) - math.log(2)).clamp_min(FLOOR)
+    kl_a = (logp_a.exp() * (logp_a.clamp_min(FLOOR) - middle)).sum(-1)
+    kl_b = (logp_b.exp() * (logp_b.clamp_min(FLOOR) - middle)).sum(-1)
     return (0.5 * (kl_a + kl_b)).clamp(0.0, math.log(2))
 
 
@@ -77,8 +78,8 @@ class Shortlist:
         """Return which tokens are on the shortlist, log-probabilities [B, V] -> [B, V] bool."""
         if self.ratio == 0:
             return torch.ones_like(logp, dtype=torch.bool)
-        best = _best(logp, min(self.k, logp.shape[-1]))
-        threshold = torch.minimum(best[..., -1:], best[..., :1] + math.log(self.ratio))
+        first = best(logp, min(self.k, logp.shape[-1]))
+        threshold = torch.minimum(first[..., -1:], first[..., :1] + math.log(self.ratio))
         return logp >= threshold
 
 
@@ -87,28 +88,28 @@ def head_set(logp: Tensor, k: int, ratio: float) -> Tensor:
     return Shortlist(k, ratio).mask(logp)
 
 
-def _best(logp: Tensor, k: int) -> Tensor:
+def best(logp: Tensor, k: int) -> Tensor:
     """Return the k largest values of each row, [B, V] -> [B, k], the largest first.
 
     On a CPU, where selecting from a whole vocabulary is slow, from the k blocks with the largest maxima: no other block
     can hold more than ties of theirs.
     """
     size = logp.shape[-1]
-    if logp.device.type == "cpu" and logp.ndim == 2 and size % _BLOCK == 0 and k <= size // _BLOCK:
-        blocks = logp.reshape(-1, size // _BLOCK, _BLOCK)
-        best = blocks.amax(-1).topk(k, dim=-1, sorted=False).indices
-        logp = blocks.gather(1, best[..., None].expand(-1, -1, _BLOCK)).flatten(1)
+    if logp.device.type == "cpu" and logp.ndim == 2 and size % BLOCK == 0 and k <= size // BLOCK:
+        blocks = logp.reshape(-1, size // BLOCK, BLOCK)
+        at = blocks.amax(-1).topk(k, dim=-1, sorted=False).indices
+        logp = blocks.gather(1, at[..., None].expand(-1, -1, BLOCK)).flatten(1)
     return logp.topk(k, dim=-1).values
 
 
 def first_max(scores: Tensor) -> Tensor:
     """Return ``scores.argmax(-1)``, [B, V] -> [B] int64: the first of equals, NaN above all; quickly on a CPU."""
     size = scores.shape[-1]
-    if scores.device.type != "cpu" or size % _BLOCK:
+    if scores.device.type != "cpu" or size % BLOCK:
         return scores.argmax(-1)
-    blocks = scores.reshape(-1, size // _BLOCK, _BLOCK)
-    best = blocks.amax(-1).argmax(-1, keepdim=True)
-    return best[:, 0] * _BLOCK + blocks.gather(1, best[..., None].expand(-1, -1, _BLOCK))[:, 0].argmax(-1)
+    blocks = scores.reshape(-1, size // BLOCK, BLOCK)
+    at = blocks.amax(-1).argmax(-1, keepdim=True)
+    return at[:, 0] * BLOCK + blocks.gather(1, at[..., None].expand(-1, -1, BLOCK))[:, 0].argmax(-1)
 
 
 def nonfinite_rows(logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ControlError, NonFiniteLogits
 from .distributions import log_probs, nonfinite_rows
 
-__all__ = ["choose", "fuse"]
+__all__ = ["choose", "fuse", "mix", "regauge"]
 
 
 def fuse(
@@ -64,10 +64,7 @@ def fuse(
         tau = tau.expand(ctx.shape[0])[:, None]  # [B, 1]
     banned = ctx == -math.inf
 
-    mixed = tau * ctx + (1 - tau) * par
-    mixed = choose((par == -math.inf) & (tau > 1), ctx, mixed)
-    mixed = choose(tau == 1, ctx, mixed)
-    mixed = choose(tau == 0, par, mixed)
+    mixed = mix(ctx, par, tau)
     copied = ((tau == 1).all(-1) | (tau == 0).all(-1))[:, None]  # [B, 1]
     if shortlisted is not None:
         cut = (tau > 1).any(-1, keepdim=True)
@@ -82,9 +79,34 @@ def fuse(
     return choose(copied, mixed, log_probs(mixed))
 
 
+def regauge(
+    fused: Tensor, logits_ctx: Tensor, logits_par: Tensor, norm_ctx: Tensor, tau: Tensor, plain: Tensor
+) -> Tensor:
+    """Give fused log-probabilities the offset of raw logits, so that penalties act on the scale they are made for.
+
+    Rows at tau = 1 (or 0) that are `plain`, [B] bool, get that stream's logits back, bit for bit.
+    """
+    tau = tau if tau.ndim == 2 else tau[:, None]
+    scores = fused + norm_ctx
+    for value, logits in ((1, logits_ctx), (0, logits_par)):
+        copied = plain & (tau == value).all(-1)
+        scores = choose(copied[:, None], logits, scores)
+    return scores.masked_fill(logits_ctx == -math.inf, -math.inf)
+
+
+def mix(ctx: Tensor, par: Tensor, tau: Tensor) -> Tensor:
+    """Return ``tau * ctx + (1 - tau) * par`` of log-probabilities, exact at 0 and 1; the context's own where tau > 1
+    and memory finds a token impossible. All broadcast against each other.
+    """
+    mixed = tau * ctx + (1 - tau) * par
+    mixed = choose((par == -math.inf) & (tau > 1), ctx, mixed)
+    mixed = choose(tau == 1, ctx, mixed)
+    return choose(tau == 0, par, mixed)
+
+
 def choose(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Return ``torch.where(where, a, b)``; on a CPU, which need not wait to know, `b` itself if nothing is chosen."""
-    if where.device.type == "cpu" and not len(where.any(-1).nonzero()):
+    if where.device.type == "cpu" and not torch.compiler.is_compiling() and not len(where.any(-1).nonzero()):
         return b
     return torch.where(where, a, b)
 

@@ -7,13 +7,17 @@ the two logit tensors of one step; knows nothing of policies, sampling or text.
 from __future__ import annotations
 
 import math
+from copy import copy
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from .distributions import Shortlist, entropy, jensen_shannon, log_probs, normalised
+from .distributions import Shortlist, best, entropy, jensen_shannon, normalised
+from .look import divergence_at_once, look, quickly
+from .survey import Survey, block_maxima, divergence, favourite, survey
 
-__all__ = ["Signals", "confidence_gain"]
+__all__ = ["LookedSignals", "Signals", "SurveyedSignals", "confidence_gain"]
 
 
 def confidence_gain(logp_par: Tensor, logp_ctx: Tensor) -> Tensor:
@@ -64,9 +68,14 @@ class Signals:
         return normalised(self.logits_ctx.float(), self.norm_ctx)
 
     @cached_property
+    def norm_par(self) -> Tensor:
+        """The logsumexp of the logits without the passages, [B, 1]."""
+        return self.logits_par.float().logsumexp(-1, keepdim=True)
+
+    @cached_property
     def logp_par(self) -> Tensor:
         """Log-probabilities without the passages, [B, V]."""
-        return log_probs(self.logits_par)
+        return normalised(self.logits_par.float(), self.norm_par)
 
     @cached_property
     def h_ctx(self) -> Tensor:
@@ -126,24 +135,186 @@ class Signals:
     @cached_property
     def margin_ctx(self) -> Tensor:
         """``log p_ctx(own favourite) - log p_ctx(memory's favourite)``, [B], >= 0."""
-        return self._margin(self.logp_ctx, self.top_ctx, self.top_par)
+        return _margin(self._chances("ctx", self.top_ctx, self.top_par))
 
     @cached_property
     def margin_par(self) -> Tensor:
         """``log p_par(own favourite) - log p_par(the context's favourite)``, [B], >= 0: memory's surprise."""
-        return self._margin(self.logp_par, self.top_par, self.top_ctx)
+        return _margin(self._chances("par", self.top_par, self.top_ctx))
 
-    @staticmethod
-    def _margin(logp: Tensor, own: Tensor, other: Tensor) -> Tensor:
-        return (logp.gather(-1, own[:, None]) - logp.gather(-1, other[:, None]))[:, 0].clamp_max(-math.log(1e-30))
+    def _chances(self, stream: str, *tokens: Tensor) -> Tensor:
+        """Return the log-probabilities in a stream of one token of each row or several, [B] each -> [B, n]."""
+        logp: Tensor = getattr(self, f"logp_{stream}")
+        return logp.gather(-1, torch.stack(tokens, -1))
+
+    @cached_property
+    def peak_ctx(self) -> Tensor:
+        """The log-probability of the contextual favourite, [B]."""
+        return self.logp_ctx.amax(-1)
+
+    @cached_property
+    def peak_par(self) -> Tensor:
+        """The log-probability of the parametric favourite, [B]."""
+        return self.logp_par.amax(-1)
+
+    @cached_property
+    def lead_ctx(self) -> Tensor:
+        """``p_ctx(favourite) - p_ctx(second)``, [B]."""
+        return _lead(self.logp_ctx)
+
+    @cached_property
+    def lead_par(self) -> Tensor:
+        """``p_par(favourite) - p_par(second)``, [B]."""
+        return _lead(self.logp_par)
 
     def rows(self, index: Tensor | slice) -> Signals:
         """Return the signals of some rows only, [R] int64 or a slice -> R rows; what is already computed is kept.
 
         A slice copies nothing.
         """
-        part = Signals(self.logits_ctx[index], self.logits_par[index], shortlist=self.shortlist)
+        part = copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and name not in ("logits_ctx", "logits_par"):
+            if isinstance(value, (Tensor, Survey)):
                 vars(part)[name] = value[index]
         return part
+
+
+class SurveyedSignals(Signals):
+    """The same signals on a CPU, from one look at each stream (`survey`), equal up to the rounding of a sum.
+
+    Args:
+        logits_ctx: As in `Signals`.
+        logits_par: As in `Signals`.
+        shortlist: As in `Signals`.
+        known: Tokens from this one on are -inf in all rows that are steered. None: there are no such tokens.
+    """
+
+    def __init__(
+        self, logits_ctx: Tensor, logits_par: Tensor, *, shortlist: Shortlist | None, known: int | None = None
+    ) -> None:
+        super().__init__(logits_ctx, logits_par, shortlist=shortlist)
+        self.known = logits_ctx.shape[1] if known is None else known
+
+    @cached_property
+    def survey_ctx(self) -> Survey:
+        """Of the contextual stream."""
+        return survey(self.logits_ctx, self.known < self.logits_ctx.shape[1])
+
+    @cached_property
+    def survey_par(self) -> Survey:
+        """Of the parametric stream."""
+        return survey(self.logits_par, self.known < self.logits_par.shape[1])
+
+    @property
+    def blocks_ctx(self) -> Tensor:
+        """`block_maxima` of the contextual stream; they alone need no logarithms."""
+        return self._blocks("ctx")
+
+    @property
+    def blocks_par(self) -> Tensor:
+        """The same of the parametric one."""
+        return self._blocks("par")
+
+    def _blocks(self, stream: str) -> Tensor:
+        known = vars(self)
+        if f"survey_{stream}" in known:
+            return known[f"survey_{stream}"].blocks  # type: ignore[no-any-return]
+        if f"maxima_{stream}" not in known:
+            known[f"maxima_{stream}"] = block_maxima(known[f"logits_{stream}"])
+        return known[f"maxima_{stream}"]  # type: ignore[no-any-return]
+
+    @cached_property
+    def norm_ctx(self) -> Tensor:
+        """The logsumexp of the logits with the passages, [B, 1]."""
+        return self.survey_ctx.norm
+
+    @cached_property
+    def norm_par(self) -> Tensor:
+        """The logsumexp of the logits without the passages, [B, 1]."""
+        return self.survey_par.norm
+
+    @cached_property
+    def h_ctx(self) -> Tensor:
+        """Entropy with the passages, [B]."""
+        return self.survey_ctx.entropy
+
+    @cached_property
+    def h_par(self) -> Tensor:
+        """Entropy without the passages, [B]."""
+        return self.survey_par.entropy
+
+    @cached_property
+    def jsd(self) -> Tensor:
+        """Jensen-Shannon divergence of the two streams, [B], at most ln 2."""
+        return divergence(self.logits_ctx, self.norm_ctx, self.logits_par, self.norm_par)
+
+    def _chances(self, stream: str, *tokens: Tensor) -> Tensor:
+        logits: Tensor = getattr(self, f"logits_{stream}")
+        return normalised(logits.gather(-1, torch.stack(tokens, -1)), getattr(self, f"norm_{stream}"))
+
+    @cached_property
+    def top_ctx(self) -> Tensor:
+        """The contextual stream's favourite token, [B] int64."""
+        return favourite(self.logits_ctx, self.blocks_ctx)
+
+    @cached_property
+    def top_par(self) -> Tensor:
+        """The parametric stream's favourite token, [B] int64."""
+        return favourite(self.logits_par, self.blocks_par)
+
+    @cached_property
+    def peak_ctx(self) -> Tensor:
+        """The log-probability of the contextual favourite, [B]."""
+        return _peak(self.survey_ctx)
+
+    @cached_property
+    def peak_par(self) -> Tensor:
+        """The log-probability of the parametric favourite, [B]."""
+        return _peak(self.survey_par)
+
+
+class LookedSignals(Signals):
+    """The same signals on an accelerator, from one look at both streams together; see `look`."""
+
+    def __init__(self, logits_ctx: Tensor, logits_par: Tensor, *, shortlist: Shortlist | None = None) -> None:
+        super().__init__(logits_ctx, logits_par, shortlist=shortlist)
+        both = torch.cat([logits_ctx, logits_par])
+        seen = quickly(look, both, both, self.shortlist.k, self.shortlist.ratio)
+        names = ("highest", "norm", "h", "floor", "top")
+        for name, values in zip(names, seen, strict=True):
+            vars(self)[f"{name}_ctx"], vars(self)[f"{name}_par"] = values.chunk(2)
+
+    @cached_property
+    def jsd(self) -> Tensor:
+        """Jensen-Shannon divergence of the two streams, [B], at most ln 2."""
+        streams = (self.logits_ctx, self.norm_ctx, self.logits_par, self.norm_par)
+        return quickly(divergence_at_once, self.logits_ctx, *streams)
+
+    @cached_property
+    def peak_ctx(self) -> Tensor:
+        """The log-probability of the contextual favourite, [B]."""
+        return self._peak("ctx")
+
+    @cached_property
+    def peak_par(self) -> Tensor:
+        """The log-probability of the parametric favourite, [B]."""
+        return self._peak("par")
+
+    def _peak(self, stream: str) -> Tensor:
+        known = vars(self)
+        return (known[f"highest_{stream}"] - known[f"norm_{stream}"])[:, 0]  # type: ignore[no-any-return]
+
+    _chances = SurveyedSignals._chances
+
+
+def _peak(seen: Survey) -> Tensor:
+    return (seen.peak - seen.norm)[:, 0]
+
+
+def _margin(chances: Tensor) -> Tensor:
+    return (chances[:, 0] - chances[:, 1]).clamp_max(-math.log(1e-30))
+
+
+def _lead(logp: Tensor) -> Tensor:
+    top = best(logp, 2).exp()
+    return top[:, 0] - top[:, 1]

@@ -27,6 +27,6 @@ class ARR(Policy):
     def decide(self, signals: Signals) -> Decision:
         """Compare the two peaks, then move by J."""
         j = signals.jsd / math.log(2)
-        surer = signals.logp_ctx.amax(-1) > signals.logp_par.amax(-1)
+        surer = signals.peak_ctx > signals.peak_par
         tau = torch.where(surer, 1 + j, 1 - j).clamp_min(0.0)
         return Decision(tau, tau != 1)

@@ -60,8 +60,8 @@ class Decision:
         still = self.tau == 1
         return ~((still if still.ndim == 1 else still.all(-1)) & self.plain())
 
-    def rows(self, index: Tensor) -> Decision:
-        """Return the decision on some rows only, [R] int64 -> R rows."""
+    def rows(self, index: Tensor | slice) -> Decision:
+        """Return the decision on some rows only, [R] int64 or a slice -> R rows."""
         scale = None if self.scale is None else self.scale[index]
         truncate = None if self.truncate is None else self.truncate[index]
         return Decision(self.tau[index], self.switched[index], scale, truncate)

@@ -42,7 +42,7 @@ class COIECD(Policy):
     def decide(self, signals: Signals) -> Decision:
         """Split the vocabulary at the bound."""
         logp = signals.logp_ctx
-        above = logp > logp.amax(-1, keepdim=True) - math.log(self.coiecd_ratio)
+        above = logp > signals.peak_ctx[:, None] - math.log(self.coiecd_ratio)
         contested = above.sum(-1, keepdim=True) >= 2
         tau = torch.where(above & contested, 1 + self.coiecd_alpha, self.coiecd_alpha)
         return Decision(tau.float(), (tau != 1).any(-1))

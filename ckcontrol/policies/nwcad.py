@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from ..arguments import check_number
 from ..fusion.signals import Signals
@@ -51,12 +50,7 @@ class NWCAD(Policy):
     def decide(self, signals: Signals) -> Decision:
         """Take the first stage that applies."""
         one = ones(signals.logits_ctx)
-        memory = (signals.jsd <= self.js) & (_margin(signals.logp_par) >= self.k_par)
-        context = _margin(signals.logp_ctx) >= self.k_ctx
+        memory = (signals.jsd <= self.js) & (signals.lead_par >= self.k_par)
+        context = signals.lead_ctx >= self.k_ctx
         tau = torch.where(memory, 0.0, torch.where(context, one, one * self.fallback))
         return Decision(tau, tau != 1)
-
-
-def _margin(logp: Tensor) -> Tensor:
-    best = logp.topk(2, dim=-1).values.exp()
-    return best[:, 0] - best[:, 1]

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ckcontrol.decoding.fused_step import fuse_scores, signals_of
 from ckcontrol.decoding.inputs import processors_for, stream_of
-from ckcontrol.decoding.loop import fuse_scores, run_streams
+from ckcontrol.decoding.loop import run_streams
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.pair_cache import can_share_forward
 from ckcontrol.decoding.prompts import PromptPair
 from ckcontrol.decoding.streams import Stream, TwoStreams
 from ckcontrol.errors import NonFiniteLogits
-from ckcontrol.fusion.distributions import Shortlist, nonfinite_rows
+from ckcontrol.fusion.distributions import Shortlist, first_max, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row
 
@@ -143,7 +144,7 @@ def _fan(
         running = [answer for answer in running if row[answer] not in broken]
         raw = logits_ctx.clone() if vocab_size < logits_ctx.shape[1] else logits_ctx
         logits_ctx[:, vocab_size:] = logits_par[:, vocab_size:] = -torch.inf
-        signals = Signals(logits_ctx, logits_par, shortlist=shortlist)
+        signals = signals_of(logits_ctx, logits_par, shortlist, vocab_size)
         decisions = {arm: token_policies[arm].decide(signals) for arm in sorted({arm for _, arm in running})}
         rows = [row[answer] for answer in running]
         tokens = choose(running, rows, raw, signals, decisions)
@@ -262,7 +263,7 @@ class _NextTokens:
             scores[[places[source] for source in picked]] = blended
         index = [places[source] for source in sources]
         if self.plain:
-            best = scores.argmax(-1).tolist()
+            best = first_max(scores).tolist()
             return [best[i] for i in index]
         return self._draw(running, scores[index])
 
@@ -281,8 +282,7 @@ class _NextTokens:
     def _fuse(self, blends: Sequence[tuple[int, Decision]], signals: Signals) -> Tensor:
         """Fuse row i under decision i, [K, V]."""
         device, size = signals.logits_ctx.device, signals.logits_ctx.shape[1]
-        if self.blend.amplifies:
-            signals.shortlisted  # noqa: B018  computed once for all rows, then picked from
+        signals.gain  # noqa: B018  both streams are looked at once for all rows, then picked from
         picked = signals.rows(torch.tensor([row for row, _ in blends], device=device))
         taus = [decision.tau[row] for row, decision in blends]
         if any(tau.ndim for tau in taus):
@@ -304,7 +304,7 @@ class _NextTokens:
             self.processors = processors_for(self.options, None if self.keep is None else self.keep[items])
         scores = self.processors(seen, scores)
         if not self.options.do_sample:
-            tokens = scores.argmax(-1).tolist()
+            tokens = first_max(scores).tolist()
         else:
             probs = scores.softmax(-1)
             tokens = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.decoding.loop import _fuse_all, fuse_scores
+from ckcontrol.decoding.fused_step import fuse_all, fuse_scores
 from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import per_row
 
@@ -36,7 +36,7 @@ def test_rows_left_alone_cost_nothing_and_change_nothing(control, seed):
     signals = few_conflicts(seed)
     policy = control.policy()
     decision = policy.decide(signals)
-    whole = _fuse_all(policy, signals, decision)
+    whole = fuse_all(policy, signals, decision)
     assert torch.equal(fuse_scores(policy, signals, decision), whole)
     still = ~decision.acting()
     assert torch.equal(whole[still], signals.logits_ctx[still])
@@ -47,7 +47,7 @@ def test_also_where_rows_have_policies_of_their_own(seed):
     signals = few_conflicts(seed)
     policy = per_row([c.policy() for c in [*CONTROLS, ck.Control("off")]])
     decision = policy.decide(signals)
-    assert torch.equal(fuse_scores(policy, signals, decision), _fuse_all(policy, signals, decision))
+    assert torch.equal(fuse_scores(policy, signals, decision), fuse_all(policy, signals, decision))
 
 
 def test_a_decision_on_some_rows_is_the_decision_on_those():

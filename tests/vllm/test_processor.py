@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from ckcontrol import Control, GenerateOptions
+from ckcontrol.decoding.fused_step import fuse_scores
 from ckcontrol.decoding.inputs import processors_for
-from ckcontrol.decoding.loop import Draw, fuse_scores
+from ckcontrol.decoding.loop import Draw
 from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import base
 from ckcontrol.vllm.contract import pair_params as params

@@ -23,7 +23,7 @@ from .traces import TraceStore
 
 __all__ = ["BatchPlan", "EngineRow", "Member", "PairState", "make_plans", "pair_up"]
 
-_TOGETHER = 2**17  # scores per stream that a CPU works on at once: what it computes from them stays in its cache
+_TOGETHER = 2**21  # scores per stream that a CPU holds at once; fusion works on what fits its cache
 
 
 @dataclass(eq=False)
@@ -101,6 +101,7 @@ class BatchPlan:
         self.traced = [i for i, m in enumerate(members) if m.ctx.ck.trace]
         asked = [i for i, m in enumerate(members) if soft and m.ctx.logprobs and not m.ctx.ck.options.do_sample]
         self.soft = sent(asked, torch.long, device) if asked else None
+        self.at_once = not (self.warp.sampled or self.warp.penalised or self.traced or asked)  # fusion's pick is all
         zero = torch.zeros((), dtype=torch.uint8, device=device)
         self.broken = torch.stack([zero if m.state.broken is None else m.state.broken for m in members])
         self.seen: Tensor | None = None
@@ -126,11 +127,15 @@ class BatchPlan:
             store: Takes the traces.
         """
         both = logits.index_select(0, self.rows)
-        fused = fuse_blocks(both[: self.count], both[self.count :], self.blocks, vocab_size)
-        scores = self.warp(fused.scores, self.seen)
-        broken = torch.where((fused.broken == 0) & nonfinite_rows(scores), 3, fused.broken)
+        fused = fuse_blocks(both[: self.count], both[self.count :], self.blocks, vocab_size, self.at_once)
+        scores, broken = fused.scores, fused.broken
+        if fused.tokens is not None:
+            tokens = fused.tokens
+        else:
+            scores = self.warp(scores, self.seen)
+            broken = torch.where((broken == 0) & nonfinite_rows(scores), 3, broken)
+            tokens = self.warp.draw(scores, [positions[i] for i in self.warp.sampled])
         bad = broken > 0
-        tokens = self.warp.draw(scores, [positions[i] for i in self.warp.sampled])
         tokens = torch.where(bad, self.ends, tokens)
         self.broken.copy_(torch.where(self.broken == 0, broken, self.broken))
         if self.traced:
@@ -188,9 +193,8 @@ def _arranged(members: Sequence[Member]) -> tuple[list[int], tuple[Block, ...]]:
 def _table(fused: Fused, tokens: Tensor, scores: Tensor) -> Tensor:
     """Return the final log-probability and the columns of `recorder.measure`, [P, 10]."""
     parts = []
-    for block, signals, made in fused.parts:
+    for block, signals, decision in fused.parts:
         rows = slice(block.first, block.last)
-        decision = block.policy.decide(signals) if made is None else made
         final, values = measure(tokens[rows], scores[rows], signals, decision)
         parts.append(final[:, None] if values is None else torch.cat([final[:, None], values], dim=1))
     return torch.cat(parts)

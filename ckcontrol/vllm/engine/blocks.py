@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...control import Control
-from ...decoding.loop import fuse_scores
-from ...fusion.distributions import Shortlist, nonfinite_rows
+from ...decoding.fused_step import fused_step
+from ...fusion.distributions import Shortlist
 from ...fusion.signals import Signals
 from ...policies.base import Decision, Policy
 from ...policies.per_row import PerRow, runs
@@ -46,15 +46,16 @@ class Fused:
     """The fused step.
 
     Attributes:
-        scores: In the gauge of the contextual logits, [P, V] float32.
-        broken: 0; 1 where the contextual logits hold NaN, +inf or nothing finite, 2 where the parametric ones do, [P]
-            uint8.
-        parts: Block, signals and decision of each block, for the trace; the decision is None where all are neutral.
+        scores: In the gauge of the contextual logits, [P, V] float32; None if tokens were picked.
+        tokens: The favourites, [P] int64, or None.
+        broken: As in `FusedStep`, [P] uint8.
+        parts: Block, signals and decision of each block, for the trace.
     """
 
-    scores: Tensor
+    scores: Tensor | None
+    tokens: Tensor | None
     broken: Tensor
-    parts: list[tuple[Block, Signals, Decision | None]]
+    parts: list[tuple[Block, Signals, Decision]]
 
 
 def arrange(policies: Sequence[Policy], controls: Sequence[Control]) -> tuple[list[int], tuple[Block, ...]]:
@@ -76,7 +77,7 @@ def arrange(policies: Sequence[Policy], controls: Sequence[Control]) -> tuple[li
 
 
 def fuse_blocks(
-    logits_ctx: Tensor, logits_par: Tensor, blocks: Sequence[Block], vocab_size: int | None = None
+    logits_ctx: Tensor, logits_par: Tensor, blocks: Sequence[Block], vocab_size: int | None = None, pick: bool = False
 ) -> Fused:
     """Fuse both streams of all pairs.
 
@@ -85,24 +86,27 @@ def fuse_blocks(
         logits_par: Without them.
         blocks: From `arrange`.
         vocab_size: Number of ids the tokenizer knows; higher ids can never win in steered rows. None: all may.
+        pick: Choose the greedy tokens at once; nothing is done to scores.
     """
-    scores: list[Tensor] = []
-    parts: list[tuple[Block, Signals, Decision | None]] = []
-    for block in blocks:
-        rows = slice(block.first, block.last)
-        signals = Signals(logits_ctx[rows], logits_par[rows], shortlist=block.shortlist)
-        if block.policy.neutral:
-            scores.append(signals.logits_ctx)
-            parts.append((block, signals, None))
-            continue
-        if vocab_size is not None:
-            for logits in (signals.logits_ctx, signals.logits_par):
-                logits[:, vocab_size:] = -torch.inf
-        if len(block.policy.parts) > 1:
-            _ = signals.h_ctx, signals.h_par  # computed once for all, then sliced
-        decision = block.policy.decide(signals)
-        scores.append(fuse_scores(block.policy, signals, decision))
-        parts.append((block, signals, decision))
-    broken = nonfinite_rows(logits_par).to(torch.uint8) * 2
-    broken = torch.where(nonfinite_rows(logits_ctx), 1, broken)
-    return Fused(scores[0] if len(scores) == 1 else torch.cat(scores), broken, parts)
+    steps = [
+        fused_step(
+            block.policy,
+            logits_ctx[block.first : block.last],
+            logits_par[block.first : block.last],
+            shortlist=block.shortlist,
+            vocab_size=vocab_size,
+            pick=pick,
+        )
+        for block in blocks
+    ]
+    return Fused(
+        _joined([step.scores for step in steps]),
+        _joined([step.tokens for step in steps]),
+        torch.cat([step.broken for step in steps]),
+        [(block, step.signals, step.decision) for block, step in zip(blocks, steps, strict=True)],
+    )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    made = [part for part in parts if part is not None]
+    return None if not made else made[0] if len(made) == 1 else torch.cat(made)
