@@ -39,7 +39,7 @@ def look(logits: Tensor, k: int, ratio: float) -> tuple[Tensor, Tensor, Tensor, 
     """
     size = logits.shape[1]
     padded = torch.nn.functional.pad(logits, (0, -size % BLOCK), value=-math.inf)
-    blocks = padded.unflatten(1, (-1, BLOCK)).amax(-1)
+    blocks = padded.view(len(padded), -1, BLOCK).amax(-1)
     peak = blocks.amax(-1, keepdim=True)
     distance = logits - peak
     mass = distance.exp()
@@ -79,4 +79,5 @@ def quickly(function: Callable[..., T], like: Tensor, *args: Any) -> T:
 @cache
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """Return a function compiled for any number of rows."""
-    return torch.compile(function, fullgraph=True, dynamic=True)
+    made: Callable[..., T] = torch.compile(function, fullgraph=True, dynamic=True)
+    return made
