@@ -69,7 +69,8 @@ def quickly(function: Callable[..., T], like: Tensor, *args: Any) -> T:
     if like.device.type != "cuda" or name in _failed:
         return function(*args)
     try:
-        return compiled(function)(*args)
+        made: T = compiled(function)(*args)
+        return made
     except Exception as error:  # whatever a compiler may miss on somebody's machine: the result is the same without
         _failed.add(name)
         logger.warning("ckcontrol: %s runs uncompiled, a little slower: %s", name, error)
