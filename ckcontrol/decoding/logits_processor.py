@@ -93,7 +93,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             bad = made.broken == code
             if bad.any():
                 raise NonFiniteLogits(int(bad.nonzero()[0]), step, name)
-        return made.scores
+        return ctx if made.scores is None else made.scores
 
     def _advance(self, input_ids: Tensor) -> Tensor:
         """Bring the parametric stream to where `input_ids` is; return its next-token logits."""

@@ -39,7 +39,7 @@ def look(logits: Tensor, k: int, ratio: float) -> tuple[Tensor, Tensor, Tensor, 
     """
     size = logits.shape[1]
     padded = torch.nn.functional.pad(logits, (0, -size % BLOCK), value=-math.inf)
-    blocks = padded.unflatten(1, (-1, BLOCK)).amax(-1)
+    blocks = padded.view(len(padded), -1, BLOCK).amax(-1)
     peak = blocks.amax(-1, keepdim=True)
     distance = logits - peak
     mass = distance.exp()
@@ -69,7 +69,8 @@ def quickly(function: Callable[..., T], like: Tensor, *args: Any) -> T:
     if like.device.type != "cuda" or name in _failed:
         return function(*args)
     try:
-        return compiled(function)(*args)
+        made: T = compiled(function)(*args)
+        return made
     except Exception as error:  # whatever a compiler may miss on somebody's machine: the result is the same without
         _failed.add(name)
         logger.warning("ckcontrol: %s runs uncompiled, a little slower: %s", name, error)
@@ -79,4 +80,5 @@ def quickly(function: Callable[..., T], like: Tensor, *args: Any) -> T:
 @cache
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """Return a function compiled for any number of rows."""
-    return torch.compile(function, fullgraph=True, dynamic=True)
+    made: Callable[..., T] = torch.compile(function, fullgraph=True, dynamic=True)
+    return made

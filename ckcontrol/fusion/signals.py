@@ -276,6 +276,9 @@ class SurveyedSignals(Signals):
 class LookedSignals(Signals):
     """The same signals on an accelerator, from one look at both streams together; see `look`."""
 
+    floor_ctx: Tensor
+    floor_par: Tensor
+
     def __init__(self, logits_ctx: Tensor, logits_par: Tensor, *, shortlist: Shortlist | None = None) -> None:
         super().__init__(logits_ctx, logits_par, shortlist=shortlist)
         both = torch.cat([logits_ctx, logits_par])

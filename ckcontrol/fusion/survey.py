@@ -121,7 +121,7 @@ def block_maxima(scores: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         out = scores.new_empty(len(scores), -(-scores.shape[1] // BLOCK))
     if whole:
-        torch.amax(scores[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)), -1, out=out[:, :whole])
+        torch.amax(scores[:, : whole * BLOCK].view(-1, whole, BLOCK), -1, out=out[:, :whole])
     if whole < out.shape[1]:
         torch.amax(scores[:, whole * BLOCK :], -1, out=out[:, whole])
     return out

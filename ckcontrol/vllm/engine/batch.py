@@ -128,7 +128,7 @@ class BatchPlan:
         """
         both = logits.index_select(0, self.rows)
         fused = fuse_blocks(both[: self.count], both[self.count :], self.blocks, vocab_size, self.at_once)
-        scores, broken = fused.scores, fused.broken
+        scores, broken = both if fused.scores is None else fused.scores, fused.broken
         if fused.tokens is not None:
             tokens = fused.tokens
         else:
