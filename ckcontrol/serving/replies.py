@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...decoding.token_texts import Thoughts, split_thought
-from ...errors import CKError
+from ..decoding.token_texts import Thoughts, split_thought
+from ..errors import CKError
 
 __all__ = [
     "EventReader",

@@ -13,13 +13,15 @@ from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any
 
-from ...decoding.conversation import read_turns
-from ...decoding.prompts import PromptTemplate
-from ...errors import ServingError, did_you_mean
-from ..contract.json_values import kind, shown
+from ..decoding.conversation import read_turns
+from ..decoding.prompts import PromptTemplate
+from ..errors import ServingError, did_you_mean
+from .json_values import kind, shown
 from .limits import Limits
 
-__all__ = ["Texts", "read_template", "read_texts"]
+__all__ = ["PLAIN", "Texts", "read_template", "read_texts"]
+
+PLAIN = "plain"  # the source of a request without ck
 
 _PLACES = {"passage": {"text", "number"}, "question": {"question"}}
 

@@ -14,16 +14,15 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from ...control import Control
-from ...decoding.options import OPTION_BOUNDS, GenerateOptions
-from ...decoding.prompts import PromptTemplate
-from ...errors import PromptError, ServingError, did_you_mean
-from ...policies import names as method_names
-from ..contract.head_masks import Entries, read_heads
-from ..contract.json_values import flag, integer, kind, shown, without_ours
-from ..contract.pair_params import drafts as drafts_of
-from ..contract.pair_params import new_seed
+from ..control import Control
+from ..decoding.drafts import drafts as drafts_of
+from ..decoding.options import OPTION_BOUNDS, GenerateOptions, new_seed
+from ..decoding.prompts import PromptTemplate
+from ..errors import PromptError, ServingError, did_you_mean
+from ..policies import names as method_names
+from .json_values import flag, integer, kind, shown, without_ours
 from .limits import Limits
+from .read_heads import Entries, read_heads
 from .read_texts import Texts, read_template, read_texts
 
 __all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "constrained", "read_request"]
