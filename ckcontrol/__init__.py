@@ -24,6 +24,8 @@ _WHERE = {
     "Shortlist": ".fusion.distributions",
     "Signals": ".fusion.signals",
     "TokenTrace": ".answer",
+    "agenerate": ".decoding.asynchronous",
+    "astream": ".decoding.asynchronous",
     "build_pair": ".decoding.prompts",
     "confidence_gain": ".fusion.signals",
     "decoding_loop": ".decoding.transformers_loop",
@@ -38,6 +40,7 @@ _WHERE = {
 if TYPE_CHECKING:
     from .answer import Answer, TokenTrace
     from .control import Control
+    from .decoding.asynchronous import agenerate, astream
     from .decoding.generate import generate
     from .decoding.logits_processor import CKLogitsProcessor
     from .decoding.options import GenerateOptions
@@ -65,6 +68,8 @@ __all__ = [
     "Shortlist",
     "Signals",
     "TokenTrace",
+    "agenerate",
+    "astream",
     "build_pair",
     "confidence_gain",
     "decoding_loop",

@@ -50,7 +50,7 @@ def test_a_refused_question_ends_its_streamer(llama, what):
 
 def test_a_missing_argument_ends_it_too(llama):
     streamer = Ends()
-    with pytest.raises(TypeError):
+    with pytest.raises(CKError, match="question is missing"):
         ck.generate(*llama, streamer=streamer)
     assert streamer.ended == 1
 
