@@ -100,7 +100,7 @@ class DecodingPlan:
         criteria: transformers' stopping criteria.
         max_new_tokens: Longest answer.
         sample: Draw from the scores instead of taking the maximum.
-        seed: Of every row; see `Draw`.
+        seed: Of every row, or one per question; see `Draw`.
         pad_token_id: What ended rows are filled with.
         vocab_size: Number of ids the tokenizer knows; higher ids can never win. None: the model's width.
         recorder: Collects the trace; None records nothing.
@@ -121,7 +121,7 @@ class DecodingPlan:
     criteria: StoppingCriteriaList
     max_new_tokens: int
     sample: bool
-    seed: int | None
+    seed: int | Sequence[int] | None
     pad_token_id: int
     vocab_size: int | None = None
     recorder: Recorder | None = None
@@ -235,7 +235,9 @@ def _decode(plan: DecodingPlan) -> Generated:
     poll = _Poll(device, plan.streamer is not None)
     processors = plan.processors if plan.penalise == "all" else penalise_answers(plan.processors, prompt_length)
     asked = RowsOfQuestions(processors, plan.criteria, plan.drafts.items, device)
-    draw = Draw(plan.sample, None if plan.seed is None else [plan.seed] * rows, device)
+    items = plan.drafts.items
+    seeds = [plan.seed] * (1 + max(items)) if isinstance(plan.seed, int) else plan.seed
+    draw = Draw(plan.sample, seeds if seeds is None else [seeds[item] for item in items], device)
 
     fed = ids[:, -1]
     for step in range(plan.max_new_tokens):

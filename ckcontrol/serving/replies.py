@@ -36,6 +36,7 @@ Part = str | dict[str, Any]  # a whole reply or one event of it; text is a comme
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    404: "NotFoundError",
     408: "RequestTimeout",
     413: "RequestTooLarge",
     429: "TooManyRequests",

@@ -101,6 +101,8 @@ class CKMiddleware:
         self.pairs += held
         try:
             request = await _off(size, read_request, path, data, self.limits)
+            if request.texts.wanted is not None:
+                raise Refusal(400, "ck.retrieve: this server has no index.", "Search yourself and send ck.passages.")
             names, server = request.drafts, self._bound(scope)
             if len(names) > self.limits.pairs:
                 what = f"method {request.control.method!r} takes {len(names)} pairs; this server runs"
