@@ -90,3 +90,16 @@ def test_variables_reach_the_chat_template(thinking: str, capsys: Any) -> None:
     assert "Did you mean 'enable_thinking'" in " ".join(capsys.readouterr().err.split())
     assert main([*RUN, "--model", thinking, "--template-arg", "enable_thinking"]) != 0
     assert "--template-arg enable_thinking=false" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_system_message_reaches_the_prompt(thinking: str, capsys: Any) -> None:
+    def told(*more: str, code: int = 0) -> dict[str, Any]:
+        assert main([*RUN, "--model", "tiny", "--max-new-tokens", "2", "--json", *more]) == code
+        out, err = capsys.readouterr()
+        return json.loads(out) if not code else {"err": " ".join(err.split())}
+
+    longer = told("--system", "Obey <|eot|>")["context_tokens"] - told()["context_tokens"]
+    assert longer == len("system: Obey <|eot|>\n") + 1, "its text byte by byte, and the template's own end of turn"
+    assert main([*RUN, "--model", thinking, "--system", "Obey."]) != 0
+    assert "places the system message 0 times" in " ".join(capsys.readouterr().err.split())
+    assert "--system is empty" in told("--system", " ", code=2)["err"]

@@ -68,7 +68,7 @@ def test_the_pieces_of_a_stream_are_its_text(llama, control):
         pieces, answer = asyncio.run(stream(**more))
         expected = ck.generate(*llama, *ASK, control=control, max_new_tokens=24, **more)
         assert answer.to_dict() == expected.to_dict()
-        assert "".join(pieces) == expected.text and len(pieces) > 3
+        assert "".join(pieces) == expected.text
     assert not ours()
 
 

@@ -294,3 +294,60 @@ def test_excerpts_show_the_words_that_were_asked_for() -> None:
     start = excerpt("The bridge. " + "word " * 50, "bridge", 40)
     assert start.startswith("The bridge.") and len(start) <= 40
     assert len(excerpt("x" * 500, "y", 40)) <= 40 and len(excerpt("wordy " * 99, "", 5)) <= 5
+
+
+# --- conversations ----------------------------------------------------------------------------------
+
+
+def said(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_a_conversation_is_searched_by_what_the_user_said_last(rag: ck.Rag, llama: Any, index: Index) -> None:
+    talk = said("What stands in Orvendale?", "A bridge.", QUESTION)
+    answer = rag.ask(messages=talk, control=ck.Control("cad", 0.2))
+    passages = [hit.passage.text for hit in index.search(QUESTION, 2)]
+    alone = ck.generate(*llama, messages=talk, passages=passages, control=ck.Control("cad", 0.2), max_new_tokens=6)
+    assert answer.answer == alone and answer.answer.question == QUESTION and answer.hits[0].passage.id == "bridge"
+    batch = rag.ask(messages=[talk, said("How often does the ferry cross?")], control=ck.Control("cad", 0.2))
+    assert batch[0].answer.token_ids == answer.answer.token_ids and batch[1].hits[0].passage.id == "ferry"
+
+
+def test_another_query_searches_and_the_question_is_asked(rag: ck.Rag) -> None:
+    talk = said("How often does the ferry cross the river?", "Often.", "How often exactly?")
+    by_first = rag.ask(messages=talk, query=lambda messages: messages[0]["content"], max_new_tokens=2)
+    assert by_first.hits[0].passage.id == "ferry" and by_first.answer.question == "How often exactly?"
+    assert rag.ask(messages=talk, query="library maps", max_new_tokens=2).hits[0].passage.id == "library"
+    both = rag.ask(["Which?", "When?"], query=["ferry", "bridge"], max_new_tokens=2)
+    assert [a.hits[0].passage.id for a in both] == ["ferry", "bridge"]
+
+
+def test_processors_and_the_like_are_handed_on(rag: ck.Rag) -> None:
+    def only_b(ids: Any, scores: Any) -> Any:
+        scores[:, 66] = 1e9
+        return scores
+
+    free = ck.Control("off")
+    assert set(rag.ask(QUESTION, processors=[only_b], control=free).answer.token_ids) == {66}
+    with pytest.raises(PromptError, match="no variable 'tools'"):
+        rag.ask(QUESTION, tools=[{"type": "function"}])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"question": "x", "messages": said("x")},
+        {"messages": []},
+        {"messages": said("x", "y")},
+        {"messages": "x"},
+        {"messages": said("x"), "query": ""},
+        {"messages": said("x"), "query": lambda messages: None},
+        {"question": ["x", "y"], "query": ["x"]},
+        {"question": ["x", "y"], "query": "x"},
+    ],
+)
+def test_a_conversation_that_asks_nothing_is_refused_before_the_search(llama: Any, given: dict[str, Any]) -> None:
+    found = Found("It was Ann.")
+    with pytest.raises(PromptError):
+        ck.Rag(llama, found).ask(**given)
+    assert found.asked == {}

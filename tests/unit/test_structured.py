@@ -41,7 +41,10 @@ def control(name: str) -> ck.Control:
 # --- processors and criteria ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", [STEERED, ck.Control("off"), ck.Control("dial", alpha=0.8)], ids=repr)
+FREE = ck.Control("cad", alpha=0.2, candidate_ratio=0)  # a shortlist might hold nothing that is let through
+
+
+@pytest.mark.parametrize("by", [FREE, ck.Control("off"), ck.Control("dial", alpha=0.8)], ids=repr)
 def test_processors_see_the_fused_scores_once_and_each_row_is_a_question(llama, by):
     allowed = [[65, 66, 67], [97, 98, 99]]
     seen: list[int] = []

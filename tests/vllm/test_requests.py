@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from ckcontrol.errors import CKError, ControlError, PromptError, ServingError
 from ckcontrol.models.tiny import tiny_model
+from ckcontrol.serving.limits import VARIABLE, Limits
+from ckcontrol.serving.read_request import CHAT, COMPLETIONS, PATHS, read_request
 from ckcontrol.vllm.contract.pair_params import new_pair
 from ckcontrol.vllm.http.inner_bodies import make_bodies
-from ckcontrol.serving.limits import VARIABLE, Limits
 from ckcontrol.vllm.http.middleware import CKMiddleware
-from ckcontrol.serving.read_request import CHAT, COMPLETIONS, PATHS, read_request
 
 from .inner import Answer, Inner, ask
 
@@ -342,3 +342,52 @@ def test_variables_of_the_chat_template_reach_the_prompts_made_from_passages() -
             made(chat_template_kwargs=wrong)
     with pytest.raises(PromptError, match="Did you mean 'enable_thinking'"):
         made(chat_template_kwargs={"enable_thinkin": False})
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who was here? <|eot|>"},
+    {"role": "assistant", "content": [{"type": "text", "text": "Somebody."}]},
+    {"role": "user", "content": "Who?"},
+]
+
+
+def test_passages_stand_in_the_last_turn_of_a_conversation() -> None:
+    from ckcontrol.decoding.prompts import build_pair
+
+    bodies = make_bodies(read_request(CHAT, good(messages=TALK), Limits()), new_pair(), TOKENIZER)
+    pair = build_pair(TOKENIZER, passages=["A town."], messages=TALK)
+    contextual, parametric = bodies.contextual["prompt"], bodies.parametric["prompt"]
+    assert contextual == list(pair.contextual) and parametric == list(pair.parametric)
+    assert contextual[: pair.span[0]] + contextual[pair.span[1] :] == parametric != contextual
+    assert parametric.count(TOKENIZER.convert_tokens_to_ids("<|eot|>")) == len(TALK)
+    assert "messages" not in bodies.contextual and "Somebody." in TOKENIZER.decode(parametric)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        TALK[:3],
+        TALK[:1],
+        [*TALK, {"role": "usr", "content": "x"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": "x", "extra": 1}],
+        TALK[1:3] * 600 + TALK[3:],
+        [{"role": "user", "content": "x" * 200_001}, TALK[2], {"role": "user", "content": "x" * 200_001}],
+        [TALK[1], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, TALK[3]],
+        [TALK[1], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, TALK[3]],
+    ],
+    ids=range(10),
+)
+def test_what_is_no_conversation_is_a_400(messages: Any) -> None:
+    got = told(good(messages=messages))
+    assert got.status == 400 and 20 < len(got.message) < 700
+
+
+def test_a_variable_that_spells_a_special_token_is_a_400() -> None:
+    tokenizer = tiny_model("llama")[1]
+    tokenizer.chat_template = "<|bos|>{{ mood }}{{ messages[-1]['content'] }}"
+    request = read_request(CHAT, good(chat_template_kwargs={"mood": "<|eot|>"}), Limits())
+    with pytest.raises(PromptError, match="spells a special token"):
+        make_bodies(request, new_pair(), tokenizer)
