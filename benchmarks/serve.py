@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/serve.py --model demo --new-tokens 24 --rounds 5
 
 The server runs in a process of its own, the official client here. In every round the same questions are asked of
-`generate` one by one, of the server one by one, and of the server all at once; greedy, ck-plug at alpha 0.2, no end before
-the last token counts. Prints seconds and ratios, median and range over rounds; answers that differ are an error.
+`generate` one by one, of the server one by one, and of the server all at once; greedy, ck-plug at alpha 0.2. Prints
+seconds and ratios: median, least and greatest of the rounds. Answers that differ are an error.
 """
 
 from __future__ import annotations

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Batcher", "End", "Job"]
 
 _GATHER = 0.005  # seconds that others have to join the first question of an idle model
-_OWN = {"max_new_tokens": 1, "seed": None, "stop": (), "trace": False}  # options that rows of a batch need not share
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -90,7 +89,7 @@ class Job:
         drafts = Drafts([self.control.policy() if steered else OFF])
         self.several = drafts.several
         self.two = self.options.trace or not drafts.policy.neutral
-        shared = replace(self.options, **_OWN)
+        shared = replace(self.options, max_new_tokens=1, seed=None, stop=(), trace=False)
         structured = json.dumps(self.structured, sort_keys=True, default=str)
         self.kind = (shared, self.control.shortlist, self.two, structured)
         self._told: list[int] = []
