@@ -31,7 +31,7 @@ from ..decoding.recorder import Recorder
 from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
-from ..errors import CKError, NonFiniteLogits
+from ..errors import CKError, MissingExtra, NonFiniteLogits
 from ..policies.off import OFF
 from .replies import Refusal
 
@@ -240,7 +240,12 @@ class Batcher:
         """Return what holds answers to a schema or grammar, see `structure_of`; None where none is asked for."""
         if not structured:
             return None
-        return structure_of(self.tokenizer, output_width(self.model), self.ends, input_device(self.model), **structured)
+        width, device = output_width(self.model), input_device(self.model)
+        try:
+            return structure_of(self.tokenizer, width, self.ends, device, **structured)
+        except MissingExtra as error:
+            hint = "Have ckcontrol[grammar] installed on it."
+            raise Refusal(400, "this server reads no schemas or grammars.", hint) from error
 
     def close(self, seconds: float = 30.0) -> None:
         """Stop; what waits or runs fails with a 503 at its next token."""
