@@ -32,7 +32,7 @@ FLOORS = [
     ["decoding", "models"],
     ["heads", "retrieval"],
     ["rag"],
-    ["eval"],
+    ["eval", "serving"],
     ["demo", "doctor", "vllm"],
     ["cli"],
     ["__main__"],

@@ -92,15 +92,15 @@ def command(
         model: For vLLM's ``--model``.
         rest: Options for vLLM.
         heads: Run in eager mode and in vLLM's V1 runner, so that head masks act.
-        limits: Bounds that differ from their defaults, as in `vllm.http.limits.Limits`.
+        limits: Bounds that differ from their defaults, as in `serving.limits.Limits`.
         on_lost: What happens when a pair is lost, as in `vllm.contract.fallback`.
 
     Raises:
         ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
         ControlError: A bound is out of range.
     """
+    from ..serving.limits import VARIABLE, Limits, check_names
     from ..vllm.contract import fallback
-    from ..vllm.http.limits import VARIABLE, Limits, check_names
 
     check_names(limits or {})
     bounds = Limits(**(limits or {})).to_env()

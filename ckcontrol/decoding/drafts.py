@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..answer import Draft
+from ..control import Control
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row
 from .recorder import Recorder
 
-__all__ = ["Beginnings", "Drafts", "choose"]
+__all__ = ["Beginnings", "Drafts", "choose", "drafts"]
 
 
 class Drafts:
@@ -112,3 +113,9 @@ class Beginnings:
             select(self._items)
             self._shared = False
         return tokens
+
+
+def drafts(control: Control) -> tuple[str, ...]:
+    """Return the names of a control's drafts; ``("",)`` if there is nothing to choose from."""
+    names = tuple(draft_policies(control.policy()))
+    return names if len(names) > 1 else ("",)

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any, overload
 from ..answer import Answer, Draft
 from ..control import Control, controls_for
 from ..errors import ControlError, NonFiniteLogits, PromptError
-from ..policies.off import OFF
 from .conversation import conversations
-from .drafts import Drafts
 from .endings import ends_streamer
-from .inputs import functions, processors_for, stream_of
-from .loop import DecodingPlan, decode
+from .inputs import plan_of
+from .loop import decode
 from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from .structured import structure_of
-from .token_texts import Said, StopTexts, pieces, said
+from .token_texts import Said, pieces, said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,7 +152,7 @@ def generate(
     asked, passage_lists, single = _batch(question, passages, messages)
     controls = controls_for(control, len(asked))
     check_model(model)
-    vocab_size = check_tokenizer(model, tokenizer)
+    check_tokenizer(model, tokenizer)
     limit, model_ends = position_limit(model), eos_ids(model)
     pairs = [
         build_pair(
@@ -172,9 +170,6 @@ def generate(
         for one, given in zip(asked, passage_lists, strict=True)
     ]
 
-    from transformers import StoppingCriteriaList
-    from transformers.generation import EosTokenCriteria, MaxLengthCriteria
-
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     structure = structure_of(
         tokenizer,
@@ -190,35 +185,19 @@ def generate(
             "the chat template opened a thought, and a thought is no structured answer.",
             'Where the template can do without, pass template_kwargs={"enable_thinking": False} or its like.',
         )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
-    # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
-    drafts = Drafts([c.policy() if p.passages else OFF for c, p in zip(controls, pairs, strict=True)])
-    contextual = stream_of(model, [p.contextual for p in pairs], pad)
-    longest = contextual.input_ids.shape[1] + chosen.max_new_tokens
-    ending = StoppingCriteriaList([MaxLengthCriteria(longest), *functions("criteria", criteria)])
-    if ends:
-        ending.append(EosTokenCriteria(ends))
-    if chosen.stop:
-        ending.append(StopTexts(tokenizer, chosen.stop, contextual.input_ids.shape[1]))
-    recorder = Recorder() if chosen.trace else None
-    plan = DecodingPlan(
-        drafts=drafts,
-        shortlist=controls[0].shortlist,
-        contextual=contextual,
-        parametric=lambda: stream_of(model, [p.parametric for p in pairs], pad),
-        processors=processors_for(chosen, contextual.keep, processors),
-        criteria=ending,
-        max_new_tokens=chosen.max_new_tokens,
-        sample=chosen.do_sample,
-        seed=chosen.seed,
-        pad_token_id=pad,
-        vocab_size=vocab_size,
-        recorder=recorder,
-        streamer=streamer,
-        penalise=chosen.penalty_scope,
-        compile=chosen.compile,
+    plan = plan_of(
+        model,
+        tokenizer,
+        pairs,
+        controls,
+        chosen,
+        ends=ends,
+        processors=processors,
+        criteria=criteria,
         structure=structure,
+        streamer=streamer,
     )
+    drafts, recorder = plan.drafts, plan.recorder
 
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
@@ -234,7 +213,7 @@ def generate(
             recorder.keep([drafts.rows(i)[0] for i in range(len(pairs))])
             error.partial = answers([recorder.token_ids(i) for i in range(len(pairs))])
         raise
-    generated = made.sequences[:, contextual.input_ids.shape[1] :].tolist()
+    generated = made.sequences[:, plan.contextual.input_ids.shape[1] :].tolist()
     result = answers([ids[:length] for ids, length in zip(generated, made.lengths, strict=True)])
     return result[0] if single else result
 

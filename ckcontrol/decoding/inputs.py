@@ -1,4 +1,4 @@
-"""What the loop is given: padded streams, and transformers' processors for our options."""
+"""What the loop is given: padded streams, transformers' processors for our options, and the plan that holds both."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..control import Control
 from ..errors import ControlError
+from ..policies.off import OFF
+from .drafts import Drafts
+from .loop import DecodingPlan
 from .options import GenerateOptions
 from .processing import unpadded
-from .refusals import input_device
+from .prompts import PromptPair
+from .recorder import Recorder
+from .refusals import check_tokenizer, input_device
 from .streams import Stream
+from .token_texts import StopTexts
 
 if TYPE_CHECKING:
-    from transformers import LogitsProcessorList, PreTrainedModel
+    from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["functions", "processors_for", "stream_of"]
+    from .structured import Structure
+
+__all__ = ["functions", "plan_of", "processors_for", "stream_of"]
 
 
 def functions(name: str, given: Any) -> list[Callable[..., Tensor]]:
@@ -71,3 +80,71 @@ def processors_for(
         if options.top_p < 1:
             processors.append(lp.TopPLogitsWarper(options.top_p))
     return processors
+
+
+def plan_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    controls: Sequence[Control],
+    options: GenerateOptions,
+    *,
+    ends: Sequence[int],
+    processors: Sequence[Any] = (),
+    criteria: Sequence[Any] = (),
+    structure: Structure | None = None,
+    streamer: Any = None,
+    seeds: Sequence[int] | None = None,
+) -> DecodingPlan:
+    """Return the plan of a batch.
+
+    Args:
+        model: Decodes it.
+        tokenizer: The model's own.
+        pairs: Prompts, one pair per question.
+        controls: One per question, with one shortlist.
+        options: Of all of them.
+        ends: End tokens.
+        processors: The caller's own, see `processors_for`.
+        criteria: The caller's own, beside the end tokens, stop texts and longest answer.
+        structure: What holds all answers to a grammar.
+        streamer: transformers streamer.
+        seeds: One per question, instead of that of the options.
+
+    Raises:
+        ControlError: Processors or criteria are no list of functions.
+        TokenizerMismatch: The tokenizer is not the model's.
+    """
+    from transformers import StoppingCriteriaList
+    from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
+    # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
+    steered = [pair.contextual != pair.parametric for pair in pairs]
+    contextual = stream_of(model, [pair.contextual for pair in pairs], pad)
+    length = contextual.input_ids.shape[1]
+    ending = StoppingCriteriaList(
+        [MaxLengthCriteria(length + options.max_new_tokens), *functions("criteria", criteria)]
+    )
+    if ends:
+        ending.append(EosTokenCriteria(list(ends)))
+    if options.stop:
+        ending.append(StopTexts(tokenizer, options.stop, length))
+    return DecodingPlan(
+        drafts=Drafts([c.policy() if two else OFF for c, two in zip(controls, steered, strict=True)]),
+        shortlist=controls[0].shortlist,
+        contextual=contextual,
+        parametric=lambda: stream_of(model, [pair.parametric for pair in pairs], pad),
+        processors=processors_for(options, contextual.keep, processors),
+        criteria=ending,
+        max_new_tokens=options.max_new_tokens,
+        sample=options.do_sample,
+        seed=options.seed if seeds is None else seeds,
+        pad_token_id=pad,
+        vocab_size=check_tokenizer(model, tokenizer),
+        recorder=Recorder() if options.trace else None,
+        streamer=streamer,
+        penalise=options.penalty_scope,
+        compile=options.compile,
+        structure=structure,
+    )

@@ -105,7 +105,7 @@ class DecodingPlan:
         criteria: transformers' stopping criteria.
         max_new_tokens: Longest answer.
         sample: Draw from the scores instead of taking the maximum.
-        seed: Of every row; see `Draw`.
+        seed: Of every row, or one per question; see `Draw`.
         pad_token_id: What ended rows are filled with.
         vocab_size: Number of ids the tokenizer knows; higher ids can never win. None: the model's width.
         recorder: Collects the trace; None records nothing.
@@ -127,7 +127,7 @@ class DecodingPlan:
     criteria: StoppingCriteriaList
     max_new_tokens: int
     sample: bool
-    seed: int | None
+    seed: int | Sequence[int] | None
     pad_token_id: int
     vocab_size: int | None = None
     recorder: Recorder | None = None
@@ -255,7 +255,9 @@ def _decode(plan: DecodingPlan) -> Generated:
     asked = RowsOfQuestions(processors, plan.criteria, plan.drafts.items, device)
     at_once = not (plan.sample or plan.processors or plan.keep_scores or plan.recorder)
     kinds = torch.arange(1, len(_STREAMS) + 1, device=device)[:, None]
-    draw = Draw(plan.sample, None if plan.seed is None else [plan.seed] * rows, device)
+    items = plan.drafts.items
+    seeds = [plan.seed] * (1 + max(items)) if isinstance(plan.seed, int) else plan.seed
+    draw = Draw(plan.sample, seeds if seeds is None else [seeds[item] for item in items], device)
 
     fed = ids[:, -1]
     for step in range(plan.max_new_tokens):

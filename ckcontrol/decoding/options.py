@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ from ..arguments import check_integer, check_number
 from ..control import control_with
 from ..errors import ControlError, did_you_mean
 
-__all__ = ["OPTION_BOUNDS", "GenerateOptions", "stop_texts"]
+__all__ = ["OPTION_BOUNDS", "GenerateOptions", "new_seed", "seeded", "stop_texts"]
 
 # Least and greatest value of each number, both allowed: what every reader of options checks against.
 OPTION_BOUNDS: dict[str, tuple[float, float]] = {
@@ -137,3 +138,15 @@ def stop_texts(stop: Any) -> tuple[str, ...]:
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
         raise ControlError(f"stop={stop!r:.60} is not valid.", 'Give texts that are not empty, like ("\\nQuestion:",).')
     return tuple(texts)
+
+
+def new_seed() -> int:
+    """Return a fresh seed: 62 random bits."""
+    return secrets.randbits(62)
+
+
+def seeded(options: GenerateOptions) -> GenerateOptions:
+    """Return the options with a seed: a fresh one where sampling was asked for without."""
+    if not options.do_sample or options.seed is not None:
+        return options
+    return replace(options, seed=new_seed())

@@ -59,6 +59,14 @@ class Recorder:
         """Return what both streams made of a row's tokens; empty for a single stream."""
         return evidence(torch.stack(self._rows, dim=1)[row, : len(self.token_ids(row))].tolist() if self._rows else [])
 
+    def rows(self, row: int) -> list[list[float]]:
+        """Return what was recorded of a row per token: its log-probability in the end, and the columns of `measure`."""
+        if not self._rows:
+            return []
+        values = torch.cat([torch.stack(self._final, dim=1)[row][:, None], torch.stack(self._rows, dim=1)[row]], dim=1)
+        told: list[list[float]] = values[: len(self.token_ids(row))].tolist()
+        return told
+
     def traces(self, row: int, texts: Sequence[str]) -> tuple[TokenTrace, ...]:
         """Return the records of a row; `texts[i]` is what token i added to the answer."""
         ids = self.token_ids(row)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typer.main import get_command
 
 from ckcontrol.cli.main import app
+from ckcontrol.serving import read_request as requests
+from ckcontrol.serving.limits import Limits
 from ckcontrol.vllm.engine import compat
-from ckcontrol.vllm.http import read_request as requests
-from ckcontrol.vllm.http.limits import Limits
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "vllm.md").read_text(encoding="utf-8")
 

@@ -14,7 +14,8 @@ import torch
 
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.models.tiny import tiny_model
-from ckcontrol.vllm.contract.head_masks import SECRET, pack, read_heads, salt, unpack
+from ckcontrol.serving.read_heads import read_heads
+from ckcontrol.vllm.contract.head_masks import SECRET, pack, salt, unpack
 from ckcontrol.vllm.engine.head_hooks import masked
 from ckcontrol.vllm.engine.worker import HeadWorker
 

@@ -12,8 +12,8 @@ import pytest
 from ckcontrol.control import Control
 from ckcontrol.decoding.prompts import PromptTemplate, build_pair
 from ckcontrol.models.tiny import tiny_model
+from ckcontrol.serving.limits import Limits
 from ckcontrol.vllm.contract import pair_params as params
-from ckcontrol.vllm.http.limits import Limits
 from ckcontrol.vllm.http.middleware import CKMiddleware
 
 from .inner import WORDS, Inner, ask

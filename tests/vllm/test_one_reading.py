@@ -18,8 +18,8 @@ import torch
 from ckcontrol import Control, GenerateOptions
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.policies import Policy
+from ckcontrol.serving.limits import Limits
 from ckcontrol.vllm.contract import pair_params as params
-from ckcontrol.vllm.http.limits import Limits
 from ckcontrol.vllm.http.middleware import CKMiddleware
 
 from .inner import Inner, ask

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ckcontrol.models.tiny import tiny_model
-from ckcontrol.vllm.http.limits import Limits
+from ckcontrol.serving.limits import Limits
 from ckcontrol.vllm.http.middleware import CKMiddleware
 
 from .inner import WORDS, Inner, ask

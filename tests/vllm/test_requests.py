@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from ckcontrol.errors import CKError, ControlError, PromptError, ServingError
 from ckcontrol.models.tiny import tiny_model
+from ckcontrol.serving.limits import VARIABLE, Limits
+from ckcontrol.serving.read_request import CHAT, COMPLETIONS, PATHS, read_request
 from ckcontrol.vllm.contract.pair_params import new_pair
 from ckcontrol.vllm.http.inner_bodies import make_bodies
-from ckcontrol.vllm.http.limits import VARIABLE, Limits
 from ckcontrol.vllm.http.middleware import CKMiddleware
-from ckcontrol.vllm.http.read_request import CHAT, COMPLETIONS, PATHS, read_request
 
 from .inner import Answer, Inner, ask
 

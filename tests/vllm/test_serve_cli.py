@@ -14,8 +14,8 @@ import pytest
 
 from ckcontrol.cli import serve_vllm
 from ckcontrol.cli.main import main
+from ckcontrol.serving.limits import VARIABLE, Limits
 from ckcontrol.vllm.contract.head_masks import SECRET
-from ckcontrol.vllm.http.limits import VARIABLE, Limits
 
 
 def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:

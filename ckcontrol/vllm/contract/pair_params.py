@@ -21,13 +21,14 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ...control import Control
-from ...decoding.options import GenerateOptions
+from ...decoding.drafts import drafts
+from ...decoding.options import GenerateOptions, new_seed, seeded
 from ...errors import CKError, ServingError, did_you_mean
 
 if TYPE_CHECKING:
@@ -129,26 +130,6 @@ class PairParams:
 def new_pair() -> str:
     """Return a fresh pair name that nobody can guess: 128 random bits, hexadecimal."""
     return secrets.token_hex(16)
-
-
-def new_seed() -> int:
-    """Return a fresh seed: 62 random bits."""
-    return secrets.randbits(62)
-
-
-def seeded(options: GenerateOptions) -> GenerateOptions:
-    """Return the options with a seed: a fresh one where sampling was asked for without."""
-    if not options.do_sample or options.seed is not None:
-        return options
-    return replace(options, seed=new_seed())
-
-
-def drafts(control: Control) -> tuple[str, ...]:
-    """Return the names of a control's drafts, each of which is a pair; ``("",)`` if there is nothing to choose from."""
-    from ...policies import draft_policies
-
-    names = tuple(draft_policies(control.policy()))
-    return names if len(names) > 1 else ("",)
 
 
 def sampling_of(options: GenerateOptions) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...heads.families import FAMILIES
+from ...serving.json_values import HEADS
 from ..contract.head_masks import pack, salt, unpack
-from ..contract.json_values import HEADS
 
 if TYPE_CHECKING:
     import torch

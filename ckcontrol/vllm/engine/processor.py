@@ -22,8 +22,8 @@ from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from ...control import Control
 from ...decoding.options import GenerateOptions
 from ...errors import ServingError
+from ...serving.json_values import HEADS
 from ..contract.head_masks import unpack
-from ..contract.json_values import HEADS
 from ..contract.pair_params import PairParams, read
 from . import compat
 from .batch import BatchPlan, EngineRow, Member, PairState, make_plans, pair_up

@@ -21,8 +21,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from ...serving.json_values import HEADS
 from ..contract.head_masks import unpack
-from ..contract.json_values import HEADS
 from ..contract.pair_params import CONTEXTUAL, PairParams, blocks_of_pair, read, sampling_of
 from . import compat
 

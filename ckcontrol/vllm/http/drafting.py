@@ -15,12 +15,12 @@ from typing import Any
 from ...answer import Draft
 from ...decoding.token_texts import split_thought
 from ...errors import ServingError
+from ...serving.asgi import Route
+from ...serving.read_request import Steered
+from ...serving.replies import Part, Refusal, check_end, finish_reason
 from ..contract.choose_draft import choose_draft
-from .asgi import Route
 from .exchange import Exchange
 from .inner_bodies import Bodies, redrafted
-from .read_request import Steered
-from .replies import Part, Refusal, check_end, finish_reason
 
 __all__ = ["Drafting"]
 
@@ -53,6 +53,8 @@ class Drafting(Exchange):
         id: Of the reply, whichever draft is given: the one that the client named, if it did.
     """
 
+    drafted = True
+
     def __init__(
         self,
         route: Route,
@@ -69,8 +71,6 @@ class Drafting(Exchange):
         each = [redrafted(bodies, request, pair, draft) for draft, pair in others]
         self._others = [Exchange(route, both.contextual, both.parametric, seconds, named=False) for both in each]
         self._drafts: list[tuple[Draft, str]] = []
-        self.rows: Rows = ()
-        self.id = ""
 
     async def __aenter__(self) -> Drafting:
         await super().__aenter__()

@@ -9,18 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...decoding.recorder import record
-from ...decoding.token_texts import pieces
 from ...errors import CKError
-from .replies import Refusal
+from ...serving.replies import Refusal
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = ["EndedPairs", "told_trace"]
+__all__ = ["EndedPairs"]
 
 Ask = Callable[[list[str]], Awaitable[list[Mapping[str, Any]]]]
 log = logging.getLogger("ckcontrol.vllm")
@@ -90,18 +84,3 @@ class EndedPairs:
                 if not future.done():
                     known = [answer[pair] for answer in said if pair in answer]
                     future.set_result(next((k for k in known if k.get("rows")), known[0] if known else {}))
-
-
-def told_trace(
-    tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], rows: Sequence[Sequence[float]]
-) -> list[dict[str, Any]]:
-    """Return the trace as the reply tells it: one `TokenTrace` per token, as plain values.
-
-    Args:
-        tokenizer: For the text each token added; None leaves it empty.
-        ids: The answer's token ids.
-        rows: What the workers recorded, per token.
-    """
-    count = min(len(ids), len(rows))
-    texts = pieces(tokenizer, ids[:count]) if tokenizer is not None else [""] * count
-    return [asdict(record(ids[i], texts[i], rows[i][0], rows[i][1:])) for i in range(count)]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any
 
-from .asgi import Gone, Message, Route, Send
-from .replies import EventReader, Part, Refusal, is_stream, read_part, refusal
+from ...serving.asgi import Gone, Message, Route, Send
+from ...serving.replies import EventReader, Part, Refusal, is_stream, read_part, refusal
 
 __all__ = ["Exchange"]
 
@@ -37,7 +37,10 @@ class Exchange:
 
     Attributes:
         start: The message that began the answer; None before.
+        drafted: There are several drafts; then `id`, `rows` and `told` are of the given one.
     """
+
+    drafted = False
 
     def __init__(
         self,
@@ -49,6 +52,8 @@ class Exchange:
         named: bool = True,
     ) -> None:
         self.start: Message | None = None
+        self.id = ""
+        self.rows: Sequence[Sequence[float]] = ()
         self._route, self._named = route, named
         self._body, self._other = contextual, parametric
         self._seconds = seconds
@@ -82,6 +87,10 @@ class Exchange:
     def streams(self) -> bool:
         """Whether the answer comes as events."""
         return self.start is not None and self.start["status"] < 400 and is_stream(self.start)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return the drafts; there are none."""
+        return []
 
     async def parts(self) -> AsyncGenerator[Part, None]:
         """Yield the answer, once: a whole reply, or one event after the other; `start` is set before the first.

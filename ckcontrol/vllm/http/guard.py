@@ -1,21 +1,18 @@
-"""What a client is checked for before its bytes are read: its key; then their size, time, and names that are ours.
+"""What vLLM's clients are checked for before their bytes are read: a key; then names that are ours, in any encoding.
 
 Knows ASGI messages and bytes; knows nothing of JSON values or vLLM.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
 import os
 import re
 
-from .asgi import ASGIApp, Gone, Message, Receive, Scope, Send
-from .limits import Limits
-from .replies import Refusal
+from ...serving.asgi import ASGIApp, Message, Receive, Scope, Send
+from ...serving.guard import names_key
+from ...serving.replies import Refusal
 
-__all__ = ["FormGuard", "has_key", "is_form", "read_body", "replay", "suspicious"]
+__all__ = ["FormGuard", "has_key", "is_form", "replay", "suspicious"]
 
 _OURS = re.compile(rb'"(?:c|\\u0063)(?:k|\\u006[bB])(?:_|\\u005[fF]|h|\\u0068)')
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")  # where vLLM asks for a key
@@ -25,54 +22,13 @@ _OVERLAP = 64  # bytes of a piece kept, so that nothing hides across two
 def has_key(scope: Scope) -> bool:
     """Whether a request may come in: it names one of the server's keys, or needs none.
 
-    As vLLM's own check, which stands behind us: ``--api-key``, else VLLM_API_KEY; the time taken tells nothing.
+    As vLLM's own check, which stands behind us: ``--api-key``, else VLLM_API_KEY.
     """
     args = getattr(getattr(scope.get("app"), "state", None), "args", None)
     keys = [key for key in (getattr(args, "api_key", None) or [os.environ.get("VLLM_API_KEY")]) if key]
     if not keys or not scope["path"].removeprefix(scope.get("root_path", "")).startswith(_GUARDED):
         return True
-    given = next((value for name, value in scope["headers"] if name.lower() == b"authorization"), b"")
-    kind, _, key = given.decode("latin-1").partition(" ")
-    ours, digest = [_digest(one) for one in keys], _digest(key)
-    return kind.lower() == "bearer" and sum(hmac.compare_digest(digest, one) for one in ours) > 0
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-async def read_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
-    """Return the whole body.
-
-    Raises:
-        Refusal: It is larger (413) or takes longer (408) than the limits allow.
-        Gone: The client went away.
-    """
-    most = limits.body_bytes
-    for name, value in scope["headers"]:
-        if name.lower() == b"content-length" and value.isdigit() and (len(value) > 15 or int(value) > most):
-            raise _too_large(most)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limits.read_seconds
-    parts, size = [], 0
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), max(0.0, deadline - loop.time()))
-        except asyncio.TimeoutError:
-            raise Refusal(408, f"the body took longer than {limits.read_seconds:g} s.", "Send it faster.") from None
-        if message["type"] == "http.disconnect":
-            raise Gone
-        part = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
-        if size > most:
-            raise _too_large(most)
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"the body is larger than {most:,} bytes.", "Send less; the operator can raise the limit.")
+    return names_key(scope, keys)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

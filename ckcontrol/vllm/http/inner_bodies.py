@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...decoding.prompts import build_pair, opens_with_thought
 from ...errors import ServingError
+from ...serving.json_values import HEADS, integer
+from ...serving.read_request import CHAT, COMPLETIONS, Steered
 from ..contract.head_masks import pack, salt
-from ..contract.json_values import HEADS, integer
 from ..contract.pair_params import CONTEXTUAL, PARAMETRIC, extra_args
-from .read_request import CHAT, COMPLETIONS, Steered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

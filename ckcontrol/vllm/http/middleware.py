@@ -15,19 +15,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CKError
+from ...serving.asgi import ASGIApp, Gone, Receive, Route, Scope, Send, Shared
+from ...serving.guard import read_body
+from ...serving.json_values import HEADS, without_ours
+from ...serving.limits import Limits
+from ...serving.read_request import PATHS, Steered, read_request
+from ...serving.replies import Refusal
+from ...serving.steered_reply import SteeredReply, refuse
 from ..contract import fallback
-from ..contract.json_values import HEADS, without_ours
 from ..contract.pair_params import new_pair
-from .asgi import ASGIApp, Gone, Receive, Route, Scope, Send, Shared
 from .drafting import Drafting
 from .exchange import Exchange
-from .guard import FormGuard, has_key, is_form, read_body, replay, suspicious
+from .guard import FormGuard, has_key, is_form, replay, suspicious
 from .inner_bodies import Bodies, make_bodies
-from .limits import Limits
-from .read_request import PATHS, Steered, read_request
-from .replies import Refusal
 from .server import Server
-from .steered_reply import SteeredReply, refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,6 +101,8 @@ class CKMiddleware:
         self.pairs += held
         try:
             request = await _off(size, read_request, path, data, self.limits)
+            if request.texts.wanted is not None:
+                raise Refusal(400, "ck.retrieve: this server has no index.", "Search yourself and send ck.passages.")
             names, server = request.drafts, self._bound(scope)
             if len(names) > self.limits.pairs:
                 what = f"method {request.control.method!r} takes {len(names)} pairs; this server runs"

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract.head_masks import Entries
-from ..contract.json_values import shown
+from ...serving.json_values import shown
+from ...serving.read_heads import Entries
+from ...serving.replies import Refusal
 from ..contract.pair_params import blocks_of_pair
 from .ended_pairs import EndedPairs
 from .inner_bodies import Bodies
-from .replies import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...decoding.token_texts import Thoughts, split_thought
-from ...errors import CKError
+from ..decoding.token_texts import Thoughts, split_thought
+from ..errors import CKError
 
 __all__ = [
     "EventReader",
@@ -36,6 +36,7 @@ Part = str | dict[str, Any]  # a whole reply or one event of it; text is a comme
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    404: "NotFoundError",
     408: "RequestTimeout",
     413: "RequestTooLarge",
     429: "TooManyRequests",

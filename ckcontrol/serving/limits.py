@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from ...arguments import check_integer, check_number
-from ...errors import ServingError, did_you_mean
+from ..arguments import check_integer, check_number
+from ..errors import ServingError, did_you_mean
 
 __all__ = ["VARIABLE", "Limits", "check_names"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import ServingError
+from ..errors import ServingError
 
 __all__ = ["HEADS", "SALT", "flag", "integer", "kind", "shown", "without_ours"]
 

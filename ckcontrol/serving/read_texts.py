@@ -13,15 +13,35 @@ from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any
 
-from ...decoding.conversation import read_turns
-from ...decoding.prompts import PromptTemplate
-from ...errors import ServingError, did_you_mean
-from ..contract.json_values import kind, shown
+from ..decoding.conversation import read_turns
+from ..decoding.prompts import PromptTemplate
+from ..errors import ServingError, did_you_mean
+from .json_values import integer, kind, shown
 from .limits import Limits
 
-__all__ = ["Texts", "read_template", "read_texts"]
+__all__ = ["BUILT", "PLAIN", "Texts", "Wanted", "read_template", "read_texts"]
+
+BUILT = ("passages", "retrieve")  # sources of which both prompts are built here
+PLAIN = "plain"  # the source of a request without ck
 
 _PLACES = {"passage": {"text", "number"}, "question": {"question"}}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A search.
+
+    Attributes:
+        k: Passages.
+        mode: How to search; None leaves it to the index.
+        where: A filter; what its names and conditions are is for the index to say.
+        query: What to search by; None is the question.
+    """
+
+    k: int = 4
+    mode: str | None = None
+    where: Mapping[str, Any] | None = None
+    query: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,11 +49,13 @@ class Texts:
     """What both prompts are made of.
 
     Attributes:
-        source: ``passages``, ``messages`` or ``prompt``.
+        source: ``passages``, ``retrieve``, ``messages``, ``prompt`` or, of a request without ``ck``, `PLAIN`.
         question: With ``passages`` and a prompt: the question.
         messages: With ``passages`` and messages: the conversation; its last user turn gets the passages.
         passages: With ``passages``: the passages; none is closed book.
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
+        wanted: With ``retrieve``: what to search for; the passages are what was found.
+        hits: Likewise: each passage as `Hit.to_dict` tells it.
     """
 
     source: str
@@ -41,6 +63,8 @@ class Texts:
     messages: tuple[Mapping[str, Any], ...] | None = None
     passages: tuple[str, ...] = ()
     parametric: Any = None
+    wanted: Wanted | None = None
+    hits: tuple[Mapping[str, Any], ...] = ()
 
 
 def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits) -> Texts:
@@ -50,7 +74,12 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         ServingError: Wrong types, a part that is not text, or more than the limits allow.
         PromptError: Messages beside passages that are no conversation, see `read_turns`.
     """
+    if source == PLAIN:
+        return _plain(chat, body, limits)
     given = body["ck"][source]
+    wanted = None
+    if source == "retrieve":
+        wanted, given = _wanted(given, limits), []
     if source == "messages":
         if not isinstance(given, list) or not given:
             raise ServingError(f"ck.messages is {kind(given)}.", "Give a list of messages, as in messages.")
@@ -67,18 +96,47 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         raise ServingError(f"ck holds {len(given)} passages.", f"At most {limits.passages} are taken.")
     sizes = sum(map(len, given))
     if chat:
-        messages: Any = body.get("messages")
+        messages: Any = body.get("messages") or ()
         turns = read_turns(messages)
         if len(turns) > limits.messages:
             raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
         more = sum(len(json.dumps(turn.more)) for turn in turns)
         _bound(sizes + more + sum(len(turn.text) for turn in turns), limits)
-        return Texts(source, messages=tuple(messages), passages=tuple(given))
+        return Texts(source, messages=tuple(messages), passages=tuple(given), wanted=wanted)
     question = body.get("prompt")
     if not isinstance(question, str):
         raise ServingError("prompt is not one text.", "With ck.passages it is the question, as text.")
     _bound(sizes + len(question), limits)
-    return Texts(source, question, passages=tuple(given))
+    return Texts(source, question, passages=tuple(given), wanted=wanted)
+
+
+def _plain(chat: bool, body: Mapping[str, Any], limits: Limits) -> Texts:
+    """Return the texts of a request without ``ck``."""
+    if not chat:
+        _prompt("prompt", body.get("prompt"), limits)
+        return Texts(PLAIN)
+    turns = read_turns(body.get("messages"))
+    if len(turns) > limits.messages:
+        raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
+    _bound(sum(len(json.dumps(turn.more)) + len(turn.text) for turn in turns), limits)
+    return Texts(PLAIN)
+
+
+def _wanted(given: Any, limits: Limits) -> Wanted:
+    if not isinstance(given, dict):
+        raise ServingError(f"ck.retrieve is {kind(given)}.", 'Like {"k": 4}, with mode, where and query if you like.')
+    known = [field.name for field in fields(Wanted)]
+    for name, value in given.items():
+        if name not in known:
+            raise ServingError(f"ck.retrieve.{name[:64]} is unknown.", did_you_mean(name[:64], known))
+        wrong = value is not None and not isinstance(value, {"where": dict}.get(name, str))
+        if name != "k" and (wrong or (name == "query" and value is not None and not value.strip())):
+            raise ServingError(f"ck.retrieve.{name}={shown(value)}.", "Give text." if name != "where" else "An object.")
+    _bound(len(json.dumps(given)), limits)
+    kept = {name: value for name, value in given.items() if value is not None}
+    if "k" in kept:
+        integer("ck.retrieve.k", kept["k"], 1, limits.passages)
+    return Wanted(**kept)
 
 
 def read_template(value: Any, texts: Texts, limits: Limits, variables: Any = None) -> PromptTemplate:
@@ -88,7 +146,7 @@ def read_template(value: Any, texts: Texts, limits: Limits, variables: Any = Non
         ServingError: A name that is unknown, a value of the wrong type or length, an unknown placeholder.
         PromptError: A placeholder is missing.
     """
-    if value is not None and texts.source != "passages":
+    if value is not None and texts.source not in BUILT:
         raise ServingError(
             f"ck.template stands beside ck.{texts.source}.", "It is the wording around passages; drop it."
         )
@@ -111,7 +169,7 @@ def read_template(value: Any, texts: Texts, limits: Limits, variables: Any = Non
         elif not (name == "system" and given is None):
             raise ServingError(f"ck.template.{name} is {kind(given)}.", "Give text.")
     template = PromptTemplate(**value)
-    if variables and texts.source == "passages":  # else vLLM's own chat endpoint makes the prompts, with them
+    if variables and texts.source in (*BUILT, PLAIN):  # vLLM's own chat endpoint makes the other prompts, with them
         template = replace(template, template_kwargs=_variables(variables))
     return template
 

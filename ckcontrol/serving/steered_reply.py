@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ...decoding.token_texts import Thoughts
-from ...errors import CKError
-from .asgi import Send
-from .drafting import Drafting
-from .ended_pairs import told_trace
-from .exchange import Exchange
+from ..decoding.recorder import record
+from ..decoding.token_texts import Thoughts, pieces
+from ..errors import CKError
+from .asgi import Message, Send
 from .read_request import CHAT, Steered, constrained
+from .read_texts import PLAIN
 from .replies import (
     Lost,
+    Part,
     Refusal,
     check_end,
     error_object,
@@ -30,11 +32,57 @@ from .replies import (
     to_chat,
     to_chat_chunk,
 )
-from .server import Server
 
-__all__ = ["SteeredReply", "refuse"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger("ckcontrol.vllm")
+__all__ = ["Engine", "Source", "SteeredReply", "refuse"]
+
+Rows = Sequence[Sequence[float]]
+log = logging.getLogger("ckcontrol.serving")
+
+
+class Source(Protocol):
+    """An answer that arrives, in the form of the completions endpoint, or of the one that the client asked.
+
+    Attributes:
+        start: The message that begins the answer; None before.
+        drafted: The answer is one of several drafts.
+        id: Of the reply, where the answer is drafted.
+        rows: What was recorded of the given draft, likewise.
+    """
+
+    start: Message | None
+    drafted: bool
+    id: str
+    rows: Rows
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes as events."""
+
+    def parts(self) -> AsyncGenerator[Part, None]:
+        """Yield the answer, once: a whole reply, or one event after the other; `start` is set before the first."""
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return the drafts as the reply tells them."""
+
+    async def send(self, send: Send, message: Message) -> None:
+        """Send to the client, for as long as the time lasts."""
+
+
+class Engine(Protocol):
+    """What gives answers: asked for what it recorded of one, and for the tokenizer to tell that with."""
+
+    @property
+    def parses_thoughts(self) -> bool:
+        """Whether it takes thoughts out of chats itself."""
+
+    async def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the model's tokenizer."""
+
+    async def trace(self, pair: str, *, needed: bool) -> Rows:
+        """Return what was recorded of an answer that has ended, one row per token."""
 
 
 class SteeredReply:
@@ -54,10 +102,10 @@ class SteeredReply:
 
     def __init__(
         self,
-        server: Server,
+        server: Engine,
         request: Steered,
         pair: str,
-        exchange: Exchange,
+        exchange: Source,
         send: Send,
         *,
         translated: bool,
@@ -126,7 +174,7 @@ class SteeredReply:
         reason = finish_reason(part)
         check_end(reason)
         self._take_ids(part)
-        if isinstance(self._exchange, Drafting):  # whichever draft is given
+        if self._exchange.drafted:  # whichever draft is given
             part["id"] = self._exchange.id
         whole = not self._exchange.streams
         if self._translated:
@@ -137,7 +185,7 @@ class SteeredReply:
                 part_thought(part, opened=self._opened, told=self._tells)
             else:
                 part_chunk(part, self._thoughts, told=self._tells)
-        if whole or reason is not None:
+        if (whole or reason is not None) and self._request.texts.source != PLAIN:
             part["ck"] = await self._echo()
         data = json.dumps(part, ensure_ascii=False).encode() if whole else event(part)
         await self._body(data, more=not whole)
@@ -157,7 +205,7 @@ class SteeredReply:
         if self._lost:
             told.pop("seed", None)  # not in effect
             return told | {"fallback": "contextual", "fallback_reason": self._lost}
-        if isinstance(self._exchange, Drafting):
+        if self._exchange.drafted:
             rows = self._exchange.rows
             told["drafts"] = self._exchange.told()
         else:
@@ -189,3 +237,18 @@ async def refuse(send: Send, error: CKError) -> None:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+def told_trace(
+    tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], rows: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Return the trace as the reply tells it: one `TokenTrace` per token, as plain values.
+
+    Args:
+        tokenizer: For the text each token added; None leaves it empty.
+        ids: The answer's token ids.
+        rows: What the workers recorded, per token.
+    """
+    count = min(len(ids), len(rows))
+    texts = pieces(tokenizer, ids[:count]) if tokenizer is not None else [""] * count
+    return [asdict(record(ids[i], texts[i], rows[i][0], rows[i][1:])) for i in range(count)]

@@ -10,27 +10,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from ...control import Control
-from ...decoding.options import OPTION_BOUNDS, GenerateOptions
-from ...decoding.prompts import PromptTemplate
-from ...errors import PromptError, ServingError, did_you_mean
-from ...policies import names as method_names
-from ..contract.head_masks import Entries, read_heads
-from ..contract.json_values import flag, integer, kind, shown, without_ours
-from ..contract.pair_params import drafts as drafts_of
-from ..contract.pair_params import new_seed
+from ..control import Control
+from ..decoding.drafts import drafts as drafts_of
+from ..decoding.options import OPTION_BOUNDS, GenerateOptions, new_seed
+from ..decoding.prompts import PromptTemplate
+from ..errors import PromptError, ServingError, did_you_mean
+from ..policies import names as method_names
+from .json_values import flag, integer, kind, shown, without_ours
 from .limits import Limits
-from .read_texts import Texts, read_template, read_texts
+from .read_heads import Entries, read_heads
+from .read_texts import BUILT, PLAIN, Texts, read_template, read_texts
 
 __all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "constrained", "read_request"]
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PATHS = (CHAT, COMPLETIONS)
-SOURCES = ("passages", "messages", "prompt")
+SOURCES = ("passages", "retrieve", "messages", "prompt")
 _OWN = (*SOURCES, "template", "trace", "heads", "method", "alpha", "candidates", "candidate_ratio")
 # How a token is drawn is decided once for both rows, by our processor; these fields never reach vLLM.
 _DRAWN_HERE = (
@@ -104,12 +103,18 @@ class Steered:
     stream: bool
     body: Mapping[str, Any]
 
+    def drawn(self, most: int, stop: tuple[str, ...]) -> GenerateOptions:
+        """Return how tokens are drawn by `ckcontrol.generate`, with the longest answer and the stop texts."""
+        return replace(self.options, max_new_tokens=most, stop=stop, trace=self.trace)
+
     def echo(self) -> dict[str, Any]:
         """Return what is in effect, for the reply."""
         told: dict[str, Any] = dict(self.control.to_dict())
         told["source"] = self.texts.source
-        if self.texts.source == "passages":
+        if self.texts.source in BUILT:
             told["passages"] = len(self.texts.passages)
+        if self.texts.wanted is not None:
+            told["hits"] = list(self.texts.hits)
         if self.options.do_sample:
             told["seed"] = self.options.seed
         if self.heads:
@@ -118,31 +123,25 @@ class Steered:
 
 
 def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
-    """Check a body that holds a ``ck`` object.
+    """Check a body.
 
     Args:
         path: `CHAT` or `COMPLETIONS`.
-        body: The decoded JSON object.
+        body: The decoded JSON object; without ``ck`` it asks the unmodified model.
         limits: Bounds.
 
     Raises:
         CKError: One of its ValueError kinds, whatever the body holds; the message is for the client.
     """
-    ck = body["ck"]
+    plain = body.get("ck") is None
+    ck = {"method": "off"} if plain else body["ck"]
     if not isinstance(ck, dict):
         raise ServingError(f"ck is {kind(ck)}, not an object.", 'Like {"passages": ["..."], "alpha": 0.3}.')
     _check_text(body)
     control = _control(ck)
-    given = [name for name in SOURCES if ck.get(name) is not None]
-    wanted = ("passages", "messages") if path == CHAT else ("passages", "prompt")
-    if len(given) != 1 or given[0] not in wanted:
-        raise ServingError(
-            f"ck holds {' and '.join(given) or 'no passages'}.",
-            f"Give exactly one of {', '.join(wanted)} at {path}.",
-        )
-    source = given[0]
-    _refuse(body, _NOT_WITH_CK, "a steered request cannot honour it")
-    if source == "passages":
+    source = PLAIN if plain else _source(ck, path)
+    _refuse(body, _NOT_WITH_CK, "this server cannot honour it" if plain else "a steered request cannot honour it")
+    if source in BUILT:
         _refuse(body, _NOT_WITH_PASSAGES, "it would be lost, as ckcontrol builds both prompts from the passages")
     texts = read_texts(source, path == CHAT, body, limits)
     if source == "passages" and not texts.passages:  # nothing to steer, and rounding must not look like a conflict
@@ -167,6 +166,18 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
         stream=flag("stream", body.get("stream")),
         body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in _DRAWN_HERE},
     )
+
+
+def _source(ck: Mapping[str, Any], path: str) -> str:
+    """Return which of `SOURCES` both prompts are made from."""
+    given = [name for name in SOURCES if ck.get(name) is not None]
+    wanted = (*BUILT, "messages" if path == CHAT else "prompt")
+    if len(given) != 1 or given[0] not in wanted:
+        raise ServingError(
+            f"ck holds {' and '.join(given) or 'no passages'}.",
+            f"Give exactly one of {', '.join(wanted)} at {path}.",
+        )
+    return given[0]
 
 
 def constrained(body: Mapping[str, Any]) -> bool:

@@ -1,0 +1,84 @@
+"""``ckcontrol serve``: an OpenAI-compatible server over one model in this process, and the page. Knows uvicorn."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import MissingExtra, ServingError
+from .files import import_policies, parse_params
+from .options import Device, Dtype, Embedder, Import, load, open_index
+
+__all__ = ["serve"]
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+KEY = "CKCONTROL_API_KEY"
+
+
+def serve(
+    model: Annotated[str, typer.Option("--model", help="demo, tiny, a Hugging Face id or a folder.")],
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", metavar="INDEX", help="Index for requests with ck.retrieve.", show_default=False),
+    ] = None,
+    embedder: Embedder = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        list[str],
+        typer.Option("--api-key", metavar="KEY", help=f"Ask for it; or set {KEY}. Repeatable.", show_default=False),
+    ] = [],  # noqa: B006  typer copies it
+    name: Annotated[
+        str | None, typer.Option("--name", help="What clients call the model.", show_default="as --model")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Most answers decoded at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    limit: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=VALUE", help="Change a bound of requests, e.g. passages=128, pairs=64, seconds=60."),
+    ] = [],  # noqa: B006
+    imported: Import = [],  # noqa: B006
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Serve steered requests over the OpenAI API, and a page to try them at /, from one model in this process.
+
+    A request is steered by an object "ck" in its body: {"passages": [...], "method": "ck-plug", "alpha": 0.3}, or with
+    --index {"retrieve": {"k": 4}, "alpha": 0.3}. For one machine and a few users; for many, see serve-vllm. Unless told
+    otherwise the server listens on 127.0.0.1 alone.
+    """
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise MissingExtra("starlette and uvicorn", "serve")
+    import uvicorn
+
+    from ..serving.app import create_app
+    from ..serving.limits import Limits, check_names
+
+    bounds: dict[str, Any] = parse_params(limit, "--limit", "passages=128")
+    check_names(bounds)
+    limits = Limits(**bounds)
+    import_policies(imported)
+    keys = api_key or [key for key in [os.environ.get(KEY)] if key]
+    if not all(key.strip() for key in keys):
+        raise ServingError("--api-key is empty.", "Give a key, or leave it out.")
+    opened = None if index is None else open_index(index, embedder, load=True)
+    loaded, tokenizer = load(model, device, dtype)
+    local = host in LOOPBACK
+    app = create_app(
+        loaded,
+        tokenizer,
+        name=name or model,
+        keys=keys,
+        limits=limits,
+        index=opened,
+        rows=batch,
+        tokens=max_new_tokens,
+        hosts=[*LOOPBACK, "[::1]"] if local else ["*"],
+    )
+    if not local and not keys:
+        typer.echo(f"ckcontrol: without --api-key anybody who reaches {host} can use this server.", err=True)
+    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, server_header=False, ws="none")

@@ -1,0 +1,272 @@
+"""Answers of a model in this process, in the form that replies are made of: what the batcher tells becomes events.
+
+Knows requests, jobs and OpenAI's completions form; knows nothing of ASGI but a client's channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..answer import Draft
+from ..decoding.token_texts import overlap, said, stop_at, tags_of, with_tags
+from ..errors import ServingError, did_you_mean
+from .asgi import Gone, Message, Send, Shared
+from .batcher import Batcher, End, Job
+from .json_values import kind, shown
+from .prompt_pairs import Room, make_pair
+from .read_request import CHAT, Steered
+from .replies import Part, Refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["LocalEngine", "LocalSource", "check_fields"]
+
+# Fields of a body that this server understands, or that say nothing about the answer.
+_KNOWN = {
+    *("model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"),
+    *("response_format", "structured_outputs", "chat_template_kwargs", "return_token_ids", "include_reasoning"),
+    *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "logprobs"),
+}
+_NEUTRAL: dict[str, Any] = {"tools": [], "functions": [], "tool_choice": "none", "logprobs": False, "logit_bias": {}}
+_KINDS = ("json", "regex", "grammar")
+
+
+def check_fields(body: Mapping[str, Any]) -> None:
+    """Refuse a field of a body that this server would silently ignore.
+
+    Raises:
+        ServingError: Naming it.
+    """
+    for name, value in body.items():
+        neutral = value is None or (name in _NEUTRAL and value == _NEUTRAL[name])
+        if not neutral and (name not in _KNOWN or name == "logprobs"):
+            proposal = did_you_mean(name[:64], _KNOWN) if name not in _NEUTRAL else "vLLM's server knows it."
+            raise ServingError(f"{name[:64]}={shown(value)}: this server does not know the field.", proposal)
+    for name in ("stream_options", "response_format", "structured_outputs", "chat_template_kwargs"):
+        if body.get(name) is not None and not isinstance(body[name], dict):
+            raise ServingError(f"{name} is {kind(body[name])}, not an object.", "Leave it out.")
+
+
+def structured_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema or grammar that a body asks for, as `structure_of` takes it; empty for none.
+
+    Raises:
+        ServingError: A form that is unknown, or two of them.
+    """
+    found = []
+    form = body.get("response_format") or {}
+    if form.get("type") == "json_schema":
+        schema = form.get("json_schema")
+        if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
+            raise ServingError("response_format holds no schema.", 'Like {"json_schema": {"name": "x", "schema": {}}}.')
+        found.append({"json_schema": schema["schema"]})
+    elif form.get("type") == "json_object":
+        found.append({"json_schema": {"type": "object"}})
+    elif form and form.get("type") != "text":
+        hint = did_you_mean(str(form.get("type"))[:64], ("text", "json_object", "json_schema"))
+        raise ServingError(f"response_format.type={shown(form.get('type'))} is unknown.", hint)
+    for name, value in (body.get("structured_outputs") or {}).items():
+        if name not in _KINDS:
+            raise ServingError(f"structured_outputs.{name[:64]} is unknown.", did_you_mean(name[:64], _KINDS))
+        if value is not None:
+            found.append({"json_schema" if name == "json" else name: value})
+    if len(found) > 1:
+        raise ServingError("two schemas or grammars were given.", "Give one.")
+    return found[0] if found else {}
+
+
+class LocalEngine:
+    """What a reply asks the engine of: the tokenizer, and what was recorded of an answer.
+
+    Args:
+        batcher: Decodes.
+        tokens: Longest answer, and the longest one for which nobody asked.
+    """
+
+    parses_thoughts = False
+
+    def __init__(self, batcher: Batcher, tokens: int) -> None:
+        self.batcher = batcher
+        self.room = Room(batcher.positions, tokens, batcher.vocabulary, batcher.ends)
+        self.traces: dict[str, Sequence[Sequence[float]]] = {}
+
+    async def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the model's tokenizer."""
+        return self.batcher.tokenizer
+
+    async def trace(self, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
+        """Return what was recorded of an answer, once."""
+        return self.traces.pop(pair, ())
+
+    def job(self, request: Steered) -> Job:
+        """Make the job of a request: its prompts, and a schema that can be read. Slow: for a thread.
+
+        Raises:
+            CKError: Whatever is wrong with it.
+        """
+        pair, most = make_pair(request, self.batcher.tokenizer, self.room)
+        stop = request.body.get("stop") or ()
+        options = request.drawn(most, (stop,) if isinstance(stop, str) else tuple(text for text in stop if text))
+        structured = structured_of(request.body)
+        self.batcher.structure(structured)
+        if structured and pair.thinking:
+            raise ServingError(
+                "the chat template opened a thought, and a thought is no structured answer.",
+                'Where the template can do without, send "chat_template_kwargs": {"enable_thinking": false}.',
+            )
+        return Job(pair, request.control, options, structured)
+
+
+class LocalSource:
+    """One answer under way, from a queued job to its end. Leaving the block tells the batcher that nobody waits.
+
+    Args:
+        engine: Decodes it.
+        request: What was asked for.
+        job: From `LocalEngine.job`.
+        name: Of the served model.
+        receive: The client's channel.
+        seconds: Longest time for everything.
+
+    Attributes:
+        pair: Names the answer, for `LocalEngine.trace`.
+    """
+
+    def __init__(
+        self, engine: LocalEngine, request: Steered, job: Job, name: str, receive: Shared, seconds: float
+    ) -> None:
+        self.start: Message | None = None
+        self.drafted = job.several
+        self.pair = uuid.uuid4().hex
+        self.id = ("chatcmpl-" if request.path == CHAT else "cmpl-") + self.pair
+        self.rows: Sequence[Sequence[float]] = ()
+        self.streams = request.stream
+        self._engine, self._request, self._job, self._receive = engine, request, job, receive
+        self._base = {
+            "id": f"cmpl-{self.pair}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": name,
+        }
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._seconds, self._drafts = seconds, list[Draft]()
+        tokenizer = engine.batcher.tokenizer
+        self._tokenizer, self._tags = tokenizer, tags_of(tokenizer)
+
+    async def __aenter__(self) -> LocalSource:
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + self._seconds
+
+        def tell(event: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        self._job.tell = tell
+        self._watcher = asyncio.create_task(self._watch())
+        self._engine.batcher.submit(self._job)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._job.left = True
+        self._watcher.cancel()
+        await asyncio.gather(self._watcher, return_exceptions=True)
+        self._engine.traces.pop(self.pair, None)
+
+    async def _watch(self) -> None:
+        await self._receive()
+        self._events.put_nowait(Gone())
+
+    async def parts(self) -> AsyncGenerator[Part, None]:
+        """Yield the answer, once: a whole reply, or one event after the other; `start` is set before the first.
+
+        Raises:
+            CKError: What ended it.
+            Gone: The client went away.
+        """
+        ids: list[int] = []
+        told, shown_ = 0, 0
+        end: End | None = None
+        while end is None:
+            try:
+                events = [await asyncio.wait_for(self._events.get(), self._left)]
+            except asyncio.TimeoutError:
+                raise Refusal(503, f"no answer within {self._seconds:g} s.", "Ask for fewer tokens.") from None
+            while not self._events.empty():
+                events.append(self._events.get_nowait())
+            for event in events:
+                if isinstance(event, BaseException):
+                    raise event
+                if isinstance(event, End):
+                    end = event
+                else:
+                    ids.append(event)
+            if end is not None:
+                self._keep(end)
+            elif not self.streams:
+                continue
+            text = self._text(ids, end)
+            if end is None and (text.endswith("�") or len(text) <= shown_):
+                continue
+            choice: dict[str, Any] = {"index": 0, "text": text[shown_:], "logprobs": None}
+            choice |= {"finish_reason": end.reason if end else None, "token_ids": ids[told:]}
+            part: dict[str, Any] = self._base | {"choices": [choice]}
+            told, shown_ = len(ids), len(text)
+            if not self.streams:
+                part["usage"] = self._usage(ids)
+            self._begin()
+            yield part
+        if self.streams:
+            if (self._request.body.get("stream_options") or {}).get("include_usage"):
+                yield self._base | {"choices": [], "usage": self._usage(ids)}
+            yield "[DONE]"
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return the drafts as the reply tells them."""
+        kept = ("name", "surprise_ctx", "surprise_par", "given")
+        ends = self._engine.batcher.ends
+        stop, thinking = self._job.options.stop, self._job.pair.thinking
+        texts = [said(self._tokenizer, d.token_ids, stop=stop, ends=ends, thinking=thinking).text for d in self._drafts]
+        each = zip(self._drafts, texts, strict=True)
+        return [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in each]
+
+    async def send(self, send: Send, message: Message) -> None:
+        """Send to the client, for as long as the time lasts: one that does not read cannot hold its row for ever.
+
+        Raises:
+            Gone: The time is up.
+        """
+        try:
+            await asyncio.wait_for(send(message), self._left)
+        except (asyncio.TimeoutError, OSError):
+            raise Gone from None
+
+    @property
+    def _left(self) -> float:
+        return max(0.0, self._deadline - asyncio.get_running_loop().time())
+
+    def _keep(self, end: End) -> None:
+        self.rows, self._drafts = end.rows, list(end.drafts)
+        self._engine.traces[self.pair] = end.rows
+
+    def _text(self, ids: Sequence[int], end: End | None) -> str:
+        """Return the answer so far, as far as nothing can end it any more."""
+        ids = ids[:-1] if ids and ids[-1] in self._engine.batcher.ends else ids
+        text = with_tags(self._tokenizer, ids, self._tags)
+        stop = self._job.options.stop
+        text = text[: stop_at(text, stop)]
+        return text if end else text[: len(text) - max((overlap(text, one) for one in stop), default=0)]
+
+    def _usage(self, ids: Sequence[int]) -> dict[str, int]:
+        prompt = len(self._job.pair.contextual)
+        return {"prompt_tokens": prompt, "completion_tokens": len(ids), "total_tokens": prompt + len(ids)}
+
+    def _begin(self) -> None:
+        if self.start is None:
+            form = b"text/event-stream; charset=utf-8" if self.streams else b"application/json"
+            headers = [(b"content-type", form), (b"cache-control", b"no-store")]
+            self.start = {"type": "http.response.start", "status": 200, "headers": headers}

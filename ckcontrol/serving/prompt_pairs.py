@@ -1,0 +1,102 @@
+"""Makes the prompt pair of a request for a model in this process, and says how long its answer may be.
+
+Knows requests, tokenizers and wordings; knows nothing of HTTP, engines or indexes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..decoding.plain_text import LOCK
+from ..decoding.prompts import PromptPair, PromptTemplate, build_pair
+from ..errors import PromptTooLong, ServingError
+from .read_request import CHAT, Steered
+from .read_texts import BUILT, PLAIN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["BARE", "Room", "make_pair"]
+
+BARE = PromptTemplate(instruction="", intro="", passage="{text}", question="{question}", answer="")
+
+
+class Room(NamedTuple):
+    """What prompts and answers have to fit.
+
+    Attributes:
+        positions: Longest prompt and answer together; None if the model has no limit.
+        tokens: Longest answer.
+        vocabulary: Token ids there are.
+        ends: End tokens that no text may yield, see `plain_ids`.
+    """
+
+    positions: int | None
+    tokens: int
+    vocabulary: int
+    ends: Collection[int]
+
+
+def make_pair(request: Steered, tokenizer: PreTrainedTokenizerBase, room: Room) -> tuple[PromptPair, int]:
+    """Return both prompts, and the most tokens that the answer may have.
+
+    A chat without ``ck`` is laid out by the chat template; what its turns say stays text, as everywhere.
+
+    Raises:
+        PromptError: Texts or wording cannot become prompts; `PromptTooLong` if they do not fit.
+        ServingError: More tokens are asked for than this server gives, or a token id that does not exist.
+    """
+    asked = request.body.get("max_completion_tokens")
+    asked = request.body.get("max_tokens") if asked is None else asked
+    if asked is not None and asked > room.tokens:
+        raise ServingError(f"max_tokens={asked} is more than this server gives.", f"At most {room.tokens}.")
+    least = 1 if asked is None else asked
+    limit = None if room.positions is None else max(0, room.positions - least)
+    pair = _make(request, tokenizer, limit, least, room)
+    longest = max(len(pair.contextual), len(pair.parametric))
+    if limit is not None and longest > limit:
+        raise PromptTooLong(longest, min(len(pair.contextual), len(pair.parametric)), limit, least)
+    if asked is None:
+        asked = room.tokens if room.positions is None else min(room.tokens, room.positions - longest)
+    return pair, asked
+
+
+def _make(
+    request: Steered, tokenizer: PreTrainedTokenizerBase, limit: int | None, tokens: int, room: Room
+) -> PromptPair:
+    texts, body = request.texts, request.body
+    how: dict[str, Any] = {"limit": limit, "max_new_tokens": tokens, "ends": room.ends}
+    if texts.source in BUILT:
+        return build_pair(
+            tokenizer,
+            texts.question,
+            texts.passages,
+            messages=texts.messages,
+            template=request.template,
+            truncate="passages" if texts.source == "retrieve" else None,
+            **how,
+        )
+    if request.path == CHAT:
+        how |= {"template": BARE, "template_kwargs": body.get("chat_template_kwargs")}
+        pair = build_pair(tokenizer, messages=body["messages"], **how)
+        if texts.source == PLAIN:
+            return pair
+        return replace(pair, parametric=build_pair(tokenizer, messages=texts.parametric, **how).contextual)
+    contextual = _ids("prompt", body["prompt"], tokenizer, room)
+    other = contextual if texts.source == PLAIN else _ids("ck.prompt", texts.parametric, tokenizer, room)
+    return PromptPair(contextual, other, (0, 0), ())
+
+
+def _ids(name: str, prompt: Any, tokenizer: PreTrainedTokenizerBase, room: Room) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        with LOCK:
+            ids = list(tokenizer(prompt)["input_ids"])
+        if len(ids) > 1 and len(ids) > len(prompt) and ids[-1] == tokenizer.eos_token_id:
+            ids.pop()
+        return tuple(ids)
+    largest = max(prompt)
+    if largest >= room.vocabulary:
+        raise ServingError(f"{name} holds token {largest}.", f"The model knows 0 to {room.vocabulary - 1}.")
+    return tuple(prompt)

@@ -1,0 +1,52 @@
+"""Finds the passages of a request that holds ``ck.retrieve``, and tells what was found. Knows an index's search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..control import Control
+from ..decoding.conversation import question_of, read_turns
+from ..decoding.drafts import drafts
+from ..errors import RetrievalError, ServingError
+from .read_request import Steered
+
+__all__ = ["Retriever"]
+
+
+class Retriever:
+    """Searches one index.
+
+    Args:
+        index: An `Index` or anything with its ``search``; None refuses every request.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    def told(self) -> dict[str, Any] | None:
+        """Return what a client may ask for; None without an index."""
+        return None if self._index is None else {"modes": ["dense", "bm25", "hybrid"]}
+
+    def find(self, request: Steered) -> Steered:
+        """Return the request with the passages that were found, best first; without any it is closed book.
+
+        Raises:
+            ServingError: There is no index, or it cannot search like that.
+        """
+        texts = request.texts
+        wanted = texts.wanted
+        if self._index is None or wanted is None:
+            raise ServingError("ck.retrieve: this server has no index.", "Start it with --index, or send ck.passages.")
+        question = question_of(read_turns(texts.messages)) if texts.messages is not None else texts.question
+        how = {"where": wanted.where, "mode": wanted.mode}
+        given = {name: value for name, value in how.items() if value is not None}
+        try:
+            found = self._index.search([wanted.query or question], wanted.k, **given)[0]
+        except (RetrievalError, ValueError) as error:
+            raise ServingError(f"ck.retrieve: {error}") from error
+        hits = [hit for hit in found if hit.passage.text.strip()]
+        passages = tuple(hit.passage.text for hit in hits)
+        control = request.control if passages else Control(method="off")
+        texts = replace(texts, passages=passages, hits=tuple(hit.to_dict() for hit in hits))
+        return replace(request, texts=texts, control=control, drafts=drafts(control))
