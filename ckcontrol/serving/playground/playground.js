@@ -2,9 +2,10 @@
 //
 // Knows the page and the server's OpenAI endpoints, and asks nobody else. Text of models, passages and errors becomes
 // text nodes and nothing else: no markup is ever parsed, so none of it can execute.
-"use strict";
 
-const MIDDLE = 0.5, SATURATION = 3, STEPS = 4; // the last two as in views/palette.py
+import { asCurl, asPython } from "./code.js";
+import { MIDDLE, draftsTable, legend, make, shown, switchedTable, tokenLine } from "./why.js";
+
 const DIALS = ["dial", "ck-plug", "cad", "ck-plug-repo"]; // where the server does not say which methods take alpha
 const METHODS = {
   dial: "Writes whole answers and gives the one that surprises both streams least; it arrives in one piece.",
@@ -14,7 +15,6 @@ const METHODS = {
   grd: "Chooses by itself between two whole answers; they arrive in one piece.",
   off: "The model as it is: plain RAG.",
 };
-const DRAFTS = { unmodified: "The model as it is", memory: "Memory", context: "The passages, amplified" };
 const ARMS = [
   { id: "chosen", title: "Your setting" },
   { id: "plain", title: "Plain RAG", note: "The passages in the prompt, the model as it is." },
@@ -33,28 +33,12 @@ let visited = new Map(), visitedFor = ""; // alpha to answer, of the question an
 let asking = null; // AbortController of the answers under way
 let flipAt = null;
 
-/** An element; strings among its children become text. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") element.addEventListener(name, value);
-    else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children);
-  return element;
-}
 function drawn(tag, attributes, text = "") {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.textContent = text;
   return element;
 }
-const signed = (x, digits = 2) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
-const percent = (logp) => (100 * Math.exp(logp)).toPrecision(2).replace(/e-\d+$/, "") && share(Math.exp(logp));
-function share(p) { return p < 0.001 ? "under 0.1 %" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)} %`; }
-/** Text with what reorders or hides it made visible. */
-const shown = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
-  (c) => `⟨U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 
 // --- errors: a sentence beside the field ---
 
@@ -261,11 +245,11 @@ function drawTicks() {
 let later = 0;
 function dialLetGo() {
   clearTimeout(later);
-  if ($("again").checked && visited.size + document.querySelectorAll(".arm.done").length) later = setTimeout(() => ask(["chosen"]), 250);
+  if ($("again").checked && cards.chosen.asked) later = setTimeout(() => ask(false), 250);
 }
 function dialDragged(event) {
-  const box = $("dial").getBoundingClientRect(), scale = box.width / 360;
-  const x = event.clientX - box.left - 180 * scale, y = Math.max(0, box.top + 174 * scale - event.clientY);
+  const middle = document.querySelector("#dial .pin").getBoundingClientRect();
+  const x = event.clientX - middle.x - middle.width / 2, y = Math.max(0, middle.y + middle.height / 2 - event.clientY);
   $("alpha").value = 1 - Math.atan2(y, x) / Math.PI;
   dialMoved();
 }
@@ -275,62 +259,18 @@ function dialDragged(event) {
 const cards = {};
 function makeCards() {
   for (const { id, title, note } of ARMS) {
-    const card = { note: make("p", { class: "note" }, note ?? ""), text: make("p", { class: "answer gains", dir: "auto" }), rest: make("div") };
+    const card = { note: make("p", { class: "note" }, note ?? ""), text: make("div", { class: "answer gains", dir: "auto" }, make("span", { class: "unasked" }, "Not asked yet.")), rest: make("div") };
     card.box = make("article", { class: `arm ${id}`, "aria-labelledby": `arm-${id}` }, make("h3", { id: `arm-${id}` }, title), card.note, card.text, card.rest);
     cards[id] = card;
     $("answers").append(card.box);
   }
-  const sample = (gain, label) => make("span", {}, make("span", { class: tokenClass({ gain }) }, make("bdi", {}, gain ? signed(gain, 1) : "0")), ` ${label}`);
-  $("legend").append(make("span", {}, "Confidence gain, nats:"), sample(-3, ""), sample(-1.5, "the passages confused the model"), sample(0, ""),
-    sample(1.5, ""), sample(3, "they made it surer"), make("span", { class: "gains" }, make("span", { class: "t acted" }, make("bdi", {}, "token")), " switched: the method acted"));
-}
-function tokenClass({ gain, switched }) {
-  const step = gain == null ? 0 : Math.round(Math.max(-1, Math.min(1, gain / SATURATION)) * STEPS);
-  return `t g${step + STEPS}${step > 0 ? " surer" : step < 0 ? " confused" : ""}${switched ? " acted" : ""}`;
-}
-function figures(token) {
-  const said = [];
-  if (token.gain != null) {
-    const word = Math.abs(token.gain) < 0.05 ? "as sure with the passages as without" : token.gain > 0 ? "the passages made the model surer" : "the passages confused the model";
-    said.push(`gain ${signed(token.gain)} nats, ${word}`);
-  }
-  if (token.logp_ctx != null) said.push(`choice ${token.rank_ctx + 1} with the passages (${percent(token.logp_ctx)})`);
-  if (token.logp_par != null) said.push(`choice ${token.rank_par + 1} without (${percent(token.logp_par)})`);
-  if (token.switched) said.push(`switched, τ = ${tauText(token.tau)}`);
-  return said.length ? `${said.join("; ")}.` : "not recorded.";
-}
-const tauText = (tau) => (tau >= 1000 ? "as large as it gets" : tau.toFixed(2));
-/** The answer as tokens; the arrow keys and the pointer go through them, their figures stand below. */
-function showTokens(card, told) {
-  const trace = told.ck?.trace ?? [];
-  if (told.thought) card.rest.append(make("details", {}, make("summary", {}, "What it thought first"), make("p", { dir: "auto" }, shown(told.thought))));
-  if (!trace.length || !trace.map((token) => token.text).join("").includes(told.text.trim())) return void (card.text.textContent = shown(told.text));
-  const line = make("p", { class: "figures" }, "Point at a token, or go through them with the arrow keys.");
-  const spans = trace.map((token) => make("span", { class: tokenClass(token) + (token.text ? "" : " end") }, make("bdi", {}, token.text ? shown(token.text) : " end")));
-  let at = -1;
-  const go = (i) => {
-    spans[at]?.classList.remove("now");
-    at = Math.max(0, Math.min(spans.length - 1, i));
-    spans[at].classList.add("now");
-    line.replaceChildren(make("b", {}, make("bdi", {}, trace[at].text ? shown(trace[at].text) : "end of the answer")), ": ", figures(trace[at]));
-  };
-  const group = make("div", { role: "group", tabindex: 0, "aria-label": `Tokens of the answer: ${shown(told.text)}. Left and right arrow keys go through them.`,
-    keydown: (event) => {
-      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 }[event.key];
-      if (to === undefined) return;
-      event.preventDefault();
-      line.setAttribute("role", "status");
-      go(to);
-    } }, ...spans);
-  spans.forEach((span, i) => { for (const kind of ["pointerenter", "click"]) span.addEventListener(kind, () => go(i)); });
-  card.text.replaceChildren();
-  card.text.append(...[group].map((one) => one));
-  card.rest.append(line);
+  $("legend").append(...legend());
 }
 function showEnd(arm, told) {
   const card = cards[arm];
   card.rest.replaceChildren();
-  showTokens(card, told);
+  card.text.replaceChildren(tokenLine(told, (...parts) => $("figures").replaceChildren(...parts)));
+  if (told.thought) card.rest.append(make("details", {}, make("summary", {}, "What it thought first"), make("p", { dir: "auto" }, shown(told.thought))));
   if (!told.text.trim() && !told.thought) card.text.textContent = "(an empty answer)";
   if (told.reason === "length") card.rest.append(make("p", { class: "same" }, "Cut at the longest answer allowed."));
   card.told = told;
@@ -340,34 +280,36 @@ function showEnd(arm, told) {
     if (chosen !== undefined && cards[id].told?.text.trim() === chosen) cards[id].rest.append(make("p", { class: "same equal" }, "= the same answer as your setting"));
   }
 }
-async function run(arm, body, signal) {
-  const card = cards[arm];
-  if (!kept.has(JSON.stringify(body))) {
+async function run(arm, body, signal, anew) {
+  const card = cards[arm], asked = JSON.stringify(body);
+  if (!anew && card.asked === asked && card.told) return card.told;
+  card.asked = asked;
+  if (!kept.has(asked)) {
     card.text.textContent = "";
     card.rest.replaceChildren();
     card.box.classList.add("waiting");
     card.box.setAttribute("aria-busy", "true");
   }
   card.told = undefined;
+  card.signal = signal;
   try {
     const told = await answer(body, (text) => { card.text.textContent = shown(text); }, signal);
-    if (signal.aborted) return null;
+    if (signal.aborted) throw new DOMException("", "AbortError");
     showEnd(arm, told);
-    card.box.classList.add("done");
     return told;
   } catch (error) {
-    if (error.name !== "AbortError") {
-      const field = fieldOf(error);
-      fail(field, error.message);
-      if (!card.text.textContent) card.text.textContent = "No answer.";
-    }
+    if (card.signal !== signal) return null; // a newer question has this card
+    if (error.name !== "AbortError") fail(fieldOf(error), error.message);
+    card.rest.replaceChildren(make("p", { class: "same" }, error.name === "AbortError" ? "Stopped." : "No answer: see the sentence above."));
     return null;
   } finally {
-    if (!signal.aborted || card.told === undefined) card.box.classList.remove("waiting");
-    card.box.removeAttribute("aria-busy");
+    if (card.signal === signal) {
+      card.box.classList.remove("waiting");
+      card.box.removeAttribute("aria-busy");
+    }
   }
 }
-async function ask(arms = ARMS.map((arm) => arm.id)) {
+async function ask(anew = true) {
   clearTimeout(later);
   clear();
   if (!questionGiven()) return;
@@ -376,105 +318,67 @@ async function ask(arms = ARMS.map((arm) => arm.id)) {
   $("stop").disabled = false;
   try {
     if (model.retrieve && !passages.length && !(await find(mine.signal))) return;
-    const alpha = takesAlpha() ? dialAt() : null, key = tripKey();
-    if (key !== visitedFor) [visited, visitedFor] = [new Map(), key];
+    const alpha = takesAlpha() ? dialAt() : null;
+    newTrip();
     cards.chosen.note.textContent = `${$("method").value}${alpha === null ? "" : `, alpha ${alpha.toFixed(2)}`}${texts().length ? "" : "; without passages there is nothing to steer"}`;
-    const all = arms.length > 1 ? arms : arms.concat(["plain", "closed"].filter((arm) => !cards[arm].box.classList.contains("done")));
-    const done = await Promise.all(all.map((arm) => run(arm, request(control(arm, alpha)), mine.signal)));
-    const told = done[all.indexOf("chosen")];
+    const [told] = await Promise.all(ARMS.map(({ id }) => run(id, request(control(id, alpha)), mine.signal, anew || id === "chosen")));
     if (!told) return;
     $("news").textContent = `Your setting answers: ${shown(told.text)}`;
     if (alpha !== null) visited.set(alpha, told.text);
-    showWhy(told, alpha);
+    showWhy(told);
     showTrip();
-    marks();
   } finally {
     if (asking === mine) $("stop").disabled = true;
   }
 }
-const tripKey = () => JSON.stringify([request(null), texts(), $("method").value]);
-
-// --- why ---
-
-function showWhy(told, alpha) {
-  const { drafts = [], trace = [] } = told.ck ?? {};
-  flipAt = null;
-  $("drafts").replaceChildren(...(drafts.length ? draftsTable(drafts, alpha) : []));
-  const acted = trace.filter((token) => token.switched);
-  $("switched").replaceChildren(...(drafts.length ? [] : acted.length ? switchedTable(acted, trace.length)
-    : [make("p", {}, "No token was switched: this is what the model says with the passages as they are.")]));
+/** Ask at five places of the dial, side by side. */
+async function sweep() {
+  if (!questionGiven() || !takesAlpha()) return;
+  asking?.abort();
+  const mine = asking = new AbortController();
+  $("stop").disabled = false;
+  $("sweep").disabled = true;
+  newTrip();
+  try {
+    await Promise.all([0, 0.25, 0.5, 0.75, 1].map(async (alpha) => {
+      const { text } = await answer(request(control("chosen", alpha)), () => {}, mine.signal);
+      visited.set(alpha, text);
+      showTrip();
+    }));
+  } catch (error) {
+    if (error.name !== "AbortError") fail(fieldOf(error), error.message);
+  } finally {
+    $("sweep").disabled = false;
+    if (asking === mine) $("stop").disabled = true;
+  }
+}
+/** Forget the answers along the dial, unless they are of the same question, passages and method. */
+function newTrip() {
+  const key = JSON.stringify([request(null), texts(), $("method").value]);
+  if (key !== visitedFor) [visited, visitedFor, flipAt] = [new Map(), key, null];
+}
+function showWhy(told) {
+  const { parts, flip } = draftsTable(told);
+  flipAt = flip;
+  $("drafts").replaceChildren(...parts);
+  $("switched").replaceChildren(...switchedTable(told));
   $("why").hidden = false;
 }
-function cell(label, ...children) {
-  return make("td", { class: "num", "data-label": label }, ...children);
-}
-function draftsTable(drafts, alpha) {
-  const most = Math.max(...drafts.flatMap((one) => [one.surprise_ctx, one.surprise_par]), 0.001);
-  const bar = (value, kind) => {
-    const made = make("span", { class: `bar ${kind}`, "aria-hidden": "true" });
-    made.style.width = `${(100 * value) / most}%`;
-    return made;
-  };
-  const rows = drafts.map((one) => make("tr", { class: one.given ? "given" : "" },
-    make("th", { scope: "row" }, DRAFTS[one.name] ?? shown(one.name), ...(one.given ? [make("span", { class: "note" }, " given")] : [])),
-    make("td", { dir: "auto" }, make("bdi", {}, shown(one.text))),
-    cell("surprise with the passages", one.surprise_ctx.toFixed(2), bar(one.surprise_ctx, "ctx")),
-    cell("surprise without", one.surprise_par.toFixed(2), bar(one.surprise_par, "par"))));
-  const head = ["Draft", "Answer"].map((text) => make("th", { scope: "col" }, text));
-  head.push(...["Surprise with the passages", "Surprise without"].map((text) => make("th", { scope: "col", class: "num" }, text)));
-  const table = make("table", { class: "drafts" }, make("caption", {}, "Drafts, and how far each surprises the model with the passages and without (nats; less is better)."),
-    make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
-  return [make("p", {}, weighed(drafts, alpha)), make("div", { class: "scroll" }, table)];
-}
-/** Why one draft was given and where on the dial that changes; the inequality is policies/dial.py's. */
-function weighed(drafts, alpha) {
-  if (drafts.length === 1) return "At this end of the dial one draft decides; there is nothing to choose from.";
-  if ($("method").value !== "dial" || alpha === null) return "Of two drafts the method gave the one marked.";
-  const [first, other] = drafts, name = DRAFTS[other.name] ?? other.name;
-  const ctx = first.surprise_ctx - other.surprise_ctx, par = first.surprise_par - other.surprise_par;
-  const toMemory = alpha > MIDDLE;
-  if (first.text === other.text) return "Both drafts say the same, so the dial has nothing to choose between.";
-  if (toMemory ? par <= ctx : ctx <= par) return `“${name}” does not lean to its own side here, so the model as it is keeps the answer, wherever the dial stands on this side.`;
-  const tau = par / (par - ctx);
-  if (tau > 0 && toMemory === tau < 1) flipAt = 1 / (1 + tau);
-  const less = (x) => `${Math.abs(x).toFixed(2)} nats ${x > 0 ? "less" : "more"}`;
-  const end = flipAt === null ? "" : ` The answer changes at alpha = ${flipAt.toFixed(2)} (the mark on the dial).`;
-  const of = toMemory ? "memory's" : "the amplified";
-  return `With the passages, ${of} draft surprises the model ${less(ctx)} than its own; without them, ${less(par)}. ` +
-    `At alpha = ${alpha.toFixed(2)} ${other.given ? `that is enough: ${of} draft is given.` : "that is not enough: the model as it is keeps the answer."}${end}`;
-}
-function switchedTable(acted, all) {
-  const rows = acted.slice(0, 60).map((token) => make("tr", {}, make("th", { scope: "row" }, make("bdi", {}, token.text ? shown(token.text) : "(end)")), make("td", {}, figures(token))));
-  const more = acted.length > 60 ? ` The first 60 are shown.` : "";
-  return [make("div", { class: "scroll" }, make("table", {}, make("caption", {}, `The method acted on ${acted.length} of ${all} tokens.${more}`),
-    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Token"), make("th", { scope: "col" }, "Why"))), make("tbody", {}, ...rows)))];
-}
 function showTrip() {
-  const rows = [...visited].sort((one, other) => one[0] - other[0]).map(([alpha, text]) => make("li", { class: alpha === dialAt() ? "now" : "" },
-    make("button", { type: "button", "aria-label": `Turn the dial to ${alpha.toFixed(2)}`, click: () => { $("alpha").value = alpha; dialMoved(); ask(["chosen"]); } }, alpha.toFixed(2)),
+  const rows = [...visited].sort(([one], [other]) => one - other).map(([alpha, text]) => make("li", { class: alpha === dialAt() ? "now" : "" },
+    make("button", { type: "button", "aria-label": `Turn the dial to ${alpha.toFixed(2)}`, click: () => { $("alpha").value = alpha; dialMoved(); ask(false); } }, alpha.toFixed(2)),
     make("span", { dir: "auto" }, shown(text) || "(empty)")));
   $("settings").replaceChildren(...rows);
   $("trip").hidden = !rows.length;
+  marks();
 }
 
 // --- the request as code ---
 
-/** JSON with every character that is not plainly visible escaped: what is copied is what is seen. */
-const json = (value, indent) => JSON.stringify(value, null, indent).replace(/[^\x20-\x7e\n\u00a1-\u024f\u0370-\u03ff\u0400-\u04ff\u3040-\u30ff\u4e00-\u9fff]/g,
-  (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
-function python(value) {
-  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-  if (value !== null && typeof value === "object") return `{${Object.entries(value).map(([name, one]) => `${json(name)}: ${python(one)}`).join(", ")}}`;
-  return { true: "True", false: "False", null: "None" }[String(value)] && typeof value !== "string" ? { true: "True", false: "False", null: "None" }[String(value)] : json(value);
-}
 function codeChanged() {
-  const { ck, ...body } = request(control("chosen")), base = new URL("v1", location.href).href, key = $("key").value !== "";
-  const quoted = `'${json({ ...body, ck }, 2).replaceAll("'", "'\\''")}'`;
-  const secret = key ? ' \\\n  -H "Authorization: Bearer $CKCONTROL_API_KEY"' : "";
-  $("curl").textContent = `curl ${base}/chat/completions${secret} \\\n  -H 'Content-Type: application/json' -d ${quoted}`;
-  const fields = Object.entries({ model: model.name || "default", ...body }).map(([name, value]) => `    ${name}=${python(value)},\n`).join("");
-  const opened = `client = OpenAI(base_url=${json(base)}, api_key=${key ? 'os.environ["CKCONTROL_API_KEY"]' : '"none"'})`;
-  $("python").textContent = `${key ? "import os\n\n" : ""}from openai import OpenAI\n\n${opened}\nreply = client.chat.completions.create(\n${fields}    extra_body={"ck": ${python(ck)}},\n)\nprint(reply.choices[0].message.content)\nprint(reply.ck)`;
+  const body = request(control("chosen")), base = new URL("v1", location.href).href, locked = $("key").value !== "";
+  $("curl").textContent = asCurl(base, body, locked);
+  $("python").textContent = asPython(base, body, locked);
 }
 async function copy(id) {
   try {
@@ -521,6 +425,7 @@ $("question").addEventListener("keydown", (event) => {
   ask();
 });
 $("question").addEventListener("input", () => { clear("question"); codeChanged(); });
+$("sweep").addEventListener("click", sweep);
 $("stop").addEventListener("click", () => asking?.abort());
 $("add").addEventListener("click", () => {
   passages.push({ text: "", on: true });
@@ -541,7 +446,7 @@ $("dial").addEventListener("pointerdown", (event) => {
 $("dial").addEventListener("pointermove", (event) => { if ($("dial").hasPointerCapture(event.pointerId)) dialDragged(event); });
 $("dial").addEventListener("pointerup", dialLetGo);
 $("colours").addEventListener("change", () => {
-  for (const { text } of Object.values(cards)) text.classList.toggle("gains", $("colours").checked);
+  for (const element of [$("legend"), ...Object.values(cards).map((card) => card.text)]) element.classList.toggle("gains", $("colours").checked);
   $("legend").hidden = !$("colours").checked;
 });
 for (const id of ["curl", "python"]) $(`copy-${id}`).addEventListener("click", () => copy(id));
