@@ -69,7 +69,6 @@ class Job:
         control: Its control.
         options: How its tokens are drawn; with a seed where it samples.
         structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
-        seconds: Longest time from now to its end.
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
         over: It has ended; `answered` if with an answer.
@@ -80,7 +79,6 @@ class Job:
     control: Control
     options: GenerateOptions
     structured: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 600.0
     tell: Callable[[int | End | Exception], None] = print
     left: bool = False
     over: bool = False
@@ -90,7 +88,6 @@ class Job:
     def __post_init__(self) -> None:
         steered = self.pair.contextual != self.pair.parametric
         drafts = Drafts([self.control.policy() if steered else OFF])
-        self.deadline = time.monotonic() + self.seconds
         self.several = drafts.several
         self.two = self.options.trace or not drafts.policy.neutral
         shared = replace(self.options, **_OWN)
@@ -100,9 +97,7 @@ class Job:
 
     @property
     def dead(self) -> bool:
-        """Whether no more tokens are to be computed: it has ended, nobody waits, or its time is up; then it says so."""
-        if not self.over and not self.left and time.monotonic() > self.deadline:
-            self.fail(Refusal(503, f"no answer within {self.seconds:g} s.", "Ask for fewer tokens."))
+        """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
         return self.over or self.left
 
     def take(self, token: int) -> None:

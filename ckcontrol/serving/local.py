@@ -19,7 +19,7 @@ from .batcher import Batcher, End, Job
 from .json_values import kind, shown
 from .prompt_pairs import Room, make_pair
 from .read_request import CHAT, Steered
-from .replies import Part
+from .replies import Part, Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,7 +167,6 @@ class LocalSource:
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self._job.tell = tell
-        self._job.deadline = time.monotonic() + self._seconds
         self._watcher = asyncio.create_task(self._watch())
         self._engine.batcher.submit(self._job)
         return self
@@ -193,7 +192,10 @@ class LocalSource:
         told, shown_ = 0, 0
         end: End | None = None
         while end is None:
-            events = [await self._events.get()]
+            try:
+                events = [await asyncio.wait_for(self._events.get(), self._left)]
+            except asyncio.TimeoutError:
+                raise Refusal(503, f"no answer within {self._seconds:g} s.", "Ask for fewer tokens.") from None
             while not self._events.empty():
                 events.append(self._events.get_nowait())
             for event in events:
@@ -238,11 +240,14 @@ class LocalSource:
         Raises:
             Gone: The time is up.
         """
-        left = max(0.0, self._deadline - asyncio.get_running_loop().time())
         try:
-            await asyncio.wait_for(send(message), left)
+            await asyncio.wait_for(send(message), self._left)
         except (asyncio.TimeoutError, OSError):
             raise Gone from None
+
+    @property
+    def _left(self) -> float:
+        return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
     def _keep(self, end: End) -> None:
         self.rows, self._drafts = end.rows, list(end.drafts)

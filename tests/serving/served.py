@@ -1,0 +1,70 @@
+"""A server of ours in a thread, on a free port, for the real client."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from openai import OpenAI
+
+from ckcontrol.serving.app import create_app
+from ckcontrol.serving.limits import Limits
+
+TURNS = (
+    "<|bos|>{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot|>\n{% endfor %}"
+    "{% if mood is defined %}{{ mood }} {% endif %}assistant: "
+)
+
+
+class Served:
+    """A running server.
+
+    Attributes:
+        url: Its root.
+        client: An OpenAI client of it, which tries nothing twice.
+    """
+
+    def __init__(self, port: int, key: str = "none") -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+    def post(self, body: Any, path: str = "chat/completions", **more: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/{path}", json=body, timeout=120, **more)
+
+    def figures(self) -> dict[str, float]:
+        text = httpx.get(f"{self.url}/metrics", headers={"Authorization": f"Bearer {self.client.api_key}"}).text
+        return {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")}
+
+    def until(self, name: str, value: float) -> None:
+        """Wait until a figure has a value."""
+        end = time.monotonic() + 120
+        while self.figures()[f"ckcontrol_{name}"] != value:
+            assert time.monotonic() < end, f"{name} never became {value}"
+            time.sleep(0.02)
+
+
+@contextmanager
+def serve(
+    model: Any, tokenizer: Any, key: str = "", limits: dict[str, Any] | None = None, **more: Any
+) -> Iterator[Served]:
+    keys = [key] if key else []
+    app = create_app(model, tokenizer, name="tiny", keys=keys, limits=Limits(**(limits or {})), **more)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        served = Served(server.servers[0].sockets[0].getsockname()[1], key or "none")
+        with served.client:
+            yield served
+    finally:
+        server.should_exit = True
+        thread.join(60)

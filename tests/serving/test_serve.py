@@ -1,0 +1,329 @@
+"""`ckcontrol serve` before the real OpenAI client: its answers are those of `generate`, whatever else is under way."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+import ckcontrol as ck
+from ckcontrol.models.tiny import tiny_model
+from ckcontrol.retrieval import Index, Passage
+from ckcontrol.serving.prompt_pairs import BARE
+
+from ..retrieval.hashes import Hashes
+from .served import TURNS, Served, serve
+
+QUESTION = "Which river runs through Orvendale?"
+PASSAGES = ["The Tellin runs through Orvendale.", "Orvendale lies in the north, " * 3]
+ASKED = [{"role": "user", "content": QUESTION}]
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who was here? <|eot|>"},
+    {"role": "assistant", "content": "Somebody."},
+    *ASKED,
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    model, tokenizer = tiny_model("llama")
+    tokenizer.chat_template = TURNS
+    return model.float(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def served(model: Any) -> Any:
+    with serve(*model) as server:
+        yield server
+
+
+def case(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A request of its own, as keywords of the client and of `generate`."""
+    rng = random.Random(number)
+    method = rng.choice(["ck-plug", "ck-plug", "cad", "adacad", "coiecd", "off", "dial", "grd"])
+    more = {"alpha": rng.choice([0, 0.2, 0.8, 1])} if method in ("ck-plug", "cad", "dial") else {}
+    passages = [] if rng.random() < 0.15 else [f"{rng.randint(0, 9)} {text}" for text in PASSAGES[: rng.randint(1, 2)]]
+    options: dict[str, Any] = {"max_tokens": rng.randint(1, 40)}
+    ours: dict[str, Any] = {"max_new_tokens": options["max_tokens"]}
+    if rng.random() < 0.5:
+        options |= {"temperature": 0.8, "top_p": 0.9, "seed": number}
+        ours |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": number}
+    else:
+        options["temperature"] = 0
+    if rng.random() < 0.3:
+        options["stop"] = ours["stop"] = ["a", "\n"]
+    extra = {"ck": {"passages": passages, "method": method, **more}, "return_token_ids": True}
+    messages = rng.choice([ASKED, CONVERSATION])
+    return (
+        {"model": "tiny", "messages": messages, "extra_body": extra, **options},
+        {"messages": messages, "passages": passages, "control": ck.Control(method, **more), **ours},
+    )
+
+
+def ids_of(reply: Any) -> list[int]:
+    return list(reply.choices[0].model_extra["token_ids"])
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_an_answer_is_that_of_generate(model, served: Served, number: int) -> None:
+    asked, ours = case(number)
+    asked["extra_body"]["ck"]["trace"] = True
+    reply, answer = served.client.chat.completions.create(**asked), ck.generate(*model, **ours)
+    assert ids_of(reply) == list(answer.token_ids)
+    assert reply.choices[0].finish_reason == answer.finish_reason
+    assert reply.choices[0].message.content.strip() == answer.text
+    assert reply.usage.prompt_tokens == answer.context_tokens
+    told = reply.model_extra["ck"]
+    assert told["trace"] == [asdict(token) for token in answer.tokens]
+    drafts = [{"name": d.name, "given": d.given, "text": d.text} for d in answer.drafts]
+    assert [{name: d[name] for name in ("name", "given", "text")} for d in told.get("drafts", ())] == drafts
+
+
+def test_answers_in_mixed_batches_are_those_of_generate(model, served: Served) -> None:
+    before = served.figures()
+    cases = [case(number) for number in range(100, 124)]
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda one: served.client.chat.completions.create(**one[0]), cases))
+    for reply, (_, ours) in zip(replies, cases, strict=True):
+        assert ids_of(reply) == list(ck.generate(*model, **ours).token_ids)
+    made = {name: value - before[name] for name, value in served.figures().items()}
+    assert made["ckcontrol_answers_total"] == 24 and made["ckcontrol_batches_total"] < 24
+
+
+@pytest.mark.parametrize("number", [1, 3, 8, 9])
+def test_a_stream_says_what_the_whole_answer_says(served: Served, number: int) -> None:
+    asked, _ = case(number)
+    whole = served.client.chat.completions.create(**asked)
+    chunks = list(served.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    *parts, last = chunks
+    assert not last.choices and last.usage == whole.usage
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert [token for part in parts for token in part.choices[0].model_extra["token_ids"]] == ids_of(whole)
+    assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert parts[-1].model_extra["ck"] == whole.model_extra["ck"] and len({part.id for part in chunks}) == 1
+
+
+def test_without_ck_the_model_answers_unmodified(model, served: Served) -> None:
+    plain, tokenizer = model
+    reply = served.client.chat.completions.create(
+        model="tiny", messages=CONVERSATION, temperature=0, max_tokens=12, extra_body={"return_token_ids": True}
+    )
+    answer = ck.generate(plain, tokenizer, messages=CONVERSATION, template=BARE, max_new_tokens=12)
+    assert ids_of(reply) == list(answer.token_ids) and "ck" not in reply.model_extra
+    for prompt in ("Once upon", [257, 79, 110, 99, 101]):
+        done = served.client.completions.create(
+            model="tiny", prompt=prompt, temperature=0, max_tokens=12, extra_body={"return_token_ids": True}
+        )
+        ids = torch.tensor([tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt])
+        made = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        assert ids_of(done) == made[0, ids.shape[1] :].tolist()
+
+
+def test_hand_made_pairs(model, served: Served) -> None:
+    plain, tokenizer = model
+    other = [{"role": "user", "content": "Which river?"}]
+    extra = {"ck": {"messages": other, "method": "cad", "alpha": 0.2}, "return_token_ids": True}
+    said = served.client.chat.completions.create(
+        model="tiny", messages=CONVERSATION, temperature=0, max_tokens=12, extra_body=extra
+    )
+    extra = {"ck": {"prompt": "Which river?", "method": "cad", "alpha": 0.2}, "return_token_ids": True}
+    done = served.client.completions.create(
+        model="tiny", prompt="It is the Tellin. Which river?", temperature=0, max_tokens=12, extra_body=extra
+    )
+    chats = [ck.build_pair(tokenizer, messages=one, template=BARE).contextual for one in (CONVERSATION, other)]
+    texts = [tokenizer(one)["input_ids"] for one in ("It is the Tellin. Which river?", "Which river?")]
+    for reply, prompts in ((said, chats), (done, texts)):
+        made = ck.reference_generate(
+            plain, *prompts, ck.Control("cad", 0.2), max_new_tokens=12, eos=[258, 259], vocab_size=len(tokenizer)
+        )
+        assert ids_of(reply) == made
+
+
+def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
+    chat = served.client.chat.completions
+    with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
+        chat.create(model="other", messages=ASKED)
+    for fields, sentence in [
+        ({"n": 2}, "n=2: this server cannot honour it"),
+        ({"logprobs": True}, "logprobs=True"),
+        ({"max_tokens": 5000}, "At most 1024"),
+        ({"extra_body": {"max_token": 5}}, "Did you mean 'max_tokens'"),
+        ({"extra_body": {"ck": {"passages": ["x"], "heads": [{"layer": 0, "head": 0}]}}}, "no head masks"),
+        ({"extra_body": {"ck": {"retrieve": {"k": 2}}}}, "--index"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "cannot be continued"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "tokens"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type='yaml'"),
+    ]:
+        with pytest.raises(openai.BadRequestError, match=sentence):
+            chat.create(**{"model": "tiny", "messages": ASKED, **fields})
+    with pytest.raises(openai.BadRequestError, match="The model knows 0 to"):
+        served.client.completions.create(model="tiny", prompt=[1, 100_000])
+    assert served.post({}, headers={"Content-Type": "text/plain"}).status_code == 400
+    assert [model.id for model in served.client.models.list()] == ["tiny"]
+    assert served.client.models.retrieve("tiny").model_extra["ck"]["retrieve"] is None
+
+
+def test_a_key_is_asked_for_before_a_body_is_read(model) -> None:
+    with serve(*model, key="secret") as server:
+        assert server.client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=2).choices
+        with pytest.raises(openai.AuthenticationError):
+            server.client.with_options(api_key="wrong").chat.completions.create(model="tiny", messages=ASKED)
+        with socket.create_connection(("127.0.0.1", server.port), 60) as line:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+            line.sendall(head.encode())  # and no body, ever
+            assert line.recv(100).startswith(b"HTTP/1.1 401")
+
+
+def test_passages_are_retrieved(model) -> None:
+    texts = ["The Tellin runs through Orvendale.", "Orvendale lies in the north.", "Quarrow has a harbour."]
+    passages = [Passage(str(i), text, f"{i}.txt", {"year": 2000 + i}) for i, text in enumerate(texts)]
+    with Index.build(passages, Hashes()) as index, serve(*model, index=index) as server:
+
+        def ask(**wanted: Any) -> Any:
+            extra = {"ck": {"retrieve": wanted, "alpha": 0.2}, "return_token_ids": True}
+            return server.client.chat.completions.create(
+                model="tiny", messages=CONVERSATION, temperature=0, max_tokens=12, extra_body=extra
+            )
+
+        reply = ask(k=2, mode="bm25")
+        hits = index.search(QUESTION, 2, mode="bm25")
+        told = reply.model_extra["ck"]
+        assert told["hits"] == json.loads(json.dumps([hit.to_dict() for hit in hits])) and told["passages"] == 2
+        given = [hit.passage.text for hit in hits]
+        answer = ck.generate(
+            *model, messages=CONVERSATION, passages=given, control=ck.Control(alpha=0.2), max_new_tokens=12
+        )
+        assert ids_of(reply) == list(answer.token_ids)
+        assert [hit["source"] for hit in ask(k=1, query="harbour Quarrow", mode="bm25").ck["hits"]] == ["2.txt"]
+        assert [hit["source"] for hit in ask(where={"year": 2001}).ck["hits"]] == ["1.txt"]
+        nothing = ask(where={"year": 1900})
+        assert (nothing.ck["hits"], nothing.ck["method"]) == ([], "off")
+        for wanted in ({"k": 0}, {"k": 65}, {"mode": "magic"}, {"where": {"year": {"$no": 1}}}, {"limit": 1}):
+            with pytest.raises(openai.BadRequestError, match=r"ck\.retrieve"):
+                ask(**wanted)
+
+
+def test_a_client_who_leaves_frees_its_row(model) -> None:
+    with serve(*model, limits={"pairs": 1}) as server:
+        extra = {"ck": {"passages": PASSAGES, "alpha": 0.2}}
+        long: dict[str, Any] = {"model": "tiny", "messages": ASKED, "seed": 1, "max_tokens": 1000, "extra_body": extra}
+        stream = server.client.chat.completions.create(**long, stream=True)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as full:
+            server.client.chat.completions.create(**long)
+        assert full.value.response.headers["retry-after"] == "1"
+        stream.close()
+        server.until("requests_running", 0)
+        server.until("left_total", 1)
+        assert server.figures()["ckcontrol_tokens_total"] < 1000
+        assert server.client.chat.completions.create(**long | {"max_tokens": 2}).choices
+
+
+def test_an_answer_has_its_time(model) -> None:
+    with serve(*model, limits={"seconds": 0.3}) as server:
+        with pytest.raises(openai.InternalServerError, match=r"no answer within 0\.3 s") as late:
+            server.client.chat.completions.create(model="tiny", messages=ASKED, seed=1, max_tokens=1000)
+        assert late.value.status_code == 503
+        server.until("requests_running", 0)
+
+
+def test_what_fails_one_row_fails_no_other() -> None:
+    model, tokenizer = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+        (at,) = tokenizer("@", add_special_tokens=False)["input_ids"]
+        model.get_input_embeddings().weight[at] = torch.nan
+        model.lm_head.weight[at] = 0  # so that no other row comes to say it
+    texts = [f"{'@' if i == 5 else i} is what?" for i in range(12)]
+    with serve(model, tokenizer) as server:
+
+        def ask(text: str) -> Any:
+            messages, extra = [{"role": "user", "content": text}], {"ck": {"passages": PASSAGES[:1], "alpha": 0.2}}
+            extra["return_token_ids"] = True
+            try:
+                return server.client.chat.completions.create(
+                    model="tiny", messages=messages, temperature=0, max_tokens=16, extra_body=extra
+                )
+            except openai.APIStatusError as error:
+                return error
+
+        with ThreadPoolExecutor(12) as pool:
+            replies = list(pool.map(ask, texts))
+    assert replies[5].status_code == 503 and "NaN" in replies[5].message
+    for text, reply in zip(texts, replies, strict=True):
+        if "@" not in text:
+            answer = ck.generate(model, tokenizer, text, PASSAGES[:1], control=ck.Control(alpha=0.2), max_new_tokens=16)
+            assert ids_of(reply) == list(answer.token_ids)
+
+
+def test_a_schema_holds_answers(served: Served, model) -> None:
+    pytest.importorskip("xgrammar")
+    schema = {"type": "object", "properties": {"river": {"enum": ["Tellin", "Vess"]}}, "required": ["river"]}
+    form = {"type": "json_schema", "json_schema": {"name": "river", "schema": schema}}
+    extra = {"ck": {"passages": PASSAGES, "alpha": 0.2}, "return_token_ids": True}
+    reply = served.client.chat.completions.create(
+        model="tiny", messages=ASKED, temperature=0, max_tokens=60, response_format=form, extra_body=extra
+    )
+    assert json.loads(reply.choices[0].message.content)["river"] in ("Tellin", "Vess")
+    ours = {"passages": PASSAGES, "control": ck.Control(alpha=0.2), "max_new_tokens": 60, "json_schema": schema}
+    assert ids_of(reply) == list(ck.generate(*model, messages=ASKED, **ours).token_ids)
+
+
+BITS: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2.5,
+    1e308,
+    10**30,
+    "",
+    "x",
+    "\ud800",
+    "@" * 300,
+    [],
+    ["x"],
+    {},
+    {"a": 1},
+    [[1]],
+]
+FIELDS = "model messages prompt stream stream_options max_tokens temperature top_p top_k seed stop n ck tools logprobs"
+CK = "passages messages prompt retrieve method alpha template trace heads candidates gate x"
+
+
+def test_random_bodies_get_a_sentence_or_an_answer(served: Served) -> None:
+    rng = random.Random(7)
+    counts = {"4xx": 0, "answer": 0}
+    for number in range(200):
+        path, body = rng.choice([("chat/completions", {"messages": ASKED}), ("completions", {"prompt": QUESTION})])
+        body = {"model": "tiny", "max_tokens": 2, **body}
+        if rng.random() < 0.6:
+            body["ck"] = {"passages": PASSAGES[:1], "alpha": 0.2}
+            if rng.random() < 0.7:
+                body["ck"][rng.choice(CK.split())] = rng.choice(BITS)
+        for _ in range(rng.randint(0, 2)):
+            body[rng.choice([*FIELDS.split(), "response_format", "chat_template_kwargs"])] = rng.choice(BITS)
+        data = json.dumps(body).encode()
+        if number % 20 == 0:
+            data = data[: rng.randint(0, len(data))]
+        reply = httpx.post(
+            f"{served.url}/v1/{path}", content=data, headers={"Content-Type": "application/json"}, timeout=120
+        )
+        if reply.status_code == 200:
+            counts["answer"] += 1
+            assert "data: [DONE]" in reply.text or reply.json()["choices"][0]["finish_reason"] in ("stop", "length")
+        else:
+            counts["4xx"] += 1
+            assert 400 <= reply.status_code < 500, (body, reply.text)
+            assert len(reply.json()["error"]["message"]) > 20
+    assert min(counts.values()) > 30, counts
