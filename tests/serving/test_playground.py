@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -223,9 +224,10 @@ def test_the_dial_moves_by_keyboard_and_asks_again(plain: Served, visit: Callabl
     assert page.get_attribute("#alpha", "aria-valuetext") == "1.00. Memory counts, the passages do not."
     assert "rotate(90deg)" in page.get_attribute("#needle", "style")
     page.tab_to("ask")
-    page.keyboard.press("Enter")
-    page.done()
-    assert text_of(page, "chosen") == text_of(page, "closed")  # memory is the closed book
+    with posts(page) as bodies:
+        page.keyboard.press("Enter")
+        page.done()
+    assert [body["ck"].get("alpha") for body in bodies] == [1, None, None]
     with posts(page) as bodies:
         page.turn("Home")
     assert bodies[0]["ck"]["alpha"] == 0 and len(bodies) == 1  # the other two do not depend on the dial
@@ -380,7 +382,10 @@ def test_the_copied_request_gives_the_answer_of_the_page(
     page.ask(QUOTES, (QUOTES, HOSTILE), tokens=10)
     code = page.text_content(f"#{tool}")
     run = ["sh", "-c", code] if tool == "curl" else [sys.executable, "-c", code]
-    told = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120).stdout
+    utf8 = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(run, capture_output=True, cwd=tmp_path, timeout=300, env=utf8)
+    assert done.returncode == 0, done.stderr.decode()
+    told = done.stdout.decode()
     more = {"passages": [QUOTES, HOSTILE], "method": "dial", "alpha": 0.75}
     expected = answer_of(plain, QUOTES, 10, **more)
     if tool == "curl":

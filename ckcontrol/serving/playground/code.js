@@ -1,13 +1,16 @@
 // One request as curl and as Python. Knows JSON; knows nothing of the page.
 
 /** JSON in which whatever is not plainly visible is escaped: what is copied is what is seen. */
-const json = (value, indent) => JSON.stringify(value, null, indent).replace(
-  /[^\x20-\x7e\n\u00a1-\u00ac\u00ae-\u024f\u0370-\u03ff\u0400-\u04ff\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3]/g,
-  (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+const json = (value, indent, escape = unit) => JSON.stringify(value, null, indent).replace(
+  /[^\x20-\x7e\n\u00a1-\u00ac\u00ae-\u024f\u0370-\u03ff\u0400-\u04ff\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3]/gu, escape);
+const unit = (c) => Array.from({ length: c.length }, (_, i) => `\\u${c.charCodeAt(i).toString(16).padStart(4, "0")}`).join("");
+const long = (c) => (c.length === 1 ? unit(c) : `\\U${c.codePointAt(0).toString(16).padStart(8, "0")}`); // Python's
 
 function python(value) {
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-  if (value === null || typeof value !== "object") return new Map([[true, "True"], [false, "False"], [null, "None"]]).get(value) ?? json(value);
+  if (value === null || typeof value !== "object") {
+    return new Map([[true, "True"], [false, "False"], [null, "None"]]).get(value) ?? json(value, 0, long);
+  }
   return `{${Object.entries(value).map(([name, one]) => `${json(name)}: ${python(one)}`).join(", ")}}`;
 }
 

@@ -40,8 +40,8 @@ function tokenClass({ gain, switched }) {
 /** The parts of the legend. */
 export function legend() {
   const sample = (gain, label) => make("span", {}, make("span", { class: tokenClass({ gain }) }, gain ? signed(gain, 1) : "0.0"), ` ${label}`);
-  return [make("span", {}, "Confidence gain in nats:"), sample(-3, "the passages confused the model"), sample(-1.5, ""), sample(0, ""),
-    sample(1.5, ""), sample(3, "they made it surer"), make("span", {}, make("span", { class: "t acted" }, "token"), " switched: the method acted")];
+  return [make("span", {}, "Confidence gain in nats:"), sample(-3, "passages confused the model"), sample(-1.5, ""), sample(0, ""),
+    sample(1.5, ""), sample(3, "made it surer"), make("span", {}, make("span", { class: "t acted" }, "token"), " switched: the method acted")];
 }
 
 function figures(token, drafted) {
@@ -67,8 +67,8 @@ export function tokenLine({ text, ck, reason }, say) {
   const spans = [], parts = [];
   trace.forEach((token, i) => {
     const end = ends && i === trace.length - 1, lead = end ? "" : token.text.match(/^\s*/)[0];
-    const piece = end ? "end" : shown(token.text.slice(lead.length)) || (lead ? "" : "·");
-    spans.push(make("span", { class: tokenClass({ gain: token.gain, switched: token.switched && !drafted }) + (end ? " end" : "") }, make("bdi", {}, piece)));
+    const piece = end ? "end" : shown(token.text.slice(lead.length)) ;
+    spans.push(make("span", { class: tokenClass({ gain: token.gain, switched: token.switched && !drafted }) + (end ? " end" : token.text ? "" : " none") }, make("bdi", {}, piece)));
     parts.push(lead, spans[i]);
     for (const kind of ["pointerenter", "click"]) spans[i].addEventListener(kind, () => go(i));
   });
