@@ -31,7 +31,7 @@ from ..decoding.recorder import Recorder
 from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
-from ..errors import CKError, NonFiniteLogits
+from ..errors import CKError, MissingExtra, NonFiniteLogits
 from ..policies.off import OFF
 from .replies import Refusal
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Batcher", "End", "Job"]
 
 _GATHER = 0.005  # seconds that others have to join the first question of an idle model
-_OWN = {"max_new_tokens": 1, "seed": None, "stop": (), "trace": False}  # options that rows of a batch need not share
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -90,7 +89,7 @@ class Job:
         drafts = Drafts([self.control.policy() if steered else OFF])
         self.several = drafts.several
         self.two = self.options.trace or not drafts.policy.neutral
-        shared = replace(self.options, **_OWN)
+        shared = replace(self.options, max_new_tokens=1, seed=None, stop=(), trace=False)
         structured = json.dumps(self.structured, sort_keys=True, default=str)
         self.kind = (shared, self.control.shortlist, self.two, structured)
         self._told: list[int] = []
@@ -241,7 +240,12 @@ class Batcher:
         """Return what holds answers to a schema or grammar, see `structure_of`; None where none is asked for."""
         if not structured:
             return None
-        return structure_of(self.tokenizer, output_width(self.model), self.ends, input_device(self.model), **structured)
+        width, device = output_width(self.model), input_device(self.model)
+        try:
+            return structure_of(self.tokenizer, width, self.ends, device, **structured)
+        except MissingExtra as error:
+            hint = "Have ckcontrol[grammar] installed on it."
+            raise Refusal(400, "this server reads no schemas or grammars.", hint) from error
 
     def close(self, seconds: float = 30.0) -> None:
         """Stop; what waits or runs fails with a 503 at its next token."""

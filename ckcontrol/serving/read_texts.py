@@ -96,7 +96,7 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         raise ServingError(f"ck holds {len(given)} passages.", f"At most {limits.passages} are taken.")
     sizes = sum(map(len, given))
     if chat:
-        messages = body.get("messages")
+        messages = body.get("messages") or ()
         turns = read_turns(messages)
         if len(turns) > limits.messages:
             raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")

@@ -1,0 +1,113 @@
+"""`ckcontrol serve` against `ckcontrol.generate`: what one request costs, and what concurrent ones gain.
+
+    OMP_NUM_THREADS=1 python benchmarks/serve.py --model demo --new-tokens 24 --rounds 5
+
+The server runs in a process of its own, the official client here. In every round the same questions are asked of
+`generate` one by one, of the server one by one, and of the server all at once; greedy, ck-plug at alpha 0.2. Prints
+seconds and ratios: median, least and greatest of the rounds. Answers that differ are an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from openai import OpenAI
+
+import ckcontrol as ck
+
+TOWNS = ["Orvendale", "Marrowick", "Tellin", "Quarrow", "Vess", "Ilmar", "Dunhallow", "Pell"]
+CASES = [
+    (f"Which river runs through {a}?", [f"{a} lies on the river {b}sel, which runs through {a}. " * 4])
+    for a, b in zip(TOWNS, [*TOWNS[1:], TOWNS[0]], strict=True)
+]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    found = work()
+    return time.perf_counter() - start, found
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--port", type=int, default=8765)
+    given = parser.parse_args()
+    model, tokenizer = ck.load(given.model, device="cpu")
+    line = [sys.executable, "-m", "ckcontrol", "serve", "--model", given.model, "--port", str(given.port)]
+    server = subprocess.Popen([*line, "--device", "cpu"])
+    client = OpenAI(base_url=f"http://127.0.0.1:{given.port}/v1", api_key="none", max_retries=0)
+
+    def asked(case: tuple[str, list[str]]) -> list[int]:
+        reply = client.chat.completions.create(
+            model=given.model,
+            messages=[{"role": "user", "content": case[0]}],
+            temperature=0,
+            max_tokens=given.new_tokens,
+            extra_body={"ck": {"passages": case[1], "alpha": 0.2}, "return_token_ids": True},
+        )
+        return list(reply.choices[0].model_extra["token_ids"])  # type: ignore[index]
+
+    def made(case: tuple[str, list[str]]) -> list[int]:
+        control = ck.Control(alpha=0.2)
+        answer = ck.generate(model, tokenizer, *case, control=control, max_new_tokens=given.new_tokens, trace=False)
+        return list(answer.token_ids)
+
+    def together() -> list[list[int]]:
+        with ThreadPoolExecutor(len(CASES)) as pool:
+            return list(pool.map(asked, CASES))
+
+    rounds: list[tuple[float, float, float]] = []
+    differing = 0
+    try:
+        wait(given.port, server)
+        asked(CASES[0]), made(CASES[0])
+        for _ in range(given.rounds):
+            alone, want = timed(lambda: [made(case) for case in CASES])
+            one, single = timed(lambda: [asked(case) for case in CASES])
+            eight, many = timed(together)
+            rounds.append((alone, one, eight))
+            differing += sum(a != b for a, b in zip(want + want, single + many, strict=True))
+    finally:
+        server.terminate()
+        server.wait()
+    told = {
+        "generate_s": spread([a for a, _, _ in rounds]),
+        "served_one_by_one_s": spread([b for _, b, _ in rounds]),
+        "served_at_once_s": spread([c for _, _, c in rounds]),
+        "cost_of_serving": spread([b / a - 1 for a, b, _ in rounds]),
+        "gain_of_eight": spread([b / c for _, b, c in rounds]),
+        "answers_that_differ": differing,
+    }
+    print(json.dumps({"model": given.model, "rounds": given.rounds, "questions": len(CASES), **told}, indent=1))
+    return 1 if differing else 0
+
+
+def wait(port: int, server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit("the server did not start")
+
+
+def spread(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in (statistics.median(values), min(values), max(values))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
