@@ -25,6 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ..errors import CKError
+from ..policies import build
 from ..policies import names as method_names
 from .asgi import ASGIApp, Gone, Receive, Scope, Send, Shared
 from .batcher import Batcher
@@ -132,6 +133,7 @@ class _Server:
         self._engine, self._name, self._limits, self._retriever = engine, name, limits, retriever
         self._under_way = self._refused = 0
         self._since = int(time.time())
+        self._dials = [method for method in method_names() if _has_dial(method)]
         self.chat, self.completions = _Endpoint(self, CHAT), _Endpoint(self, COMPLETIONS)
 
     async def answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,6 +181,7 @@ class _Server:
             "max_model_len": bounds.positions,
             "ck": {
                 "methods": list(method_names()),
+                "dials": self._dials,
                 "retrieve": self._retriever.told(),
                 "max_tokens": bounds.tokens,
                 "passages": self._limits.passages,
@@ -212,6 +215,15 @@ class _Server:
             ]
         ]
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
+def _has_dial(method: str) -> bool:
+    """Whether a method takes alpha."""
+    try:
+        build(method, 0.5)
+    except CKError:
+        return False
+    return True
 
 
 async def _off(size: int, function: Any, *args: Any) -> Any:

@@ -1,0 +1,471 @@
+"""The playground in headless Chromium, against the real server: every test asks it as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ckcontrol
+from ckcontrol.models.tiny import tiny_model
+from ckcontrol.retrieval import Index, Passage
+from ckcontrol.views.palette import SATURATION, STEPS, ink_rules, palette_rules
+
+from ..retrieval.hashes import Hashes
+from .served import TURNS, Served, serve
+
+PAGE = Path(ckcontrol.__file__).parent / "serving" / "playground"
+HOSTILE = (
+    '<img src=//evil.invalid/x onerror="window.hit=1"><script src=//evil.invalid></script></textarea>'
+    "<svg onload='hit=1'><style>@import '//evil.invalid'</style> javascript:hit=1 ${hit} {{hit}} \u202egnp.exe"
+)
+QUOTES = "Who said 'it''s \"done\"', $(touch x) `id` \\n \\\\ and\nwent? ünd 漢字 🎈 </script>"
+WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright, of the extra dev, is not installed")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("there is no Chromium on this machine (Debian: apt-get install chromium)")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    model, tokenizer = tiny_model("llama")
+    tokenizer.chat_template = TURNS
+    return model.float(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def plain(model: Any) -> Iterator[Served]:
+    with serve(*model, limits={"passages": 3}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def indexed(model: Any) -> Iterator[Served]:
+    texts = ["The Tellin runs through Orvendale.", "Orvendale lies in the north.", HOSTILE]
+    found = [Passage(str(i), text, source=f"<b>{i}</b>.txt") for i, text in enumerate(texts)]
+    with Index.build(found, Hashes()) as index, serve(*model, index=index) as server:
+        yield server
+
+
+class Page:
+    """An open playground, and every address that it asked for."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page, self.url = page, url
+        self.asked: list[str] = []
+        self.wrong: list[str] = []
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("console", lambda told: self.wrong.append(told.text) if "Content Security" in told.text else None)
+        page.set_default_timeout(120_000)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.page, name)
+
+    def open(self) -> Page:
+        self.page.goto(self.url)
+        self.page.wait_for_selector("#about:not(:has-text('Asking'))")
+        return self
+
+    def done(self) -> Page:
+        self.page.wait_for_selector("#stop:disabled")
+        self.page.wait_for_selector("#answers:not(:has(.waiting))")
+        return self
+
+    def ask(
+        self, question: str = "Which river?", passages: tuple[str, ...] = ("The Tellin.",), tokens: int = 12
+    ) -> Page:
+        while self.page.locator("#passages li").count():
+            self.page.locator("#passages button").first.click()
+        for text in passages:
+            self.page.click("#add")
+            self.page.locator("#passages textarea").last.fill(text)
+        self.page.fill("#question", question)
+        self.page.fill("#tokens", str(tokens))
+        self.page.click("#ask")
+        return self.done()
+
+    def turn(self, key: str) -> Page:
+        """Press a key on the dial, and wait for the answer that follows."""
+        self.page.focus("#alpha")
+        self.page.keyboard.press(key)
+        self.page.wait_for_selector("#stop:enabled", state="attached")
+        return self.done()
+
+    def tab_to(self, name: str) -> None:
+        for _ in range(60):
+            if self.page.evaluate("document.activeElement.id") == name:
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"Tab never comes to {name}")
+
+    def scrolls(self) -> bool:
+        return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Page]]:
+    contexts = []
+
+    def new(server: Served, size: dict[str, int] = WIDE, scheme: str = "light") -> Page:
+        context = chromium.new_context(viewport=size, color_scheme=scheme)
+        contexts.append(context)
+        return Page(context.new_page(), server.url + "/").open()
+
+    yield new
+    for context in contexts:
+        context.close()
+
+
+@contextmanager
+def posts(page: Page) -> Iterator[list[dict[str, Any]]]:
+    """Collect the bodies that the page sends."""
+    bodies: list[dict[str, Any]] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+    yield bodies
+
+
+def answer_of(server: Served, question: str, tokens: int, **ck: Any) -> str:
+    body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": tokens, "ck": ck}
+    return str(server.post(body).json()["choices"][0]["message"]["content"])
+
+
+def text_of(page: Page, arm: str) -> str:
+    """The answer as the tokens hold it, without the mark of its end."""
+    return str(
+        page.evaluate(
+            "arm => { const e = document.querySelector(`.${arm} .answer`).cloneNode(true);"
+            " e.querySelectorAll('.t.end').forEach(one => one.remove()); return e.textContent; }",
+            arm,
+        )
+    )
+
+
+def test_three_settings_answer_what_the_server_answers_for_each(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    assert sorted(url.removeprefix(plain.url) for url in page.asked) == [
+        "/",
+        "/code.js",
+        "/playground.css",
+        "/playground.js",
+        "/v1/models",
+        "/why.js",
+    ]
+    with posts(page) as bodies:
+        page.ask("Which river?", ("The Tellin.", "It is long."), tokens=20)
+    for arm, more in {
+        "chosen": {"passages": ["The Tellin.", "It is long."], "method": "dial", "alpha": 0.75},
+        "plain": {"passages": ["The Tellin.", "It is long."], "method": "off"},
+        "closed": {"passages": [], "method": "off"},
+    }.items():
+        expected = answer_of(plain, "Which river?", 20, **more)
+        assert expected and page.locator(f".{arm} [role=group]").get_attribute("aria-label")
+        assert (
+            text_of(page, arm).strip()
+            == page.evaluate("async text => (await import('./why.js')).shown(text)", expected).strip()
+        )
+    assert [body["ck"] for body in bodies] == [
+        {"passages": ["The Tellin.", "It is long."], "method": "dial", "alpha": 0.75, "trace": True},
+        {"passages": ["The Tellin.", "It is long."], "method": "off", "trace": True},
+        {"passages": [], "method": "off", "trace": True},
+    ]
+    assert all(body["stream"] for body in bodies) and not page.wrong
+
+
+def test_a_passage_that_is_switched_off_is_not_sent(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.ask(passages=("one", "two"))
+    page.locator("#passages [role=switch]").first.uncheck()
+    with posts(page) as bodies:
+        page.click("#ask")
+        page.done()
+    assert bodies[0]["ck"]["passages"] == ["two"] and "1 of 2" in page.inner_text("#passages-note")
+
+
+def test_an_answer_arrives_piece_by_piece(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.evaluate(
+        "() => { const answer = document.querySelector('.plain .answer'); window.sizes = [];"
+        " new MutationObserver(() => sizes.push(answer.textContent.length)).observe(answer, {childList: true}); }"
+    )
+    page.ask(tokens=120)
+    sizes = page.evaluate("sizes")
+    assert len(set(sizes)) > 3 and max(sizes) > 20
+
+
+def test_the_dial_moves_by_keyboard_and_asks_again(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.tab_to("question")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Which river?")
+    page.tab_to("alpha")
+    assert (
+        page.get_attribute("#alpha", "aria-valuetext") == "0.75. Leans to memory: what the passages changed is damped."
+    )
+    page.keyboard.press("End")
+    assert page.get_attribute("#alpha", "aria-valuetext") == "1.00. Memory counts, the passages do not."
+    assert "rotate(90deg)" in page.get_attribute("#needle", "style")
+    page.tab_to("ask")
+    with posts(page) as bodies:
+        page.keyboard.press("Enter")
+        page.done()
+    assert [body["ck"].get("alpha") for body in bodies] == [1, None, None]
+    with posts(page) as bodies:
+        page.turn("Home")
+    assert bodies[0]["ck"]["alpha"] == 0 and len(bodies) == 1  # the other two do not depend on the dial
+    assert "rotate(-90deg)" in page.get_attribute("#needle", "style")
+    assert page.locator("#settings li").count() == 2 and page.locator("#seen circle").count() == 2
+    page.evaluate("document.querySelector('.chosen [role=group]').focus()")
+    page.keyboard.press("ArrowRight")
+    assert re.search(r"gain [−+]\d", page.inner_text("#figures"))
+
+
+def test_the_dial_is_dragged(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    box = page.locator("#dial .track").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 12)
+    page.mouse.down()
+    assert page.input_value("#alpha") == "0.5"
+    page.mouse.move(box["x"] + 12, box["y"] + box["height"])
+    page.mouse.up()
+    assert float(page.input_value("#alpha")) < 0.1
+
+
+def test_drafts_are_shown_with_both_surprises_and_where_the_answer_changes(
+    plain: Served, visit: Callable[..., Page]
+) -> None:
+    page = visit(plain)
+    page.ask(tokens=16)
+    reply = plain.post(
+        {
+            "messages": [{"role": "user", "content": "Which river?"}],
+            "temperature": 0,
+            "max_tokens": 16,
+            "ck": {"passages": ["The Tellin."], "method": "dial", "alpha": 0.75},
+        }
+    ).json()
+    drafts = reply["ck"]["drafts"]
+    table = page.inner_text("#drafts table")
+    assert len(drafts) == 2
+    for draft in drafts:
+        assert f"{draft['surprise_ctx']:.2f}" in table and f"{draft['surprise_par']:.2f}" in table
+    assert page.locator("#drafts .given").count() == 1
+    changes = re.search(r"changes at alpha = (0\.\d+)", page.inner_text("#drafts"))
+    if changes:  # the server agrees, on both sides of the place that the page names
+        given = [
+            next(
+                d["name"]
+                for d in plain.post(
+                    {
+                        "messages": [{"role": "user", "content": "Which river?"}],
+                        "temperature": 0,
+                        "max_tokens": 16,
+                        "ck": {"passages": ["The Tellin."], "method": "dial", "alpha": float(changes[1]) + step},
+                    }
+                ).json()["ck"]["drafts"]
+                if d["given"]
+            )
+            for step in (-0.011, 0.011)
+        ]
+        assert given == ["unmodified", "memory"]
+    assert page.is_visible("#flip") == bool(changes)
+
+
+def test_what_was_switched_stands_in_a_table(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.select_option("#method", "cad")
+    page.ask(tokens=8)
+    assert "acted on" in page.inner_text("#switched caption") and page.locator("#switched tbody tr").count() > 3
+    page.select_option("#method", "adacad")
+    assert page.is_disabled("#alpha") and "chooses by itself" in page.inner_text("#lean-text")
+
+
+def test_the_whole_dial_is_asked_at_once(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.ask(tokens=6)
+    page.click("#sweep")
+    page.wait_for_selector("#sweep:enabled")
+    assert page.locator("#settings button").all_inner_texts() == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+
+
+def test_gain_is_never_colour_alone(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.ask(tokens=40)
+    style = (
+        "element => { const style = getComputedStyle(element);"
+        " return [style.backgroundColor, style.textDecorationStyle, style.textDecorationLine]; }"
+    )
+    seen = {kind: page.locator(f"#legend .{kind}").first.evaluate(style) for kind in ("surer", "confused")}
+    assert seen["surer"][0] != seen["confused"][0]
+    assert seen["surer"][1:] == ["solid", "underline"] and seen["confused"][1:] == ["wavy", "underline"]
+    page.uncheck("#colours")
+    assert page.locator(".answer .t").first.evaluate(style)[0] == "rgba(0, 0, 0, 0)"
+
+
+def test_passages_are_found_with_score_and_source(indexed: Served, visit: Callable[..., Page]) -> None:
+    page = visit(indexed)
+    page.fill("#question", "The Tellin runs through Orvendale.")
+    page.fill("#k", "2")
+    page.select_option("#mode", "bm25")
+    page.click("#find")
+    page.wait_for_selector("#passages li")
+    assert page.locator("#passages textarea").first.input_value() == "The Tellin runs through Orvendale."
+    assert re.fullmatch(r"<b>0</b>\.txt · score \d+\.\d{3}", page.locator("#passages .source").first.inner_text())
+
+
+def test_hostile_texts_execute_nothing_and_load_nothing(indexed: Served, visit: Callable[..., Page]) -> None:
+    page = visit(indexed)
+
+    def spoken(route: Any) -> None:
+        """The server's own reply, as if the model had said the worst."""
+        reply = route.fetch()
+        events = []
+        for data in re.findall(r"^data: (.*)$", reply.text(), re.M):
+            part = data if data == "[DONE]" else json.loads(data)
+            if part != "[DONE]" and part["choices"]:
+                part["choices"][0]["delta"]["content"] = HOSTILE if part["choices"][0]["finish_reason"] else ""
+                for token in part.get("ck", {}).get("trace", []):
+                    token["text"] = HOSTILE
+                for draft in part.get("ck", {}).get("drafts", []):
+                    draft["text"] = draft["name"] = HOSTILE
+            events.append(f"data: {part if part == '[DONE]' else json.dumps(part)}\n\n")
+        route.fulfill(response=reply, body="".join(events))
+
+    page.fill("#question", HOSTILE)
+    page.fill("#k", "3")
+    page.click("#find")
+    page.wait_for_selector("#passages li")
+    page.route("**/v1/chat/completions", spoken)
+    for method in ("dial", "cad"):
+        page.select_option("#method", method)
+        page.click("#ask")
+        page.done()
+        assert "onerror" in page.inner_text(".chosen .answer") and "⟨U+202E⟩gnp.exe" in page.inner_text(
+            ".chosen .answer"
+        )
+    page.evaluate("fetch('v1/models')")  # whatever was to be loaded has been asked for by now
+    assert page.evaluate("window.hit") is None
+    assert page.locator("main :is(img, script, iframe, style, b, [onload], [onerror])").count() == 0
+    assert all(url.startswith(indexed.url) for url in page.asked) and not page.wrong
+    refused = page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.hit = 1'; document.body.append(s);"
+        " return window.hit; }"
+    )
+    assert refused is None
+
+
+@pytest.mark.parametrize("tool", ["curl", "python"])
+def test_the_copied_request_gives_the_answer_of_the_page(
+    plain: Served, visit: Callable[..., Page], tool: str, tmp_path: Path
+) -> None:
+    if tool == "curl" and not shutil.which("curl"):
+        pytest.skip("there is no curl on this machine")
+    page = visit(plain)
+    page.ask(QUOTES, (QUOTES, HOSTILE), tokens=10)
+    code = page.text_content(f"#{tool}")
+    run = ["sh", "-c", code] if tool == "curl" else [sys.executable, "-c", code]
+    utf8 = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(run, capture_output=True, cwd=tmp_path, timeout=300, env=utf8)
+    assert done.returncode == 0, done.stderr.decode()
+    told = done.stdout.decode()
+    more = {"passages": [QUOTES, HOSTILE], "method": "dial", "alpha": 0.75}
+    expected = answer_of(plain, QUOTES, 10, **more)
+    if tool == "curl":
+        assert json.loads(told)["choices"][0]["message"]["content"] == expected
+    else:
+        assert told.startswith(expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_sentences_beside_their_field(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.ask(question=" ")
+    assert page.inner_text("#question-error").endswith("Write a question first.")
+    page.ask(passages=("1", "2", "3", "4"))
+    assert "At most 3" in page.inner_text("#passages-error")
+    page.ask(tokens=0)
+    assert "max_tokens" in page.inner_text("#ask-error")
+    page.ask()
+    assert page.locator(".error:visible").count() == 0
+
+
+def test_a_key_is_asked_for_and_never_shown(model: Any, visit: Callable[..., Page]) -> None:
+    with serve(*model, key="s3cret") as server:
+        page = visit(server)
+        assert "API key" in page.inner_text("#about")
+        page.fill("#key", "s3cret")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#about:has-text('tiny')")
+        page.ask(tokens=4)
+        assert text_of(page, "chosen")
+        assert "s3cret" not in page.content() and "$CKCONTROL_API_KEY" in page.inner_text("#curl")
+
+
+def test_stop_ends_the_answers(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    page.fill("#tokens", "1000")
+    page.click("#ask")
+    page.click("#stop")
+    page.done()
+    plain.until("requests_running", 0)
+    assert page.locator(".arm:has-text('Stopped.')").count() >= 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_every_size_and_theme_is_accessible(
+    indexed: Served, visit: Callable[..., Page], size: dict[str, int], scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = visit(indexed, size, scheme)
+    page.ask(passages=(HOSTILE, "x" * 300), tokens=24)
+    assert not page.scrolls()
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
+    for method in ("dial", "cad", "adacad"):
+        page.select_option("#method", method)
+        page.click("#ask")
+        page.done()
+        found = axe.Axe().run(page.page).response["violations"]
+        assert not found, [(one["id"], one["nodes"][0]["html"], one["nodes"][0]["failureSummary"]) for one in found]
+        assert not page.scrolls()
+
+
+def test_nothing_moves_for_who_asks_for_that(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    moves = "getComputedStyle(document.querySelector('#needle')).transitionDuration"
+    assert page.evaluate(moves) != "0s"
+    page.emulate_media(reduced_motion="reduce")
+    assert page.evaluate(moves) == "0s"
+
+
+def test_the_page_has_the_colours_of_the_palette_and_asks_nobody() -> None:
+    css, html = (PAGE / "playground.css").read_text("utf-8"), (PAGE / "index.html").read_text("utf-8")
+    assert palette_rules() in css and "\n".join(ink_rules().splitlines()[:2]) in css
+    assert f"SATURATION = {SATURATION:g}, STEPS = {STEPS};" in (PAGE / "why.js").read_text("utf-8")
+    scripts = "".join(path.read_text("utf-8") for path in PAGE.glob("*.js"))
+    addresses = [
+        url for url in re.findall(r"https?://[^\s\"'`]+", css + html + scripts) if "www.w3.org/2000/svg" not in url
+    ]
+    assert not addresses
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\(|style=|onclick", html + scripts
+    )
