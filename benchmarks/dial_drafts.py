@@ -77,7 +77,7 @@ def half(name: str) -> str:
 
 
 def desk() -> list[Record]:
-    """Return 200 questions of an office with the true passage, and the same with one beside it that is beside the point.
+    """Return 200 questions of an office with the true passage, and the same with one more that is beside the point.
 
     The answers are invented, so no model knows them.
     """

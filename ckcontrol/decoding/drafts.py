@@ -7,12 +7,13 @@ batch is a draft; as long as the drafts of every question begin alike, the strea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..answer import Draft
-from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, idle, per_row
 from .recorder import Recorder
 
 __all__ = ["Beginnings", "Drafts", "choose"]
@@ -23,6 +24,8 @@ class Drafts:
 
     Args:
         policies: One per question.
+        questions: Their texts, which a draft is compared with; none where there are only ids.
+        read: Ids of an answer to its text; None where there are only ids.
 
     Attributes:
         policy: Decides the rows.
@@ -31,8 +34,13 @@ class Drafts:
         made: The drafts of each question, without their texts; set when the loop ends.
     """
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
-        self.policies = tuple(policies)
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        questions: Sequence[str] = (),
+        read: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        self.policies, self._questions, self._read = tuple(policies), questions, read
         rows = [(item, *draft) for item, policy in enumerate(policies) for draft in draft_policies(policy).items()]
         self.items = [item for item, _, _ in rows]
         self.names = [name for _, name, _ in rows]
@@ -57,11 +65,14 @@ class Drafts:
                 chosen.append(rows[0])
                 self.made.append([])
                 continue
+            ids = [recorder.token_ids(row) for row in rows]
             drafts = choose(
                 policy,
                 [self.names[row] for row in rows],
-                [recorder.token_ids(row) for row in rows],
+                ids,
                 [recorder.evidence(row) for row in rows],
+                [self._read(each) for each in ids] if self._read and self._questions else (),
+                self._questions[item] if self._questions else "",
             )
             chosen.append(next(row for row, draft in zip(rows, drafts, strict=True) if draft.given))
             self.made.append(drafts)
@@ -69,7 +80,12 @@ class Drafts:
 
 
 def choose(
-    policy: AnswerPolicy, names: Sequence[str], token_ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]
+    policy: AnswerPolicy,
+    names: Sequence[str],
+    token_ids: Sequence[Sequence[int]],
+    evidence: Sequence[Evidence],
+    texts: Sequence[str] = (),
+    question: str = "",
 ) -> list[Draft]:
     """Return the drafts of one question, without their texts; one of them is given.
 
@@ -78,7 +94,12 @@ def choose(
         names: Of `policy.drafts`, in order.
         token_ids: Of each draft, the end token included.
         evidence: Of each draft, one number per token.
+        texts: Of each draft, to tell those that say nothing (`idle`); empty where there are only ids.
+        question: What was asked.
     """
+    if texts:
+        told = idle(texts, question)
+        evidence = [replace(found, idle=nothing) for found, nothing in zip(evidence, told, strict=True)]
     given = policy.choose(evidence)
     return [
         Draft(name, tuple(ids), found.surprise_ctx, found.surprise_par, i == given)

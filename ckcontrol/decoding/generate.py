@@ -138,7 +138,12 @@ def generate(
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
-    drafts = Drafts([c.policy() if p.passages else OFF for c, p in zip(controls, pairs, strict=True)])
+
+    def text_of(ids: Sequence[int]) -> str:
+        return said(tokenizer, ids, stop=chosen.stop, ends=ends, thinking=pairs[0].thinking).text
+
+    policies = [c.policy() if p.passages else OFF for c, p in zip(controls, pairs, strict=True)]
+    drafts = Drafts(policies, questions, text_of)
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     longest = contextual.input_ids.shape[1] + chosen.max_new_tokens
     criteria = StoppingCriteriaList([MaxLengthCriteria(longest)])

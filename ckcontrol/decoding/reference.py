@@ -7,7 +7,8 @@ the kernel with the engine, because those are tested by their own algebra, and n
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from ..control import Control
 from ..fusion.kernel import fuse
 from ..fusion.signals import Signals
-from ..policies import AnswerPolicy, Evidence, Policy, draft_policies
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, idle
 from .refusals import input_device
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def reference_generate(
     sample: bool = False,
     seed: int = 0,
     vocab_size: int | None = None,
+    question: str = "",
+    read: Callable[[Sequence[int]], str] | None = None,
 ) -> list[int]:
     """Return the generated ids, the end token included.
 
@@ -54,6 +57,8 @@ def reference_generate(
         sample: Draw with a generator seeded by `seed`, else take the maximum.
         seed: See `sample`.
         vocab_size: Ids from here on are never produced unless the control is neutral.
+        question: What was asked; drafts that say nothing beside it are recognised where `read` is given.
+        read: Ids of an answer to its text.
     """
     device = next(model.parameters()).device
     if device.type == "meta":  # offloaded by accelerate
@@ -106,5 +111,9 @@ def reference_generate(
 
     drafts = [draft(each) for each in draft_policies(policy).values()]
     if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
-        return drafts[policy.choose([evidence for _, evidence in drafts])][0]
+        found = [evidence for _, evidence in drafts]
+        if read is not None:
+            told = idle([read(ids) for ids, _ in drafts], question)
+            found = [replace(evidence, idle=nothing) for evidence, nothing in zip(found, told, strict=True)]
+        return drafts[policy.choose(found)][0]
     return drafts[0][0]

@@ -7,7 +7,7 @@ they really give. Knows streams, signals, policies and the kernel; knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from ckcontrol.decoding.streams import Stream, TwoStreams
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
-from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row
+from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, idle, per_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +82,8 @@ def fan(
     vocab_size: int,
     shortlist: Shortlist | None = None,
     width: Width | None = None,
+    questions: Sequence[str] = (),
+    read: Callable[[Sequence[int]], str] | None = None,
 ) -> list[list[FanAnswer]]:
     """Answer every question under every policy.
 
@@ -99,6 +101,8 @@ def fan(
         vocab_size: Number of ids the tokenizer knows.
         shortlist: Of every policy; None is the default one.
         width: Added to, if given.
+        questions: Their texts, for drafts that say nothing beside them to be recognised.
+        read: Ids of an answer to its text; needed with `questions`.
 
     Returns:
         ``[question][policy]``. An answer whose logits became NaN holds an error; its neighbours go on.
@@ -145,17 +149,26 @@ def fan(
             width.rows, width.asked = width.rows + len(places), width.asked + len(running)
         logits = streams.step(torch.tensor([token for _, token in places], device=device))
     return [
-        [_given(policy, [answers[decoded[d]] for d in each]) for policy, each in zip(policies, drafts, strict=True)]
-        for answers in made
+        [
+            _given(policy, [answers[decoded[d]] for d in each], questions[item] if questions else "", read)
+            for policy, each in zip(policies, drafts, strict=True)
+        ]
+        for item, answers in enumerate(made)
     ]
 
 
-def _given(policy: Policy, drafts: Sequence[FanAnswer]) -> FanAnswer:
+def _given(
+    policy: Policy, drafts: Sequence[FanAnswer], question: str, read: Callable[[Sequence[int]], str] | None
+) -> FanAnswer:
     """The draft that a policy gives. One with an error cannot be judged, so that it is then what is given."""
     broken = next((draft for draft in drafts if draft.error is not None), None)
     if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
         return broken or drafts[0]
-    evidence = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
+    told = idle([read(draft.ids) for draft in drafts], question) if read else [False] * len(drafts)
+    evidence = [
+        Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4), nothing)
+        for d, nothing in zip(drafts, told, strict=True)
+    ]
     return drafts[policy.choose(evidence)]
 
 

@@ -62,6 +62,7 @@ class Drafting(Exchange):
         fetch: Callable[[str], Awaitable[Rows]],
     ) -> None:
         self._control, self._pairs, self._fetch = request.control, pairs, fetch
+        self._question = request.texts.question
         super().__init__(route, bodies.contextual, bodies.parametric, seconds)
         _, *others = pairs.items()
         each = [redrafted(bodies, request, pair, draft) for draft, pair in others]
@@ -103,7 +104,14 @@ class Drafting(Exchange):
     async def _choose(self, written: Sequence[_Written]) -> _Written:
         rows = await asyncio.gather(*map(self._fetch, self._pairs.values()))
         try:
-            drafts = choose_draft(self._control, list(self._pairs), [one.ids for one in written], rows)
+            drafts = choose_draft(
+                self._control,
+                list(self._pairs),
+                [one.ids for one in written],
+                rows,
+                [one.text for one in written],
+                self._question,
+            )
         except ServingError as error:
             raise Refusal(503, str(error)) from error
         self._drafts = list(zip(drafts, (one.text for one in written), strict=True))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from ...control import Control
+from ...control import DEFAULT_METHOD, Control
 from ...decoding.options import OPTION_BOUNDS, GenerateOptions
 from ...decoding.prompts import PromptTemplate
 from ...errors import PromptError, ServingError, did_you_mean
@@ -187,7 +187,7 @@ def _check_text(body: Mapping[str, Any]) -> None:
 
 
 def _control(ck: Mapping[str, Any]) -> Control:
-    method = ck.get("method", "ck-plug")
+    method = ck.get("method", DEFAULT_METHOD)
     known = _methods()
     if not isinstance(method, str) or method not in known:
         proposal = did_you_mean(method[:64] if isinstance(method, str) else "", known)

@@ -28,7 +28,7 @@ class Texts:
 
     Attributes:
         source: ``passages``, ``messages`` or ``prompt``.
-        question: With ``passages``: the question.
+        question: With ``passages``: the question. Else the end of the parametric prompt: its last message, or its text.
         passages: With ``passages``: the passages; none is closed book.
         system: With ``passages``: the system message beside the question, if there was one.
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
@@ -53,11 +53,11 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
             raise ServingError(f"ck.messages is {kind(given)}.", "Give a list of messages, as in messages.")
         parts = [_content(f"ck.messages[{i}]", message) for i, message in enumerate(given)]
         _bound(sum(map(len, parts)), limits)
-        return Texts(source, parametric=given)
+        return Texts(source, parts[-1], parametric=given)
     if source == "prompt":
         _prompt("ck.prompt", given, limits)
         _prompt("prompt", body.get("prompt"), limits)
-        return Texts(source, parametric=given)
+        return Texts(source, given if isinstance(given, str) else "", parametric=given)
     if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
         raise ServingError("ck.passages is not a list of texts.", 'Like "passages": ["first", "second"].')
     if len(given) > limits.passages:

@@ -1,0 +1,113 @@
+"""Drafts that say nothing: they abstain, or add no word to the question. Knows texts; knows no model and no policy.
+
+Nothing in a sentence like "Eswatini is the currency of Eswatini." surprises the model that wrote it, so no likelihood
+tells it from knowledge; its words do. `idle` compares a draft with the question and with the answer that it would
+replace, which needs no word list: a draft of words that stand in one of the two says nothing of its own. Function words
+(`FUNCTION_WORDS`) and phrases of not knowing (`ABSTENTIONS`) are listed by language; where a language is missing fewer
+drafts are recognised, and none wrongly. Both are there to be extended: ``ABSTENTIONS["eo"] = ("mi ne scias",)``.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+__all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "idle"]
+
+# By language: what an answer says that has none. Compared without case, accents, apostrophes and punctuation.
+ABSTENTIONS: dict[str, tuple[str, ...]] = {
+    "en": (
+        "i don't know,i do not know,i'm not sure,i am not sure,i'm not aware,i am not aware,i cannot answer,"
+        "i can't answer,i cannot provide,i can't provide,i'm unable to,i am unable to,i don't have,i do not have,"
+        "i'm sorry,i apologize,as an ai,not enough information,no information about,does not specify,"
+        "cannot be determined,can't be determined"
+    ).split(","),
+    "de": "ich weiß nicht,ich weiß es nicht,das weiß ich nicht,kann ich nicht beantworten,ich bin mir nicht sicher,"
+    "keine informationen,es tut mir leid".split(","),
+    "fr": "je ne sais pas,je ne peux pas répondre,je ne suis pas sûr,aucune information,je suis désolé".split(","),
+    "es": "no lo sé,no sé,no puedo responder,no estoy seguro,no tengo información,lo siento".split(","),
+    "it": "non lo so,non so,non posso rispondere,non sono sicuro,nessuna informazione,mi dispiace".split(","),
+    "pt": "não sei,não posso responder,não tenho certeza,não tenho informações,desculpe".split(","),
+    "nl": "ik weet het niet,dat weet ik niet,ik kan niet antwoorden,geen informatie,het spijt me".split(","),
+    "pl": "nie wiem,nie mogę odpowiedzieć,nie mam informacji,przykro mi".split(","),
+    "ru": "я не знаю,не могу ответить,нет информации,извините".split(","),
+    "zh": "我不知道,无法回答,无法确定,没有相关信息,抱歉".split(","),
+    "ja": "わかりません,分かりません,知りません,お答えできません".split(","),
+    "ko": "모르겠습니다,알 수 없습니다,죄송합니다".split(","),
+}
+# By language: what carries a sentence and answers nothing. Words that are names elsewhere (may, will) are left out.
+FUNCTION_WORDS: dict[str, tuple[str, ...]] = {
+    "en": (
+        "a an the is are was were be been being am do does did has have had of in on at to from by for with as and or "
+        "that this these those it its he she they there here which who whom whose what when where why how can could "
+        "would should also known called named located found answer through i you we his her their my your"
+    ).split(),
+    "de": "der die das des dem den ein eine einer eines ist sind war waren hat haben von in im an am zu und es er sie "
+    "heißt wird als auf für mit".split(),
+    "fr": "le la les l un une des du de d est sont était a ont en dans et il elle c ce qui que au aux pour".split(),
+    "es": "el la los las un una de del es son era está en y que se por para con su al llama".split(),
+    "it": "il lo la i gli le un una di del della è sono era in e che si per con nel nella chiama".split(),
+    "pt": "o a os as um uma de do da é são era está em e que se por para com no na chama".split(),
+    "nl": "de het een is zijn was van in en op aan te dat die wordt heet".split(),
+}
+_WORD = re.compile(r"[^\W_]+")
+_POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
+# Scripts that put no space between words: each character counts by itself.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+
+
+def idle(texts: Sequence[str], question: str) -> list[bool]:
+    """Return which drafts of an answer say nothing that the first one, the unmodified model's, does not say.
+
+    Args:
+        texts: Of all drafts. The first is what is given otherwise, and never idle.
+        question: What was asked.
+
+    Returns:
+        Per draft, whether it abstains, or has no word beside those of the question, of the first draft and of
+        `FUNCTION_WORDS`. Where the first draft has no word of its own either, the question offers the answers ("France
+        or Germany?"), and only what abstains is idle.
+
+    Example:
+        >>> idle(["It is the lilangeni.", "Eswatini is the currency of Eswatini."], "What is Eswatini's currency?")
+        [False, True]
+        >>> idle(["It is Baku.", "It is Lima."], "What is the capital of Peru?")
+        [False, False]
+    """
+    function = {word for words in FUNCTION_WORDS.values() for word in map(_plain, words)}
+    asked = set(_words(question))
+
+    def own(text: str) -> set[str]:
+        return {word for word in _words(text) if word.isupper() or word.lower() not in function} - asked
+
+    def added(text: str, known: set[str]) -> bool:
+        return any(word.lower() not in known for word in own(text))
+
+    first, *others = texts
+    known = {word.lower() for word in (*asked, *_words(first))}
+    offered = not added(first, {word.lower() for word in asked})
+    return [False, *(_abstains(text) or not (offered or added(text, known)) for text in others)]
+
+
+def _abstains(text: str) -> bool:
+    said = f" {' '.join(_words(text)).lower()} "
+    phrases = (phrase for each in ABSTENTIONS.values() for phrase in each)
+    return any(f" {' '.join(_words(phrase)).lower()} " in said for phrase in phrases)
+
+
+def _plain(text: str) -> str:
+    """Return a text without accents, apostrophes, possessive endings and ligatures."""
+    decomposed = unicodedata.normalize("NFKD", _POSSESSIVE.sub("", text).replace("ß", "ss"))
+    return "".join(char for char in decomposed if not unicodedata.combining(char) and char not in "'’")
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text, case kept only where a word of several letters is all capitals ("US", not "It")."""
+    found = []
+    for word in _WORD.findall(_plain(text)):
+        if _UNSPACED.search(word):
+            found += list(word)
+        else:
+            found.append(word if len(word) > 1 and word.isupper() else word.casefold())
+    return found
