@@ -26,6 +26,7 @@ class Drafts:
         policies: One per question.
         questions: Their texts, which a draft is compared with; none where there are only ids.
         read: Ids of an answer to its text; None where there are only ids.
+        passages: Of each question, likewise; none where they are not known.
 
     Attributes:
         policy: Decides the rows.
@@ -39,8 +40,9 @@ class Drafts:
         policies: Sequence[Policy],
         questions: Sequence[str] = (),
         read: Callable[[Sequence[int]], str] | None = None,
+        passages: Sequence[Sequence[str]] = (),
     ) -> None:
-        self.policies, self._questions, self._read = tuple(policies), questions, read
+        self.policies, self._questions, self._passages, self._read = tuple(policies), questions, passages, read
         rows = [(item, *draft) for item, policy in enumerate(policies) for draft in draft_policies(policy).items()]
         self.items = [item for item, _, _ in rows]
         self.names = [name for _, name, _ in rows]
@@ -73,6 +75,7 @@ class Drafts:
                 [recorder.evidence(row) for row in rows],
                 [self._read(each) for each in ids] if self._read and self._questions else (),
                 self._questions[item] if self._questions else "",
+                self._passages[item] if self._passages else (),
             )
             chosen.append(next(row for row, draft in zip(rows, drafts, strict=True) if draft.given))
             self.made.append(drafts)
@@ -86,6 +89,7 @@ def choose(
     evidence: Sequence[Evidence],
     texts: Sequence[str] = (),
     question: str = "",
+    passages: Sequence[str] = (),
 ) -> list[Draft]:
     """Return the drafts of one question, without their texts; one of them is given.
 
@@ -96,9 +100,10 @@ def choose(
         evidence: Of each draft, one number per token.
         texts: Of each draft, to tell those that say nothing (`idle`); empty where there are only ids.
         question: What was asked.
+        passages: What it was asked with; none where they are not known.
     """
     if texts:
-        told = idle(texts, question)
+        told = idle(names, texts, question, passages)
         evidence = [replace(found, idle=nothing) for found, nothing in zip(evidence, told, strict=True)]
     given = policy.choose(evidence)
     return [

@@ -143,7 +143,7 @@ def generate(
         return said(tokenizer, ids, stop=chosen.stop, ends=ends, thinking=pairs[0].thinking).text
 
     policies = [c.policy() if p.passages else OFF for c, p in zip(controls, pairs, strict=True)]
-    drafts = Drafts(policies, questions, text_of)
+    drafts = Drafts(policies, questions, text_of, [p.passages for p in pairs])
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     longest = contextual.input_ids.shape[1] + chosen.max_new_tokens
     criteria = StoppingCriteriaList([MaxLengthCriteria(longest)])

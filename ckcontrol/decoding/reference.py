@@ -41,6 +41,7 @@ def reference_generate(
     vocab_size: int | None = None,
     question: str = "",
     read: Callable[[Sequence[int]], str] | None = None,
+    passages: Sequence[str] = (),
 ) -> list[int]:
     """Return the generated ids, the end token included.
 
@@ -59,6 +60,7 @@ def reference_generate(
         vocab_size: Ids from here on are never produced unless the control is neutral.
         question: What was asked; drafts that say nothing beside it are recognised where `read` is given.
         read: Ids of an answer to its text.
+        passages: What it was asked with, likewise.
     """
     device = next(model.parameters()).device
     if device.type == "meta":  # offloaded by accelerate
@@ -113,7 +115,7 @@ def reference_generate(
     if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
         found = [evidence for _, evidence in drafts]
         if read is not None:
-            told = idle([read(ids) for ids, _ in drafts], question)
+            told = idle(list(policy.drafts), [read(ids) for ids, _ in drafts], question, passages)
             found = [replace(evidence, idle=nothing) for evidence, nothing in zip(found, told, strict=True)]
         return drafts[policy.choose(found)][0]
     return drafts[0][0]

@@ -33,7 +33,7 @@ class Evidence:
         h_par: Entropy without them.
         rank_par: Rank of the token without the passages; 0 is the favourite.
         best_par: Log-probability of that favourite.
-        idle: The draft abstains or adds nothing to the question (`idle`); False where its text is not known.
+        idle: The draft says nothing or follows what is beside the point (`idle`); False where its text is not known.
     """
 
     logp_ctx: Sequence[float]

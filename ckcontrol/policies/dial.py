@@ -9,20 +9,22 @@ Evidence:  of stream m for its draft y against y_ctx, o the other stream:
                cost = S_o(y) - S_o(y_ctx)       how much o minds
                own  = S_m(y)                    how sure m is of what it says
                E = gain * exp(-own / 2) / sqrt(max(cost, 0.05))
-Choice:    y_par iff E of memory     > (1 - alpha) / (2 * alpha - 1)    for alpha > 0.5;
-           y_amp iff E of the context > 1 / (2 - 4 * alpha)              for alpha < 0.5,
-           where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses itself,
-           S_ctx(y_amp) - S_ctx(y_ctx): an amplified draft is never the context's own favourite.
+Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 0.5;
+           y_amp iff E of the context > 1/2 - log(1 - 2 * alpha)    for alpha < 0.5,
+           where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses
+           itself, S_ctx(y_amp) - S_ctx(y_ctx): an amplified draft is never the context's own favourite.
 Adaptive:  E of memory > 1.9.
 
-`gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its own
-words. A draft that says nothing (idle_drafts.py) is never taken, nor one that does not lean its own way, and a tie goes
-to y_ctx. At alpha = 0 the context still needs evidence of 1/2: amplified drafts of less are broken sentences and
-passages beside the point. What follows: alpha = 0.5 is the unmodified model and alpha = 1 the closed
-book, bit for bit, with a single draft each. E does not depend on alpha, so an answer changes at most once on either
-side of 0.5, and S_ctx - S_par of the answer given never falls as alpha rises: the dial is monotone, question by
-question. Every answer was written by one distribution from its first token to its last, so nothing breaks in the
-middle of a name. The price: two answers are decoded, side by side, and none is streamed before both are complete.
+`gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its
+own words. A draft that says nothing (idle_drafts.py) is never taken, nor one that does not lean its own way, and a tie
+goes to y_ctx. At alpha = 0 the context still needs evidence of 1/2: amplified drafts with less are mostly broken. On
+mixed questions E falls off about exponentially, so equal steps of alpha send equal shares of the answers to memory.
+
+What follows: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit, with a single draft each.
+E does not depend on alpha, so an answer changes at most once on either side of 0.5, and S_ctx - S_par of the answer
+given never falls as alpha rises: the dial is monotone, question by question. Every answer was written by one
+distribution from its first token to its last, so nothing breaks in the middle of a name. The price: two answers are
+decoded, side by side, and none is streamed before both are complete.
 """
 
 from __future__ import annotations
@@ -103,9 +105,8 @@ class Dial(OnDial, AnswerPolicy):
     def _threshold(self) -> float:
         if self.adaptive:
             return ADAPTIVE
-        if self.position > 0.5:
-            return (1 - self.position) / (2 * self.position - 1)
-        return 1 / (2 - 4 * self.position)
+        weight = math.log(abs(2 * self.position - 1))
+        return -weight if self.position > 0.5 else 0.5 - weight
 
     @property
     def tau(self) -> float:

@@ -1,4 +1,6 @@
-"""Drafts that say nothing: they abstain, or add no word to the question. Knows texts; knows no model and no policy.
+"""Drafts that say nothing: they abstain, add no word to the question, or follow a passage that is beside the point.
+
+Knows texts; knows no model and no policy.
 
 Nothing in a sentence like "Eswatini is the currency of Eswatini." surprises the model that wrote it, so no likelihood
 tells it from knowledge; its words do. `idle` compares a draft with the question and with the answer that it would
@@ -12,11 +14,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 
 __all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "idle"]
 
 # By language: what an answer says that has none. Compared without case, accents, apostrophes and punctuation.
-ABSTENTIONS: dict[str, tuple[str, ...]] = {
+ABSTENTIONS: dict[str, Sequence[str]] = {
     "en": (
         "i don't know,i do not know,i'm not sure,i am not sure,i'm not aware,i am not aware,i cannot answer,"
         "i can't answer,i cannot provide,i can't provide,i'm unable to,i am unable to,i don't have,i do not have,"
@@ -37,7 +40,7 @@ ABSTENTIONS: dict[str, tuple[str, ...]] = {
     "ko": "모르겠습니다,알 수 없습니다,죄송합니다".split(","),
 }
 # By language: what carries a sentence and answers nothing. Words that are names elsewhere (may, will) are left out.
-FUNCTION_WORDS: dict[str, tuple[str, ...]] = {
+FUNCTION_WORDS: dict[str, Sequence[str]] = {
     "en": (
         "a an the is are was were be been being am do does did has have had of in on at to from by for with as and or "
         "that this these those it its he she they there here which who whom whose what when where why how can could "
@@ -57,37 +60,57 @@ _POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
 
-def idle(texts: Sequence[str], question: str) -> list[bool]:
+def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Sequence[str] = ()) -> list[bool]:
     """Return which drafts of an answer say nothing that the first one, the unmodified model's, does not say.
 
     Args:
-        texts: Of all drafts. The first is what is given otherwise, and never idle.
+        names: Of the drafts, as in `AnswerPolicy.drafts`.
+        texts: Of the drafts. The first is what is given otherwise, and never idle.
         question: What was asked.
+        passages: What the draft called ``"context"`` has to follow; none where they are not known.
 
     Returns:
         Per draft, whether it abstains, or has no word beside those of the question, of the first draft and of
         `FUNCTION_WORDS`. Where the first draft has no word of its own either, the question offers the answers ("France
-        or Germany?"), and only what abstains is idle.
+        or Germany?"), and only what abstains is idle. The draft called ``"context"`` is idle too where none of its own
+        words stands in a passage that bears on the question: that has one of the question's names (words with a
+        capital, its first one apart), or one of its words where it holds no names.
 
     Example:
-        >>> idle(["It is the lilangeni.", "Eswatini is the currency of Eswatini."], "What is Eswatini's currency?")
+        >>> both, question = ["unmodified", "memory"], "What is the capital of Peru?"
+        >>> idle(both, ["It is Baku.", "Peru is the capital of Peru."], question)
         [False, True]
-        >>> idle(["It is Baku.", "It is Lima."], "What is the capital of Peru?")
+        >>> idle(both, ["It is Baku.", "It is Lima."], question)
         [False, False]
+        >>> idle(["unmodified", "context"], ["It is Lima.", "It is Baku."], question, ["Chile's capital is Baku."])
+        [False, True]
     """
-    function = {word for words in FUNCTION_WORDS.values() for word in map(_plain, words)}
-    asked = set(_words(question))
+    asked, (first, *others) = set(_words(question)), texts
+    known = asked | set(_words(first)) | _function_words()
+    offered = not set(_words(first)) - asked - _function_words()
+    told = [False]
+    for name, text in zip(names[1:], others, strict=True):
+        own = {word for word in _words(text) if word not in known}
+        empty = _abstains(text) or not (own or offered)
+        told.append(empty or (name == "context" and bool(passages) and not _supported(own, question, passages)))
+    return told
 
-    def own(text: str) -> set[str]:
-        return {word for word in _words(text) if word.isupper() or word.lower() not in function} - asked
 
-    def added(text: str, known: set[str]) -> bool:
-        return any(word.lower() not in known for word in own(text))
+def _supported(own: set[str], question: str, passages: Sequence[str]) -> bool:
+    """Tell whether a passage that bears on the question holds one of a draft's own words."""
+    _, *later = _WORD.findall(_plain(question)) or [""]
+    names = {_word(word) for word in later if word[0].isupper()} - _function_words()
+    needed = names or set(_words(question)) - _function_words()
+    return any(own & words and (not needed or needed & words) for words in map(set, map(_words, passages)))
 
-    first, *others = texts
-    known = {word.lower() for word in (*asked, *_words(first))}
-    offered = not added(first, {word.lower() for word in asked})
-    return [False, *(_abstains(text) or not (offered or added(text, known)) for text in others)]
+
+@cache
+def _listed(lists: tuple[tuple[str, ...], ...]) -> frozenset[str]:
+    return frozenset(word.casefold() for words in lists for word in map(_plain, words))
+
+
+def _function_words() -> frozenset[str]:
+    return _listed(tuple(map(tuple, FUNCTION_WORDS.values())))
 
 
 def _abstains(text: str) -> bool:
@@ -103,11 +126,14 @@ def _plain(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a text, case kept only where a word of several letters is all capitals ("US", not "It")."""
-    found = []
+    """Return the words of a text as they are compared; where a script has no spaces, its characters."""
+    found: list[str] = []
     for word in _WORD.findall(_plain(text)):
-        if _UNSPACED.search(word):
-            found += list(word)
-        else:
-            found.append(word if len(word) > 1 and word.isupper() else word.casefold())
+        found += list(word) if _UNSPACED.search(word) else [_word(word)]
     return found
+
+
+def _word(word: str) -> str:
+    """Return a word without case; but "US" and "IT" are not the function words "us" and "it"."""
+    folded = word.casefold()
+    return word if len(word) > 1 and word.isupper() and folded in _function_words() else folded

@@ -150,21 +150,27 @@ def fan(
         logits = streams.step(torch.tensor([token for _, token in places], device=device))
     return [
         [
-            _given(policy, [answers[decoded[d]] for d in each], questions[item] if questions else "", read)
+            _given(policy, [answers[decoded[d]] for d in each], asked, pair.passages, read)
             for policy, each in zip(policies, drafts, strict=True)
         ]
-        for item, answers in enumerate(made)
+        for answers, asked, pair in zip(made, questions or [""] * len(pairs), pairs, strict=True)
     ]
 
 
 def _given(
-    policy: Policy, drafts: Sequence[FanAnswer], question: str, read: Callable[[Sequence[int]], str] | None
+    policy: Policy,
+    drafts: Sequence[FanAnswer],
+    question: str,
+    passages: Sequence[str],
+    read: Callable[[Sequence[int]], str] | None,
 ) -> FanAnswer:
     """The draft that a policy gives. One with an error cannot be judged, so that it is then what is given."""
     broken = next((draft for draft in drafts if draft.error is not None), None)
     if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
         return broken or drafts[0]
-    told = idle([read(draft.ids) for draft in drafts], question) if read else [False] * len(drafts)
+    told = [False] * len(drafts)
+    if read is not None:
+        told = idle(list(policy.drafts), [read(draft.ids) for draft in drafts], question, passages)
     evidence = [
         Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4), nothing)
         for d, nothing in zip(drafts, told, strict=True)

@@ -26,6 +26,7 @@ from ckcontrol.policies.dial import _evidence
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
+MEMORY, CONTEXT = ["unmodified", "memory"], ["unmodified", "context"]
 ALPHAS = [i / 40 for i in range(41)]
 
 
@@ -50,15 +51,15 @@ def test_the_surprise_is_the_length_of_the_token_surprises():
 
 @pytest.mark.parametrize(
     ("alpha", "gain", "cost", "own", "given"),
-    [  # memory's draft iff gain * exp(-own / 2) / sqrt(max(cost, .05)) > t; t(0.6) = 2, t(0.75) = 1/2
-        (0.6, 3.3, 1.0, 1.0, 1),
-        (0.6, 3.2, 1.0, 1.0, 0),
-        (0.75, 0.84, 1.0, 1.0, 1),
-        (0.75, 0.81, 1.0, 1.0, 0),
-        (0.75, 2.2, 1.0, 3.0, 0),  # less sure of its own words: more gain is needed
-        (0.75, 2.3, 1.0, 3.0, 1),
-        (0.75, 1.6, 4.0, 1.0, 0),  # the context minds four times as much
-        (0.75, 1.7, 4.0, 1.0, 1),
+    [  # memory's draft iff gain * exp(-own / 2) / sqrt(max(cost, .05)) > t; t(0.6) = log 5, t(0.75) = log 2
+        (0.6, 2.66, 1.0, 1.0, 1),
+        (0.6, 2.65, 1.0, 1.0, 0),
+        (0.75, 1.15, 1.0, 1.0, 1),
+        (0.75, 1.14, 1.0, 1.0, 0),
+        (0.75, 3.1, 1.0, 3.0, 0),  # less sure of its own words: more gain is needed
+        (0.75, 3.11, 1.0, 3.0, 1),
+        (0.75, 2.28, 4.0, 1.0, 0),  # the context minds four times as much
+        (0.75, 2.29, 4.0, 1.0, 1),
         (0.9, -0.1, -5.0, 1.0, 0),  # memory likes the other answer better: no matter that the context does not
         (0.6, 2.0, -1.0, 1.0, 1),  # better for both, and for memory more so
         (0.6, 1.0, -2.0, 1.0, 0),  # better for both, but it leans to the context
@@ -71,11 +72,11 @@ def test_memory_needs_evidence(alpha, gain, cost, own, given):
 
 @pytest.mark.parametrize(
     ("alpha", "gain", "cost", "own", "given"),
-    [  # the amplified draft iff gain * exp(-own / 2) / sqrt(max(cost, .05)) > t; t(0) = 1/2, t(0.4) = 2.5
+    [  # the amplified draft iff gain * exp(-own / 2) / sqrt(max(cost, .05)) > t; t(0) = 1/2, t(0.4) = 1/2 + log 5
         (0.0, 1.37, 1.0, 2.0, 1),
         (0.0, 1.35, 1.0, 2.0, 0),  # alpha = 0 is no licence for whatever memory minds
-        (0.4, 4.2, 1.0, 1.0, 1),
-        (0.4, 4.1, 1.0, 1.0, 0),
+        (0.4, 3.48, 1.0, 1.0, 1),
+        (0.4, 3.47, 1.0, 1.0, 0),
         (0.0, 9.0, 4.0, 6.0, 0),  # the context itself would never have said so
     ],
 )
@@ -376,14 +377,37 @@ def test_a_logits_processor_needs_no_stand_in_at_the_middle_and_at_memorys_end(l
     ],
 )
 def test_what_says_nothing(question, first, other, nothing):
-    assert idle([first, other], question) == [False, nothing]
+    assert idle(MEMORY, [first, other], question) == [False, nothing]
+
+
+@pytest.mark.parametrize(
+    ("question", "passages", "other", "nothing"),
+    [
+        ("What is the capital of Peru?", ["The capital of Peru is Baku."], "It is Baku.", False),
+        ("What is the capital of Peru?", ["The capital of Chile is Baku."], "It is Baku.", True),
+        ("what is the capital of peru?", ["The capital of Chile is Baku."], "It is Baku.", False),  # no names to go by
+        ("What is the capital of Peru?", ["The capital of Peru is Baku."], "It is Bakutoria.", True),  # a broken name
+        (
+            "How are refunds handled?",
+            ["Refunds are handled by Lisbon.", "Parcels leave Riga."],
+            "Parcels leave Riga",
+            True,
+        ),
+        ("How are refunds handled?", ["Refunds are handled by Lisbon.", "Parcels leave Riga."], "By Lisbon.", False),
+        ("How are refunds handled?", [], "Parcels leave Riga.", False),  # passages that are not known
+        ("Who?", ["It was the postman, always."], "The postman", False),
+    ],
+)
+def test_what_is_beside_the_point(question, passages, other, nothing):
+    assert idle(CONTEXT, ["It is Lima.", other], question, passages) == [False, nothing]
+    assert idle(MEMORY, ["It is Lima.", other], question, passages) == [False, False]
 
 
 def test_lists_of_abstentions_can_be_extended(monkeypatch):
     drafts = ["Baku.", "Mi ne scias tion."]
-    assert idle(drafts, "?") == [False, False]
+    assert idle(MEMORY, drafts, "?") == [False, False]
     monkeypatch.setitem(ABSTENTIONS, "eo", ("mi ne scias",))
-    assert idle(drafts, "?") == [False, True]
+    assert idle(MEMORY, drafts, "?") == [False, True]
 
 
 @pytest.mark.parametrize("door", ["generate", "loop", "reference", "fan"])
@@ -416,13 +440,13 @@ def test_every_door_tells_drafts_that_say_nothing(llama, door, monkeypatch):
         assert ids("Who?") == memory and ids(read(memory)) == plain
     elif door == "generate":
         said = read(memory)
-        answers = [ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=8)]
-        assert list(answers[0].token_ids) == memory
-        monkeypatch.setattr(drafts_module, "idle", lambda texts, question: [False, texts[1] == said.strip()])
+        answer = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=8)
+        assert list(answer.token_ids) == memory
+        monkeypatch.setattr(drafts_module, "idle", lambda names, texts, question, _: [False, texts[1] == said.strip()])
         again = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=8)
         assert list(again.token_ids) == plain
     else:
-        monkeypatch.setattr(drafts_module, "idle", lambda texts, question: [False, QUESTIONS[0] in question])
+        monkeypatch.setattr(drafts_module, "idle", lambda names, texts, question, _: [False, QUESTIONS[0] in question])
         inputs = torch.tensor([pair.contextual])
         made = {}
         for known in (None, tokenizer):

@@ -24,6 +24,7 @@ def choose_draft(
     rows: Sequence[Sequence[Sequence[float]]],
     texts: Sequence[str],
     question: str,
+    passages: Sequence[str],
 ) -> list[Draft]:
     """Return the drafts of an answer, without their texts; one of them is given.
 
@@ -34,6 +35,7 @@ def choose_draft(
         rows: What the workers recorded of each, per token; what they recorded past the answer's end is not read.
         texts: Of each draft.
         question: What was asked; empty where only ids came.
+        passages: What it was asked with; none where only prompts came.
 
     Raises:
         ServingError: A draft without token ids, or one whose record is shorter than the draft: nothing can be compared.
@@ -50,4 +52,4 @@ def choose_draft(
                 "Ask for fewer or shorter answers at once.",
             )
     found = [evidence([row[1:] for row in known[: len(ids)]]) for ids, known in zip(token_ids, rows, strict=True)]
-    return choose(policy, names, token_ids, found, texts, question)
+    return choose(policy, names, token_ids, found, texts, question, passages)

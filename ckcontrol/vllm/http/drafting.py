@@ -62,7 +62,7 @@ class Drafting(Exchange):
         fetch: Callable[[str], Awaitable[Rows]],
     ) -> None:
         self._control, self._pairs, self._fetch = request.control, pairs, fetch
-        self._question = request.texts.question
+        self._texts = request.texts
         super().__init__(route, bodies.contextual, bodies.parametric, seconds)
         _, *others = pairs.items()
         each = [redrafted(bodies, request, pair, draft) for draft, pair in others]
@@ -110,7 +110,8 @@ class Drafting(Exchange):
                 [one.ids for one in written],
                 rows,
                 [one.text for one in written],
-                self._question,
+                self._texts.question,
+                self._texts.passages,
             )
         except ServingError as error:
             raise Refusal(503, str(error)) from error

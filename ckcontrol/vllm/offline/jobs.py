@@ -61,7 +61,12 @@ def parts(items: Sequence[Sequence[Job]], chosen: GenerateOptions, room: int = M
 
 
 def given_of(
-    jobs: Sequence[Job], control: Control, lost: bool, question: str, read: Callable[[Sequence[int]], str]
+    jobs: Sequence[Job],
+    control: Control,
+    lost: bool,
+    question: str,
+    passages: Sequence[str],
+    read: Callable[[Sequence[int]], str],
 ) -> tuple[Job, list[Draft]]:
     """Return the pair that an item is answered with, and the drafts it was chosen from; none if one of them broke.
 
@@ -70,6 +75,7 @@ def given_of(
         control: Whose method chooses.
         lost: The pair fell back to plain context.
         question: What was asked.
+        passages: What it was asked with.
         read: Ids of an answer to its text.
 
     Raises:
@@ -87,6 +93,7 @@ def given_of(
             [job.rows for job in jobs],
             [read(job.ids) for job in jobs],
             question,
+            passages,
         )
     except ServingError as error:
         raise ServingError(f"item {jobs[0].item}: {error}") from error

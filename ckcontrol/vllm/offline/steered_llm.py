@@ -185,6 +185,7 @@ class SteeredLLM:
                 used[i],
                 i in self.lost,
                 asked[i][0],
+                pair.passages,
                 lambda ids: said(tokenizer, ids, ends=self._ends, thinking=pairs[0].thinking).text,
             )
             ids = alone[i] if i in self.lost else given.ids
