@@ -169,10 +169,11 @@ def build(method: str, alpha: float | None = None, params: Mapping[str, Any] | N
     known = [f.name for f in fields(policy)]
     for name in given:
         if name not in known:
-            raise ControlError(
-                f"method {method!r} has no parameter {name!r}.",
-                did_you_mean(name, known) if known else "It has none.",
-            )
+            owner = takes(name)
+            hint = did_you_mean(name, known) if known else "It has none."
+            if owner is not None:
+                hint = f"Method {owner!r} has it: Control({owner!r}, {name}=...). " + hint
+            raise ControlError(f"method {method!r} has no parameter {name!r}.", hint)
     if alpha is not None:
         if "alpha" not in known:
             raise ControlError(

@@ -9,15 +9,15 @@ Evidence:  of stream m for its draft y against y_ctx, o the other stream:
                cost = S_o(y) - S_o(y_ctx)       how much o minds
                own  = S_m(y)                    how sure m is of what it says
                E = gain * exp(-own / 2) / sqrt(max(cost, 0.05))
-Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 0.5;
-           y_amp iff E of the context > 1/2 - log(1 - 2 * alpha)    for alpha < 0.5,
+Choice:    y_par iff E of memory     > -log(2 * alpha - 1)              for alpha > 0.5;
+           y_amp iff E of the context > 1/4 - log(1 - 2 * alpha) / 2    for alpha < 0.5,
            where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses
            itself, S_ctx(y_amp) - S_ctx(y_ctx): an amplified draft is never the context's own favourite.
 Adaptive:  E of memory > 1.9.
 
 `gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its
 own words. A draft that says nothing (idle_drafts.py) is never taken, nor one that does not lean its own way, and a tie
-goes to y_ctx. At alpha = 0 the context still needs evidence of 1/2: amplified drafts with less are mostly broken. On
+goes to y_ctx. At alpha = 0 the context still needs evidence of 1/4: amplified drafts with less are mostly broken. On
 mixed questions E falls off about exponentially, so equal steps of alpha send equal shares of the answers to memory.
 
 What follows: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit, with a single draft each.
@@ -106,7 +106,7 @@ class Dial(OnDial, AnswerPolicy):
         if self.adaptive:
             return ADAPTIVE
         weight = math.log(abs(2 * self.position - 1))
-        return -weight if self.position > 0.5 else 0.5 - weight
+        return -weight if self.position > 0.5 else 0.25 - weight / 2
 
     @property
     def tau(self) -> float:

@@ -44,7 +44,7 @@ FUNCTION_WORDS: dict[str, Sequence[str]] = {
     "en": (
         "a an the is are was were be been being am do does did has have had of in on at to from by for with as and or "
         "that this these those it its he she they there here which who whom whose what when where why how can could "
-        "would should also known called named located found answer through i you we his her their my your"
+        "would should also known called named located found answer question through i you we his her their my your"
     ).split(),
     "de": "der die das des dem den ein eine einer eines ist sind war waren hat haben von in im an am zu und es er sie "
     "heißt wird als auf für mit".split(),
@@ -73,8 +73,9 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
         Per draft, whether it abstains, or has no word beside those of the question, of the first draft and of
         `FUNCTION_WORDS`. Where the first draft has no word of its own either, the question offers the answers ("France
         or Germany?"), and only what abstains is idle. The draft called ``"context"`` is idle too where none of its own
-        words stands in a passage that bears on the question: that has one of the question's names (words with a
-        capital, its first one apart), or one of its words where it holds no names.
+        words stands in a passage that bears on the question, or one stands in other passages alone. A passage bears on
+        it that has one of its names (words with a capital, the first one apart), or one of its words where it holds no
+        names.
 
     Example:
         >>> both, question = ["unmodified", "memory"], "What is the capital of Peru?"
@@ -97,11 +98,13 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
 
 
 def _supported(own: set[str], question: str, passages: Sequence[str]) -> bool:
-    """Tell whether a passage that bears on the question holds one of a draft's own words."""
+    """Tell whether a draft's own words stand in passages that bear on the question, and none in others alone."""
     _, *later = _WORD.findall(_plain(question)) or [""]
     names = {_word(word) for word in later if word[0].isupper()} - _function_words()
     needed = names or set(_words(question)) - _function_words()
-    return any(own & words and (not needed or needed & words) for words in map(set, map(_words, passages)))
+    texts = [set(_words(passage)) for passage in passages]
+    bearing = set().union(*(words for words in texts if not needed or needed & words))
+    return bool(own & bearing) and not own & set().union(*texts) - bearing
 
 
 @cache

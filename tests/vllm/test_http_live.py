@@ -141,7 +141,7 @@ def test_answers_are_those_of_the_transformers_engine(url: str, small: Any) -> N
 
 
 def test_traces_are_those_of_the_transformers_engine(url: str, small: Any) -> None:
-    control = ck.Control(alpha=0.2)
+    control = ck.Control("ck-plug", alpha=0.2)
     answer = ck.generate(small[1], small[2], QUESTION, PASSAGES, control=control, max_new_tokens=16)
     status, reply = post(url, steered(16, ck={"alpha": 0.2}))
     assert status == 200

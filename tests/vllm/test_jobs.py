@@ -47,10 +47,13 @@ def test_what_is_recorded_fits_and_items_stay_whole(room: int) -> None:
 
 def test_the_given_pair() -> None:
     jobs = drafts()
+    jobs[1].ids = [7, 8]
     given, told = given_of(jobs, DIAL, False, "Who?", [], str)
     assert given is jobs[1] and [d.given for d in told] == [False, True]
+    given, told = given_of(jobs, DIAL, False, "Who? 7, 8?", [], str)
+    assert given is jobs[0] and [d.given for d in told] == [True, False], "it says nothing beside the question"
     assert given_of(jobs, DIAL, True, "Who?", [], str) == (jobs[0], [])
-    assert given_of(jobs[:1], Control(alpha=0.2), False, "Who?", [], str) == (jobs[0], [])
+    assert given_of(jobs[:1], Control("ck-plug", alpha=0.2), False, "Who?", [], str) == (jobs[0], [])
     jobs[1].broken = "parametric"
     assert given_of(jobs, DIAL, False, "Who?", [], str) == (jobs[1], []), "the answer shown is the one that broke"
 
