@@ -4,7 +4,7 @@
 
 Asked are facts, TriState locations (screened: three wordings, greedy), counterfact, nq_swap (both passages) and desk
 questions, made here. One JSON line per question: the record, whether the model knows it, and per draft its text and,
-token by token, the log-probability with the passages (ctx), without (par), and with the passages alone (told).
+token by token, the log-probability with the passages (ctx), without (par), and, if asked for, with them alone (told).
 dial_rules.py compares rules on these files in seconds. Nothing of the data is committed.
 """
 
@@ -110,9 +110,9 @@ def desk() -> list[Record]:
 class Model:
     """A model that answers records, in batches of similar length."""
 
-    def __init__(self, name: str, cloze: bool) -> None:
+    def __init__(self, name: str, cloze: bool, told: bool) -> None:
         self.model, self.tokenizer = ck.load(name)
-        self.wording, self.cloze = Wording("auto", self.tokenizer), cloze
+        self.wording, self.cloze, self.told = Wording("auto", self.tokenizer), cloze, told
 
     def template(self, record: Record) -> PromptTemplate:
         return raw(record) if record.cloze else self.wording.templates["base"]
@@ -163,7 +163,8 @@ class Model:
                 row["drafts"][draft.name] = kept
                 jobs.append((kept, told, draft.token_ids))
             rows.append(row)
-        self.score(jobs)
+        if self.told:
+            self.score(jobs)
         return rows
 
     def without_question(self, record: Record) -> list[int]:
@@ -279,13 +280,14 @@ def main() -> None:
     parser.add_argument("--half", choices=["develop", "report"], default="develop")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cloze", action="store_true", help="facts as texts to complete, for a base model")
+    parser.add_argument("--told", action="store_true", help="score drafts without the question: twice the time")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of questions")
     args = parser.parse_args()
-    began, model = time.perf_counter(), Model(args.model, args.cloze)
+    began, model = time.perf_counter(), Model(args.model, args.cloze, args.told)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", encoding="utf-8") as file:
         for task, made in records(model, args.data, args.half, args.scale):
-            for batch in model.batches(made, 16):
+            for batch in model.batches(made, 6):
                 for row in model.drafts(batch):
                     row |= {"task": task, "model": Path(args.model).name}
                     file.write(json.dumps(row, ensure_ascii=False, default=list) + "\n")

@@ -7,13 +7,12 @@ batch is a draft; as long as the drafts of every question begin alike, the strea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..answer import Draft
-from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, idle, per_row
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row, read_drafts
 from .recorder import Recorder
 
 __all__ = ["Beginnings", "Drafts", "choose"]
@@ -98,13 +97,12 @@ def choose(
         names: Of `policy.drafts`, in order.
         token_ids: Of each draft, the end token included.
         evidence: Of each draft, one number per token.
-        texts: Of each draft, to tell those that say nothing (`idle`); empty where there are only ids.
+        texts: Of each draft, for what they tell (`read_drafts`); empty where there are only ids.
         question: What was asked.
         passages: What it was asked with; none where they are not known.
     """
     if texts:
-        told = idle(names, texts, question, passages)
-        evidence = [replace(found, idle=nothing) for found, nothing in zip(evidence, told, strict=True)]
+        evidence = read_drafts(evidence, names, texts, question, passages)
     given = policy.choose(evidence)
     return [
         Draft(name, tuple(ids), found.surprise_ctx, found.surprise_par, i == given)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from ..control import Control
 from ..fusion.kernel import fuse
 from ..fusion.signals import Signals
-from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, idle
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, read_drafts
 from .refusals import input_device
 
 if TYPE_CHECKING:
@@ -115,7 +114,6 @@ def reference_generate(
     if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
         found = [evidence for _, evidence in drafts]
         if read is not None:
-            told = idle(list(policy.drafts), [read(ids) for ids, _ in drafts], question, passages)
-            found = [replace(evidence, idle=nothing) for evidence, nothing in zip(found, told, strict=True)]
+            found = read_drafts(found, list(policy.drafts), [read(ids) for ids, _ in drafts], question, passages)
         return drafts[policy.choose(found)][0]
     return drafts[0][0]

@@ -13,7 +13,7 @@ from .ck_plug_repo import CKPlugRepo
 from .coiecd import COIECD
 from .dial import Dial
 from .grd import GRD
-from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle
+from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle, read_drafts
 from .nwcad import NWCAD
 from .off import Off
 from .per_row import PerRow, per_row
@@ -43,6 +43,7 @@ __all__ = [
     "idle",
     "names",
     "per_row",
+    "read_drafts",
     "register",
     "stand_in",
     "tau_from_alpha",

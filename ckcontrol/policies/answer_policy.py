@@ -34,6 +34,7 @@ class Evidence:
         rank_par: Rank of the token without the passages; 0 is the favourite.
         best_par: Log-probability of that favourite.
         idle: The draft says nothing or follows what is beside the point (`idle`); False where its text is not known.
+        sentence: Tokens of its first sentence (`first_sentence`); None: all, or its text is not known.
     """
 
     logp_ctx: Sequence[float]
@@ -43,6 +44,7 @@ class Evidence:
     rank_par: Sequence[int]
     best_par: Sequence[float]
     idle: bool = False
+    sentence: int | None = None
 
     @property
     def surprise_ctx(self) -> float:
@@ -53,6 +55,16 @@ class Evidence:
     def surprise_par(self) -> float:
         """`surprise` of the parametric stream at this draft."""
         return surprise(self.logp_par)
+
+    @property
+    def own_ctx(self) -> float:
+        """`surprise` of the contextual stream at the first sentence."""
+        return surprise(self.logp_ctx[: self.sentence])
+
+    @property
+    def own_par(self) -> float:
+        """`surprise` of the parametric stream at the first sentence."""
+        return surprise(self.logp_par[: self.sentence])
 
 
 def surprise(logp: Sequence[float]) -> float:

@@ -7,18 +7,19 @@ Surprise:  S_x(y) = sqrt(sum over tokens of (log p_x(y_t | ...))^2) in stream x,
 Evidence:  of stream m for its draft y against y_ctx, o the other stream:
                gain = S_m(y_ctx) - S_m(y)       how much rather m would say y
                cost = S_o(y) - S_o(y_ctx)       how much o minds
-               own  = S_m(y)                    how sure m is of what it says
-               E = gain * exp(-own / 2) / sqrt(max(cost, 0.05))
-Choice:    y_par iff E of memory     > -log(2 * alpha - 1)              for alpha > 0.5;
-           y_amp iff E of the context > 1/4 - log(1 - 2 * alpha) / 2    for alpha < 0.5,
+               own  = S_m(first sentence of y)   how sure m is of what it says
+               E = gain / (max(cost, 0.05) * max(own, 0.05))
+Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 0.5;
+           y_amp iff E of the context > 1/2 - log(1 - 2 * alpha)    for alpha < 0.5,
            where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses
            itself, S_ctx(y_amp) - S_ctx(y_ctx): an amplified draft is never the context's own favourite.
-Adaptive:  E of memory > 1.9.
+Adaptive:  E of memory > 2.
 
 `gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its
-own words. A draft that says nothing (idle_drafts.py) is never taken, nor one that does not lean its own way, and a tie
-goes to y_ctx. At alpha = 0 the context still needs evidence of 1/4: amplified drafts with less are mostly broken. On
-mixed questions E falls off about exponentially, so equal steps of alpha send equal shares of the answers to memory.
+own words: those of the first sentence, in which the answer stands; what a model rambles after it says nothing of it. A
+draft that says nothing (idle_drafts.py) is never taken, nor one that does not lean its own way, and a tie goes to
+y_ctx. At alpha = 0 the context still needs evidence of 1/2: amplified drafts with less are mostly broken. On mixed
+questions E falls off about exponentially, so equal steps of alpha send equal shares of the answers to memory.
 
 What follows: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit, with a single draft each.
 E does not depend on alpha, so an answer changes at most once on either side of 0.5, and S_ctx - S_par of the answer
@@ -42,9 +43,9 @@ from .cad import CAD
 from .ck_plug import CKPlug
 from .off import OFF, UNMODIFIED
 
-__all__ = ["Dial"]
+__all__ = ["Dial", "evidence"]
 
-ADAPTIVE = 1.9
+ADAPTIVE = 2.0
 _MEMORY = CAD(cad_alpha=-1.0)
 
 
@@ -91,8 +92,8 @@ class Dial(OnDial, AnswerPolicy):
         ctx = other.surprise_ctx - plain.surprise_ctx  # how much more the other draft surprises, by stream
         par = other.surprise_par - plain.surprise_par
         if "memory" in self.drafts:
-            return int(ctx > par and _evidence(-par, ctx, other.surprise_par) > self._threshold)
-        return int(par > ctx and _evidence(par, ctx, other.surprise_ctx) > self._threshold)
+            return int(ctx > par and evidence(-par, ctx, other.own_par) > self._threshold)
+        return int(par > ctx and evidence(par, ctx, other.own_ctx) > self._threshold)
 
     @property
     def stand_in(self) -> Policy:
@@ -106,7 +107,7 @@ class Dial(OnDial, AnswerPolicy):
         if self.adaptive:
             return ADAPTIVE
         weight = math.log(abs(2 * self.position - 1))
-        return -weight if self.position > 0.5 else 0.25 - weight / 2
+        return -weight if self.position > 0.5 else 0.5 - weight
 
     @property
     def tau(self) -> float:
@@ -120,6 +121,6 @@ class Dial(OnDial, AnswerPolicy):
         return -(self.tau * surprise(logp_ctx) + (1 - self.tau) * surprise(logp_par))
 
 
-def _evidence(gain: float, cost: float, own: float) -> float:
-    """Return E, from nats; not above 0 where the stream would not rather say its draft."""
-    return gain * math.exp(-own / 2) / math.sqrt(max(cost, 0.05))
+def evidence(gain: float, cost: float, own: float) -> float:
+    """Return E of three differences in nats; not above 0 where the stream would not rather say its draft."""
+    return gain / (max(cost, 0.05) * max(own, 0.05))

@@ -1,6 +1,6 @@
-"""Drafts that say nothing: they abstain, add no word to the question, or follow a passage that is beside the point.
+"""What the texts of drafts tell: which say nothing, and where their first sentence ends. Knows no model and no policy.
 
-Knows texts; knows no model and no policy.
+A draft says nothing that abstains, adds no word to the question, or follows a passage that is beside the point.
 
 Nothing in a sentence like "Eswatini is the currency of Eswatini." surprises the model that wrote it, so no likelihood
 tells it from knowledge; its words do. `idle` compares a draft with the question and with the answer that it would
@@ -14,9 +14,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
-__all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "idle"]
+from .answer_policy import Evidence
+
+__all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "first_sentence", "idle", "read_drafts"]
 
 # By language: what an answer says that has none. Compared without case, accents, apostrophes and punctuation.
 ABSTENTIONS: dict[str, Sequence[str]] = {
@@ -54,10 +57,46 @@ FUNCTION_WORDS: dict[str, Sequence[str]] = {
     "pt": "o a os as um uma de do da é são era está em e que se por para com no na chama".split(),
     "nl": "de het een is zijn was van in en op aan te dat die wordt heet".split(),
 }
+# A full stop after two letters or digits ("U.S. state" goes on), then white space; or a line's end.
+_END = re.compile(r"(?<=[^\W_]{2})[.!?]+[\"”’)]*\s|[。！？]|\n")
 _WORD = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
 # Scripts that put no space between words: each character counts by itself.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+
+
+def read_drafts(
+    evidence: Sequence[Evidence],
+    names: Sequence[str],
+    texts: Sequence[str],
+    question: str,
+    passages: Sequence[str] = (),
+) -> list[Evidence]:
+    """Return the evidence of an answer's drafts with what their texts tell: `idle` and `sentence`.
+
+    Args:
+        evidence: Of each draft.
+        names: As in `idle`, like the rest.
+        texts: Likewise.
+        question: Likewise.
+        passages: Likewise.
+    """
+    told = idle(names, texts, question, passages)
+    return [
+        replace(found, idle=nothing, sentence=first_sentence(text, len(found.logp_ctx)))
+        for found, nothing, text in zip(evidence, told, texts, strict=True)
+    ]
+
+
+def first_sentence(text: str, tokens: int) -> int:
+    """Return how many of an answer's tokens its first sentence takes: its share of the characters, at least one.
+
+    Example:
+        >>> first_sentence("It is Lima. Lima lies on the coast.", 10), first_sentence("In the U.S. state.", 8)
+        (3, 8)
+    """
+    found = _END.search(text)
+    return tokens if found is None else max(1, round(tokens * found.end() / len(text)))
 
 
 def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Sequence[str] = ()) -> list[bool]:

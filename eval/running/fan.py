@@ -23,7 +23,7 @@ from ckcontrol.decoding.streams import Stream, TwoStreams
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
-from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, idle, per_row
+from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row, read_drafts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -168,13 +168,9 @@ def _given(
     broken = next((draft for draft in drafts if draft.error is not None), None)
     if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
         return broken or drafts[0]
-    told = [False] * len(drafts)
+    evidence = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
     if read is not None:
-        told = idle(list(policy.drafts), [read(draft.ids) for draft in drafts], question, passages)
-    evidence = [
-        Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4), nothing)
-        for d, nothing in zip(drafts, told, strict=True)
-    ]
+        evidence = read_drafts(evidence, list(policy.drafts), [read(d.ids) for d in drafts], question, passages)
     return drafts[policy.choose(evidence)]
 
 

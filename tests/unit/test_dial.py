@@ -13,16 +13,15 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.answer import Answer
-from ckcontrol.decoding import drafts as drafts_module
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import ControlError, NonFiniteLogits, UnsupportedMode
 from ckcontrol.eval.running.fan import fan
 from ckcontrol.fusion.signals import Signals
-from ckcontrol.policies import ABSTENTIONS, NWCAD, CKPlug, Dial, Evidence, idle, names
+from ckcontrol.policies import ABSTENTIONS, NWCAD, CKPlug, Dial, Evidence, idle, idle_drafts, names
 from ckcontrol.policies.answer_policy import surprise
-from ckcontrol.policies.dial import _evidence
+from ckcontrol.policies.dial import evidence as weight
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
@@ -51,15 +50,15 @@ def test_the_surprise_is_the_length_of_the_token_surprises():
 
 @pytest.mark.parametrize(
     ("alpha", "gain", "cost", "own", "given"),
-    [  # memory's draft iff gain * exp(-own / 2) / sqrt(max(cost, .05)) > t; t(0.6) = log 5, t(0.75) = log 2
-        (0.6, 2.66, 1.0, 1.0, 1),
-        (0.6, 2.65, 1.0, 1.0, 0),
-        (0.75, 1.15, 1.0, 1.0, 1),
-        (0.75, 1.14, 1.0, 1.0, 0),
-        (0.75, 3.1, 1.0, 3.0, 0),  # less sure of its own words: more gain is needed
-        (0.75, 3.11, 1.0, 3.0, 1),
-        (0.75, 2.28, 4.0, 1.0, 0),  # the context minds four times as much
-        (0.75, 2.29, 4.0, 1.0, 1),
+    [  # memory's draft iff gain / (max(cost, .05) * max(own, .05)) > t; t(0.6) = log 5, t(0.75) = log 2
+        (0.6, 1.61, 1.0, 1.0, 1),
+        (0.6, 1.60, 1.0, 1.0, 0),
+        (0.75, 0.70, 1.0, 1.0, 1),
+        (0.75, 0.69, 1.0, 1.0, 0),
+        (0.75, 2.07, 1.0, 3.0, 0),  # less sure of its own words: more gain is needed
+        (0.75, 2.09, 1.0, 3.0, 1),
+        (0.75, 2.07, 3.0, 1.0, 0),  # the context minds three times as much
+        (0.75, 2.09, 3.0, 1.0, 1),
         (0.9, -0.1, -5.0, 1.0, 0),  # memory likes the other answer better: no matter that the context does not
         (0.6, 2.0, -1.0, 1.0, 1),  # better for both, and for memory more so
         (0.6, 1.0, -2.0, 1.0, 0),  # better for both, but it leans to the context
@@ -72,11 +71,11 @@ def test_memory_needs_evidence(alpha, gain, cost, own, given):
 
 @pytest.mark.parametrize(
     ("alpha", "gain", "cost", "own", "given"),
-    [  # the amplified draft iff gain * exp(-own / 2) / sqrt(max(cost, .05)) > t; t(0) = 1/4, t(0.4) = (1/2 + log 5) / 2
-        (0.0, 1.13, 1.0, 3.0, 1),
-        (0.0, 1.11, 1.0, 3.0, 0),  # alpha = 0 is no licence for whatever memory minds
-        (0.4, 1.74, 1.0, 1.0, 1),
-        (0.4, 1.73, 1.0, 1.0, 0),
+    [  # the amplified draft iff gain / (max(cost, .05) * max(own, .05)) > t; t(0) = 1/2, t(0.4) = 1/2 + log 5
+        (0.0, 1.52, 1.0, 3.0, 1),
+        (0.0, 1.48, 1.0, 3.0, 0),  # alpha = 0 is no licence for whatever memory minds
+        (0.4, 2.12, 1.0, 1.0, 1),
+        (0.4, 2.10, 1.0, 1.0, 0),
         (0.0, 9.0, 4.0, 6.0, 0),  # the context itself would never have said so
     ],
 )
@@ -91,20 +90,28 @@ def test_a_draft_that_says_nothing_is_never_given(alpha):
     assert Dial(alpha).choose([plain, replace(other, idle=True)]) == 0
 
 
+def test_what_is_said_after_the_first_sentence_does_not_count_as_memorys_own():
+    plain, memory = evidence([-1.0], [-9.0]), evidence([-2.0, -0.5], [-1.0, -2.0])
+    assert not Dial(0.6).choose([plain, replace(memory, logp_ctx=[-5.0, -1.0])])
+    assert Dial(0.6).choose([plain, replace(memory, sentence=1)])
+    whole, first = (replace(memory, logp_ctx=[-3.2, -0.5], sentence=n) for n in (None, 1))
+    assert (Dial(0.6).choose([plain, whole]), Dial(0.6).choose([plain, first])) == (0, 1)
+
+
 def test_adaptive_is_one_setting_of_memorys_side():
-    """Evidence above 1.9."""
+    """Evidence above 2."""
     dial = Dial(adaptive=True)
-    assert dial.choose([one(1, 2 + 1.92 * math.e), one(2, 2)]) == 1
-    assert dial.choose([one(1, 2 + 1.88 * math.e), one(2, 2)]) == 0
+    assert dial.choose([one(1, 4.1), one(2, 1)]) == 1
+    assert dial.choose([one(1, 2.9), one(2, 1)]) == 0
 
 
 def test_evidence_grows_with_gain_and_falls_with_cost_and_own_surprise():
     r = random.Random(1)
     for _ in range(200):
         gain, cost, own = r.uniform(0.1, 9), r.uniform(0.1, 9), r.uniform(0, 5)
-        base = _evidence(gain, cost, own)
-        assert _evidence(gain + 1, cost, own) > base > _evidence(gain, cost + 1, own)
-        assert base > _evidence(gain, cost, own + 1)
+        base = weight(gain, cost, own)
+        assert weight(gain + 1, cost, own) > base > weight(gain, cost + 1, own)
+        assert base > weight(gain, cost, own + 1)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -149,7 +156,7 @@ def test_given_endings_are_weighed_by_the_same_equation():
     assert Dial(0.5).weigh([-3.0, -4.0], [-math.inf]) == -5
     assert Dial(1.0).weigh([-math.inf], [-3.0, -4.0]) == -5
     assert Dial(0.75).weigh([-3.0], [-6.0]) == pytest.approx(-(3 / 3 + 2 * 6 / 3))
-    assert Dial(adaptive=True).weigh([-3.0], [-6.0]) == pytest.approx(-(1.9 * 3 + 6) / 2.9)
+    assert Dial(adaptive=True).weigh([-3.0], [-6.0]) == pytest.approx(-(2 * 3 + 6) / 3)
 
 
 @pytest.mark.parametrize(
@@ -443,11 +450,11 @@ def test_every_door_tells_drafts_that_say_nothing(llama, door, monkeypatch):
         said = read(memory)
         answer = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=8)
         assert list(answer.token_ids) == memory
-        monkeypatch.setattr(drafts_module, "idle", lambda names, texts, question, _: [False, texts[1] == said.strip()])
+        monkeypatch.setattr(idle_drafts, "idle", lambda names, texts, question, _: [False, texts[1] == said.strip()])
         again = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=8)
         assert list(again.token_ids) == plain
     else:
-        monkeypatch.setattr(drafts_module, "idle", lambda names, texts, question, _: [False, QUESTIONS[0] in question])
+        monkeypatch.setattr(idle_drafts, "idle", lambda names, texts, question, _: [False, QUESTIONS[0] in question])
         inputs = torch.tensor([pair.contextual])
         made = {}
         for known in (None, tokenizer):
