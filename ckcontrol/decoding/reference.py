@@ -108,7 +108,8 @@ def reference_generate(
             longer = torch.cat([context_ids, context_ids.new_tensor([[token]])], dim=1)
             if token in eos or (ends is not None and bool(ends(longer, None))):
                 break
-        return answer, Evidence(*zip(*seen, strict=True))
+        logp_ctx, logp_par, h_ctx, h_par, ranks, best = zip(*seen, strict=True)
+        return answer, Evidence(logp_ctx, logp_par, h_ctx, h_par, ranks, best)
 
     drafts = [draft(each) for each in draft_policies(policy).values()]
     if isinstance(policy, AnswerPolicy) and len(drafts) > 1:

@@ -172,7 +172,7 @@ def build(method: str, alpha: float | None = None, params: Mapping[str, Any] | N
             owner = takes(name)
             hint = did_you_mean(name, known) if known else "It has none."
             if owner is not None:
-                hint = f"Method {owner!r} has it: Control({owner!r}, {name}=...). " + hint
+                hint = f"Method {owner!r} has it: name that method. " + hint
             raise ControlError(f"method {method!r} has no parameter {name!r}.", hint)
     if alpha is not None:
         if "alpha" not in known:

@@ -168,7 +168,10 @@ def _given(
     broken = next((draft for draft in drafts if draft.error is not None), None)
     if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
         return broken or drafts[0]
-    evidence = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
+    evidence = []
+    for draft in drafts:
+        h_ctx, h_par, ranks, best = list(zip(*draft.evidence, strict=True)) or [()] * 4
+        evidence.append(Evidence(draft.logp_ctx, draft.logp_par, h_ctx, h_par, ranks, best))
     if read is not None:
         evidence = read_drafts(evidence, list(policy.drafts), [read(d.ids) for d in drafts], question, passages)
     return drafts[policy.choose(evidence)]
