@@ -81,6 +81,7 @@ def read_drafts(
         question: Likewise.
         passages: Likewise.
     """
+    texts = [text.strip() for text in texts]
     told = idle(names, texts, question, passages)
     return [
         replace(found, idle=nothing, sentence=first_sentence(text, len(found.logp_ctx)))

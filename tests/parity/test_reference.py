@@ -50,6 +50,9 @@ def expected(model, tokenizer, control, i, new=12, **kwargs):
         max_new_tokens=new,
         eos=eos_ids(model, tokenizer),
         vocab_size=len(tokenizer),
+        question=QUESTIONS[i],
+        read=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        passages=pair.passages,
         **kwargs,
     )
 
