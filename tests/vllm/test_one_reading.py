@@ -86,7 +86,7 @@ def body(temperature: float, **ck: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("temperature", [0, 0.7])  # 0.7 draws a seed
 def test_an_http_request_is_read_once(temperature: float, made: Counter[str]) -> None:
     inner = Inner()
-    served(inner, None, body(temperature, alpha=0.2), body(temperature, alpha=0.3), made=made)
+    served(inner, None, *(body(temperature, method="ck-plug", alpha=a) for a in (0.2, 0.3)), made=made)
     assert made == ONE_EACH
     first, other = (data["vllm_xargs"] for _, data in inner.seen[-2:])
     assert {**first, "ck_role": ""} == {**other, "ck_role": ""} and first["ck_role"] != other["ck_role"]
