@@ -22,6 +22,7 @@ from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import ABSTENTIONS, NWCAD, CKPlug, Dial, Evidence, idle, idle_drafts, names
 from ckcontrol.policies.answer_policy import surprise
 from ckcontrol.policies.dial import evidence as weight
+from ckcontrol.policies.idle_drafts import first_sentence
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
@@ -409,6 +410,23 @@ def test_what_says_nothing(question, first, other, nothing):
 def test_what_is_beside_the_point(question, passages, other, nothing):
     assert idle(CONTEXT, ["It is Lima.", other], question, passages) == [False, nothing]
     assert idle(MEMORY, ["It is Lima.", other], question, passages) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "first"),
+    [
+        ("Lima", 3, 3),
+        ("", 1, 1),
+        ("It is Lima. It lies by the sea.", 10, 4),
+        ("In the U.S. state of Kansas.", 9, 9),
+        ("Lima\n\nThe capital of Chile is", 7, 1),
+        ("是利马。在海边。", 8, 4),
+        ("A. " + "b" * 97, 5, 5),
+        ("Ja. " + "b" * 96, 5, 1),
+    ],
+)
+def test_the_first_sentence_takes_its_share_of_the_tokens(text, tokens, first):
+    assert first_sentence(text, tokens) == first
 
 
 def test_lists_of_abstentions_can_be_extended(monkeypatch):
