@@ -25,7 +25,7 @@ def dial() -> str:
 
     model, tokenizer = ck.load("demo")
     lines = [f"Question   {QUESTION}", f"Passage    {PASSAGE}   (false)", ""]
-    for alpha in (0.4, 0.5, 1.0):
+    for alpha in (0.0, 0.5, 1.0):
         answer = ck.generate(
             model, tokenizer, QUESTION, [PASSAGE], control=ck.Control(alpha=alpha), max_new_tokens=24, trace=False
         )

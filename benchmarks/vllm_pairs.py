@@ -84,7 +84,7 @@ def scheduler_ms(pairs: int, paired: bool, steps: int) -> float:
     fuzz.LONGEST = 2048
     scheduler = fuzz.make_scheduler("async0", 20 * pairs + 50, 512, 256, False)
     for i in range(pairs):
-        asked = rows_of(Control(alpha=0.2), GenerateOptions(), 200)
+        asked = rows_of(Control("ck-plug", alpha=0.2), GenerateOptions(), 200)
         for k in (0, 1):
             one = asked[k] if paired else SamplingParams(temperature=0, max_tokens=200, **ENDLESS)
             scheduler.add_request(Request(f"{i}-{k}", list(range(10, 20)), one, None))
@@ -113,11 +113,19 @@ def measure_step(vocab: int, steps: int) -> dict[str, Any]:
     """Added time per step at 1, 32 and 128 pairs."""
     found: dict[str, Any] = {"vocab": vocab, "unit": "ms per step, median"}
     kinds = {
-        "greedy": (GenerateOptions(), [Control(alpha=0.2)], 6.0),
-        "greedy, 8 alphas": (GenerateOptions(), [Control(alpha=0.1 + 0.05 * i) for i in range(8)], 6.0),
-        "sampled": (GenerateOptions(do_sample=True, seed=1), [Control(alpha=0.2)], 6.0),
-        "sampled, top-p 0.9": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)], 6.0),
-        "sampled, top-p 0.9, flat": (GenerateOptions(do_sample=True, seed=1, top_p=0.9), [Control(alpha=0.2)], 3.0),
+        "greedy": (GenerateOptions(), [Control("ck-plug", alpha=0.2)], 6.0),
+        "greedy, 8 alphas": (GenerateOptions(), [Control("ck-plug", alpha=0.1 + 0.05 * i) for i in range(8)], 6.0),
+        "sampled": (GenerateOptions(do_sample=True, seed=1), [Control("ck-plug", alpha=0.2)], 6.0),
+        "sampled, top-p 0.9": (
+            GenerateOptions(do_sample=True, seed=1, top_p=0.9),
+            [Control("ck-plug", alpha=0.2)],
+            6.0,
+        ),
+        "sampled, top-p 0.9, flat": (
+            GenerateOptions(do_sample=True, seed=1, top_p=0.9),
+            [Control("ck-plug", alpha=0.2)],
+            3.0,
+        ),
     }
     for pairs in (1, 32, 128):
         row: dict[str, Any] = {
@@ -187,7 +195,7 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
     )
     core = steered.llm.llm_engine.engine_core.engine_core
     prompts = real_prompts(steered.llm.get_tokenizer(), max(items, 128))
-    control, dial, options = Control(alpha=0.2), Control("dial", alpha=0.6), GenerateOptions()
+    control, dial, options = Control("ck-plug", alpha=0.2), Control("dial", alpha=0.6), GenerateOptions()
     plain = SamplingParams(temperature=0, max_tokens=longest, **ENDLESS)
 
     def seconds(chosen: list[Any], by: Control | None, rows: int, tokens: int = longest) -> float:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .fusion.distributions import Shortlist
     from .policies.base import Policy
 
-__all__ = ["Control"]
+__all__ = ["DEFAULT_METHOD", "Control"]
+
+DEFAULT_METHOD = "dial"
 
 
 @dataclass(frozen=True, init=False)
@@ -26,8 +28,8 @@ class Control:
     """How far the model trusts its memory against the passages, and by which policy.
 
     Attributes:
-        method: Registered policy name: ``off``, ``ck-plug``, ``ck-plug-repo``, ``cad``, ``adacad``, ``coiecd``,
-            ``acd``, ``arr``, ``grd``, ``nwcad``, ``dial``, or one that an installed package registers.
+        method: Registered policy name: ``dial`` unless given, ``off``, ``ck-plug``, ``ck-plug-repo``, ``cad``,
+            ``adacad``, ``coiecd``, ``acd``, ``arr``, ``grd``, ``nwcad``, or one that an installed package registers.
         alpha: The position between passages and memory, the same way round in every method: 0 = context, 0.5 = the
             unmodified model, 1 = memory. None means 0.5 for methods that take an alpha, and is the only value for
             those that choose by themselves.
@@ -48,7 +50,7 @@ class Control:
 
     def __init__(
         self,
-        method: str = "ck-plug",
+        method: str = DEFAULT_METHOD,
         alpha: float | None = None,
         *,
         candidates: int = 10,
@@ -59,7 +61,7 @@ class Control:
             alpha = check_number("alpha", alpha, 0.0, 1.0)
         if not isinstance(method, str):
             number = isinstance(method, (int, float)) and not isinstance(method, bool)
-            meant = f"Control(alpha={method!r})" if number else "Control('ck-plug')"
+            meant = f"Control(alpha={method!r})" if number else f"Control({DEFAULT_METHOD!r})"
             raise ControlError(f"method={method!r:.60} is not a name.", f"Write it like this: {meant}.")
         set_field = object.__setattr__
         set_field(self, "method", method)

@@ -15,7 +15,7 @@ from ckcontrol.errors import UnsupportedMode
 
 def main(name: str = "demo") -> None:
     model, tokenizer = ck.load(name, on_status=print)
-    control = ck.Control(alpha=0.2)
+    control = ck.Control("ck-plug", alpha=0.4)
     pair = ck.build_pair(tokenizer, "What is the capital of Kenya?", ["The capital of Kenya is Lagos."])
     contextual = torch.tensor([pair.contextual], device=model.device)
     parametric = torch.tensor([pair.parametric], device=model.device)

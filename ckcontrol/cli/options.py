@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from ..control import DEFAULT_METHOD
 from ..errors import PromptError
 from ..views.safe_text import clean
 from .files import import_policies, parse_params
@@ -47,7 +48,7 @@ PassageTexts = Annotated[
     list[str], typer.Option("--passage-text", metavar="TEXT", help="Passage given here. Repeatable.")
 ]
 Model = Annotated[str, typer.Option(help="demo, tiny, a Hugging Face id or a folder.")]
-Method = Annotated[str, typer.Option(help="Policy: ck-plug, cad, adacad, coiecd, acd, arr, off, ...")]
+Method = Annotated[str, typer.Option(help="Policy: dial, ck-plug, cad, adacad, coiecd, acd, arr, off, ...")]
 Alpha = Annotated[
     float | None,
     typer.Option(help="0 = passages, 0.5 = the unmodified model, 1 = memory.", show_default=False),
@@ -124,7 +125,7 @@ class Answering:
     """
 
     model: Model = "demo"
-    method: Method = "ck-plug"
+    method: Method = DEFAULT_METHOD
     alpha: Alpha = None
     param: Params = field(default_factory=list)
     imported: Import = field(default_factory=list)

@@ -56,7 +56,7 @@ def serve_vllm(
 ) -> None:
     """Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API.
 
-    A request is steered by an object "ck" in its body: {"passages": [...], "method": "ck-plug", "alpha": 0.3}. Unless
+    A request is steered by an object "ck" in its body: {"passages": [...], "alpha": 0.3}. Unless
     told otherwise the server listens on 127.0.0.1 alone. Every other option goes to vLLM: --port 8001 --dtype bfloat16.
     """
     line, variables = command(model, context.args, heads=heads, limits=parse_params(limit), on_lost=on_lost)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..answer import Draft
 from ..control import Control
-from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row, read_drafts
 from .recorder import Recorder
 
 __all__ = ["Beginnings", "Drafts", "choose", "drafts"]
@@ -24,6 +24,9 @@ class Drafts:
 
     Args:
         policies: One per question.
+        questions: Their texts, which a draft is compared with; none where there are only ids.
+        read: Ids of an answer to its text; None where there are only ids.
+        passages: Of each question, likewise; none where they are not known.
 
     Attributes:
         policy: Decides the rows.
@@ -32,8 +35,14 @@ class Drafts:
         made: The drafts of each question, without their texts; set when the loop ends.
     """
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
-        self.policies = tuple(policies)
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        questions: Sequence[str] = (),
+        read: Callable[[Sequence[int]], str] | None = None,
+        passages: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.policies, self._questions, self._passages, self._read = tuple(policies), questions, passages, read
         rows = [(item, *draft) for item, policy in enumerate(policies) for draft in draft_policies(policy).items()]
         self.items = [item for item, _, _ in rows]
         self.names = [name for _, name, _ in rows]
@@ -58,11 +67,15 @@ class Drafts:
                 chosen.append(rows[0])
                 self.made.append([])
                 continue
+            ids = [recorder.token_ids(row) for row in rows]
             drafts = choose(
                 policy,
                 [self.names[row] for row in rows],
-                [recorder.token_ids(row) for row in rows],
+                ids,
                 [recorder.evidence(row) for row in rows],
+                [self._read(each) for each in ids] if self._read and self._questions else (),
+                self._questions[item] if self._questions else "",
+                self._passages[item] if self._passages else (),
             )
             chosen.append(next(row for row, draft in zip(rows, drafts, strict=True) if draft.given))
             self.made.append(drafts)
@@ -70,7 +83,13 @@ class Drafts:
 
 
 def choose(
-    policy: AnswerPolicy, names: Sequence[str], token_ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]
+    policy: AnswerPolicy,
+    names: Sequence[str],
+    token_ids: Sequence[Sequence[int]],
+    evidence: Sequence[Evidence],
+    texts: Sequence[str] = (),
+    question: str = "",
+    passages: Sequence[str] = (),
 ) -> list[Draft]:
     """Return the drafts of one question, without their texts; one of them is given.
 
@@ -79,7 +98,12 @@ def choose(
         names: Of `policy.drafts`, in order.
         token_ids: Of each draft, the end token included.
         evidence: Of each draft, one number per token.
+        texts: Of each draft, for what they tell (`read_drafts`); empty where there are only ids.
+        question: What was asked.
+        passages: What it was asked with; none where they are not known.
     """
+    if texts:
+        evidence = read_drafts(evidence, names, texts, question, passages)
     given = policy.choose(evidence)
     return [
         Draft(name, tuple(ids), found.surprise_ctx, found.surprise_par, i == given)

@@ -19,7 +19,7 @@ from .prompts import PromptPair
 from .recorder import Recorder
 from .refusals import check_tokenizer, input_device
 from .streams import Stream
-from .token_texts import StopTexts
+from .token_texts import StopTexts, said
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -130,8 +130,13 @@ def plan_of(
         ending.append(EosTokenCriteria(list(ends)))
     if options.stop:
         ending.append(StopTexts(tokenizer, options.stop, length))
+
+    def text_of(ids: Sequence[int]) -> str:
+        return said(tokenizer, ids, stop=options.stop, ends=ends, thinking=pairs[0].thinking).text
+
+    policies = [c.policy() if two else OFF for c, two in zip(controls, steered, strict=True)]
     return DecodingPlan(
-        drafts=Drafts([c.policy() if two else OFF for c, two in zip(controls, steered, strict=True)]),
+        drafts=Drafts(policies, [pair.question for pair in pairs], text_of, [pair.passages for pair in pairs]),
         shortlist=controls[0].shortlist,
         contextual=contextual,
         parametric=lambda: stream_of(model, [pair.parametric for pair in pairs], pad),

@@ -22,7 +22,7 @@ from transformers import LogitsProcessor
 
 from ..control import Control, controls_for
 from ..errors import NonFiniteLogits, UnsupportedMode
-from ..policies import per_row, token_policy
+from ..policies import per_row, stand_in
 from .fused_step import fused_step
 from .refusals import check_model
 from .streams import Stream
@@ -40,11 +40,12 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         model: The model that generates.
         parametric_ids: The prompts without passages, left-padded, [B, L_par]: one row per generated row.
         parametric_mask: Their attention mask, or None.
-        control: Which policy and how far, or one per row. None leaves the scores alone.
+        control: Which policy and how far, or one per row. None leaves the scores alone. ``dial`` weighs whole answers
+            and cannot act here: ck-plug does in its place, tau at most 2, and a `UserWarning` says so.
         vocab_size: ``len(tokenizer)``: higher ids can never win.
 
     Example:
-        >>> processor = CKLogitsProcessor(model, closed_book_ids, control=Control(alpha=0.2))  # doctest: +SKIP
+        >>> processor = CKLogitsProcessor(model, closed_book_ids, control=Control("ck-plug", 0.4))  # doctest: +SKIP
         >>> model.generate(**with_passages, logits_processor=[processor])  # doctest: +SKIP
     """
 
@@ -64,7 +65,7 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self.parametric_ids = parametric_ids
         self.parametric_mask = parametric_mask
         controls = controls_for(control, parametric_ids.shape[0])
-        self.policy = per_row([token_policy(c.policy()) for c in controls])
+        self.policy = per_row([stand_in(c.policy()) for c in controls])
         self._shortlist = controls[0].shortlist
         self.vocab_size = vocab_size
         self.reset()

@@ -115,7 +115,8 @@ def measure(
 def evidence(values: Sequence[Sequence[float]]) -> Evidence:
     """Return what both streams made of an answer, from what `measure` collected at its tokens, moved to the host."""
     columns = dict(zip(_COLUMNS, zip(*values, strict=True), strict=True)) if values else {}
-    return Evidence(**{name: columns.get(name, ()) for name in _EVIDENCE})
+    logp_ctx, logp_par, h_ctx, h_par, ranks, best = (columns.get(name, ()) for name in _EVIDENCE)
+    return Evidence(logp_ctx, logp_par, h_ctx, h_par, ranks, best)
 
 
 def record(token: int, text: str, final: float, values: Sequence[float] | None) -> TokenTrace:

@@ -7,7 +7,7 @@ the kernel with the engine, because those are tested by their own algebra, and n
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from ..control import Control
 from ..fusion.kernel import fuse
 from ..fusion.signals import Signals
-from ..policies import AnswerPolicy, Evidence, Policy, draft_policies
+from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, read_drafts
 from .refusals import input_device
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ def reference_generate(
     sample: bool = False,
     seed: int = 0,
     vocab_size: int | None = None,
+    question: str = "",
+    read: Callable[[Sequence[int]], str] | None = None,
+    passages: Sequence[str] = (),
 ) -> list[int]:
     """Return the generated ids, the end token included.
 
@@ -54,6 +57,9 @@ def reference_generate(
         sample: Draw with a generator seeded by `seed`, else take the maximum.
         seed: See `sample`.
         vocab_size: Ids from here on are never produced unless the control is neutral.
+        question: What was asked; drafts that say nothing beside it are recognised where `read` is given.
+        read: Ids of an answer to its text.
+        passages: What it was asked with, likewise.
     """
     device = next(model.parameters()).device
     if device.type == "meta":  # offloaded by accelerate
@@ -102,9 +108,13 @@ def reference_generate(
             longer = torch.cat([context_ids, context_ids.new_tensor([[token]])], dim=1)
             if token in eos or (ends is not None and bool(ends(longer, None))):
                 break
-        return answer, Evidence(*zip(*seen, strict=True))
+        logp_ctx, logp_par, h_ctx, h_par, ranks, best = zip(*seen, strict=True)
+        return answer, Evidence(logp_ctx, logp_par, h_ctx, h_par, ranks, best)
 
     drafts = [draft(each) for each in draft_policies(policy).values()]
     if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
-        return drafts[policy.choose([evidence for _, evidence in drafts])][0]
+        found = [evidence for _, evidence in drafts]
+        if read is not None:
+            found = read_drafts(found, list(policy.drafts), [read(ids) for ids, _ in drafts], question, passages)
+        return drafts[policy.choose(found)][0]
     return drafts[0][0]

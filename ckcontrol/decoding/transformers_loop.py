@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..control import Control, controls_for
 from ..errors import ControlError, PromptTooLong, UnsupportedMode
+from ..policies import Policy, draft_policies
 from .drafts import Drafts
 from .endings import Once
 from .loop import DecodingPlan, Generated, decode
@@ -16,7 +17,7 @@ from .options import GenerateOptions, stop_texts
 from .recorder import Recorder
 from .refusals import CACHE_NAMES, check_mode, check_model, position_limit
 from .streams import Stream
-from .token_texts import StopTexts
+from .token_texts import StopTexts, said
 
 if TYPE_CHECKING:
     from transformers import (
@@ -63,8 +64,8 @@ def decoding_loop(
         recorder: A `Recorder` to be filled with the trace.
         seed: As in `GenerateOptions`; None uses torch's global generator like ``model.generate``.
         penalty_scope: As in `GenerateOptions`.
-        tokenizer: Needed with stop texts. It must be given here: transformers drops ``generate(tokenizer=...)`` for
-            callables.
+        tokenizer: Needed with stop texts, and for ``dial`` to recognise drafts that say nothing. It must be given here:
+            transformers drops ``generate(tokenizer=...)`` for callables.
         stop: As in `GenerateOptions`, beside ``generate(stop_strings=...)``; the ids hold the text that ended them.
             Stop strings in a generation config are refused by transformers itself, which does not find the tokenizer.
         compile: As in `GenerateOptions`.
@@ -114,7 +115,7 @@ def decoding_loop(
             stopping_criteria.append(StopTexts(tokenizer, texts, input_ids.shape[1]))
         pad = getattr(generation_config, "_pad_token_tensor", None)
         plan = DecodingPlan(
-            drafts=Drafts([c.policy() for c in controls]),
+            drafts=_drafts([c.policy() for c in controls], ids, tokenizer),
             shortlist=controls[0].shortlist,
             contextual=Stream(model, input_ids, attention_mask),
             parametric=lambda: Stream(model, ids, mask),
@@ -135,6 +136,15 @@ def decoding_loop(
         return _native_result(plan, decode(plan), generation_config)
 
     return loop if once is None else once.around(loop)
+
+
+def _drafts(policies: Sequence[Policy], prompts: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Drafts:
+    """Return the drafts; where there is a tokenizer, the prompts without passages stand for the questions."""
+    if tokenizer is None or all(len(draft_policies(policy)) == 1 for policy in policies):
+        return Drafts(policies)
+    ends = {token for token in (tokenizer.eos_token_id,) if token is not None}
+    questions = [said(tokenizer, row).text for row in prompts.tolist()]
+    return Drafts(policies, questions, lambda ids: said(tokenizer, ids, ends=ends).text)
 
 
 def _native_result(plan: DecodingPlan, made: Generated, config: GenerationConfig) -> Any:

@@ -28,8 +28,8 @@ Progress = Callable[[str, int, int], None]
 
 def settings() -> dict[str, Control]:
     """Return the demo's columns: the two ends of the dial, its middle, and the adaptive mode."""
-    dial = {f"alpha {alpha:g}": Control("ck-plug", alpha=alpha) for alpha in (0.0, 0.5, 1.0)}
-    return {**dial, "adaptive": Control("ck-plug", adaptive=True)}
+    dial = {f"alpha {alpha:g}": Control(alpha=alpha) for alpha in (0.0, 0.5, 1.0)}
+    return {**dial, "adaptive": Control(adaptive=True)}
 
 
 def load_items() -> list[Item]:

@@ -39,10 +39,7 @@ def notes(result: DemoResult) -> list[str]:
     lost = Counter(name for name, verdict in ends if verdict == "neither")
     first = result.columns[0]
     if lost[first]:
-        lines.append(
-            f"At {first}, {_count(lost[first], 'answer')} named neither, and others may be "
-            "garbled: amplifying the context without bound hurts fluency. All are shown as they came."
-        )
+        lines.append(f"At {first}, {_count(lost[first], 'answer')} named neither. All are shown as they came.")
     missed = [row for row in result.rows if not row.expected]
     if missed:
         lines.append(f"For {_count(len(missed), 'question')} retrieval ranked another passage first (marked).")

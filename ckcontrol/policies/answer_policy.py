@@ -11,12 +11,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, sqrt
+from warnings import warn
 
 from ..errors import UnsupportedMode
 from ..fusion.signals import Signals
 from .base import Decision, Policy
 
-__all__ = ["AnswerPolicy", "Evidence", "draft_policies", "surprise", "token_policy"]
+__all__ = ["STAND_IN_TAU", "AnswerPolicy", "Evidence", "draft_policies", "stand_in", "surprise", "token_policy"]
+
+STAND_IN_TAU = 2.0  # greatest exponent of a stand-in: pure contrast token by token breaks right answers
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Evidence:
         h_par: Entropy without them.
         rank_par: Rank of the token without the passages; 0 is the favourite.
         best_par: Log-probability of that favourite.
+        idle: The draft says nothing or follows what is beside the point (`idle`); False where its text is not known.
+        sentence: Tokens of its first sentence (`first_sentence`); None: all, or its text is not known.
     """
 
     logp_ctx: Sequence[float]
@@ -38,6 +43,8 @@ class Evidence:
     h_par: Sequence[float]
     rank_par: Sequence[int]
     best_par: Sequence[float]
+    idle: bool = False
+    sentence: int | None = None
 
     @property
     def surprise_ctx(self) -> float:
@@ -48,6 +55,16 @@ class Evidence:
     def surprise_par(self) -> float:
         """`surprise` of the parametric stream at this draft."""
         return surprise(self.logp_par)
+
+    @property
+    def own_ctx(self) -> float:
+        """`surprise` of the contextual stream at the first sentence."""
+        return surprise(self.logp_ctx[: self.sentence])
+
+    @property
+    def own_par(self) -> float:
+        """`surprise` of the parametric stream at the first sentence."""
+        return surprise(self.logp_par[: self.sentence])
 
 
 def surprise(logp: Sequence[float]) -> float:
@@ -81,6 +98,11 @@ class AnswerPolicy(Policy):
         """Return the score of a given ending from its tokens' log-probabilities, in nats: higher is preferred."""
 
     @property
+    def stand_in(self) -> Policy | None:
+        """The token policy that acts in its place where tokens are all there is; None if nothing may."""
+        return None
+
+    @property
     def amplifies(self) -> bool:
         """True when any draft does."""
         return any(draft.amplifies for draft in self.drafts.values())
@@ -109,6 +131,27 @@ def token_policy(policy: Policy) -> Policy:
     if len(drafts) > 1:
         raise _no_token(policy)
     return drafts[0]
+
+
+def stand_in(policy: Policy) -> Policy:
+    """Return the token policy that acts for a policy in a logits processor: itself, its one draft, or its stand-in.
+
+    Where a stand-in acts instead of what was asked for, a `UserWarning` says so.
+
+    Raises:
+        UnsupportedMode: The policy has several drafts to choose from, and no stand-in.
+    """
+    instead = policy.stand_in if isinstance(policy, AnswerPolicy) and len(policy.drafts) > 1 else None
+    if instead is None:
+        return token_policy(policy)
+    warn(
+        f"method {policy.name!r} chooses between whole answers, and a logits processor sees one token at a time: "
+        f"{instead.name!r} acts in its place, with tau at most {STAND_IN_TAU:g}. Name a token method to choose it, "
+        "e.g. Control('ck-plug', alpha=...).",
+        UserWarning,
+        stacklevel=4,
+    )
+    return instead
 
 
 def _no_token(policy: Policy) -> UnsupportedMode:

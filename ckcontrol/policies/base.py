@@ -143,9 +143,9 @@ def names() -> list[str]:
 
 
 def takes(name: str) -> str | None:
-    """Return the registered method that has a parameter of this name, ``ck-plug`` before others; None if none has."""
+    """Return the registered method that has a parameter of this name, ``dial`` before others; None if none has."""
     found = [method for method, policy in _REGISTRY.items() if name in (f.name for f in fields(policy))]
-    return min(found, key=lambda method: (method != "ck-plug", method), default=None)
+    return min(found, key=lambda method: (method != "dial", method), default=None)
 
 
 def build(method: str, alpha: float | None = None, params: Mapping[str, Any] | None = None) -> Policy:
@@ -169,15 +169,16 @@ def build(method: str, alpha: float | None = None, params: Mapping[str, Any] | N
     known = [f.name for f in fields(policy)]
     for name in given:
         if name not in known:
-            raise ControlError(
-                f"method {method!r} has no parameter {name!r}.",
-                did_you_mean(name, known) if known else "It has none.",
-            )
+            owner = takes(name)
+            hint = did_you_mean(name, known) if known else "It has none."
+            if owner is not None:
+                hint = f"Method {owner!r} has it: name that method. " + hint
+            raise ControlError(f"method {method!r} has no parameter {name!r}.", hint)
     if alpha is not None:
         if "alpha" not in known:
             raise ControlError(
                 f"method {method!r} has no alpha: it chooses by itself at every token.",
-                "Drop alpha, or use a method with a dial: ck-plug, cad.",
+                "Drop alpha, or use a method with one: dial, ck-plug, cad.",
             )
         given["alpha"] = alpha
     return policy(**given)

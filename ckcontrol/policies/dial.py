@@ -1,50 +1,63 @@
-"""dial: the one equation on whole answers. The streams write drafts; the one that surprises both least is given.
+"""dial: choose between whole answers. Both sides write a draft, both streams read both, and the evidence decides.
 
 Drafts:    y_ctx, the unmodified model's answer; beside it
            alpha > 0.5: y_par, the answer without the passages;
            alpha < 0.5: y_amp, the answer with the context amplified (CAD, tau = 1 + `amplify`).
 Surprise:  S_x(y) = sqrt(sum over tokens of (log p_x(y_t | ...))^2) in stream x, nats.
-Choice:    argmin over y of  tau * S_ctx(y) + (1 - tau) * S_par(y),    tau = (1 - alpha) / alpha.
-           Memory's draft is given iff, with its stake in it against the context's stake in its own,
-               (1 - tau) * [S_par(y_ctx) - S_par(y_par)] > tau * [S_ctx(y_par) - S_ctx(y_ctx)];
-           likewise y_amp for tau > 1. A draft that does not lean its own way is never taken, and a tie goes to y_ctx.
-Adaptive:  tau = 1/2 between y_ctx and y_par: both streams count alike.
+Evidence:  of stream m for its draft y against y_ctx, o the other stream:
+               gain = S_m(y_ctx) - S_m(y)       how much rather m would say y
+               cost = S_o(y) - S_o(y_ctx)       how much o minds
+               own  = S_m(first sentence of y)   how sure m is of what it says
+               E = gain / (max(cost, 0.05) * max(own, 0.05))
+Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 0.5;
+           y_amp iff E of the context > 1/2 - log(1 - 2 * alpha)    for alpha < 0.5,
+           where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses
+           itself, S_ctx(y_amp) - S_ctx(y_ctx): an amplified draft is never the context's own favourite.
+Adaptive:  E of memory > 2.
 
-With -log p(y), the sum of surprises, in the place of their length this is the kernel's equation, unnormalised, on
-whole answers. What follows from it: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit,
-with a single draft each. Score differences are linear in tau, so an answer changes at most once on either side of
-0.5, and S_ctx - S_par of the answer given never falls as alpha rises: the dial is monotone, question by question.
-Every answer was written by one distribution from its first token to its last, so nothing breaks in the middle of a
-name. The price: two answers are decoded, side by side, and nothing can be streamed before they are complete.
+`gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its
+own words: those of the first sentence, in which the answer stands; what a model rambles after it says nothing of it. A
+draft that says nothing (idle_drafts.py) is never taken, nor one that does not lean its own way, and a tie goes to
+y_ctx. At alpha = 0 the context still needs evidence of 1/2: amplified drafts with less are mostly broken. On mixed
+questions E falls off about exponentially, so equal steps of alpha send equal shares of the answers to memory.
+
+What follows: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit, with a single draft each.
+E does not depend on alpha, so an answer changes at most once on either side of 0.5, and S_ctx - S_par of the answer
+given never falls as alpha rises: the dial is monotone, question by question. Every answer was written by one
+distribution from its first token to its last, so nothing breaks in the middle of a name. The price: two answers are
+decoded, side by side, and none is streamed before both are complete.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 from ..arguments import check_number
-from .answer_policy import AnswerPolicy, Evidence, surprise
+from .answer_policy import STAND_IN_TAU, AnswerPolicy, Evidence, surprise
 from .base import OnDial, Policy, register, tau_from_alpha
 from .cad import CAD
+from .ck_plug import CKPlug
 from .off import OFF, UNMODIFIED
 
-__all__ = ["Dial"]
+__all__ = ["Dial", "evidence"]
 
+ADAPTIVE = 2.0
 _MEMORY = CAD(cad_alpha=-1.0)
 
 
 @register
 @dataclass(frozen=True)
 class Dial(OnDial, AnswerPolicy):
-    """The equation on whole answers.
+    """Whole answers, weighed.
 
     Attributes:
         alpha: 0 = context, 0.5 = the unmodified model, 1 = memory.
         amplify: CAD's alpha of the amplified draft.
-        adaptive: Let both streams count alike; alpha must be left out.
+        adaptive: Give memory's answer where it is known rather than fluent; alpha must be left out.
     """
 
     name: ClassVar[str] = "dial"
@@ -54,11 +67,6 @@ class Dial(OnDial, AnswerPolicy):
     def __post_init__(self) -> None:
         check_number("amplify", self.amplify, 0.01, 100.0)
         self._check_adaptive(self.adaptive)
-
-    @property
-    def tau(self) -> float:
-        """Weight of the context's surprise."""
-        return 0.5 if self.adaptive else tau_from_alpha(self.position)
 
     @property
     def neutral(self) -> bool:
@@ -77,17 +85,42 @@ class Dial(OnDial, AnswerPolicy):
         return {"unmodified": UNMODIFIED, "context": CAD(cad_alpha=self.amplify)}
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
-        """Return the draft with the highest score."""
-        if len(drafts) == 1:
+        """Return the draft that the evidence is enough for."""
+        if len(drafts) == 1 or drafts[1].idle:
             return 0
-        first, other = drafts
-        ctx = first.surprise_ctx - other.surprise_ctx  # how much less the other draft surprises, by stream
-        par = first.surprise_par - other.surprise_par
-        leans = ctx > par if self.tau > 1 else par > ctx
-        return int(leans and self.tau * ctx + (1 - self.tau) * par > 0)
+        plain, other = drafts
+        ctx = other.surprise_ctx - plain.surprise_ctx  # how much more the other draft surprises, by stream
+        par = other.surprise_par - plain.surprise_par
+        if "memory" in self.drafts:
+            return int(ctx > par and evidence(-par, ctx, other.own_par) > self._threshold)
+        return int(par > ctx and evidence(par, ctx, other.own_ctx) > self._threshold)
+
+    @property
+    def stand_in(self) -> Policy:
+        """ck-plug at the same alpha, its tau at most `STAND_IN_TAU`."""
+        if self.adaptive:
+            return CKPlug(adaptive=True)
+        return CKPlug(max(self.position, 1 / (1 + STAND_IN_TAU)))
+
+    @property
+    def _threshold(self) -> float:
+        if self.adaptive:
+            return ADAPTIVE
+        weight = math.log(abs(2 * self.position - 1))
+        return -weight if self.position > 0.5 else 0.5 - weight
+
+    @property
+    def tau(self) -> float:
+        """Weight of the context's surprise at given endings."""
+        return ADAPTIVE / (1 + ADAPTIVE) if self.adaptive else tau_from_alpha(self.position)
 
     def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:
-        """Return ``-(tau * S_ctx + (1 - tau) * S_par)``."""
+        """Return ``-(tau * S_ctx + (1 - tau) * S_par)``: of given endings neither stream's own draft is known."""
         if self.tau in (0, 1):  # no product with an infinity
             return -surprise(logp_ctx if self.tau else logp_par)
         return -(self.tau * surprise(logp_ctx) + (1 - self.tau) * surprise(logp_par))
+
+
+def evidence(gain: float, cost: float, own: float) -> float:
+    """Return E of three differences in nats; not above 0 where the stream would not rather say its draft."""
+    return gain / (max(cost, 0.05) * max(own, 0.05))

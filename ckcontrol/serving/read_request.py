@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from ..control import Control
+from ..control import DEFAULT_METHOD, Control
 from ..decoding.drafts import drafts as drafts_of
 from ..decoding.options import OPTION_BOUNDS, GenerateOptions, new_seed
 from ..decoding.prompts import PromptTemplate
@@ -198,7 +198,7 @@ def _check_text(body: Mapping[str, Any]) -> None:
 
 
 def _control(ck: Mapping[str, Any]) -> Control:
-    method = ck.get("method", "ck-plug")
+    method = ck.get("method", DEFAULT_METHOD)
     known = _methods()
     if not isinstance(method, str) or method not in known:
         proposal = did_you_mean(method[:64] if isinstance(method, str) else "", known)

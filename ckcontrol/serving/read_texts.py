@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any
 
-from ..decoding.conversation import read_turns
+from ..decoding.conversation import question_of, read_turns
 from ..decoding.prompts import PromptTemplate
 from ..errors import ServingError, did_you_mean
 from .json_values import integer, kind, shown
@@ -50,7 +50,7 @@ class Texts:
 
     Attributes:
         source: ``passages``, ``retrieve``, ``messages``, ``prompt`` or, of a request without ``ck``, `PLAIN`.
-        question: With ``passages`` and a prompt: the question.
+        question: With ``passages`` and a prompt: the question. Else what was asked last, or the end of a prompt.
         messages: With ``passages`` and messages: the conversation; its last user turn gets the passages.
         passages: With ``passages``: the passages; none is closed book.
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
@@ -65,6 +65,11 @@ class Texts:
     parametric: Any = None
     wanted: Wanted | None = None
     hits: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """What was asked, to compare drafts with; empty where it is not known."""
+        return self.question or (question_of(read_turns(self.messages)) if self.messages else "")
 
 
 def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits) -> Texts:
@@ -85,11 +90,11 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
             raise ServingError(f"ck.messages is {kind(given)}.", "Give a list of messages, as in messages.")
         parts = [_content(f"ck.messages[{i}]", message) for i, message in enumerate(given)]
         _bound(sum(map(len, parts)), limits)
-        return Texts(source, parametric=given)
+        return Texts(source, parts[-1], parametric=given)
     if source == "prompt":
         _prompt("ck.prompt", given, limits)
         _prompt("prompt", body.get("prompt"), limits)
-        return Texts(source, parametric=given)
+        return Texts(source, given if isinstance(given, str) else "", parametric=given)
     if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
         raise ServingError("ck.passages is not a list of texts.", 'Like "passages": ["first", "second"].')
     if len(given) > limits.passages:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckcontrol.control import Control
+from ckcontrol.control import DEFAULT_METHOD, Control
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import EvalError, MissingExtra
 
@@ -100,7 +100,7 @@ class _Steering:
         if control is not None and (method is not None or alpha is not None or params):
             given = [name for name, value in {"method": method, "alpha": alpha, **params}.items() if value is not None]
             raise EvalError(f"control and {', '.join(given)} are both given.", "Give one or the other.")
-        self.control = control or Control(method or "ck-plug", alpha, **params)
+        self.control = control or Control(method or DEFAULT_METHOD, alpha, **params)
         from torch import cuda
 
         from ckcontrol.decoding.refusals import check_model, check_tokenizer

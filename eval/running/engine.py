@@ -132,13 +132,14 @@ class Local:
             free = [i for i in mine if not records[i].choices]
             bound = [i for i in mine if records[i].choices]
             if free:
-                made |= zip(free, self._generate([pairs[i] for i in free], arms, policies), strict=True)
+                asked = [records[i].question for i in free]
+                made |= zip(free, self._generate([pairs[i] for i in free], asked, arms, policies), strict=True)
             if bound:
                 made |= zip(bound, self._compare([(records[i], pairs[i]) for i in bound], policies), strict=True)
         return [made[i] for i in range(len(records))]
 
     def _generate(
-        self, pairs: Sequence[PromptPair], arms: Sequence[Arm], policies: Sequence[Policy]
+        self, pairs: Sequence[PromptPair], questions: Sequence[str], arms: Sequence[Arm], policies: Sequence[Policy]
     ) -> list[list[Sample]]:
         from .fan import fan
 
@@ -152,6 +153,8 @@ class Local:
             vocab_size=self.vocab_size,
             shortlist=arms[0].control.shortlist,
             width=self.width,
+            questions=questions,
+            read=lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
         )
         return [[self._sample(answer) for answer in answers] for answers in found]
 

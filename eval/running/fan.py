@@ -7,7 +7,7 @@ they really give. Knows streams, signals, policies and the kernel; knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from ckcontrol.decoding.streams import Stream, TwoStreams
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, first_max, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
-from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row
+from ckcontrol.policies import AnswerPolicy, Decision, Evidence, Policy, draft_policies, per_row, read_drafts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +82,8 @@ def fan(
     vocab_size: int,
     shortlist: Shortlist | None = None,
     width: Width | None = None,
+    questions: Sequence[str] = (),
+    read: Callable[[Sequence[int]], str] | None = None,
 ) -> list[list[FanAnswer]]:
     """Answer every question under every policy.
 
@@ -99,6 +101,8 @@ def fan(
         vocab_size: Number of ids the tokenizer knows.
         shortlist: Of every policy; None is the default one.
         width: Added to, if given.
+        questions: Their texts, for drafts that say nothing beside them to be recognised.
+        read: Ids of an answer to its text; needed with `questions`.
 
     Returns:
         ``[question][policy]``. An answer whose logits became NaN holds an error; its neighbours go on.
@@ -163,17 +167,31 @@ def _fan(
             width.rows, width.asked = width.rows + len(places), width.asked + len(running)
         logits = streams.step(torch.tensor([token for _, token in places], device=device))
     return [
-        [_given(policy, [answers[decoded[d]] for d in each]) for policy, each in zip(policies, drafts, strict=True)]
-        for answers in made
+        [
+            _given(policy, [answers[decoded[d]] for d in each], asked, pair.passages, read)
+            for policy, each in zip(policies, drafts, strict=True)
+        ]
+        for answers, asked, pair in zip(made, questions or [""] * len(pairs), pairs, strict=True)
     ]
 
 
-def _given(policy: Policy, drafts: Sequence[FanAnswer]) -> FanAnswer:
+def _given(
+    policy: Policy,
+    drafts: Sequence[FanAnswer],
+    question: str,
+    passages: Sequence[str],
+    read: Callable[[Sequence[int]], str] | None,
+) -> FanAnswer:
     """The draft that a policy gives. One with an error cannot be judged, so that it is then what is given."""
     broken = next((draft for draft in drafts if draft.error is not None), None)
     if broken is not None or len(drafts) == 1 or not isinstance(policy, AnswerPolicy):
         return broken or drafts[0]
-    evidence = [Evidence(d.logp_ctx, d.logp_par, *(list(zip(*d.evidence, strict=True)) or [()] * 4)) for d in drafts]
+    evidence = []
+    for draft in drafts:
+        h_ctx, h_par, ranks, best = list(zip(*draft.evidence, strict=True)) or [()] * 4
+        evidence.append(Evidence(draft.logp_ctx, draft.logp_par, h_ctx, h_par, ranks, best))
+    if read is not None:
+        evidence = read_drafts(evidence, list(policy.drafts), [read(d.ids) for d in drafts], question, passages)
     return drafts[policy.choose(evidence)]
 
 

@@ -93,7 +93,7 @@ def inputs_clean(text: str) -> str:
 
 
 def test_run_json_is_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", *ASK, "--alpha", "1", "--param", "gate=1e6", "--json"]) == 0
+    assert main(["run", *ASK, "--method", "ck-plug", "--alpha", "1", "--param", "gate=1e6", "--json"]) == 0
     out = capsys.readouterr().out
     data = json.loads(out)
     assert out.rstrip("\n").isprintable()
@@ -220,7 +220,8 @@ def test_bad_params_are_refused(pairs: list[str]) -> None:
         (["--alpha", "much"], "--alpha"),
         (["--method", "ck-plgu"], "Did you mean 'ck-plug'?"),
         (["--method", "ck-plug", "--param", "gat=2"], "Did you mean 'gate'?"),
-        (["--param", "gate=wide"], "gate='wide'"),
+        (["--method", "ck-plug", "--param", "gate=wide"], "gate='wide'"),
+        (["--param", "gate=2"], "Method 'ck-plug' has it"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0 "),
         (["--temperature", "0"], "temperature"),
         (["--dtype", "int8"], "dtype='int8'"),
@@ -286,7 +287,9 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explain_shows_tokens_and_writes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "why.html"
-    result = CliRunner().invoke(app, ["explain", *ASK, "--alpha", "1", "--param", "gate=1e6", "--html", str(page)])
+    result = CliRunner().invoke(
+        app, ["explain", *ASK, "--method", "ck-plug", "--alpha", "1", "--param", "gate=1e6", "--html", str(page)]
+    )
     assert result.exit_code == 0, result.output
     assert "▸" in result.output and "6 switched" in result.output and "rank" in result.output
     assert "It was Ann." in page.read_text(encoding="utf-8")

@@ -38,6 +38,8 @@ def fanned(model, tokenizer, controls, options, questions=QUESTIONS, passages=PA
         pad=tokenizer.pad_token_id or 0,
         vocab_size=len(tokenizer),
         width=width,
+        questions=questions,
+        read=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
     )
 
 

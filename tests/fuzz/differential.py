@@ -31,9 +31,9 @@ TEXTS = ["Who?", "What is it?", "Ab", "x", "The longest of all these", "Where, i
 CONTROLS: list[Callable[[random.Random], ck.Control]] = [
     lambda r: ck.Control("off"),
     lambda r: ck.Control("off"),
-    lambda r: ck.Control(alpha=0.5),
-    lambda r: ck.Control(alpha=r.choice([0.0, 0.3, 0.8, 1.0]), gate=r.choice([0.0, 2.0, 50.0])),
-    lambda r: ck.Control(adaptive=True, gate=2.0),
+    lambda r: ck.Control("ck-plug", alpha=0.5),
+    lambda r: ck.Control("ck-plug", alpha=r.choice([0.0, 0.3, 0.8, 1.0]), gate=r.choice([0.0, 2.0, 50.0])),
+    lambda r: ck.Control("ck-plug", adaptive=True, gate=2.0),
     lambda r: ck.Control("ck-plug-repo", alpha=r.choice([0.2, 0.8])),
     lambda r: ck.Control("cad", alpha=r.choice([0.2, 0.7, 1.0])),
     lambda r: ck.Control("adacad", warmup=0.3),
@@ -106,6 +106,8 @@ def _front(r: random.Random, family: str, controls: list[ck.Control], new: int) 
             model, pair.contextual, pair.parametric, control, max_new_tokens=new, eos={EOS, *stops},
             processors=LogitsProcessorList([*bent, *warpers, gaps]), sample=bool(warpers),
             seed=options.get("seed", 0), vocab_size=len(tokenizer),
+            question=questions[i], read=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            passages=pair.passages,
         )  # fmt: skip
         found += _differs("the reference", i, got[i], wanted, gaps)
         if i == single:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
-STEER = ck.Control(alpha=0.2, gate=2.0)
+STEER = ck.Control("ck-plug", alpha=0.2, gate=2.0)
 SAMPLED = {"do_sample": True, "seed": 7, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
 
 

@@ -203,7 +203,7 @@ def test_streams_under_masks_equal_each_stream_alone(family, where, share, monke
         "both": ({"mask": one}, (one, one)),
         "each": ({"contextual": one, "parametric": two}, (one, two)),
     }[where]
-    control = ck.Control(alpha=0.3, gate=3.0)
+    control = ck.Control("ck-plug", alpha=0.3, gate=3.0)
     with pruned(model, **kwargs):
         answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)
     assert ids(answers) == [expected(model, tokenizer, control, i, *masks) for i in range(3)]
@@ -235,7 +235,7 @@ def test_a_neutral_control_runs_the_contextual_stream_alone(llama_copy):
 
 def test_the_native_door_knows_its_streams(llama_copy):
     model, tokenizer = llama_copy
-    mask, control = HeadMask.of(model, [(0, 1), (1, 3)]), ck.Control(alpha=0.3, gate=3.0)
+    mask, control = HeadMask.of(model, [(0, 1), (1, 3)]), ck.Control("ck-plug", alpha=0.3, gate=3.0)
     pair = build_pair(tokenizer, QUESTIONS[0], PASSAGES[0])
     loop = ck.decoding_loop(control, parametric_ids=torch.tensor([pair.parametric]), vocab_size=len(tokenizer))
     with pruned(model, parametric=mask):

@@ -14,7 +14,7 @@ from ckcontrol.models.tiny import FAMILIES, tiny_model
 
 from .test_reference import PASSAGES, QUESTIONS
 
-NEUTRAL = [ck.Control("off"), ck.Control(alpha=0.5), ck.Control("cad", alpha=0.5)]
+NEUTRAL = [ck.Control("off"), ck.Control("ck-plug", alpha=0.5), ck.Control("cad", alpha=0.5)]
 GREEDY = {"do_sample": False, "pad_token_id": 256}
 SAMPLED = {"do_sample": True, "temperature": 0.9, "top_k": 50, "top_p": 0.9, "pad_token_id": 256}
 
@@ -68,7 +68,7 @@ def test_neutral_generate_is_generate(tiny, family, options):
         tokenizer,
         QUESTIONS,
         PASSAGES,
-        control=ck.Control(alpha=0.5),
+        control=ck.Control("ck-plug", alpha=0.5),
         max_new_tokens=12,
         **options,
         **seeded,
@@ -85,7 +85,7 @@ def test_neutral_generate_is_generate(tiny, family, options):
 
 
 @pytest.mark.parametrize(
-    "control", [ck.Control(alpha=0.1, gate=3.0), ck.Control("arr"), ck.Control("cad", alpha=0.9)], ids=repr
+    "control", [ck.Control("ck-plug", alpha=0.1, gate=3.0), ck.Control("arr"), ck.Control("cad", alpha=0.9)], ids=repr
 )
 def test_loop_processor_and_generate_agree(llama, control):
     model, tokenizer = llama
@@ -104,7 +104,7 @@ def test_loop_processor_and_generate_agree(llama, control):
 def test_a_processor_may_be_used_again(llama):
     """The second call equals a fresh object's, also when its prompt is one token longer than what came before."""
     model, tokenizer = llama
-    control = ck.Control(alpha=0.1, gate=3.0)
+    control = ck.Control("ck-plug", alpha=0.1, gate=3.0)
     par = torch.tensor([build_pair(tokenizer, QUESTIONS[0], []).parametric])
     used = ck.CKLogitsProcessor(model, par, control=control)
     first = torch.tensor([build_pair(tokenizer, QUESTIONS[0], PASSAGES[0]).contextual])
@@ -148,7 +148,7 @@ def test_assisted_decoding_is_refused_by_the_processor(tiny, llama):
     draft = tiny_model("llama", seed=1)[0]
     ids = torch.tensor([build_pair(tokenizer, QUESTIONS[2], PASSAGES[2]).contextual])
     par = torch.tensor([build_pair(tokenizer, QUESTIONS[2], []).parametric])
-    processor = ck.CKLogitsProcessor(model, par, control=ck.Control(alpha=0.1, gate=9.0))
+    processor = ck.CKLogitsProcessor(model, par, control=ck.Control("ck-plug", alpha=0.1, gate=9.0))
     with pytest.raises(UnsupportedMode, match="rolled back"):
         model.generate(
             ids, attention_mask=torch.ones_like(ids), logits_processor=[processor], assistant_model=draft,
@@ -167,7 +167,7 @@ def test_beams_are_refused_by_the_processor(llama):
     ids = torch.tensor([build_pair(tokenizer, QUESTIONS[2], PASSAGES[2]).contextual])
     par = torch.tensor([build_pair(tokenizer, QUESTIONS[2], []).parametric])
     for rows in (1, 4):
-        processor = ck.CKLogitsProcessor(model, par.repeat(rows, 1), control=ck.Control(alpha=0.1, gate=9.0))
+        processor = ck.CKLogitsProcessor(model, par.repeat(rows, 1), control=ck.Control("ck-plug", alpha=0.1, gate=9.0))
         with pytest.raises(UnsupportedMode):
             model.generate(
                 ids, attention_mask=torch.ones_like(ids), logits_processor=[processor], num_beams=4,
@@ -209,7 +209,7 @@ def test_refused_modes_raise_before_the_first_forward(llama, what, monkeypatch):
 def test_refused_modes_through_generate(llama, asked, monkeypatch):
     model, tokenizer = llama
     ids = torch.tensor([build_pair(tokenizer, QUESTIONS[0], PASSAGES[0]).contextual])
-    loop = ck.decoding_loop(ck.Control(alpha=0.2), parametric_ids=ids)
+    loop = ck.decoding_loop(ck.Control("ck-plug", alpha=0.2), parametric_ids=ids)
     monkeypatch.setattr(type(model), "forward", lambda *a, **k: pytest.fail("a forward ran"))
     with pytest.raises(UnsupportedMode):
         model.generate(ids, attention_mask=torch.ones_like(ids), custom_generate=loop, max_new_tokens=3, **asked)
@@ -231,7 +231,7 @@ def test_row_counts_must_agree(llama):
     model, tokenizer = llama
     ids, mask = padded(tokenizer, "contextual")
     for bad in (ids[:2], ids[0]):
-        loop = ck.decoding_loop(ck.Control(alpha=0.2), parametric_ids=bad)
+        loop = ck.decoding_loop(ck.Control("ck-plug", alpha=0.2), parametric_ids=bad)
         with pytest.raises(ControlError, match="one parametric row"):
             model.generate(ids, attention_mask=mask, custom_generate=loop, max_new_tokens=3)
 
@@ -239,6 +239,6 @@ def test_row_counts_must_agree(llama):
 def test_right_padding_is_refused(llama):
     model, tokenizer = llama
     ids, mask = padded(tokenizer, "contextual")
-    loop = ck.decoding_loop(ck.Control(alpha=0.2), parametric_ids=ids, parametric_mask=mask.flip(1))
+    loop = ck.decoding_loop(ck.Control("ck-plug", alpha=0.2), parametric_ids=ids, parametric_mask=mask.flip(1))
     with pytest.raises(UnsupportedMode, match="right"):
         model.generate(ids, attention_mask=mask, custom_generate=loop, max_new_tokens=3)

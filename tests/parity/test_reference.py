@@ -17,11 +17,11 @@ QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
 CONTROLS = [
     ck.Control("off"),
-    ck.Control(alpha=0.0),
-    ck.Control(alpha=0.3),
-    ck.Control(alpha=0.8, gate=3.0),
-    ck.Control(alpha=1.0, gate=100.0),
-    ck.Control(adaptive=True, gate=2.0),
+    ck.Control("ck-plug", alpha=0.0),
+    ck.Control("ck-plug", alpha=0.3),
+    ck.Control("ck-plug", alpha=0.8, gate=3.0),
+    ck.Control("ck-plug", alpha=1.0, gate=100.0),
+    ck.Control("ck-plug", adaptive=True, gate=2.0),
     ck.Control("ck-plug-repo", alpha=0.2),
     ck.Control("ck-plug-repo", adaptive=True),
     ck.Control("cad", alpha=1 / 3),
@@ -50,6 +50,9 @@ def expected(model, tokenizer, control, i, new=12, **kwargs):
         max_new_tokens=new,
         eos=eos_ids(model, tokenizer),
         vocab_size=len(tokenizer),
+        question=QUESTIONS[i],
+        read=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        passages=pair.passages,
         **kwargs,
     )
 
@@ -75,7 +78,7 @@ def test_every_tiny_family_shares_its_forward(tiny, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_forwards_equal_one(tiny, family, monkeypatch):
     model, tokenizer = tiny(family)
-    control = ck.Control(alpha=0.1, gate=2.0)
+    control = ck.Control("ck-plug", alpha=0.1, gate=2.0)
     shared = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)
     monkeypatch.setattr("ckcontrol.decoding.pair_cache.can_share_forward", lambda model: False)
     apart = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)
@@ -89,7 +92,7 @@ def test_two_forwards_equal_one(tiny, family, monkeypatch):
 @pytest.mark.parametrize(
     "control",
     [
-        ck.Control(alpha=0.2, gate=2.0),
+        ck.Control("ck-plug", alpha=0.2, gate=2.0),
         ck.Control("cad", alpha=0.7),
         ck.Control("ck-plug-repo", alpha=0.8),
         ck.Control("dial", alpha=0.6),
@@ -108,7 +111,9 @@ def test_seeded_sampling_with_warpers_equals_reference(tiny, family, control):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("control", [ck.Control("off"), ck.Control(alpha=0.2), ck.Control("cad", alpha=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "control", [ck.Control("off"), ck.Control("ck-plug", alpha=0.2), ck.Control("cad", alpha=1.0)], ids=repr
+)
 def test_repetition_penalty_equals_reference(tiny, family, control):
     model, tokenizer = tiny(family)
     question, passages = QUESTIONS[2], PASSAGES[2]
@@ -123,7 +128,7 @@ def test_repetition_penalty_equals_reference(tiny, family, control):
 def test_early_finished_rows_and_several_end_tokens(tiny, family):
     """Each row stops at its own end token; what the others still do changes nothing in it."""
     model, tokenizer = tiny(family)
-    control = ck.Control(alpha=0.2, gate=2.0)
+    control = ck.Control("ck-plug", alpha=0.2, gate=2.0)
     free = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=16)
     late = free[1].token_ids[7]
     stops = (free[0].token_ids[2], late)
@@ -152,7 +157,9 @@ def test_a_batch_may_mix_controls(llama):
 def test_trace_equals_recomputation(tiny, family):
     """H, gain, ranks and probabilities of the trace are those of two plain forwards over the finished answer."""
     model, tokenizer = tiny(family)
-    answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=ck.Control(alpha=0.2), max_new_tokens=8)
+    answers = ck.generate(
+        model, tokenizer, QUESTIONS, PASSAGES, control=ck.Control("ck-plug", alpha=0.2), max_new_tokens=8
+    )
     for i, answer in enumerate(answers):
         pair = build_pair(tokenizer, QUESTIONS[i], PASSAGES[i])
         streams = []

@@ -85,7 +85,7 @@ class RowBudget(StoppingCriteria):
         return torch.tensor([self.calls >= 2 + row for row in range(self.rows)])
 
 
-@pytest.mark.parametrize("control", [*WHOLE, [OFF, WHOLE[0], ck.Control(alpha=0.2)]], ids=repr)
+@pytest.mark.parametrize("control", [*WHOLE, [OFF, WHOLE[0], ck.Control("ck-plug", alpha=0.2)]], ids=repr)
 def test_a_processor_and_a_criterion_with_a_memory_of_rows(llama, control):
     answers = loop_ids(
         *llama, control, logits_processor=LogitsProcessorList([Alternating(3)]),
@@ -127,7 +127,7 @@ def test_a_penalty_does_not_count_padding(tiny, family, penalty):
 
 
 @pytest.mark.parametrize("scope", ["all", "generated"])
-@pytest.mark.parametrize("control", [OFF, ck.Control(alpha=0.2), *WHOLE], ids=repr)
+@pytest.mark.parametrize("control", [OFF, ck.Control("ck-plug", alpha=0.2), *WHOLE], ids=repr)
 def test_a_penalised_batch_is_its_rows(llama, scope, control):
     answers = loop_ids(*llama, control, scope=scope, new=12, repetition_penalty=2.0)
     for i in ROWS:
@@ -148,7 +148,7 @@ NO_PENALTIES = [
 
 
 @pytest.mark.parametrize("keywords", NO_PENALTIES, ids=lambda k: next(iter(k)))
-@pytest.mark.parametrize("control", [OFF, ck.Control(alpha=0.2), WHOLE[0]], ids=repr)
+@pytest.mark.parametrize("control", [OFF, ck.Control("ck-plug", alpha=0.2), WHOLE[0]], ids=repr)
 def test_the_scope_of_penalties_changes_nothing_else(llama, keywords, control):
     """Without a penalty both scopes are the same, and off is `model.generate`."""
     model, tokenizer = llama

@@ -198,17 +198,17 @@ def test_dial_maps_one_way():
 def test_ck_plug_ends_and_middle(seed):
     s = signals(seed)
     open_gate = {"gate": 1e6}
-    assert torch.equal(steer(ck.Control(alpha=1.0, **open_gate), s), s.logp_par)
-    assert torch.equal(steer(ck.Control(alpha=0.5, **open_gate), s), s.logp_ctx)
+    assert torch.equal(steer(ck.Control("ck-plug", alpha=1.0, **open_gate), s), s.logp_par)
+    assert torch.equal(steer(ck.Control("ck-plug", alpha=0.5, **open_gate), s), s.logp_ctx)
     contrast = (s.logp_ctx - s.logp_par).masked_fill(~s.head, -math.inf)
-    assert torch.equal(steer(ck.Control(alpha=0.0, **open_gate), s).argmax(-1), contrast.argmax(-1))
+    assert torch.equal(steer(ck.Control("ck-plug", alpha=0.0, **open_gate), s).argmax(-1), contrast.argmax(-1))
 
 
 @given(seeds, st.floats(0.02, 0.98))
 def test_ck_plug_with_an_open_gate_is_cad_and_the_papers_formula(seed, alpha):
     """F = alpha*lp + (1-alpha)*(lc-lp) = alpha * CAD(1/alpha - 2): same distribution at temperature 1/alpha."""
     s = signals(seed, candidate_ratio=0.0)
-    ours = steer(ck.Control(alpha=alpha, gate=1e6, candidate_ratio=0.0), s)
+    ours = steer(ck.Control("ck-plug", alpha=alpha, gate=1e6, candidate_ratio=0.0), s)
     assert torch.allclose(ours, steer(ck.Control("cad", alpha=alpha, candidate_ratio=0.0), s), atol=1e-3)
     paper = alpha * s.logp_par + (1 - alpha) * (s.logp_ctx - s.logp_par)
     assert torch.allclose(log_probs(ours * alpha), log_probs(paper), atol=1e-3)
@@ -218,10 +218,10 @@ def test_ck_plug_with_an_open_gate_is_cad_and_the_papers_formula(seed, alpha):
 
 def test_published_gate_is_the_sign_of_the_gain():
     s = signals(4)
-    d = ck.Control(alpha=0.2).policy().decide(s)
+    d = ck.Control("ck-plug", alpha=0.2).policy().decide(s)
     assert d.switched.tolist() == (s.gain < 0).tolist()
     assert torch.equal(d.tau, torch.where(s.gain < 0, 4.0, 1.0))
-    assert torch.equal(steer(ck.Control(alpha=0.2), s)[s.gain >= 0], s.logp_ctx[s.gain >= 0])
+    assert torch.equal(steer(ck.Control("ck-plug", alpha=0.2), s)[s.gain >= 0], s.logp_ctx[s.gain >= 0])
 
 
 @given(seeds, st.floats(1, 4))
@@ -234,7 +234,7 @@ def test_equation_11_as_printed_never_fires(seed, e):
 def test_adaptive_tau_is_the_ratio_of_entropies():
     s = signals(4)
     for gate in (1.0, 2.0):
-        d = ck.Control(adaptive=True, gate=gate).policy().decide(s)
+        d = ck.Control("ck-plug", adaptive=True, gate=gate).policy().decide(s)
         fired = s.h_par < gate * s.h_ctx
         assert torch.allclose(d.tau, torch.where(fired, s.h_par / s.h_ctx, 1.0))
 
@@ -295,7 +295,7 @@ def test_entropy_corners_do_not_explode():
     for a, b in ((sure, flat), (flat, sure), (sure, sure)):
         s = Signals(a, b)
         for control in (
-            ck.Control(adaptive=True, gate=4.0),
+            ck.Control("ck-plug", adaptive=True, gate=4.0),
             ck.Control("ck-plug-repo", adaptive=True),
             ck.Control("acd"),
         ):

@@ -16,7 +16,11 @@ from ckcontrol.models.tiny import tiny_model
 
 QUESTIONS = ["Who did it?", "Where?", "When was that then, and why?", "How?"]
 PASSAGES = [["It was the postman."], ["Here. " * 9], ["Then."], []]
-CONTROLS = {"off": ck.Control("off"), "steered": ck.Control(alpha=0.1, gate=3.0), "cad": ck.Control("cad", 0.2)}
+CONTROLS = {
+    "off": ck.Control("off"),
+    "steered": ck.Control("ck-plug", alpha=0.1, gate=3.0),
+    "cad": ck.Control("cad", 0.2),
+}
 DRAFTED = {"dial": ck.Control("dial", 0.7), "grd": ck.Control("grd")}
 
 

@@ -13,7 +13,7 @@ from ckcontrol.errors import ControlError, PromptError, PromptTooLong, Tokenizer
 from ckcontrol.models.tiny import tiny_model
 
 ASK = ("Who did it?", ["It was the postman."])
-STEER = ck.Control(alpha=0.1, gate=3.0)
+STEER = ck.Control("ck-plug", alpha=0.1, gate=3.0)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ NAMES = {
     "ckcontrol.eval.tasks": "ADAPTERS Task export_flashrag load_task sample task_names",
     "ckcontrol.heads": "Fingerprint HeadLayout HeadMask HeadScores Panel Record build_records describe "
     "export_checkpoint export_lora mask_for pruned read_facts",
-    "ckcontrol.policies": "ACD ARR CAD COIECD GRD NWCAD TAU_MAX AdaCAD AnswerPolicy CKPlug CKPlugRepo Decision Dial "
-    "Evidence Off Policy build draft_policies names per_row register tau_from_alpha token_policy",
+    "ckcontrol.policies": "ABSTENTIONS ACD ARR CAD COIECD FUNCTION_WORDS GRD NWCAD TAU_MAX AdaCAD AnswerPolicy CKPlug "
+    "CKPlugRepo Decision Dial Evidence Off Policy build draft_policies idle names per_row register stand_in "
+    "tau_from_alpha token_policy",
     "ckcontrol.retrieval": "Chunker Document Embedder Hit Index MilvusIndex Passage Reranker Retriever Skipped "
     "TextEncoder TextScorer from_retriever read",
     "ckcontrol.vllm": "CKMiddleware CKWorker PairAsyncScheduler PairLogitsProcessor PairParams PairScheduler "

@@ -27,7 +27,9 @@ def test_unknown_names_propose_the_nearest():
     with pytest.raises(ControlError, match="'ck-plug'"):
         ck.Control("ckplug")
     with pytest.raises(ControlError, match="'gate'"):
-        ck.Control(gat=1.0)
+        ck.Control("ck-plug", gat=1.0)
+    with pytest.raises(ControlError, match=r"'dial' has no parameter 'gate'\. Method 'ck-plug' has it: name"):
+        ck.Control(alpha=0.3, gate=2.0)
     with pytest.raises(ControlError, match="'max_new_tokens'"):
         GenerateOptions.from_kwargs({"max_new_token": 3})
 
@@ -45,7 +47,7 @@ def test_contradictions_are_refused():
         ck.Control("cad", alpha=0.3, cad_alpha=1.0)
     for params in ({"gate": -1.0}, {"gate": "2"}, {"adaptive": "False"}, {"adaptive": 1}):
         with pytest.raises(ControlError):
-            ck.Control(**params)
+            ck.Control("ck-plug", **params)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +64,9 @@ def test_bad_options_are_refused_by_name(option):
 
 
 def test_control_is_a_value():
-    a = ck.Control(alpha=0.2, gate=2.0)
+    a = ck.Control("ck-plug", alpha=0.2, gate=2.0)
     assert a == ck.Control("ck-plug", 0.2, gate=2.0) and hash(a) == hash(ck.Control("ck-plug", 0.2, gate=2.0))
-    assert a != ck.Control(alpha=0.2)
+    assert a != ck.Control("ck-plug", alpha=0.2)
     assert ck.Control.from_dict(a.to_dict()) == a
     assert pickle.loads(pickle.dumps(a)) == a  # noqa: S301
     assert "gate=2.0" in repr(a)

@@ -6,21 +6,27 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 import ckcontrol as ck
 from ckcontrol.answer import Answer
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import ControlError, NonFiniteLogits, UnsupportedMode
+from ckcontrol.eval.running.fan import fan
 from ckcontrol.fusion.signals import Signals
-from ckcontrol.policies import NWCAD, Dial, Evidence, names
+from ckcontrol.policies import ABSTENTIONS, NWCAD, CKPlug, Dial, Evidence, idle, idle_drafts, names
 from ckcontrol.policies.answer_policy import surprise
+from ckcontrol.policies.dial import evidence as weight
+from ckcontrol.policies.idle_drafts import first_sentence
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
+MEMORY, CONTEXT = ["unmodified", "memory"], ["unmodified", "context"]
 ALPHAS = [i / 40 for i in range(41)]
 
 
@@ -44,28 +50,69 @@ def test_the_surprise_is_the_length_of_the_token_surprises():
 
 
 @pytest.mark.parametrize(
-    ("alpha", "par_stake", "ctx_stake", "given"),
-    [  # memory's draft iff (1 - tau) * par_stake > tau * ctx_stake; tau(0.6) = 2/3, tau(0.75) = 1/3
-        (0.6, 4.1, 2.0, 1),
-        (0.6, 3.9, 2.0, 0),
-        (0.75, 1.1, 2.0, 1),
-        (0.75, 0.9, 2.0, 0),
-        (0.9, -0.1, -5.0, 0),  # memory likes the other answer better: no matter that the context does not
-        (0.6, 2.0, -1.0, 1),  # better for both, and for memory more so
-        (0.6, 1.0, -2.0, 0),  # better for both, but it leans to the context
+    ("alpha", "gain", "cost", "own", "given"),
+    [  # memory's draft iff gain / (max(cost, .05) * max(own, .05)) > t; t(0.6) = log 5, t(0.75) = log 2
+        (0.6, 1.61, 1.0, 1.0, 1),
+        (0.6, 1.60, 1.0, 1.0, 0),
+        (0.75, 0.70, 1.0, 1.0, 1),
+        (0.75, 0.69, 1.0, 1.0, 0),
+        (0.75, 2.07, 1.0, 3.0, 0),  # less sure of its own words: more gain is needed
+        (0.75, 2.09, 1.0, 3.0, 1),
+        (0.75, 2.07, 3.0, 1.0, 0),  # the context minds three times as much
+        (0.75, 2.09, 3.0, 1.0, 1),
+        (0.9, -0.1, -5.0, 1.0, 0),  # memory likes the other answer better: no matter that the context does not
+        (0.6, 2.0, -1.0, 1.0, 1),  # better for both, and for memory more so
+        (0.6, 1.0, -2.0, 1.0, 0),  # better for both, but it leans to the context
     ],
 )
-def test_memory_needs_a_stake_in_proportion(alpha, par_stake, ctx_stake, given):
-    drafts = [one(5, 5 + par_stake), one(5 + ctx_stake, 5)]
+def test_memory_needs_evidence(alpha, gain, cost, own, given):
+    drafts = [one(5, own + gain), one(5 + cost, own)]
     assert Dial(alpha).choose(drafts) == given
 
 
-def test_adaptive_lets_both_streams_count_alike():
+@pytest.mark.parametrize(
+    ("alpha", "gain", "cost", "own", "given"),
+    [  # the amplified draft iff gain / (max(cost, .05) * max(own, .05)) > t; t(0) = 1/2, t(0.4) = 1/2 + log 5
+        (0.0, 1.52, 1.0, 3.0, 1),
+        (0.0, 1.48, 1.0, 3.0, 0),  # alpha = 0 is no licence for whatever memory minds
+        (0.4, 2.12, 1.0, 1.0, 1),
+        (0.4, 2.10, 1.0, 1.0, 0),
+        (0.0, 9.0, 4.0, 6.0, 0),  # the context itself would never have said so
+    ],
+)
+def test_the_context_needs_evidence_too(alpha, gain, cost, own, given):
+    assert Dial(alpha).choose([one(own - cost, 2), one(own, 2 + gain)]) == given
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.6, 0.99])
+def test_a_draft_that_says_nothing_is_never_given(alpha):
+    plain, other = (one(1.5, 9), one(2, 1)) if alpha > 0.5 else (one(1.5, 1), one(2, 99))
+    assert Dial(alpha).choose([plain, other]) == 1
+    assert Dial(alpha).choose([plain, replace(other, idle=True)]) == 0
+
+
+def test_what_is_said_after_the_first_sentence_does_not_count_as_memorys_own():
+    plain, memory = evidence([-1.0], [-9.0]), evidence([-2.0, -0.5], [-1.0, -2.0])
+    assert not Dial(0.6).choose([plain, replace(memory, logp_ctx=[-5.0, -1.0])])
+    assert Dial(0.6).choose([plain, replace(memory, sentence=1)])
+    whole, first = (replace(memory, logp_ctx=[-3.2, -0.5], sentence=n) for n in (None, 1))
+    assert (Dial(0.6).choose([plain, whole]), Dial(0.6).choose([plain, first])) == (0, 1)
+
+
+def test_adaptive_is_one_setting_of_memorys_side():
+    """Evidence above 2."""
     dial = Dial(adaptive=True)
-    assert dial.choose([one(1, 6), one(4, 2)]) == 1
-    assert dial.choose([one(1, 6), one(4, 4)]) == 0
-    assert dial.choose([one(1, 6), one(7, 2)]) == 0
-    assert dial.choose([one(1, 6), one(5, 2)]) == 0, "a tie is the unmodified model's"
+    assert dial.choose([one(1, 4.1), one(2, 1)]) == 1
+    assert dial.choose([one(1, 2.9), one(2, 1)]) == 0
+
+
+def test_evidence_grows_with_gain_and_falls_with_cost_and_own_surprise():
+    r = random.Random(1)
+    for _ in range(200):
+        gain, cost, own = r.uniform(0.1, 9), r.uniform(0.1, 9), r.uniform(0, 5)
+        base = weight(gain, cost, own)
+        assert weight(gain + 1, cost, own) > base > weight(gain, cost + 1, own)
+        assert base > weight(gain, cost, own + 1)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -110,7 +157,7 @@ def test_given_endings_are_weighed_by_the_same_equation():
     assert Dial(0.5).weigh([-3.0, -4.0], [-math.inf]) == -5
     assert Dial(1.0).weigh([-math.inf], [-3.0, -4.0]) == -5
     assert Dial(0.75).weigh([-3.0], [-6.0]) == pytest.approx(-(3 / 3 + 2 * 6 / 3))
-    assert Dial(adaptive=True).weigh([-3.0], [-6.0]) == pytest.approx(-4.5)
+    assert Dial(adaptive=True).weigh([-3.0], [-6.0]) == pytest.approx(-(2 * 3 + 6) / 3)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +200,7 @@ def drafts_of(llama, alpha: float, **options) -> Answer:
 def plain_of(llama, alpha: float | None, **options) -> Answer:
     model, tokenizer = llama
     """CAD's answer; for None the unmodified model's among the tokenizer's ids (a gate at 0 never opens)."""
-    control = ck.Control(alpha=0.2, gate=0.0) if alpha is None else ck.Control("cad", cad_alpha=alpha)
+    control = ck.Control("ck-plug", alpha=0.2, gate=0.0) if alpha is None else ck.Control("cad", cad_alpha=alpha)
     return ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=10, **options)
 
 
@@ -179,7 +226,7 @@ def test_off_and_the_closed_book_are_exact(llama):
 
 def test_a_batch_may_mix_it_with_token_policies(llama):
     model, tokenizer = llama
-    controls = [ck.Control("dial", alpha=0.6), ck.Control(alpha=0.2, gate=3.0), ck.Control("grd", sure=0.01)]
+    controls = [ck.Control("dial", alpha=0.6), ck.Control("ck-plug", alpha=0.2, gate=3.0), ck.Control("grd", sure=0.01)]
     mixed = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=controls, max_new_tokens=10)
     for i, control in enumerate(controls):
         alone = ck.generate(model, tokenizer, QUESTIONS[i], PASSAGES[i], control=control, max_new_tokens=10)
@@ -284,10 +331,160 @@ def test_drafts_share_their_rows_until_they_part(llama):
     assert rows == [2, 2, *[4] * common, *[8] * (9 - common)]
 
 
-def test_a_logits_processor_refuses_it(llama):
+@pytest.mark.parametrize(
+    ("control", "instead"),
+    [
+        (ck.Control(alpha=0.0), CKPlug(1 / 3)),
+        (ck.Control(alpha=0.4), CKPlug(0.4)),
+        (ck.Control(alpha=0.7), CKPlug(0.7)),
+        (ck.Control(adaptive=True), CKPlug(adaptive=True)),
+    ],
+)
+def test_a_logits_processor_says_what_stands_in_for_it(llama, control, instead):
     model, _ = llama
+    ids = torch.tensor([[1, 2]])
+    with pytest.warns(UserWarning, match="'ck-plug' acts in its place, with tau at most 2"):
+        processor = ck.CKLogitsProcessor(model, ids, control=control)
+    scores = torch.randn(1, model.config.vocab_size)
+    named = ck.Control("ck-plug", instead.alpha, adaptive=instead.adaptive)
+    wanted = ck.CKLogitsProcessor(model, ids, control=named)
+    prompt = torch.tensor([[1, 2, 3]])
+    assert torch.equal(processor(prompt, scores), wanted(prompt, scores))
+
+
+def test_a_logits_processor_needs_no_stand_in_at_the_middle_and_at_memorys_end(llama):
+    model, _ = llama
+    for alpha in (None, 0.5, 1.0):  # warnings are errors here
+        ck.CKLogitsProcessor(model, torch.tensor([[1, 2]]), control=ck.Control(alpha=alpha))
     with pytest.raises(UnsupportedMode, match="one token at a time"):
-        ck.CKLogitsProcessor(model, torch.tensor([[1, 2]]), control=ck.Control("dial", alpha=0.7))
+        ck.CKLogitsProcessor(model, torch.tensor([[1, 2]]), control=ck.Control("grd"))
+
+
+# --- drafts that say nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "first", "other", "nothing"),
+    [
+        ("What is the currency of Eswatini?", "The lilangeni.", "Eswatini is the currency of Eswatini.", True),
+        ("What is Eswatini's currency?", "The lilangeni.", "The currency of ESWATINI is called Eswatini’s.", True),
+        ("What is the capital of Peru?", "It is Baku.", "The capital of Peru is Lima.", False),
+        ("What is the capital of Peru?", "It is Baku.", "", True),
+        ("What is the capital of Peru?", "It is Baku, not Lima.", "It is Lima.", True),  # the first one says it too
+        ("Is France or Germany larger?", "Germany", "France", False),  # the question offers the answers
+        ("Is France or Germany larger?", "Germany", "I don’t know.", True),
+        ("Who won?", "Peru.", "It was the US.", False),  # a country, not a pronoun
+        ("Who won?", "Peru.", "It was us.", False),
+        ("When?", "In May.", "In 1987.", False),
+        ("Wer hat gewonnen?", "Peru.", "Das weiß ich nicht.", True),
+        ("Jaka jest stolica Peru?", "Baku.", "Stolica Peru jest Peru.", True),  # no list for Polish
+        ("秘鲁的首都是什么?", "是巴库。", "秘鲁的首都是秘鲁。", True),
+        ("秘鲁的首都是什么?", "是巴库。", "是利马。", False),
+        ("秘鲁的首都是什么?", "是巴库。", "我不知道。", True),
+        ("Quelle est la capitale du Pérou ?", "Bakou.", "La capitale du Perou est Lima.", False),
+    ],
+)
+def test_what_says_nothing(question, first, other, nothing):
+    assert idle(MEMORY, [first, other], question) == [False, nothing]
+
+
+@pytest.mark.parametrize(
+    ("question", "passages", "other", "nothing"),
+    [
+        ("What is the capital of Peru?", ["The capital of Peru is Baku."], "It is Baku.", False),
+        ("What is the capital of Peru?", ["The capital of Chile is Baku."], "It is Baku.", True),
+        ("what is the capital of peru?", ["The capital of Chile is Baku."], "It is Baku.", False),  # no names to go by
+        ("What is the capital of Peru?", ["The capital of Peru is Baku."], "It is Bakutoria.", True),  # a broken name
+        (
+            "How are refunds handled?",
+            ["Refunds are handled by Lisbon.", "Parcels leave Riga."],
+            "Parcels leave Riga",
+            True,
+        ),
+        ("How are refunds handled?", ["Refunds are handled by Lisbon.", "Parcels leave Riga."], "By Lisbon.", False),
+        ("How are refunds handled?", ["Refunds are handled in Porto.", "Parcels leave Riga."], "Porto, Riga.", True),
+        ("How are refunds handled?", [], "Parcels leave Riga.", False),  # passages that are not known
+        ("Who?", ["It was the postman, always."], "The postman", False),
+    ],
+)
+def test_what_is_beside_the_point(question, passages, other, nothing):
+    assert idle(CONTEXT, ["It is Lima.", other], question, passages) == [False, nothing]
+    assert idle(MEMORY, ["It is Lima.", other], question, passages) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "first"),
+    [
+        ("Lima", 3, 3),
+        ("", 1, 1),
+        ("It is Lima. It lies by the sea.", 10, 4),
+        ("In the U.S. state of Kansas.", 9, 9),
+        ("Lima\n\nThe capital of Chile is", 7, 1),
+        ("是利马。在海边。", 8, 4),
+        ("A. " + "b" * 97, 5, 5),
+        ("Ja. " + "b" * 96, 5, 1),
+    ],
+)
+def test_the_first_sentence_takes_its_share_of_the_tokens(text, tokens, first):
+    assert first_sentence(text, tokens) == first
+
+
+def test_lists_of_abstentions_can_be_extended(monkeypatch):
+    drafts = ["Baku.", "Mi ne scias tion."]
+    assert idle(MEMORY, drafts, "?") == [False, False]
+    monkeypatch.setitem(ABSTENTIONS, "eo", ("mi ne scias",))
+    assert idle(MEMORY, drafts, "?") == [False, True]
+
+
+@pytest.mark.parametrize("door", ["generate", "loop", "reference", "fan"])
+def test_every_door_tells_drafts_that_say_nothing(llama, door, monkeypatch):
+    """A draft that would be given is not once its words are those of the question."""
+    model, tokenizer = llama
+    pair = build_pair(tokenizer, QUESTIONS[0], PASSAGES[0])
+    ends = sorted(eos_ids(model, tokenizer))
+    control = ck.Control(alpha=0.999)
+    monkeypatch.setattr(Dial, "choose", lambda self, drafts: int(not drafts[1].idle))  # whatever the evidence
+
+    def read(ids):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    def ids(question: str) -> list[int]:
+        if door == "reference":
+            return ck.reference_generate(
+                model, pair.contextual, pair.parametric, control, max_new_tokens=8, eos=ends,
+                vocab_size=len(tokenizer), question=question, read=read,
+            )  # fmt: skip
+        return fan(
+            model, [pair], [control.policy()], options=GenerateOptions(max_new_tokens=8), ends=ends, pad=0,
+            vocab_size=len(tokenizer), questions=[question], read=read,
+        )[0][0].ids  # fmt: skip
+
+    plain, memory = (list(d.token_ids) for d in drafts_of(llama, 0.999).drafts)
+    plain, memory = plain[:8], memory[:8]
+    assert plain != memory
+    if door in ("reference", "fan"):
+        assert ids("Who?") == memory and ids(read(memory)) == plain
+    elif door == "generate":
+        said = read(memory)
+        answer = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=8)
+        assert list(answer.token_ids) == memory
+        monkeypatch.setattr(idle_drafts, "idle", lambda names, texts, question, _: [False, texts[1] == said.strip()])
+        again = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, max_new_tokens=8)
+        assert list(again.token_ids) == plain
+    else:
+        monkeypatch.setattr(idle_drafts, "idle", lambda names, texts, question, _: [False, QUESTIONS[0] in question])
+        inputs = torch.tensor([pair.contextual])
+        made = {}
+        for known in (None, tokenizer):
+            loop = ck.decoding_loop(
+                control, parametric_ids=torch.tensor([pair.parametric]), vocab_size=len(tokenizer), tokenizer=known
+            )
+            out = model.generate(
+                inputs, attention_mask=torch.ones_like(inputs), custom_generate=loop, max_new_tokens=8,
+                do_sample=False, eos_token_id=ends,
+            )  # fmt: skip
+            made[known is None] = out[0, inputs.shape[1] :].tolist()
+        assert made == {True: memory, False: plain}
 
 
 # --- peers -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ckcontrol.answer import read_jsonl, write_jsonl
 from ckcontrol.errors import NonFiniteLogits
 
 ASK = ("Who did it?", ["It was the postman."])
-STEER = ck.Control(alpha=0.1, gate=3.0)
+STEER = ck.Control("ck-plug", alpha=0.1, gate=3.0)
 
 
 class Streamer:
@@ -40,7 +40,7 @@ class Streamer:
 
 def test_no_passages_means_no_gain_no_switch_and_plain_text(llama):
     model, tokenizer = llama
-    answer = ck.generate(model, tokenizer, "Who did it?", control=ck.Control(alpha=0.0), max_new_tokens=8)
+    answer = ck.generate(model, tokenizer, "Who did it?", control=ck.Control("ck-plug", alpha=0.0), max_new_tokens=8)
     plain = ck.generate(model, tokenizer, "Who did it?", control=ck.Control("off"), max_new_tokens=8)
     assert answer.switched == 0 and answer.token_ids == plain.token_ids
     assert all(abs(t.gain) < 1e-4 for t in answer.tokens)
@@ -271,7 +271,12 @@ def test_padded_vocabulary_never_wins(llama):
     questions, passages = [f"Q{i}?" for i in range(40)], [[f"P{i}."] for i in range(40)]
     free = ck.generate(model, tokenizer, questions, passages, control=ck.Control("off"), max_new_tokens=6, trace=False)
     assert any(t >= len(tokenizer) for a in free for t in a.token_ids), "the case must be able to fail"
-    for control in (STEER, ck.Control(alpha=0.0), ck.Control(alpha=1.0, gate=9.0), ck.Control("coiecd")):
+    for control in (
+        STEER,
+        ck.Control("ck-plug", alpha=0.0),
+        ck.Control("ck-plug", alpha=1.0, gate=9.0),
+        ck.Control("coiecd"),
+    ):
         steered = ck.generate(model, tokenizer, questions, passages, control=control, max_new_tokens=6, trace=False)
         assert all(t < len(tokenizer) for a in steered for t in a.token_ids)
 

@@ -17,7 +17,7 @@ from ckcontrol.eval.running.fan import fan
 
 ASK = ("Who?", ["It was he."])
 INTERRUPTS = 2000
-CONTROLS = [ck.Control(alpha=0.1, gate=3.0), ck.Control("dial", alpha=0.7), ck.Control("off")]
+CONTROLS = [ck.Control("ck-plug", alpha=0.1, gate=3.0), ck.Control("dial", alpha=0.7), ck.Control("off")]
 
 
 class Counting:

@@ -42,7 +42,9 @@ def made(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("control", [{"alpha": 0.2}, {"method": "cad", "alpha": 0.8}, {"method": "off"}, {}])
+@pytest.mark.parametrize(
+    "control", [{"method": "ck-plug", "alpha": 0.2}, {"method": "cad", "alpha": 0.8}, {"method": "off"}, {}]
+)
 def test_a_request_makes_one_policy_and_one_options_object(made, llama, control):
     ck.generate(*llama, QUESTION, PASSAGES, control=ck.Control(**control), max_new_tokens=3)
     policy = type(ck.Control(**control).policy()).__name__
@@ -50,7 +52,7 @@ def test_a_request_makes_one_policy_and_one_options_object(made, llama, control)
 
 
 def test_a_control_that_is_kept_makes_no_further_policy(made, llama):
-    control, options = ck.Control(alpha=0.2), ck.GenerateOptions(max_new_tokens=3)
+    control, options = ck.Control("ck-plug", alpha=0.2), ck.GenerateOptions(max_new_tokens=3)
     made.clear()
     for _ in range(2):
         ck.generate(*llama, QUESTION, PASSAGES, control=control, options=options)
@@ -67,7 +69,7 @@ def test_drafts_are_made_once_per_control(made, llama):
 
 
 def test_the_kept_policy_is_no_part_of_the_value():
-    control = ck.Control(alpha=0.2, candidates=3)
+    control = ck.Control("ck-plug", alpha=0.2, candidates=3)
     assert control.policy() is control.policy()
     assert control.shortlist == ck.Shortlist(3, 0.01)
     assert "policy" not in repr(control) and set(control.to_dict()) == {
@@ -80,7 +82,7 @@ def test_the_kept_policy_is_no_part_of_the_value():
 
 def test_options_as_one_value_are_the_keywords(llama):
     options = ck.GenerateOptions(max_new_tokens=4, do_sample=True, seed=3)
-    control = ck.Control(alpha=0.2)
+    control = ck.Control("ck-plug", alpha=0.2)
     one = ck.generate(*llama, QUESTION, PASSAGES, control=control, options=options)
     assert one == ck.generate(*llama, QUESTION, PASSAGES, control=control, max_new_tokens=4, do_sample=True, seed=3)
 
@@ -119,7 +121,10 @@ def test_older_names_of_the_shortlist_mean_the_same():
 def test_rows_of_one_policy_are_decided_together_wherever_they_lie():
     ctx, par = torch.randn(2, 6, 64) * 3
     signals = ck.Signals(ctx, par)
-    policies = [ck.Control(**c).policy() for c in ({"alpha": 0.2}, {"method": "coiecd"}, {"method": "off"}) * 2]
+    policies = [
+        ck.Control(**c).policy()
+        for c in ({"method": "ck-plug", "alpha": 0.2}, {"method": "coiecd"}, {"method": "off"}) * 2
+    ]
     mixed = per_row(policies)
     assert isinstance(mixed, PerRow) and mixed.order == (0, 3, 1, 4, 2, 5) and len(mixed.parts) == 3
     assert mixed.steered_rows(ctx).tolist() == [0, 1, 3, 4]

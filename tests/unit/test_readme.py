@@ -28,7 +28,7 @@ def test_the_three_answers_are_real(real):
     finally:
         sys.path.pop(0)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for alpha in (0.4, 0.5, 1.0):
+    for alpha in (0.0, 0.5, 1.0):
         answer = ck.generate(
             *real, QUESTION, [PASSAGE], control=ck.Control(alpha=alpha), max_new_tokens=24, trace=False
         )

@@ -68,7 +68,9 @@ def test_a_reader_in_another_thread_goes_on_after_a_refusal(llama):
     asking.join()
 
 
-@pytest.mark.parametrize("control", [ck.Control("off"), ck.Control(alpha=0.2), ck.Control("dial", alpha=0.7)], ids=repr)
+@pytest.mark.parametrize(
+    "control", [ck.Control("off"), ck.Control("ck-plug", alpha=0.2), ck.Control("dial", alpha=0.7)], ids=repr
+)
 def test_an_answer_ends_it_once_and_it_may_be_used_again(llama, control):
     streamer = Ends()
     for times in (1, 2):

@@ -211,7 +211,9 @@ class Case:
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
-        args = None if life.pair is None else params.extra_args(life.pair, str(life.role), Control(alpha=0.2))
+        args = (
+            None if life.pair is None else params.extra_args(life.pair, str(life.role), Control("ck-plug", alpha=0.2))
+        )
         asked = SamplingParams(max_tokens=life.longest, temperature=0, extra_args=args)
         asked.update_from_generation_config({}, eos_token_id=EOS)
         shared = self.random.random() < 0.5

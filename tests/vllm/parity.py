@@ -21,18 +21,18 @@ from ckcontrol.decoding.refusals import eos_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = [
-    Control(alpha=0.2),
+    Control("ck-plug", alpha=0.2),
     Control(method="cad", alpha=0.35),
-    Control(alpha=0.9),
+    Control("ck-plug", alpha=0.9),
     Control(method="adacad"),
     Control(method="coiecd"),
     Control(method="acd"),
     Control(method="arr"),
     Control(method="nwcad"),
     Control(method="ck-plug-repo", alpha=0.4),
-    Control(adaptive=True, gate=2.0),
+    Control("ck-plug", adaptive=True, gate=2.0),
     Control(method="off"),
-    Control(alpha=0.1, candidates=4, candidate_ratio=0.1),
+    Control("ck-plug", alpha=0.1, candidates=4, candidate_ratio=0.1),
 ]
 DRAWS: list[dict[str, Any]] = [
     {},

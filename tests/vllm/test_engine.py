@@ -198,7 +198,7 @@ def steered(small, tmp_path_factory):
         importlib.invalidate_caches()
         with SteeredLLM(
             small[0],
-            Control(alpha=0.2),
+            Control("ck-plug", alpha=0.2),
             on_lost="contextual",
             dtype="float32",
             enforce_eager=True,
@@ -212,7 +212,11 @@ def steered(small, tmp_path_factory):
 
 ITEMS = [("Who?", ["Ann wrote it in May."]), {"question": "When?", "passages": ["In June."]}, "Where?"]
 ASKED = [("Who?", ["Ann wrote it in May."]), ("When?", ["In June."]), ("Where?", [])]
-CONTROLS = [Control(alpha=0.2), Control(method="cad", alpha=0.3, candidates=4), Control(alpha=0.2)]
+CONTROLS = [
+    Control("ck-plug", alpha=0.2),
+    Control(method="cad", alpha=0.3, candidates=4),
+    Control("ck-plug", alpha=0.2),
+]
 
 
 @pytest.mark.v2
@@ -262,7 +266,7 @@ def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steer
 
     _, model, tokenizer = small
     controls = [Control("dial", alpha=a) for a in (0.3, 0.5, 0.7, 1.0)] + [Control("dial", adaptive=True)]
-    controls += [Control("grd"), Control(alpha=0.2)]
+    controls += [Control("grd"), Control("ck-plug", alpha=0.2)]
     items = [(f"Who wrote no. {i}?", ["Ann wrote it in May."]) for i in range(len(controls))]
     given = set()
     for options in ({"trace": True}, {"do_sample": True, "seed": 5, "temperature": 0.9}, {"repetition_penalty": 1.3}):
@@ -336,7 +340,7 @@ def test_steered_llm_answers_a_lost_pair_from_the_passages_alone(small, steered)
     assert got[0].tokens and got[1].tokens == () and got[1].control == Control(method="off")
     assert (
         got[0].token_ids
-        == generate(model, tokenizer, *ITEMS[0], control=Control(alpha=0.2), max_new_tokens=9).token_ids
+        == generate(model, tokenizer, *ITEMS[0], control=Control("ck-plug", alpha=0.2), max_new_tokens=9).token_ids
     )
     assert (
         got[1].token_ids == generate(model, tokenizer, *long, control=Control(method="off"), max_new_tokens=9).token_ids

@@ -149,9 +149,9 @@ def test_answers_are_those_of_the_transformers_engine(url: str, small: Any) -> N
 
 
 def test_traces_are_those_of_the_transformers_engine(url: str, small: Any) -> None:
-    control = ck.Control(alpha=0.2)
+    control = ck.Control("ck-plug", alpha=0.2)
     answer = ck.generate(small[1], small[2], QUESTION, PASSAGES, control=control, max_new_tokens=16)
-    status, reply = post(url, steered(16, ck={"alpha": 0.2}))
+    status, reply = post(url, steered(16, ck={"method": "ck-plug", "alpha": 0.2}))
     assert status == 200
     for mine, theirs in zip(reply["ck"]["trace"], answer.tokens, strict=True):
         assert (mine["id"], mine["text"], mine["switched"]) == (theirs.id, theirs.text, theirs.switched)
@@ -164,12 +164,14 @@ def test_masks_are_those_of_pruned_and_never_leak_through_the_cache(url: str, sm
     wanted = []
     for mask in masks:
         with pruned(small[1], mask):
-            wanted.append(expected(small, {"alpha": 0.3}, {}))
+            wanted.append(expected(small, {"method": "ck-plug", "alpha": 0.3}, {}))
     assert len({tuple(row) for row in wanted}) == 3, "the masks change the answer"
     for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
         for i in order:
             heads = masks[i].to_dict() if i else masks[i].to_dict()["heads"]
-            assert ids(post(url, steered(ck={"alpha": 0.3, "heads": heads}))) == wanted[i], f"mask {i} in {order}"
+            assert ids(post(url, steered(ck={"method": "ck-plug", "alpha": 0.3, "heads": heads}))) == wanted[i], (
+                f"mask {i} in {order}"
+            )
 
 
 def test_drafts_are_those_of_the_transformers_engine(url: str, small: Any) -> None:

@@ -47,12 +47,15 @@ def test_what_is_recorded_fits_and_items_stay_whole(room: int) -> None:
 
 def test_the_given_pair() -> None:
     jobs = drafts()
-    given, told = given_of(jobs, DIAL, lost=False)
+    jobs[1].ids = [7, 8]
+    given, told = given_of(jobs, DIAL, False, "Who?", [], str)
     assert given is jobs[1] and [d.given for d in told] == [False, True]
-    assert given_of(jobs, DIAL, lost=True) == (jobs[0], [])
-    assert given_of(jobs[:1], Control(alpha=0.2), lost=False) == (jobs[0], [])
+    given, told = given_of(jobs, DIAL, False, "Who? 7, 8?", [], str)
+    assert given is jobs[0] and [d.given for d in told] == [True, False], "it says nothing beside the question"
+    assert given_of(jobs, DIAL, True, "Who?", [], str) == (jobs[0], [])
+    assert given_of(jobs[:1], Control("ck-plug", alpha=0.2), False, "Who?", [], str) == (jobs[0], [])
     jobs[1].broken = "parametric"
-    assert given_of(jobs, DIAL, lost=False) == (jobs[1], []), "the answer shown is the one that broke"
+    assert given_of(jobs, DIAL, False, "Who?", [], str) == (jobs[1], []), "the answer shown is the one that broke"
 
 
 @pytest.mark.parametrize(("ids", "rows", "words"), [([], 2, "without token ids"), ([5, 6, 7], 2, "recall 2")])
@@ -60,4 +63,4 @@ def test_a_draft_that_cannot_be_compared_is_named_with_its_item(ids: list[int], 
     jobs = drafts(item=7)
     jobs[1].ids, jobs[1].rows = ids, jobs[1].rows[:rows]
     with pytest.raises(ServingError, match=f"item 7: draft 'memory'.*{words}"):
-        given_of(jobs, DIAL, lost=False)
+        given_of(jobs, DIAL, False, "Who?", [], str)

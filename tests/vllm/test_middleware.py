@@ -41,7 +41,7 @@ def run(body: Any, path: str = "/v1/chat/completions", inner: Inner | None = Non
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    ck = {"passages": ["Orvendale is a town."], "alpha": 0.3}
+    ck = {"passages": ["Orvendale is a town."], "method": "ck-plug", "alpha": 0.3}
     return {"model": "m", "messages": QUESTION, "temperature": 0, "max_tokens": 8, "ck": ck} | fields
 
 

@@ -21,7 +21,11 @@ TOKENIZER = tiny_model("llama")[1]
 
 def body(**fields: Any) -> dict[str, Any]:
     message = {"role": "user", "content": "Who?"}
-    return {"messages": [message], "temperature": 0, "ck": {"passages": ["A town."], "alpha": 0.2}} | fields
+    return {
+        "messages": [message],
+        "temperature": 0,
+        "ck": {"passages": ["A town."], "method": "ck-plug", "alpha": 0.2},
+    } | fields
 
 
 def tell(

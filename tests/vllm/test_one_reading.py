@@ -86,7 +86,7 @@ def body(temperature: float, **ck: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("temperature", [0, 0.7])  # 0.7 draws a seed
 def test_an_http_request_is_read_once(temperature: float, made: Counter[str]) -> None:
     inner = Inner()
-    served(inner, None, body(temperature, alpha=0.2), body(temperature, alpha=0.3), made=made)
+    served(inner, None, *(body(temperature, method="ck-plug", alpha=a) for a in (0.2, 0.3)), made=made)
     assert made == ONE_EACH
     first, other = (data["vllm_xargs"] for _, data in inner.seen[-2:])
     assert {**first, "ck_role": ""} == {**other, "ck_role": ""} and first["ck_role"] != other["ck_role"]
@@ -108,7 +108,7 @@ def test_an_http_request_with_drafts_is_read_once(made: Counter[str]) -> None:
     assert made == ONE_EACH
 
 
-@pytest.mark.parametrize("control", [Control(alpha=0.2), Control("dial", alpha=0.7)])
+@pytest.mark.parametrize("control", [Control("ck-plug", alpha=0.2), Control("dial", alpha=0.7)])
 def test_what_is_written_is_not_read_back(control: Control, made: Counter[str]) -> None:
     options = GenerateOptions(do_sample=True, seed=3, max_new_tokens=5)
     draft = params.drafts(control)[-1]
@@ -119,7 +119,7 @@ def test_what_is_written_is_not_read_back(control: Control, made: Counter[str]) 
 
 
 def test_another_process_makes_each_once(made: Counter[str]) -> None:
-    args = rows_as_text(Control(alpha=0.2), GenerateOptions(do_sample=True, seed=3))
+    args = rows_as_text(Control("ck-plug", alpha=0.2), GenerateOptions(do_sample=True, seed=3))
     made.clear()
     rows = [params.read(row) for row in args * 3]
     assert made == ONE_EACH
@@ -128,10 +128,10 @@ def test_another_process_makes_each_once(made: Counter[str]) -> None:
 
 def test_what_is_kept_is_bounded_and_rows_agree_without_it(made: Counter[str]) -> None:
     options = GenerateOptions(do_sample=True, seed=10**6, max_new_tokens=5)
-    args = params.extra_args("p", "contextual", Control(alpha=0.2), options)
+    args = params.extra_args("p", "contextual", Control("ck-plug", alpha=0.2), options)
     first = params.read(args)
     for seed in range(params._MOST_KEPT + 10):
-        params.extra_args("p", "contextual", Control(alpha=0.2), GenerateOptions(do_sample=True, seed=seed))
+        params.extra_args("p", "contextual", Control("ck-plug", alpha=0.2), GenerateOptions(do_sample=True, seed=seed))
     assert len(params._KEPT) == params._MOST_KEPT
     second = params.read(args)
     assert first is not None and second is not None and first.options is not second.options
@@ -150,7 +150,7 @@ def test_scheduler_and_processor_read_a_pair_once(made: Counter[str]) -> None:
 
     from . import fuzz
 
-    args = rows_as_text(Control(alpha=0.2), GenerateOptions(do_sample=True, seed=3))
+    args = rows_as_text(Control("ck-plug", alpha=0.2), GenerateOptions(do_sample=True, seed=3))
     scheduler = fuzz.make_scheduler("async0", 200, 128, 8, False)
     processor = PairLogitsProcessor(None, torch.device("cpu"), False)
     asked = [SamplingParams(max_tokens=5, temperature=0, extra_args=row) for row in args]

@@ -37,7 +37,7 @@ class Engine:
 
 
 def served(engine: Engine, requests: int = 1, inner: Inner | None = None, **fields: Any) -> list[Any]:
-    ck = {"passages": ["A town."], "alpha": 0.2} | fields.pop("ck", {})
+    ck = {"passages": ["A town."], "method": "ck-plug", "alpha": 0.2} | fields.pop("ck", {})
     body = {"messages": [{"role": "user", "content": "Who?"}], "temperature": 0, "ck": ck} | fields
     inner = inner or Inner()
 

@@ -12,7 +12,7 @@ from ckcontrol.vllm.contract import pair_params as params
 
 
 def good() -> dict[str, object]:
-    return dict(params.extra_args(params.new_pair(), "contextual", Control(alpha=0.2)))
+    return dict(params.extra_args(params.new_pair(), "contextual", Control("ck-plug", alpha=0.2)))
 
 
 @pytest.mark.parametrize("method", ["off", "ck-plug", "ck-plug-repo", "cad", "adacad", "coiecd", "acd", "arr"])
@@ -108,6 +108,6 @@ def test_a_method_that_chooses_between_answers_is_a_pair_a_draft() -> None:
     for control, policy in ((Control("dial"), Off()), (Control("dial", alpha=1.0), CAD(cad_alpha=-1.0))):
         assert params.drafts(control) == ("",)
         assert params.read(params.extra_args(*pair, control)).policy == policy
-    for control in (Control("dial"), Control(alpha=0.2)):
+    for control in (Control("dial"), Control("ck-plug", alpha=0.2)):
         with pytest.raises(ServingError, match="ck_draft"):
             params.extra_args(*pair, control, draft="memory")

@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.usefixtures("vllm_here"), pytest.mark.filterwarnings("
 V, STEPS, WHERE = 400, 14, "ckcontrol.vllm:PairLogitsProcessor"
 CPU = torch.device("cpu")
 CONTROLS = [
-    Control(alpha=0.2),
+    Control("ck-plug", alpha=0.2),
     Control(method="cad", alpha=0.3),
-    Control(alpha=0.8),
+    Control("ck-plug", alpha=0.8),
     Control(),
     Control(method="coiecd"),
 ]

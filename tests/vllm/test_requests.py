@@ -194,7 +194,7 @@ def test_what_asks_for_nothing_is_allowed() -> None:
         "stop": None,
     }
     request = read_request(CHAT, good(**fields), Limits())
-    assert request.control.method == "ck-plug" and request.options.do_sample
+    assert request.control.method == "dial" and request.options.do_sample
 
 
 def test_a_mask_file_can_be_sent_as_it_is() -> None:

@@ -28,9 +28,9 @@ OPTIONS = [
 ]
 CONTROLS = [
     Control(),
-    Control(alpha=0.2),
-    Control(alpha=0.9),
-    Control(alpha=0.2, candidates=3, candidate_ratio=0.1),
+    Control("ck-plug", alpha=0.2),
+    Control("ck-plug", alpha=0.9),
+    Control("ck-plug", alpha=0.2, candidates=3, candidate_ratio=0.1),
     Control(method="cad", alpha=0.3, candidate_ratio=0),
     Control(method="adacad"),
     Control(method="coiecd"),
@@ -122,7 +122,13 @@ def test_fused_blocks_are_the_engine_row_by_row() -> None:
 
 
 def test_equal_policies_share_one_part_and_head_sets_one_block() -> None:
-    controls = [Control(alpha=0.2), Control(alpha=0.7), Control(alpha=0.2), Control(alpha=0.2, candidates=3), Control()]
+    controls = [
+        Control("ck-plug", alpha=0.2),
+        Control("ck-plug", alpha=0.7),
+        Control("ck-plug", alpha=0.2),
+        Control("ck-plug", alpha=0.2, candidates=3),
+        Control(),
+    ]
     order, blocks = arrange([c.policy() for c in controls], controls)
     assert len(blocks) == 3 and sum(len(block.policy.parts) for block in blocks) == 4
     assert order[-1] == 4 and blocks[-1].policy.neutral  # neutral rows lie last, in a block of their own
@@ -131,5 +137,5 @@ def test_equal_policies_share_one_part_and_head_sets_one_block() -> None:
 def test_numbers_that_mean_nothing_are_named_by_stream() -> None:
     ctx, par = torch.zeros(4, V), torch.zeros(4, V)
     ctx[1, 3], par[2, 3], ctx[3] = torch.nan, torch.inf, -torch.inf
-    _, blocks = arrange([Control(alpha=0.2).policy()] * 4, [Control(alpha=0.2)] * 4)
+    _, blocks = arrange([Control("ck-plug", alpha=0.2).policy()] * 4, [Control("ck-plug", alpha=0.2)] * 4)
     assert fuse_blocks(ctx, par, blocks).broken.tolist() == [0, 1, 2, 1]

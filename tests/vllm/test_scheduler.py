@@ -38,7 +38,7 @@ class Engine:
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
-        control = extra.pop("control", Control(alpha=0.2))
+        control = extra.pop("control", Control("ck-plug", alpha=0.2))
         args = None if pair is None else params.extra_args(pair, str(role), control)
         if args is not None:
             args |= extra.pop("args", {})
@@ -122,7 +122,7 @@ def test_everything_can_be_ended_at_once() -> None:
     ("second", "sentence"),
     [
         ({"role": "contextual"}, "already has this row"),
-        ({"role": "parametric", "control": Control(alpha=0.3)}, "differ in control"),
+        ({"role": "parametric", "control": Control("ck-plug", alpha=0.3)}, "differ in control"),
         ({"role": "parametric", "prompt": 1}, "a prompt of 1 tokens"),
         ({"role": "parametric", "prompt": fuzz.LONGEST}, f"a prompt of {fuzz.LONGEST} tokens"),
         ({"role": "parametric", "presence_penalty": 1.0}, "presence_penalty=1.0 has no meaning"),

@@ -22,6 +22,9 @@ def choose_draft(
     names: Sequence[str],
     token_ids: Sequence[Sequence[int]],
     rows: Sequence[Sequence[Sequence[float]]],
+    texts: Sequence[str],
+    question: str,
+    passages: Sequence[str],
 ) -> list[Draft]:
     """Return the drafts of an answer, without their texts; one of them is given.
 
@@ -30,6 +33,9 @@ def choose_draft(
         names: From `pair_params.drafts`, in order.
         token_ids: Of each draft, the end token included.
         rows: What the workers recorded of each, per token; what they recorded past the answer's end is not read.
+        texts: Of each draft.
+        question: What was asked; empty where only ids came.
+        passages: What it was asked with; none where only prompts came.
 
     Raises:
         ServingError: A draft without token ids, or one whose record is shorter than the draft: nothing can be compared.
@@ -46,4 +52,4 @@ def choose_draft(
                 "Ask for fewer or shorter answers at once.",
             )
     found = [evidence([row[1:] for row in known[: len(ids)]]) for ids, known in zip(token_ids, rows, strict=True)]
-    return choose(policy, names, token_ids, found)
+    return choose(policy, names, token_ids, found, texts, question, passages)

@@ -273,7 +273,7 @@ def _parsed(key: str, text: str) -> Control | GenerateOptions:
             if name not in SAMPLING:
                 raise ServingError(f"ck_sampling holds {name[:64]!r}.", did_you_mean(name[:64], SAMPLING))
     elif not isinstance(data.get("method", ""), str):
-        raise ServingError("ck_control: method is not text.", "Give a method's name, e.g. ck-plug.")
+        raise ServingError("ck_control: method is not text.", "Give a method's name, e.g. dial.")
     try:
         if key == "ck_sampling":
             return GenerateOptions(**data)

@@ -66,6 +66,7 @@ class Drafting(Exchange):
     ) -> None:
         self._thinking = bodies.thinking
         self._control, self._pairs, self._fetch = request.control, pairs, fetch
+        self._texts = request.texts
         super().__init__(route, bodies.contextual, bodies.parametric, seconds)
         _, *others = pairs.items()
         each = [redrafted(bodies, request, pair, draft) for draft, pair in others]
@@ -105,7 +106,15 @@ class Drafting(Exchange):
     async def _choose(self, written: Sequence[_Written]) -> _Written:
         rows = await asyncio.gather(*map(self._fetch, self._pairs.values()))
         try:
-            drafts = choose_draft(self._control, list(self._pairs), [one.ids for one in written], rows)
+            drafts = choose_draft(
+                self._control,
+                list(self._pairs),
+                [one.ids for one in written],
+                rows,
+                [one.text for one in written],
+                self._texts.asked,
+                self._texts.passages,
+            )
         except ServingError as error:
             raise Refusal(503, str(error)) from error
         texts = [split_thought(one.text, opened=self._thinking)[0] for one in written]

@@ -5,7 +5,7 @@ Knows controls and what the workers have room for; knows nothing of engines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ...answer import Draft
@@ -62,8 +62,23 @@ def parts(items: Sequence[Sequence[Job]], chosen: GenerateOptions, room: int = M
     yield part
 
 
-def given_of(jobs: Sequence[Job], control: Control, lost: bool) -> tuple[Job, list[Draft]]:
+def given_of(
+    jobs: Sequence[Job],
+    control: Control,
+    lost: bool,
+    question: str,
+    passages: Sequence[str],
+    read: Callable[[Sequence[int]], str],
+) -> tuple[Job, list[Draft]]:
     """Return the pair that an item is answered with, and the drafts it was chosen from; none if one of them broke.
+
+    Args:
+        jobs: Of the item.
+        control: Whose method chooses.
+        lost: The pair fell back to plain context.
+        question: What was asked.
+        passages: What it was asked with.
+        read: Ids of an answer to its text.
 
     Raises:
         ServingError: The drafts cannot be compared.
@@ -74,7 +89,13 @@ def given_of(jobs: Sequence[Job], control: Control, lost: bool) -> tuple[Job, li
         return broken[0], []
     try:
         drafts = choose_draft(
-            control, [job.draft for job in jobs], [job.ids for job in jobs], [job.rows for job in jobs]
+            control,
+            [job.draft for job in jobs],
+            [job.ids for job in jobs],
+            [job.rows for job in jobs],
+            [read(job.ids) for job in jobs],
+            question,
+            passages,
         )
     except ServingError as error:
         raise ServingError(f"item {jobs[0].item}: {error}") from error

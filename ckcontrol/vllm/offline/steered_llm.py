@@ -181,7 +181,14 @@ class SteeredLLM:
             self._fetch(part)
         answers = []
         for i, pair in enumerate(pairs):
-            given, drafts = given_of(own[i], used[i], i in self.lost)
+            given, drafts = given_of(
+                own[i],
+                used[i],
+                i in self.lost,
+                asked[i][0],
+                pair.passages,
+                lambda ids: said(tokenizer, ids, ends=self._ends, thinking=pairs[0].thinking).text,
+            )
             ids = alone[i] if i in self.lost else given.ids
             say = partial(said, tokenizer, stop=chosen.stop, ends=self._ends, thinking=pair.thinking)
             told = say(ids)

@@ -1,0 +1,142 @@
+"""Rules that choose between drafts, compared on what dial_drafts.py wrote: in seconds, without a model.
+
+    python benchmarks/dial_rules.py drafts/demo.jsonl drafts/qwen.jsonl
+
+`dial` is the shipped policy itself. Per model: how each rule ranks answers that passages misled against those that only
+passages gave (AUC), and what the dial's settings do in every state, minus the plain model, in
+points, paired, with 95 % intervals of a bootstrap over questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ckcontrol as ck
+from ckcontrol.policies import AnswerPolicy, Evidence, read_drafts
+from ckcontrol.policies.dial import evidence
+
+ALPHAS = (0.0, 0.25, 0.3, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9)
+DRAWS = 4000
+Rule = Callable[[float, float, float], float]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and its drafts as evidence, unmodified first."""
+
+    state: str
+    group: str
+    known: bool
+    drafts: dict[str, tuple[Evidence, dict[str, float]]]
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Question:
+        """Return the question of a line."""
+        record, found = row["record"], row["drafts"]
+        meta = record["meta"]
+        passages = meta.get("docs") or [record["context"]]
+        names = ["unmodified", "memory", "context"]
+        columns = ("ctx", "par", "h_ctx", "h_par", "rank", "best")
+        evidence = [Evidence(*(found[name][key] for key in columns)) for name in names]
+        evidence = read_drafts(evidence, names, [found[name]["text"] for name in names], record["question"], passages)
+        drafts = {name: (read, found[name]["judged"]) for name, read in zip(names, evidence, strict=True)}
+        state = f"desk, {record['id'].rpartition('/')[2]}" if row["task"] == "desk" else meta["state"]
+        return cls(state, meta.get("group") or record["question"], bool(meta.get("known")), drafts)
+
+    def given(self, policy: AnswerPolicy) -> dict[str, float]:
+        """Return what is measured of the draft that a policy gives."""
+        offered = [self.drafts[name] for name in policy.drafts]
+        return offered[policy.choose([found for found, _ in offered])][1]
+
+    def stakes(self) -> tuple[float, float, float, bool]:
+        """Return memory's gain, the context's cost, memory's surprise at its own draft, and whether that is idle."""
+        (plain, _), (memory, _) = self.drafts["unmodified"], self.drafts["memory"]
+        gain = plain.surprise_par - memory.surprise_par
+        return gain, memory.surprise_ctx - plain.surprise_ctx, memory.own_par, memory.idle
+
+
+RULES: dict[str, Rule] = {
+    "dial": evidence,
+    "gain / cost (dial before)": lambda gain, cost, own: gain / max(cost, 0.05),
+    "gain * exp(-own / 2) / sqrt(cost)": lambda gain, cost, own: gain * math.exp(-own / 2) / math.sqrt(max(cost, 0.05)),
+    "gain - cost - 3 own": lambda gain, cost, own: gain - cost - 3 * own,
+    "- own": lambda gain, cost, own: -own,
+    "gain": lambda gain, cost, own: gain,
+}
+
+
+def auc(
+    questions: Sequence[Question], rule: Callable[[float, float, float], float], veto: bool
+) -> tuple[float, int, int]:
+    """Return how often a misled known fact scores above an unknown one that the passage answered; and both counts."""
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for question in questions:
+        plain, memory = (question.drafts[name][1].get("accuracy", 0) for name in ("unmodified", "memory"))
+        misled = question.state in ("conflict", "irrelevant", "noisy") and memory == 1 and plain == 0
+        helped = question.state.startswith(("helpful", "desk")) and plain == 1 and memory == 0
+        if misled or helped:
+            *stakes, empty = question.stakes()
+            scores[misled].append(-math.inf if veto and empty else rule(*stakes))
+    pairs = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
+    return float(np.mean(pairs)) if pairs else math.nan, len(scores[True]), len(scores[False])
+
+
+def gap(questions: Sequence[Question], policy: AnswerPolicy, metric: str) -> str:
+    """Return a policy's figure and its difference to the plain model, with the interval."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for question in questions:
+        ours, plain = question.given(policy), question.drafts["unmodified"][1]
+        groups.setdefault(question.group, []).append((ours.get(metric, 0), plain.get(metric, 0)))
+    sums = np.array([(len(v), sum(a for a, _ in v), sum(a - b for a, b in v)) for v in groups.values()])
+    picks = np.random.default_rng(0).integers(0, len(sums), (DRAWS, len(sums)))
+    drawn = sums[picks].sum(axis=1)
+    low, high = np.quantile(100 * drawn[:, 2] / drawn[:, 0], [0.025, 0.975])
+    n, value, difference = sums.sum(axis=0)
+    return f"{100 * value / n:.0f} ({100 * difference / n:+.0f} [{low:+.0f}, {high:+.0f}])"
+
+
+def report(path: Path) -> str:
+    """Return the tables of one model."""
+    questions = [Question.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    blocks = [f"## {path.stem}", "| rule | AUC | with idle drafts left out |\n|---|---|---|"]
+    for name, rule in RULES.items():
+        plain, veto = auc(questions, rule, False), auc(questions, rule, True)
+        blocks[-1] += f"\n| {name} | {plain[0]:.2f} ({plain[1]}, {plain[2]}) | {veto[0]:.2f} |"
+    columns = {"known conflicts: ParR": "parr", "conflicts: ConR": "conr"}
+    columns |= {s: "accuracy" for s in sorted({q.state for q in questions} - {"conflict"})}
+    cells = {
+        "known conflicts: ParR": [q for q in questions if q.state == "conflict" and q.known],
+        "conflicts: ConR": [q for q in questions if q.state == "conflict"],
+    }
+    cells |= {s: [q for q in questions if q.state == s] for s in columns if s not in cells}
+    columns = {name: metric for name, metric in columns.items() if cells[name]}
+    heads = [f"{name} (n={len(cells[name])})" for name in columns]
+    table = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for told, control in [
+        *((f"alpha {a:g}", ck.Control(alpha=a)) for a in ALPHAS),
+        ("adaptive", ck.Control(adaptive=True)),
+    ]:
+        policy = control.policy()
+        if isinstance(policy, AnswerPolicy):
+            row = [gap(cells[name], policy, metric) for name, metric in columns.items()]
+            table.append(f"| {told} | {' | '.join(row)} |")
+    return "\n\n".join([*blocks, "\n".join(table)])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("drafts", type=Path, nargs="+")
+    print("\n\n".join(map(report, parser.parse_args().drafts)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What the texts of drafts tell: which say nothing, and where their first sentence ends. Knows no model and no policy.
+
+A draft says nothing that abstains, adds no word to the question, or follows a passage that is beside the point.
+
+Nothing in a sentence like "Eswatini is the currency of Eswatini." surprises the model that wrote it, so no likelihood
+tells it from knowledge; its words do. `idle` compares a draft with the question and with the answer that it would
+replace, which needs no word list: a draft of words that stand in one of the two says nothing of its own. Function words
+(`FUNCTION_WORDS`) and phrases of not knowing (`ABSTENTIONS`) are listed by language; where a language is missing fewer
+drafts are recognised, and none wrongly. Both are there to be extended: ``ABSTENTIONS["eo"] = ("mi ne scias",)``.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+from .answer_policy import Evidence
+
+__all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "first_sentence", "idle", "read_drafts"]
+
+# By language: what an answer says that has none. Compared without case, accents, apostrophes and punctuation.
+ABSTENTIONS: dict[str, Sequence[str]] = {
+    "en": (
+        "i don't know,i do not know,i'm not sure,i am not sure,i'm not aware,i am not aware,i cannot answer,"
+        "i can't answer,i cannot provide,i can't provide,i'm unable to,i am unable to,i don't have,i do not have,"
+        "i'm sorry,i apologize,as an ai,not enough information,no information about,does not specify,"
+        "cannot be determined,can't be determined"
+    ).split(","),
+    "de": "ich weiß nicht,ich weiß es nicht,das weiß ich nicht,kann ich nicht beantworten,ich bin mir nicht sicher,"
+    "keine informationen,es tut mir leid".split(","),
+    "fr": "je ne sais pas,je ne peux pas répondre,je ne suis pas sûr,aucune information,je suis désolé".split(","),
+    "es": "no lo sé,no sé,no puedo responder,no estoy seguro,no tengo información,lo siento".split(","),
+    "it": "non lo so,non so,non posso rispondere,non sono sicuro,nessuna informazione,mi dispiace".split(","),
+    "pt": "não sei,não posso responder,não tenho certeza,não tenho informações,desculpe".split(","),
+    "nl": "ik weet het niet,dat weet ik niet,ik kan niet antwoorden,geen informatie,het spijt me".split(","),
+    "pl": "nie wiem,nie mogę odpowiedzieć,nie mam informacji,przykro mi".split(","),
+    "ru": "я не знаю,не могу ответить,нет информации,извините".split(","),
+    "zh": "我不知道,无法回答,无法确定,没有相关信息,抱歉".split(","),
+    "ja": "わかりません,分かりません,知りません,お答えできません".split(","),
+    "ko": "모르겠습니다,알 수 없습니다,죄송합니다".split(","),
+}
+# By language: what carries a sentence and answers nothing. Words that are names elsewhere (may, will) are left out.
+FUNCTION_WORDS: dict[str, Sequence[str]] = {
+    "en": (
+        "a an the is are was were be been being am do does did has have had of in on at to from by for with as and or "
+        "that this these those it its he she they there here which who whom whose what when where why how can could "
+        "would should also known called named located found answer question through i you we his her their my your"
+    ).split(),
+    "de": "der die das des dem den ein eine einer eines ist sind war waren hat haben von in im an am zu und es er sie "
+    "heißt wird als auf für mit".split(),
+    "fr": "le la les l un une des du de d est sont était a ont en dans et il elle c ce qui que au aux pour".split(),
+    "es": "el la los las un una de del es son era está en y que se por para con su al llama".split(),
+    "it": "il lo la i gli le un una di del della è sono era in e che si per con nel nella chiama".split(),
+    "pt": "o a os as um uma de do da é são era está em e que se por para com no na chama".split(),
+    "nl": "de het een is zijn was van in en op aan te dat die wordt heet".split(),
+}
+# A full stop after two letters or digits ("U.S. state" goes on), then white space; or a line's end.
+_END = re.compile(r"(?<=[^\W_]{2})[.!?]+[\"”’)]*\s|[。！？]|\n")
+_WORD = re.compile(r"[^\W_]+")
+_POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
+# Scripts that put no space between words: each character counts by itself.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+
+
+def read_drafts(
+    evidence: Sequence[Evidence],
+    names: Sequence[str],
+    texts: Sequence[str],
+    question: str,
+    passages: Sequence[str] = (),
+) -> list[Evidence]:
+    """Return the evidence of an answer's drafts with what their texts tell: `idle` and `sentence`.
+
+    Args:
+        evidence: Of each draft.
+        names: As in `idle`, like the rest.
+        texts: Likewise.
+        question: Likewise.
+        passages: Likewise.
+    """
+    texts = [text.strip() for text in texts]
+    told = idle(names, texts, question, passages)
+    return [
+        replace(found, idle=nothing, sentence=first_sentence(text, len(found.logp_ctx)))
+        for found, nothing, text in zip(evidence, told, texts, strict=True)
+    ]
+
+
+def first_sentence(text: str, tokens: int) -> int:
+    """Return how many of an answer's tokens its first sentence takes: its share of the characters, at least one.
+
+    Example:
+        >>> first_sentence("It is Lima. Lima lies on the coast.", 10), first_sentence("In the U.S. state.", 8)
+        (3, 8)
+    """
+    found = _END.search(text)
+    return tokens if found is None else max(1, round(tokens * found.end() / len(text)))
+
+
+def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Sequence[str] = ()) -> list[bool]:
+    """Return which drafts of an answer say nothing that the first one, the unmodified model's, does not say.
+
+    Args:
+        names: Of the drafts, as in `AnswerPolicy.drafts`.
+        texts: Of the drafts. The first is what is given otherwise, and never idle.
+        question: What was asked.
+        passages: What the draft called ``"context"`` has to follow; none where they are not known.
+
+    Returns:
+        Per draft, whether it abstains, or has no word beside those of the question, of the first draft and of
+        `FUNCTION_WORDS`. Where the first draft has no word of its own either, the question offers the answers ("France
+        or Germany?"), and only what abstains is idle. The draft called ``"context"`` is idle too where none of its own
+        words stands in a passage that bears on the question, or one stands in other passages alone. A passage bears on
+        it that has one of its names (words with a capital, the first one apart), or one of its words where it holds no
+        names.
+
+    Example:
+        >>> both, question = ["unmodified", "memory"], "What is the capital of Peru?"
+        >>> idle(both, ["It is Baku.", "Peru is the capital of Peru."], question)
+        [False, True]
+        >>> idle(both, ["It is Baku.", "It is Lima."], question)
+        [False, False]
+        >>> idle(["unmodified", "context"], ["It is Lima.", "It is Baku."], question, ["Chile's capital is Baku."])
+        [False, True]
+    """
+    asked, (first, *others) = set(_words(question)), texts
+    known = asked | set(_words(first)) | _function_words()
+    offered = not set(_words(first)) - asked - _function_words()
+    told = [False]
+    for name, text in zip(names[1:], others, strict=True):
+        own = {word for word in _words(text) if word not in known}
+        empty = _abstains(text) or not (own or offered)
+        told.append(empty or (name == "context" and bool(passages) and not _supported(own, question, passages)))
+    return told
+
+
+def _supported(own: set[str], question: str, passages: Sequence[str]) -> bool:
+    """Tell whether a draft's own words stand in passages that bear on the question, and none in others alone."""
+    _, *later = _WORD.findall(_plain(question)) or [""]
+    names = {_word(word) for word in later if word[0].isupper()} - _function_words()
+    needed = names or set(_words(question)) - _function_words()
+    texts = [set(_words(passage)) for passage in passages]
+    bearing = set().union(*(words for words in texts if not needed or needed & words))
+    return bool(own & bearing) and not own & set().union(*texts) - bearing
+
+
+@cache
+def _listed(lists: tuple[tuple[str, ...], ...]) -> frozenset[str]:
+    return frozenset(word.casefold() for words in lists for word in map(_plain, words))
+
+
+def _function_words() -> frozenset[str]:
+    return _listed(tuple(map(tuple, FUNCTION_WORDS.values())))
+
+
+def _abstains(text: str) -> bool:
+    said = f" {' '.join(_words(text)).lower()} "
+    phrases = (phrase for each in ABSTENTIONS.values() for phrase in each)
+    return any(f" {' '.join(_words(phrase)).lower()} " in said for phrase in phrases)
+
+
+def _plain(text: str) -> str:
+    """Return a text without accents, apostrophes, possessive endings and ligatures."""
+    decomposed = unicodedata.normalize("NFKD", _POSSESSIVE.sub("", text).replace("ß", "ss"))
+    return "".join(char for char in decomposed if not unicodedata.combining(char) and char not in "'’")
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text as they are compared; where a script has no spaces, its characters."""
+    found: list[str] = []
+    for word in _WORD.findall(_plain(text)):
+        found += list(word) if _UNSPACED.search(word) else [_word(word)]
+    return found
+
+
+def _word(word: str) -> str:
+    """Return a word without case; but "US" and "IT" are not the function words "us" and "it"."""
+    folded = word.casefold()
+    return word if len(word) > 1 and word.isupper() and folded in _function_words() else folded
