@@ -109,9 +109,13 @@ def fan(
     """
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = stream_of(model, [p.parametric for p in pairs], pad)
-    return run_streams(
+    drafted = run_streams(
         contextual, lambda: _fan(contextual, parametric, policies, options, ends, vocab_size, shortlist, width)
     )
+    return [
+        [_given(policy, drafts, asked, pair.passages, read) for policy, drafts in zip(policies, each, strict=True)]
+        for each, asked, pair in zip(drafted, questions or [""] * len(pairs), pairs, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -124,7 +128,8 @@ def _fan(
     vocab_size: int,
     shortlist: Shortlist | None,
     width: Width | None,
-) -> list[list[FanAnswer]]:
+) -> list[list[list[FanAnswer]]]:
+    """Return the drafts of every policy, [question][policy][draft]."""
     drafts = [tuple(draft_policies(policy).values()) for policy in policies]
     decoded = {draft: i for i, draft in enumerate(dict.fromkeys(draft for each in drafts for draft in each))}
     drafted = {decoded[draft] for each in drafts if len(each) > 1 for draft in each}
@@ -166,13 +171,7 @@ def _fan(
         if width is not None:
             width.rows, width.asked = width.rows + len(places), width.asked + len(running)
         logits = streams.step(torch.tensor([token for _, token in places], device=device))
-    return [
-        [
-            _given(policy, [answers[decoded[d]] for d in each], asked, pair.passages, read)
-            for policy, each in zip(policies, drafts, strict=True)
-        ]
-        for answers, asked, pair in zip(made, questions or [""] * len(pairs), pairs, strict=True)
-    ]
+    return [[[answers[decoded[d]] for d in each] for each in drafts] for answers in made]
 
 
 def _given(
