@@ -96,6 +96,7 @@ def _awaited(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:
     async def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return await _in_a_thread(partial(function, *args), kwargs)
 
+    call.__module__ = __name__
     call.__doc__ = """Answer as `generate` does, with its arguments, without blocking the event loop.
 
     Each call decodes in a thread of its own; a list of questions in one call is faster than many calls. Cancelling the

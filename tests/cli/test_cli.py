@@ -129,6 +129,9 @@ def test_stream_prints_what_run_prints(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_stream_waits_for_whole_characters_and_takes_escapes_out() -> None:
     class Bytes:
+        all_special_tokens: tuple[str, ...] = ()
+        all_special_ids: tuple[int, ...] = ()
+
         def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
             return bytes(ids).decode("utf-8", errors="replace")
 

@@ -121,7 +121,8 @@ def test_policies_of_ones_own_are_imported_when_named(
 
 def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command of the tree, with the words that call it."""
-    for name, command in tree.commands.items():
+    for name in tree.commands:
+        command = tree.commands[name]  # the overview's is a line, until it is asked for by its name
         if getattr(command, "commands", None):
             yield from leaves(command, (*path, name))
         else:

@@ -208,6 +208,7 @@ def test_an_accelerator_is_never_asked(name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The distutils package is deprecated:DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize("pick", [True, False])
 def test_compiled_it_is_the_same_in_few_kernels(pick: bool, monkeypatch) -> None:
     """What a CUDA device runs, compiled for this one: operations that are left are launches there."""

@@ -12,6 +12,7 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.answer import read_jsonl, write_jsonl
+from ckcontrol.decoding import fused_step
 from ckcontrol.errors import NonFiniteLogits
 
 ASK = ("Who did it?", ["It was the postman."])
@@ -329,8 +330,13 @@ def test_an_off_row_beside_steered_rows_is_the_plain_model(llama):
     assert any(t >= len(tokenizer) for ids in odd for t in ids), "the case must be able to fail"
 
 
-def test_the_loop_reads_one_flag_per_token_from_the_device(llama):
-    """No entropy, tau or token is read back while decoding: only the stop flag (which CUDA gets a step late)."""
+def test_the_loop_reads_one_flag_per_token_from_the_device(llama, monkeypatch):
+    """No entropy, tau or token is read back on an accelerator: only the stop flag (which CUDA gets a step late)."""
+    monkeypatch.setattr(  # on a CPU there is nothing to wait for, and a step asks which rows to compute
+        fused_step,
+        "_on_cpu",
+        lambda p, ctx, par, shortlist, _, pick: fused_step._on_accelerator(p, ctx, par, shortlist, pick),
+    )
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Reads(TorchDispatchMode):
