@@ -60,8 +60,7 @@ function figures(token, drafted) {
 /** An answer as tokens; pointer and arrow keys go through them, and `say` gets what to tell of each. */
 export function tokenLine({ text, ck, reason }, say) {
   const trace = ck?.trace ?? [], drafted = Boolean(ck?.drafts);
-  const whole = trace.map((token) => token.text).join("");
-  if (!trace.length || !whole.includes(text.trim())) return make("span", {}, shown(text));
+  if (!trace.length) return make("span", {}, shown(text));
   const last = trace.at(-1).text, ends = reason === "stop" && (!last || !text.trimEnd().endsWith(last.trimEnd()));
   let at = -1;
   const spans = [], parts = [];
