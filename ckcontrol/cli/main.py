@@ -57,7 +57,8 @@ LISTED = {
     "ask": Listed("ask:ask", "Retrieve passages and answer from them, from memory, or anywhere between.", RETRIEVAL),
     "doctor": Listed("doctor:doctor", "Check this installation; exit 1 if a check fails."),
     "serve": Listed(
-        "serve:serve", "Serve steered requests over the OpenAI API, and a page to try them, from one model here."
+        "serve:serve",
+        "Serve steered requests over the OpenAI API, and a page to try them, from one model in this process.",
     ),
     "serve-vllm": Listed(
         "serve_vllm:serve_vllm", "Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API."

@@ -45,7 +45,7 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Serve steered requests over the OpenAI API, and a page to try them at /, from one model in this process.
+    """Serve steered requests over the OpenAI API, and a page to try them, from one model in this process.
 
     A request is steered by an object "ck" in its body: {"passages": [...], "method": "ck-plug", "alpha": 0.3}, or with
     --index {"retrieve": {"k": 4}, "alpha": 0.3}. For one machine and a few users; for many, see serve-vllm. Unless told
