@@ -66,6 +66,9 @@ class Draft:
         surprise_par: The same for the parametric stream.
         given: This draft became the answer.
         text: As `Answer.text`.
+        evidence: What the method's rule finds for it against the first draft, e.g. E of ``dial``; None for the first,
+            and where the method has no such number.
+        idle: It says nothing, or follows what is beside the point, so that ``dial`` does not take it.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Draft:
     surprise_par: float
     given: bool
     text: str = ""
+    evidence: float | None = None
+    idle: bool = False
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,17 @@ def choose(
     """
     if texts:
         evidence = read_drafts(evidence, names, texts, question, passages)
-    given = policy.choose(evidence)
+    given, weighed = policy.choose(evidence), policy.weighed(evidence)
     return [
-        Draft(name, tuple(ids), found.surprise_ctx, found.surprise_par, i == given)
+        Draft(
+            name,
+            tuple(ids),
+            found.surprise_ctx,
+            found.surprise_par,
+            i == given,
+            evidence=weighed[i],
+            idle=found.idle,
+        )
         for i, (name, ids, found) in enumerate(zip(names, token_ids, evidence, strict=True))
     ]
 

@@ -93,6 +93,10 @@ class AnswerPolicy(Policy):
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Return which draft is given, in the order of `drafts`."""
 
+    def weighed(self, drafts: Sequence[Evidence]) -> Sequence[float | None]:
+        """Return what speaks for each draft against the first, as `choose` weighs it; None where nothing is weighed."""
+        return [None] * len(drafts)
+
     @abstractmethod
     def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:
         """Return the score of a given ending from its tokens' log-probabilities, in nats: higher is preferred."""

@@ -86,14 +86,19 @@ class Dial(OnDial, AnswerPolicy):
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Return the draft that the evidence is enough for."""
-        if len(drafts) == 1 or drafts[1].idle:
-            return 0
+        found = self.weighed(drafts)[-1]
+        return int(found is not None and not drafts[1].idle and found > self._threshold)
+
+    def weighed(self, drafts: Sequence[Evidence]) -> Sequence[float | None]:
+        """Return E of the other draft; 0 where it does not lean its own way."""
+        if len(drafts) == 1:
+            return [None]
         plain, other = drafts
         ctx = other.surprise_ctx - plain.surprise_ctx  # how much more the other draft surprises, by stream
         par = other.surprise_par - plain.surprise_par
         if "memory" in self.drafts:
-            return int(ctx > par and evidence(-par, ctx, other.own_par) > self._threshold)
-        return int(par > ctx and evidence(par, ctx, other.own_ctx) > self._threshold)
+            return [None, evidence(-par, ctx, other.own_par) if ctx > par else 0.0]
+        return [None, evidence(par, ctx, other.own_ctx) if par > ctx else 0.0]
 
     @property
     def stand_in(self) -> Policy:

@@ -227,7 +227,7 @@ class LocalSource:
 
     def told(self) -> list[dict[str, Any]]:
         """Return the drafts as the reply tells them."""
-        kept = ("name", "surprise_ctx", "surprise_par", "given")
+        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "given")
         ends = self._engine.batcher.ends
         stop, thinking = self._job.options.stop, self._job.pair.thinking
         texts = [said(self._tokenizer, d.token_ids, stop=stop, ends=ends, thinking=thinking).text for d in self._drafts]

@@ -8,7 +8,7 @@ import { MIDDLE, draftsTable, legend, make, shown, switchedTable, tokenLine } fr
 
 const DIALS = ["dial", "ck-plug", "cad", "ck-plug-repo"]; // where the server does not say which methods take alpha
 const METHODS = {
-  dial: "Writes whole answers and gives the one that surprises both streams least; it arrives in one piece.",
+  dial: "Writes whole answers and gives the other one where enough speaks for it; it arrives in one piece.",
   "ck-plug": "Acts only at tokens where the passages confuse the model.",
   "ck-plug-repo": "As in CK-PLUG's published code.",
   cad: "Acts at every token: what the passages changed is amplified or damped.",

@@ -135,12 +135,14 @@ function weighed(drafts, { method, alpha }) {
   if (method !== "dial" || alpha == null) return { why: "Of two drafts the method gave the one that is marked.", flip: null };
   const [first, other] = drafts, memory = alpha > MIDDLE;
   if (first.text === other.text) return { why: "Both drafts say the same, so there is nothing to choose between.", flip: null };
-  const ctx = first.surprise_ctx - other.surprise_ctx, par = first.surprise_par - other.surprise_par;
-  const whose = memory ? "memory's draft" : "the amplified draft";
-  if (memory ? par <= ctx : ctx <= par) return { why: `Here ${whose} does not lean its own way, so the plain one is given wherever the dial stands on this side.`, flip: null };
-  const tau = par / (par - ctx), flip = tau > 0 && memory === tau < 1 ? 1 / (1 + tau) : null;
-  const less = (x) => `${Math.abs(x).toFixed(2)} nats ${x > 0 ? "less" : "more"}`;
-  const why = `With the passages ${whose} surprises the model ${less(ctx)} than the plain one; without them, ${less(par)}. ` +
-    `At alpha = ${alpha.toFixed(2)} ${other.given ? `that is enough: ${whose} is given.` : "that is not enough: the plain one is given."}`;
-  return { why: why + (flip === null ? "" : ` The answer changes at alpha = ${flip.toFixed(2)}, the mark on the dial.`), flip };
+  const whose = memory ? "memory's draft" : "the amplified draft", found = other.evidence ?? 0;
+  const plainly = "so the plain one is given wherever the dial stands on this side.";
+  if (other.idle) return { why: `Here ${whose} says nothing of its own, or nothing of a passage that bears on the question, ${plainly}`, flip: null };
+  const needed = memory ? -Math.log(2 * alpha - 1) : 0.5 - Math.log(1 - 2 * alpha);
+  const place = memory ? (1 + Math.exp(-found)) / 2 : (1 - Math.exp(0.5 - found)) / 2;
+  const flip = found > (memory ? 0 : 0.5) ? place : null;
+  if (flip === null) return { why: `Too little speaks for ${whose} (evidence ${found.toFixed(2)}), ${plainly}`, flip };
+  const why = `What speaks for ${whose}: evidence ${found.toFixed(2)}. At alpha = ${alpha.toFixed(2)} more than ${needed.toFixed(2)} is needed, ` +
+    `${other.given ? `so ${whose} is given.` : "so the plain one is given."}`;
+  return { why: `${why} The answer changes at alpha = ${flip.toFixed(2)}, the mark on the dial.`, flip };
 }

@@ -125,7 +125,7 @@ class Drafting(Exchange):
 
     def told(self) -> list[dict[str, Any]]:
         """Return the drafts as the reply tells them."""
-        kept = ("name", "surprise_ctx", "surprise_par", "given")
+        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "given")
         return [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in self._drafts]
 
 
