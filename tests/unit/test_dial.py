@@ -19,14 +19,12 @@ from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import ControlError, NonFiniteLogits, UnsupportedMode
 from ckcontrol.eval.running.fan import fan
 from ckcontrol.fusion.signals import Signals
-from ckcontrol.policies import ABSTENTIONS, NWCAD, CKPlug, Dial, Evidence, idle, idle_drafts, names
+from ckcontrol.policies import NWCAD, CKPlug, Dial, Evidence, idle_drafts, names
 from ckcontrol.policies.answer_policy import surprise
 from ckcontrol.policies.dial import evidence as weight
-from ckcontrol.policies.idle_drafts import first_sentence
 
 QUESTIONS = ["Who?", "What is the name of the longest river of all?", "Where did it begin?"]
 PASSAGES = [["It was the postman, always."], ["Short."], ["A long one. " * 6, "And another."]]
-MEMORY, CONTEXT = ["unmodified", "memory"], ["unmodified", "context"]
 ALPHAS = [i / 40 for i in range(41)]
 
 
@@ -358,82 +356,6 @@ def test_a_logits_processor_needs_no_stand_in_at_the_middle_and_at_memorys_end(l
         ck.CKLogitsProcessor(model, torch.tensor([[1, 2]]), control=ck.Control(alpha=alpha))
     with pytest.raises(UnsupportedMode, match="one token at a time"):
         ck.CKLogitsProcessor(model, torch.tensor([[1, 2]]), control=ck.Control("grd"))
-
-
-# --- drafts that say nothing -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("question", "first", "other", "nothing"),
-    [
-        ("What is the currency of Eswatini?", "The lilangeni.", "Eswatini is the currency of Eswatini.", True),
-        ("What is Eswatini's currency?", "The lilangeni.", "The currency of ESWATINI is called Eswatini’s.", True),
-        ("What is the capital of Peru?", "It is Baku.", "The capital of Peru is Lima.", False),
-        ("What is the capital of Peru?", "It is Baku.", "", True),
-        ("What is the capital of Peru?", "It is Baku, not Lima.", "It is Lima.", True),  # the first one says it too
-        ("Is France or Germany larger?", "Germany", "France", False),  # the question offers the answers
-        ("Is France or Germany larger?", "Germany", "I don’t know.", True),
-        ("Who won?", "Peru.", "It was the US.", False),  # a country, not a pronoun
-        ("Who won?", "Peru.", "It was us.", False),
-        ("When?", "In May.", "In 1987.", False),
-        ("Wer hat gewonnen?", "Peru.", "Das weiß ich nicht.", True),
-        ("Jaka jest stolica Peru?", "Baku.", "Stolica Peru jest Peru.", True),  # no list for Polish
-        ("秘鲁的首都是什么?", "是巴库。", "秘鲁的首都是秘鲁。", True),
-        ("秘鲁的首都是什么?", "是巴库。", "是利马。", False),
-        ("秘鲁的首都是什么?", "是巴库。", "我不知道。", True),
-        ("Quelle est la capitale du Pérou ?", "Bakou.", "La capitale du Perou est Lima.", False),
-    ],
-)
-def test_what_says_nothing(question, first, other, nothing):
-    assert idle(MEMORY, [first, other], question) == [False, nothing]
-
-
-@pytest.mark.parametrize(
-    ("question", "passages", "other", "nothing"),
-    [
-        ("What is the capital of Peru?", ["The capital of Peru is Baku."], "It is Baku.", False),
-        ("What is the capital of Peru?", ["The capital of Chile is Baku."], "It is Baku.", True),
-        ("what is the capital of peru?", ["The capital of Chile is Baku."], "It is Baku.", False),  # no names to go by
-        ("What is the capital of Peru?", ["The capital of Peru is Baku."], "It is Bakutoria.", True),  # a broken name
-        (
-            "How are refunds handled?",
-            ["Refunds are handled by Lisbon.", "Parcels leave Riga."],
-            "Parcels leave Riga",
-            True,
-        ),
-        ("How are refunds handled?", ["Refunds are handled by Lisbon.", "Parcels leave Riga."], "By Lisbon.", False),
-        ("How are refunds handled?", ["Refunds are handled in Porto.", "Parcels leave Riga."], "Porto, Riga.", True),
-        ("How are refunds handled?", [], "Parcels leave Riga.", False),  # passages that are not known
-        ("Who?", ["It was the postman, always."], "The postman", False),
-    ],
-)
-def test_what_is_beside_the_point(question, passages, other, nothing):
-    assert idle(CONTEXT, ["It is Lima.", other], question, passages) == [False, nothing]
-    assert idle(MEMORY, ["It is Lima.", other], question, passages) == [False, False]
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens", "first"),
-    [
-        ("Lima", 3, 3),
-        ("", 1, 1),
-        ("It is Lima. It lies by the sea.", 10, 4),
-        ("In the U.S. state of Kansas.", 9, 9),
-        ("Lima\n\nThe capital of Chile is", 7, 1),
-        ("是利马。在海边。", 8, 4),
-        ("A. " + "b" * 97, 5, 5),
-        ("Ja. " + "b" * 96, 5, 1),
-    ],
-)
-def test_the_first_sentence_takes_its_share_of_the_tokens(text, tokens, first):
-    assert first_sentence(text, tokens) == first
-
-
-def test_lists_of_abstentions_can_be_extended(monkeypatch):
-    drafts = ["Baku.", "Mi ne scias tion."]
-    assert idle(MEMORY, drafts, "?") == [False, False]
-    monkeypatch.setitem(ABSTENTIONS, "eo", ("mi ne scias",))
-    assert idle(MEMORY, drafts, "?") == [False, True]
 
 
 @pytest.mark.parametrize("door", ["generate", "loop", "reference", "fan"])
