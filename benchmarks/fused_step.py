@@ -26,9 +26,9 @@ from ckcontrol.fusion.signals import Signals
 from ckcontrol.policies import Policy, draft_policies, per_row
 
 CONTROLS = {
-    "ck-plug 0.2": ck.Control(alpha=0.2),
-    "ck-plug 0.8": ck.Control(alpha=0.8),
-    "ck-plug adaptive": ck.Control(adaptive=True),
+    "ck-plug 0.2": ck.Control("ck-plug", alpha=0.2),
+    "ck-plug 0.8": ck.Control("ck-plug", alpha=0.8),
+    "ck-plug adaptive": ck.Control("ck-plug", adaptive=True),
     "ck-plug-repo": ck.Control("ck-plug-repo", alpha=0.2),
     "cad 0.2": ck.Control("cad", alpha=0.2),
     "cad 0.8": ck.Control("cad", alpha=0.8),

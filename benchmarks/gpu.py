@@ -206,7 +206,9 @@ def measure_launches(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ("greedy", ck.GenerateOptions()),
         ("top-p", ck.GenerateOptions(do_sample=True, seed=1, top_p=0.9)),
     ):
-        apply, logits, _ = processor_and_logits(32, options, [ck.Control(alpha=0.2)], 6.0, 128256, given.device)
+        apply, logits, _ = processor_and_logits(
+            32, options, [ck.Control("ck-plug", alpha=0.2)], 6.0, 128256, given.device
+        )
         for _ in range(3):
             apply(logits.clone())
         batch = logits.clone()
@@ -265,7 +267,7 @@ def measure_vllm(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             if options is None:
                 asked += [SamplingParams(temperature=0, max_tokens=new, **ENDLESS) for _ in contexts]
             else:
-                asked += rows_of(ck.Control(alpha=0.2), options, new)
+                asked += rows_of(ck.Control("ck-plug", alpha=0.2), options, new)
             prompts_ += [ids(length) for length in contexts]
         start = time.perf_counter()
         steered.llm.generate(prompts_, asked, use_tqdm=False)

@@ -162,3 +162,11 @@ def controls_for(control: Control | Sequence[Control] | None, rows: int) -> list
     if len({c.shortlist for c in controls}) > 1:
         raise ControlError("the controls of one batch differ in candidates or candidate_ratio.", "Make them equal.")
     return controls
+
+
+def drafts(control: Control) -> tuple[str, ...]:
+    """Return the names of the answers that a control's method chooses from; ``("",)`` where it does not choose."""
+    from .policies import draft_policies
+
+    names = tuple(draft_policies(control.policy()))
+    return names if len(names) > 1 else ("",)

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ..answer import Draft
-from ..control import Control
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row, read_drafts
 from .recorder import Recorder
 
-__all__ = ["Beginnings", "Drafts", "choose", "drafts"]
+__all__ = ["Beginnings", "Drafts", "choose"]
 
 
 class Drafts:
@@ -145,9 +144,3 @@ class Beginnings:
             select(self._items)
             self._shared = False
         return tokens
-
-
-def drafts(control: Control) -> tuple[str, ...]:
-    """Return the names of a control's drafts; ``("",)`` if there is nothing to choose from."""
-    names = tuple(draft_policies(control.policy()))
-    return names if len(names) > 1 else ("",)

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from ..control import DEFAULT_METHOD, Control
-from ..decoding.drafts import drafts as drafts_of
+from ..control import drafts as drafts_of
 from ..decoding.options import OPTION_BOUNDS, GenerateOptions, new_seed
 from ..decoding.prompts import PromptTemplate
 from ..errors import PromptError, ServingError, did_you_mean

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..control import Control
+from ..control import Control, drafts
 from ..decoding.conversation import question_of, read_turns
-from ..decoding.drafts import drafts
 from ..errors import RetrievalError, ServingError
 from .read_request import Steered
 

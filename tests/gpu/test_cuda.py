@@ -122,7 +122,7 @@ def test_buckets_outgrown_in_the_middle_are_captured_again(family, captures, mon
     monkeypatch.setattr(static_cache, "AHEAD", 8)
     model, tokenizer = tiny_model(family)
     model.cuda()
-    controls = [ck.Control(alpha=0.3), ck.Control("dial", alpha=0.4), ck.Control("coiecd")]
+    controls = [ck.Control("ck-plug", alpha=0.3), ck.Control("dial", alpha=0.4), ck.Control("coiecd")]
     for seed in range(50):
         how = SAMPLED | {"seed": seed}
         end = early_end(answer(model, tokenizer, controls, 40, **how, compile=False), 24)
@@ -180,7 +180,7 @@ def test_nan_in_a_replayed_step_is_reported_with_row_and_step(captures):
 def test_threads_on_one_model_capture_by_turns(captures):
     model, tokenizer = tiny_model()
     model.cuda()
-    controls = [ck.Control(alpha=a) for a in (0.0, 0.2, 0.8, 1.0)]
+    controls = [ck.Control("ck-plug", alpha=a) for a in (0.0, 0.2, 0.8, 1.0)]
     alone = [ids(answer(model, tokenizer, control, 40)) for control in controls]
     beside: dict[int, list[list[int]]] = {}
 

@@ -22,7 +22,7 @@ from ..kinds import build
 from .test_doors import GREEDY, padded
 from .test_reference import PASSAGES, QUESTIONS, expected, ids
 
-STEER = ck.Control(alpha=0.2, gate=2.0)
+STEER = ck.Control("ck-plug", alpha=0.2, gate=2.0)
 SAMPLED = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
 
 
@@ -86,7 +86,7 @@ def test_a_bucket_outgrown_in_the_middle_of_sampled_answers_that_end_early(
 ):
     """Seeds, warpers, several end tokens, rows of different length, drafts that part: token by token."""
     model, tokenizer = tiny(family)
-    controls = [ck.Control(alpha=0.3), ck.Control("dial", alpha=0.4), ck.Control("coiecd")]
+    controls = [ck.Control("ck-plug", alpha=0.3), ck.Control("dial", alpha=0.4), ck.Control("coiecd")]
     free = ordinary(monkeypatch, model, tokenizer, controls, new=24, seed=7, **SAMPLED)
     options = {"new": 24, "seed": 7, "stop_token_ids": (early_end(free, 16), 259), **SAMPLED}
     wanted = ordinary(monkeypatch, model, tokenizer, controls, **options)
@@ -170,7 +170,7 @@ def test_nan_is_reported_with_row_and_step(static, options):
 
 def test_threads_on_one_model(tiny, static, small_buckets):
     model, tokenizer = tiny("llama")
-    controls = [ck.Control(alpha=a) for a in (0.0, 0.2, 0.8, 1.0)]
+    controls = [ck.Control("ck-plug", alpha=a) for a in (0.0, 0.2, 0.8, 1.0)]
     alone = [ids(answer(model, tokenizer, control)) for control in controls]
     beside: dict[int, list[list[int]]] = {}
 

@@ -146,7 +146,9 @@ def naive(model, pair, matcher, by, steps):
     return answer
 
 
-@pytest.mark.parametrize("by", [STEERED, ck.Control(alpha=0.1), ck.Control("adacad"), ck.Control("arr")], ids=repr)
+@pytest.mark.parametrize(
+    "by", [STEERED, ck.Control("ck-plug", alpha=0.1), ck.Control("adacad"), ck.Control("arr")], ids=repr
+)
 def test_answers_are_those_of_the_naive_loop(llama, xgrammar, by):
     model, tokenizer = llama
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=320, stop_token_ids=list(eos_ids(*llama)))

@@ -294,7 +294,7 @@ def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steer
 def test_steered_llm_ends_answers_at_stop_texts_as_generate_does(small, steered) -> None:
     """Both rows of a pair, and of each draft, stop at the same token; an item without passages does too."""
     _, model, tokenizer = small
-    controls = [Control(alpha=0.1), Control("dial", 0.7), Control("cad", 0.3), Control("off")]
+    controls = [Control("ck-plug", alpha=0.1), Control("dial", 0.7), Control("cad", 0.3), Control("off")]
     items = [("Who did it?", ["It was the postman."]), ("Where?", ["Here. " * 5]), ("When?", ["Then."]), ("How?", [])]
     options = {"max_new_tokens": 24}
     free = [generate(model, tokenizer, *item, control=c, **options) for item, c in zip(items, controls, strict=True)]

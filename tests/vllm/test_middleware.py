@@ -280,7 +280,7 @@ def test_a_thought_stands_beside_the_content_of_a_chat(source: str, stream: bool
     inner = Inner()
     inner.texts[""] = THOUGHT
     given = {"passages": ["Orvendale is a town."]} if source == "passages" else {"messages": QUESTION}
-    got, _ = run(chat(ck=given | {"alpha": 0.3}, stream=stream), inner=inner)
+    got, _ = run(chat(ck=given | {"method": "ck-plug", "alpha": 0.3}, stream=stream), inner=inner)
     parts = [event["choices"][0]["delta"] for event in got.events] if stream else [got.json["choices"][0]["message"]]
     told = {
         name: "".join(part.get(name) or "" for part in parts) for name in ("content", "reasoning_content", "reasoning")
@@ -293,7 +293,7 @@ def test_a_thought_stands_beside_the_content_of_a_chat(source: str, stream: bool
 def test_a_server_with_a_reasoning_parser_parts_its_own_chats_and_we_those_with_passages() -> None:
     inner, state = Inner(), SimpleNamespace(args=SimpleNamespace(reasoning_parser="qwen3"))
     inner.texts[""] = THOUGHT
-    theirs, _ = run(chat(ck={"messages": QUESTION, "alpha": 0.3}), inner=inner, state=state)
+    theirs, _ = run(chat(ck={"messages": QUESTION, "method": "ck-plug", "alpha": 0.3}), inner=inner, state=state)
     assert theirs.json["choices"][0]["message"] == {"role": "assistant", "content": "".join(THOUGHT)}
     ours, _ = run(chat(), inner=inner, state=state)
     assert ours.json["choices"][0]["message"]["reasoning_content"] == "Is it Rome?"
@@ -306,7 +306,7 @@ def test_a_thought_that_the_chat_template_opened_is_known_as_one(stream: bool) -
     inner = Inner()
     inner.texts[""] = THOUGHT[2:]
     for source in ({"passages": ["It is a town."]}, {"messages": QUESTION}):
-        body = chat(ck=source | {"alpha": 0.3}, stream=stream)
+        body = chat(ck=source | {"method": "ck-plug", "alpha": 0.3}, stream=stream)
         got = asyncio.run(ask(CKMiddleware(inner, Limits(), tokenizer), body))
         parts = [e["choices"][0]["delta"] for e in got.events] if stream else [got.json["choices"][0]["message"]]
         assert "".join(part.get("content") or "" for part in parts) == "Orvendale is a town."

@@ -78,7 +78,12 @@ class Reads(TorchDispatchMode):
 
 def methods() -> list[Control]:
     found = [Control(name) for name in names() if not isinstance(Control(name).policy(), AnswerPolicy)]
-    return [*found, Control(alpha=0.2), Control(alpha=0.8, candidates=4, candidate_ratio=0.1), Control(adaptive=True)]
+    return [
+        *found,
+        Control("ck-plug", alpha=0.2),
+        Control("ck-plug", alpha=0.8, candidates=4, candidate_ratio=0.1),
+        Control("ck-plug", adaptive=True),
+    ]
 
 
 def pairs_of(controls: list[Control]) -> Iterator[Pair]:

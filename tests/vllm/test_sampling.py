@@ -27,7 +27,7 @@ OPTIONS = [
     GenerateOptions(do_sample=True, seed=1, repetition_penalty=2.0, penalty_scope="generated"),
 ]
 CONTROLS = [
-    Control(),
+    Control("ck-plug"),
     Control("ck-plug", alpha=0.2),
     Control("ck-plug", alpha=0.9),
     Control("ck-plug", alpha=0.2, candidates=3, candidate_ratio=0.1),

@@ -26,8 +26,7 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ...control import Control
-from ...decoding.drafts import drafts
+from ...control import Control, drafts
 from ...decoding.options import GenerateOptions, new_seed, seeded
 from ...errors import CKError, ServingError, did_you_mean
 
