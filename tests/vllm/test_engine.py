@@ -265,7 +265,7 @@ def test_steered_llm_chooses_between_whole_answers_as_generate_does(small, steer
     from ckcontrol.vllm.offline import jobs
 
     _, model, tokenizer = small
-    controls = [Control("dial", alpha=a) for a in (0.3, 0.5, 0.7, 1.0)] + [Control("dial", adaptive=True)]
+    controls = [Control("dial", alpha=a) for a in (0.3, 0.5, 0.999, 1.0)] + [Control("dial", adaptive=True)]
     controls += [Control("grd"), Control("ck-plug", alpha=0.2)]
     items = [(f"Who wrote no. {i}?", ["Ann wrote it in May."]) for i in range(len(controls))]
     given = set()
