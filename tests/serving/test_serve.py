@@ -214,7 +214,7 @@ def test_passages_are_retrieved(model) -> None:
 
 def test_a_client_who_leaves_frees_its_row(model) -> None:
     with serve(*model, limits={"pairs": 1}) as server:
-        extra = {"ck": {"passages": PASSAGES, "alpha": 0.2}}
+        extra = {"ck": {"passages": PASSAGES, "method": "ck-plug", "alpha": 0.2}}
         long: dict[str, Any] = {"model": "tiny", "messages": ASKED, "seed": 1, "max_tokens": 1000, "extra_body": extra}
         stream = server.client.chat.completions.create(**long, stream=True)
         next(iter(stream))
