@@ -106,8 +106,8 @@ def _front(r: random.Random, family: str, controls: list[ck.Control], new: int) 
             model, pair.contextual, pair.parametric, control, max_new_tokens=new, eos={EOS, *stops},
             processors=LogitsProcessorList([*bent, *warpers, gaps]), sample=bool(warpers),
             seed=options.get("seed", 0), vocab_size=len(tokenizer),
-            question=questions[i], read=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            passages=pair.passages,
+            question=questions[i], passages=pair.passages,
+            read=lambda ids: tokenizer.decode(ids[:-1] if ids and ids[-1] in stops else ids, skip_special_tokens=True),
         )  # fmt: skip
         found += _differs("the reference", i, got[i], wanted, gaps)
         if i == single:
