@@ -22,7 +22,7 @@ from ..errors import ControlError
 from .generate import generate
 from .options import GenerateOptions
 from .refusals import eos_ids
-from .token_texts import stop_at
+from .token_texts import overlap, stop_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -221,5 +221,4 @@ def _text(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
 def _sure(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
     """Return the text so far without what may change: half a character, space at the end, a stop text's beginning."""
     text = _text(tokenizer, ids, stop).rstrip().rstrip("�")
-    open_ends = (size for one in stop for size in range(min(len(one), len(text)), 0, -1) if text.endswith(one[:size]))
-    return text[: len(text) - max(open_ends, default=0)]
+    return text[: len(text) - max((overlap(text, one) for one in stop), default=0)]
