@@ -225,12 +225,12 @@ def ask(data: dict[str, Any]) -> str:
 
 
 BLOCKS = (  # page, block, results, what renders them
-    ("README.md", "states", "docs/results/smollm2-135m-instruct/figures.json", states),
-    ("README.md", "reach", "docs/results/smollm2-135m-instruct/figures.json", reach),
+    ("docs/measured.md", "states", "docs/results/smollm2-135m-instruct/figures.json", states),
+    ("docs/measured.md", "reach", "docs/results/smollm2-135m-instruct/figures.json", reach),
     ("docs/research/dial.md", "whole", "docs/results/dial/figures.json", whole),
-    ("README.md", "speed", "benchmarks/results/two_stream.json", speed),
-    ("README.md", "ndcg", "benchmarks/results/retrieval.json", ndcg),
-    ("README.md", "ask", "benchmarks/results/ask.json", ask),
+    ("docs/measured.md", "speed", "benchmarks/results/two_stream.json", speed),
+    ("docs/measured.md", "ndcg", "benchmarks/results/retrieval.json", ndcg),
+    ("docs/measured.md", "ask", "benchmarks/results/ask.json", ask),
     ("docs/retrieval.md", "scifact", "benchmarks/results/retrieval.json", scifact),
     ("docs/retrieval.md", "kinds", "benchmarks/results/retrieval.json", kinds),
     ("docs/retrieval.md", "overhead", "benchmarks/results/retrieval.json", overhead),
@@ -255,7 +255,8 @@ def main() -> None:
     if check:
         stale = [name for name in pages if pages[name] != filled[name]]
         sys.exit(f"{', '.join(stale)} stale: run make readme" if stale else 0)
-    filled["README.md"] = fill(filled["README.md"], "dial", dial())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    filled["README.md"] = fill(filled.get("README.md", readme), "dial", dial())
     for name, text in filled.items():
         (ROOT / name).write_text(text, encoding="utf-8")
 

@@ -256,11 +256,13 @@ def test_the_guard_is_not_fooled_by_harmless_names() -> None:
 
 
 def test_no_machine_paths_and_no_registry_hosts() -> None:
-    """Patterns are put together here so that this file does not match itself."""
+    """Patterns are put together here so that this file does not match itself. PyTorch's own index of CPU builds is
+    what spares a user the CUDA ones."""
     homes = "|".join(["work", "tmp", "root", "home", "Users"])
     hosts = "|".join(["py" + r"pi\.org", "pythonhosted" + r"\.org", "npm" + r"js\.org", "deb" + r"ian\.org"])
     ban = re.compile(
-        rf"(?<![\w.:/-])/({homes})/\w|[A-Z]:\\Users|{hosts}|(extra-)?index-" + r"url\s*[=\s]\s*http|https?://localhost"
+        rf"(?<![\w.:/-])/({homes})/\w|[A-Z]:\\Users|{hosts}|(extra-)?index-" + r"url\s*[=\s]\s*http"
+        r"(?!s://download\.pytorch\.org/whl/cpu\b)|https?://localhost"
     )
     found = []
     for path in tracked():
