@@ -55,6 +55,11 @@ LISTED = {
         RETRIEVAL,
     ),
     "ask": Listed("ask:ask", "Retrieve passages and answer from them, from memory, or anywhere between.", RETRIEVAL),
+    "calibrate": Listed(
+        "calibrate:calibrate",
+        "Ask your own questions at every setting of the dial and propose one, with what it would win and lose.",
+        RETRIEVAL,
+    ),
     "doctor": Listed("doctor:doctor", "Check this installation; exit 1 if a check fails."),
     "serve": Listed(
         "serve:serve",

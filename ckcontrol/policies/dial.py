@@ -86,8 +86,16 @@ class Dial(OnDial, AnswerPolicy):
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Return the draft that the evidence is enough for."""
-        found = self.weighed(drafts)[-1]
-        return int(found is not None and not drafts[1].idle and found > self._threshold)
+        return int(self.takes(self.weighed(drafts)[-1], drafts[1].idle))
+
+    def takes(self, found: float | None, idle: bool) -> bool:
+        """Whether the other draft is given, for its evidence E: never at alpha 0.5, always at 1.
+
+        E does not depend on alpha, so one pair of drafts answers for every alpha on its side of 0.5.
+        """
+        if self.neutral or (self.position == 1 and not self.adaptive):
+            return not self.neutral
+        return found is not None and not idle and found > self._threshold
 
     def weighed(self, drafts: Sequence[Evidence]) -> Sequence[float | None]:
         """Return E of the other draft; 0 where it does not lean its own way."""

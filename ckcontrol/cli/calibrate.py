@@ -1,0 +1,146 @@
+"""``ckcontrol calibrate``: your own questions at every setting, and the one to use; or to leave it off."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import EvalError
+from ..views.safe_text import clean, escape_json
+from . import files, options
+from .bars import Bars
+
+if TYPE_CHECKING:
+    from ..answer import Answer
+    from ..control import Control
+    from ..eval.calibrate import Calibration, Question, Setting
+
+__all__ = ["calibrate"]
+
+SHOWN = 5  # questions that a setting loses, in full
+
+
+def calibrate(
+    index: Annotated[
+        str, typer.Argument(metavar="INDEX", help="The index's folder; - where questions bring passages.")
+    ],
+    questions: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines or CSV: question, answers; also wrong, passages.")
+    ],
+    model: options.Model = "demo",
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many passages.")] = 4,
+    mode: options.Search = options.Mode.dense,
+    where: options.Where = [],  # noqa: B006  typer copies it
+    embedder: options.Embedder = None,
+    max_new_tokens: options.Tokens = 64,
+    system: options.System = None,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Questions decoded together.")] = 8,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.AsJson = False,
+) -> None:
+    """Ask your own questions at every setting of the dial and propose one, with what it would win and lose.
+
+    Says "leave it off" where no setting beats the unmodified model beyond its interval.
+    """
+    from ..eval.calibrate import calibrate as calibrated
+    from ..eval.calibrate import read_questions
+
+    asked, rejected = read_questions(questions)
+    given = options.Answering(model=model, max_new_tokens=max_new_tokens, system=system, device=device, dtype=dtype)
+    template, drawn, conditions = given.template(), given.drawn(trace=False), files.parse_where(where)
+    missing = [question for question in asked if question.passages is None]
+    if index == "-" and missing:
+        raise EvalError(f"{missing[0].id} brings no passages.", "Give an index in place of -, or passages in each row.")
+    opened = None if index == "-" else options.open_index(Path(index), embedder)
+    loaded = given.load()
+
+    def answer(some: Sequence[Question], control: Control) -> Iterable[Answer]:
+        from ..decoding.generate import generate
+
+        texts, found = [question.text for question in some], {}
+        if opened is not None:
+            hits = opened.search(texts, k, where=conditions, mode=mode.value)
+            found = {i: [hit.passage.text for hit in each if hit.passage.text.strip()] for i, each in enumerate(hits)}
+        passages = [
+            found[i] if question.passages is None else list(question.passages) for i, question in enumerate(some)
+        ]
+        made: list[Answer] = generate(
+            *loaded, texts, passages, control=control, template=template, truncate="passages", options=drawn
+        )
+        return made
+
+    with Bars() as bars:
+        result = calibrated(asked, answer, batch=batch, on_progress=lambda done, n: bars("Answering", done, n))
+    if json:
+        typer.echo(escape_json(json_module.dumps(result.to_dict(), ensure_ascii=False)))
+    else:
+        _print(result, index)
+    for row in rejected:
+        typer.echo(clean(f"Left out {row.id}: {row.detail or row.reason}"), err=True)
+    if rejected:
+        raise typer.Exit(3)
+
+
+def _print(result: Calibration, index: str) -> None:
+    from rich.table import Table
+
+    from ..views.terminal import open_console
+
+    console = open_console()
+    n = len(result.questions)
+    table = Table(title=f"{n} questions, right answers", title_justify="left")
+    for name in ("setting", "right", "%", "against 0.5, points", "won", "lost"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    for setting in result.settings:
+        gap = setting.against
+        told = "" if setting is result.off else f"{gap.value:+.0%} [{gap.low:+.0%}, {gap.high:+.0%}]".replace("%", "")
+        marked = f"{setting.name} (the unmodified model)" if setting is result.off else setting.name
+        style = "bold" if setting is result.proposed else ""
+        table.add_row(
+            marked, str(sum(setting.right)), f"{setting.share:.0%}", told, str(gap.up), str(gap.down), style=style
+        )
+    console.print(table)
+    for line in _said(result, index):
+        console.print(line, markup=False, highlight=False)
+
+
+def _said(result: Calibration, index: str) -> Iterable[str]:
+    n, off, chosen = len(result.questions), result.off, result.proposed
+    if result.closed_book:
+        yield f"For {result.closed_book} of them no passage was found: no setting changes their answer."
+    if chosen is off:
+        best = result.best
+        yield (
+            "Leave it off: no setting beats the unmodified model beyond its interval. "
+            f"{off.share:.0%} of {n} are right."
+        )
+        if best is not off:
+            yield f"The best was {best.name}: {_points(best)} points. More questions would tell whether that is luck."
+        return
+    yield (
+        f"Use {chosen.name}: {chosen.share:.0%} of {n} are right, {off.share:.0%} with the unmodified model, "
+        f"{_points(chosen)} points. On questions that did not choose it: {result.unseen:.0%}."
+    )
+    lost = result.changed(chosen, lost=True)
+    yield f"It loses {len(lost)}" + (":" if lost else ".")
+    for question, was, now in lost[:SHOWN]:
+        yield clean(f"  {question.text}\n    was  {was}\n    now  {now}", 400)
+    if len(lost) > SHOWN:
+        yield f"  and {len(lost) - SHOWN} more: --json has all of them."
+    option = "--param adaptive=true" if chosen.control.alpha is None else f"--alpha {chosen.control.alpha:g}"
+    code = "adaptive=True" if chosen.control.alpha is None else f"alpha={chosen.control.alpha:g}"
+    yield (
+        f'Next: ckcontrol ask {index} "..." {option}, or ck.Control({code})'
+        if index != "-"
+        else f"Next: ck.Control({code})"
+    )
+
+
+def _points(setting: Setting) -> str:
+    gap = setting.against
+    return f"{100 * gap.value:+.0f} [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}]"

@@ -1,0 +1,271 @@
+"""Which setting of the dial suits one service: its own questions, answered at every setting, judged, and weighed.
+
+`dial` writes at most three drafts of an answer and its evidence does not depend on alpha, so the whole dial costs two
+passes over the questions (`Dial.takes` decides at every alpha). Knows questions with their answers, and what answers;
+a `Rag` or a model does the rest.
+
+A setting is proposed only where it beats the unmodified model beyond a 95 % interval of the paired difference. The
+best of many settings looks better than it is, so its share is given once more on questions that did not choose it:
+each question is judged at the setting that the others would have chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckcontrol.answer import Answer
+from ckcontrol.control import Control
+from ckcontrol.errors import EvalError
+from ckcontrol.policies.dial import Dial
+
+from .figures.intervals import Difference, difference
+from .items.readers import Row, read
+from .judging.verdict import verdict
+from .records import Rejected, texts
+
+__all__ = ["ALPHAS", "OFF", "Calibration", "Question", "Setting", "calibrate", "read_questions"]
+
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
+OFF = "alpha 0.5"
+FEWEST = 8  # questions; fewer cannot tell any two settings apart
+_ANSWERS = ("answers", "answer", "golden_answers")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question whose right answer is known.
+
+    Attributes:
+        id: File and row.
+        text: What is asked.
+        answers: Right answers, aliases included; an answer that names one, not negated, is right.
+        wrong: Answers known to be wrong, such as what an outdated passage says; named first, they make it wrong.
+        passages: To answer from; None: the index finds them.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+    passages: tuple[str, ...] | None = None
+
+    def right(self, answer: str) -> bool:
+        """Tell whether a generated answer is right, as `judging.verdict` reads it."""
+        return verdict(answer, self.wrong, self.answers).source in ("parametric", "both")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting on all questions.
+
+    Attributes:
+        name: "alpha 0.7", "adaptive".
+        control: What to pass to `generate`.
+        right: [n] whether each question's answer was right.
+        against: Paired difference of the share of right answers to the unmodified model's, with a 95 % interval.
+    """
+
+    name: str
+    control: Control
+    right: tuple[bool, ...]
+    against: Difference
+
+    @property
+    def share(self) -> float:
+        """Share of right answers."""
+        return sum(self.right) / len(self.right)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found.
+
+    Attributes:
+        questions: What was asked.
+        settings: Every setting, by alpha, the adaptive one last.
+        answers: [settings][n] the answers.
+        proposed: The setting that is proposed; the unmodified model where nothing beats it.
+        unseen: Share of right answers when each question is judged at the setting the others would have chosen.
+        closed_book: Questions for which no passage was found: no setting changes their answer.
+    """
+
+    questions: tuple[Question, ...]
+    settings: tuple[Setting, ...]
+    answers: tuple[tuple[str, ...], ...]
+    proposed: Setting
+    unseen: float
+    closed_book: int
+
+    @property
+    def off(self) -> Setting:
+        """The unmodified model."""
+        return next(setting for setting in self.settings if setting.name == OFF)
+
+    @property
+    def best(self) -> Setting:
+        """The setting with the most right answers, nearest 0.5 of several."""
+        return _best(self.settings)
+
+    def changed(self, setting: Setting, *, lost: bool) -> list[tuple[Question, str, str]]:
+        """Return the questions a setting lost, or won: each with the unmodified answer and the setting's."""
+        place, plain = self.settings.index(setting), self.settings.index(self.off)
+        return [
+            (question, self.answers[plain][i], self.answers[place][i])
+            for i, question in enumerate(self.questions)
+            if (self.off.right[i], setting.right[i]) == (lost, not lost)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return {
+            "n": len(self.questions),
+            "closed_book": self.closed_book,
+            "proposed": {"name": self.proposed.name, "control": self.proposed.control.to_dict()},
+            "unseen": self.unseen,
+            "settings": [
+                {
+                    "name": setting.name,
+                    "right": sum(setting.right),
+                    "share": setting.share,
+                    "difference": setting.against.value,
+                    "low": setting.against.low,
+                    "high": setting.against.high,
+                }
+                for setting in self.settings
+            ],
+            "questions": [
+                {
+                    "id": question.id,
+                    "question": question.text,
+                    "answers": {setting.name: self.answers[k][i] for k, setting in enumerate(self.settings)},
+                    "right": [setting.name for setting in self.settings if setting.right[i]],
+                }
+                for i, question in enumerate(self.questions)
+            ],
+        }
+
+
+def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
+    """Read questions from JSON, JSON lines, CSV, TSV or Parquet.
+
+    A row has ``question`` and ``answers`` (a text or a list; ``answer`` and ``golden_answers`` are the same), and may
+    have ``wrong`` (likewise) and ``passages`` (likewise).
+
+    Raises:
+        EvalError: The file cannot be read, or holds fewer than `FEWEST` questions.
+    """
+    data = read(str(path))
+    kept: list[Question] = []
+    rejected = list(data.rejected)
+    for row in data.rows:
+        try:
+            kept.append(_question(row))
+        except EvalError as error:
+            rejected.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
+    if len(kept) < FEWEST:
+        why = f"; {rejected[0].id}: {rejected[0].detail}" if rejected else ""
+        raise EvalError(
+            f"{str(path)!r} holds {len(kept)} questions with answers, too few to tell settings apart{why}.",
+            f"Give at least {FEWEST}, better 40 or more: one JSON object per line, with question and answers.",
+        )
+    return kept, rejected
+
+
+def calibrate(
+    questions: Sequence[Question],
+    answer: Callable[[Sequence[Question], Control], Iterable[Answer]],
+    *,
+    batch: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Answer every question at every setting and propose one.
+
+    Args:
+        questions: At least `FEWEST`.
+        answer: Returns one answer per question under one control, drafts included: `Rag.ask`, or `generate`.
+        batch: Questions per call.
+        on_progress: Called with how many questions are done, and how many there are.
+
+    Raises:
+        EvalError: Too few questions.
+        CKError: Whatever `answer` raises.
+    """
+    if len(questions) < FEWEST:
+        raise EvalError(f"{len(questions)} questions cannot tell settings apart.", f"Give at least {FEWEST}.")
+    controls = {f"alpha {alpha:g}": Control("dial", alpha) for alpha in sorted((*ALPHAS, 0.5))}
+    controls["adaptive"] = Control("dial", adaptive=True)
+    said: dict[str, list[str]] = {name: [] for name in controls}
+    closed = 0
+    for start in range(0, len(questions), batch):
+        some = questions[start : start + batch]
+        pairs = (list(answer(some, Control("dial", alpha))) for alpha in (0.25, 0.75))
+        for below, above in zip(*pairs, strict=True):
+            closed += not above.passages
+            for name, control in controls.items():
+                side = above if control.params.get("adaptive") or (control.alpha or 0) >= 0.5 else below
+                said[name].append(_given(side, control))
+        if on_progress is not None:
+            on_progress(min(start + batch, len(questions)), len(questions))
+    right = {name: [q.right(text) for q, text in zip(questions, told, strict=True)] for name, told in said.items()}
+    ids = [str(i) for i in range(len(questions))]
+    settings = tuple(
+        Setting(name, controls[name], tuple(hits), difference(hits, right[OFF], ids)) for name, hits in right.items()
+    )
+    best, off = _best(settings), next(s for s in settings if s.name == OFF)
+    return Calibration(
+        tuple(questions),
+        settings,
+        tuple(tuple(told) for told in said.values()),
+        best if best.against.low > 0 else off,
+        _unseen(settings),
+        closed,
+    )
+
+
+def _question(row: Row) -> Question:
+    if not isinstance(row.data, Mapping):
+        raise EvalError(f"{type(row.data).__name__} is not a question.", "Write one JSON object per line.")
+    text = row.data.get("question")
+    if not isinstance(text, str) or not text.strip():
+        raise EvalError(f"question is {text!r:.40}, which asks nothing.", "Give it some text.")
+    listed = next((row.data[name] for name in _ANSWERS if row.data.get(name)), None)
+    answers = tuple(item for item in texts(listed, "answers") if item.strip())
+    if not answers:
+        raise EvalError("answers is missing.", "Give the right answer, or a list of its spellings.")
+    passages = row.data.get("passages")
+    return Question(
+        f"{row.file}:{row.number}",
+        text,
+        answers,
+        texts(row.data.get("wrong"), "wrong"),
+        None if passages is None else texts(passages, "passages"),
+    )
+
+
+def _given(answer: Answer, control: Control) -> str:
+    """Return the text that `control` would give of the drafts of an answer on its side of the dial."""
+    if len(answer.drafts) < 2:  # no passages: there was nothing to choose from
+        return answer.text
+    plain, other = answer.drafts
+    return (other if Dial(control.alpha, **control.params).takes(other.evidence, other.idle) else plain).text
+
+
+def _best(settings: Sequence[Setting], without: int | None = None) -> Setting:
+    """Return the setting with the most right answers; of several the one that is nearest the unmodified model."""
+
+    def rank(setting: Setting) -> tuple[int, float]:
+        alpha = 0.65 if setting.control.alpha is None else setting.control.alpha
+        count = sum(setting.right) - (0 if without is None else setting.right[without])
+        return count, -abs(alpha - 0.5)
+
+    return max(settings, key=rank)
+
+
+def _unseen(settings: Sequence[Setting]) -> float:
+    hits = [_best(settings, without=i).right[i] for i in range(len(settings[0].right))]
+    return float(np.mean(hits))
