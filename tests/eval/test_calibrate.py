@@ -1,4 +1,4 @@
-"""calibrate: its answers are `generate`'s at every setting, and it proposes nothing that its interval does not carry."""
+"""calibrate: its answers are those of `generate` at every setting, and it proposes only what its interval carries."""
 
 from __future__ import annotations
 
