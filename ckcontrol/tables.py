@@ -30,7 +30,9 @@ __all__ = [
     "json_rows",
     "marked_encoding",
     "parquet_rows",
+    "rows",
     "text_lines",
+    "texts",
     "unpacked",
 ]
 
@@ -80,6 +82,43 @@ def _row(number: int, parse: Callable[..., Any], *given: Any) -> TableRow:
         return TableRow(number, parse(*given))
     except TableError as error:
         return TableRow(number, None, error)
+
+
+def rows(data: bytes, name: str, limit: int) -> Iterable[TableRow]:
+    """Return the rows of a whole file: its content tells what it is, and its name where the content could be anything.
+
+    Raises:
+        TableError: Empty, packed wrongly, too large, or in no known format; while they are read, as the readers below.
+        MissingExtra: It is Parquet and pyarrow is not installed.
+    """
+    data = unpacked(data, limit)
+    if not data.strip():
+        raise TableError("is empty.", "Fetch it again.")
+    if data[:4] == b"PAR1":
+        return parquet_rows(io.BytesIO(data))
+    if re.search(r"\.(csv|tsv)(\.gz)?$", name, re.IGNORECASE):
+        text = decode(data, "utf-8-sig", "Convert it to UTF-8.")
+        delimiter = "\t" if ".tsv" in name.lower() else ","
+        return csv_rows(io.StringIO(text, newline=""), delimiter=delimiter, limit=limit, strict=False)
+    return json_rows(data, limit)
+
+
+def texts(value: Any, name: str) -> tuple[str, ...]:
+    """Return the texts that a field holds, each once: a text or a number stands for a list of one, null for none.
+
+    Nothing is stripped; blank texts are left out.
+
+    Raises:
+        TableError: Neither a text, a number nor a flat list of them.
+    """
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    kept = []
+    for item in listed:
+        if isinstance(item, bool) or not isinstance(item, (str, int, float, type(None))):
+            raise TableError(f"{name}: {item!r} is not a text.", "Write a text or a list of texts.")
+        if item is not None and str(item).strip():
+            kept.append(str(item))
+    return tuple(dict.fromkeys(kept))
 
 
 # --- bytes and text -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckcontrol import tables
 from ckcontrol.errors import EvalError, did_you_mean
 
 from .metrics import mentions, normalize
@@ -188,14 +189,10 @@ def texts(value: Any, name: str = "answers") -> tuple[str, ...]:
         >>> texts("23"), texts(["a", None, 23, "a"]), texts(None)
         (('23',), ('a', '23'), ())
     """
-    listed = value if isinstance(value, (list, tuple)) else [value]
-    kept = []
-    for item in listed:
-        if isinstance(item, bool) or not isinstance(item, (str, int, float, type(None))):
-            raise EvalError(f"{name}: {item!r} is not a text.", "Write a text or a list of texts.")
-        if item is not None and str(item).strip():
-            kept.append(str(item))
-    return tuple(dict.fromkeys(kept))
+    try:
+        return tables.texts(value, name)
+    except tables.TableError as error:
+        raise EvalError(error.reason, error.hint) from error
 
 
 def squad(text: str) -> str:

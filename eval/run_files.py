@@ -325,6 +325,8 @@ def read_json(path: Path, *, errors: str = "strict") -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8", errors=errors))
     except FileNotFoundError as error:
         raise EvalError(f"{path} does not exist.", "Give a run directory; score an unfinished run first.") from error
+    except NotADirectoryError as error:
+        raise EvalError(f"{path.parent} is not a folder.", "Give a run directory.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise EvalError(f"{path} cannot be read: {error}.", "Score the run again.") from error
     if not isinstance(found, dict):

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import ControlError, PromptError
 
-__all__ = ["check_writable", "import_policies", "parse_params", "parse_where", "read_passages"]
+__all__ = ["check_folder", "check_writable", "import_policies", "parse_params", "parse_where", "read_passages"]
 
 LIMIT = 10_000_000  # bytes, of a passage file
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -182,6 +182,17 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
     return where or None
 
 
+def check_folder(path: Path) -> None:
+    """Refuse an output folder that cannot be made, before anything slow; folders above it are made with it.
+
+    Raises:
+        ControlError: It, or what should be a folder above it, is a file.
+    """
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ControlError(f"{str(path)!r} cannot be a folder: {str(there)!r} is a file.", "Name another folder.")
+
+
 def check_writable(path: Path) -> None:
     """Refuse an output file that cannot be made, before anything slow.
 
@@ -191,4 +202,5 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise ControlError(f"{str(path)!r} is a folder.", "Name a file.")
     if not path.absolute().parent.is_dir():
-        raise ControlError(f"{str(path.parent)!r} is not a folder.", "Create it, or name another file.")
+        what = f"{str(path)!r} cannot be written: {str(path.parent)!r} is not a folder."
+        raise ControlError(what, "Create it, or name another file.")

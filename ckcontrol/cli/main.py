@@ -8,6 +8,7 @@ traceback is shown unless CKCONTROL_DEBUG=1.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ class Listed(NamedTuple):
 
 
 RETRIEVAL = "With an index"
+NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # a path that can be nobody's
 LISTED = {
     "demo": Listed(
         "demo:demo", "Ask 12 questions over passages, some false on purpose, at alpha 0, 0.5, 1 and adaptively."
@@ -188,7 +190,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return process.finish(0)
         if os.environ.get("CKCONTROL_DEBUG") == "1":
             raise
-        return _report(error, called(tree, given))
+        return _report(error, called(tree, given), given)
 
 
 def _finished(code: object) -> int:
@@ -203,7 +205,7 @@ def run() -> None:
     sys.exit(main())
 
 
-def _report(error: Exception, command: Any) -> int:
+def _report(error: Exception, command: Any, given: Sequence[str] = ()) -> int:
     if isinstance(error, CKError):
         what = str(error).removesuffix(error.hint)
         _complain(in_options(what, command) + in_options(error.hint, command, hint=True))
@@ -211,18 +213,30 @@ def _report(error: Exception, command: Any) -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, bad number
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "ckcontrol"
-        told = error.format_message().rstrip(".")
+        told = error.format_message().rstrip(".").replace("Invalid value for", f"{_invalid(error, given)} for", 1)
         if told:  # else no command was given, and the help has been printed
             _complain(f"{told}{'' if told.endswith('?') else '.'} See: {where} --help")
         return 2
     if isinstance(error, OSError) and error.filename:
-        _complain(f"{error.filename}: {error.strerror}.")
-        return 1
+        bad = error.errno in NO_PLACE
+        _complain(f"{error.filename}: {error.strerror}.{' Name another file or folder.' if bad else ''}")
+        return 2 if bad else 1
     if isinstance(error, OSError) and error.strerror:  # of a stream, which has no name: a full disk
         _complain(f"{error.strerror}.")
         return 1
     _complain(f"unexpected {type(error).__name__}: {error} Set CKCONTROL_DEBUG=1 for the traceback.")
     return 1
+
+
+def _invalid(error: Any, given: Sequence[str]) -> str:
+    """Return "Invalid value", with the value where the words on the command line show it."""
+    for name in getattr(getattr(error, "param", None), "opts", ()):
+        for place, arg in enumerate(given):
+            if arg == name and given[place + 1 :]:
+                return f"Invalid value {given[place + 1][:80]!r}"
+            if arg.startswith(f"{name}="):
+                return f"Invalid value {arg[len(name) + 1 :][:80]!r}"
+    return "Invalid value"
 
 
 def _complain(message: str) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
+
+from ..errors import ControlError
 
 __all__ = ["TextCommand", "called", "in_options"]
 
@@ -48,7 +51,20 @@ class TextCommand(TyperCommand):
                 options.append(arg)
                 if takes_value.get(arg):
                     options += [value for value in [next(rest, None)] if value is not None]
-        return super().parse_args(ctx, [*options, "--", *texts] if odd else args)
+        unset = "." not in args and any(arg == "" or arg.endswith("=") for arg in args)
+        parsed: list[str] = super().parse_args(ctx, [*options, "--", *texts] if odd else args)
+        if unset:
+            for name, value in ctx.params.items():  # "$FOLDER" of a variable that is not set is no folder
+                if Path() in (value if isinstance(value, (list, tuple)) else [value]):
+                    raise ControlError(
+                        f"{_shown(self, ctx, name)} '' is an empty path.", "Name a file or a folder; . is this one."
+                    )
+        return parsed
+
+
+def _shown(command: TyperCommand, ctx: Any, name: str) -> str:
+    parameter = next(each for each in command.get_params(ctx) if each.name == name)
+    return str(parameter.metavar if parameter.param_type_name == "argument" else max(parameter.opts, key=len))
 
 
 def _is_text(arg: str, takes_value: dict[str, bool]) -> bool:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +121,7 @@ def parse(data: bytes, name: str) -> Iterator[Row | Rejected]:
         MissingExtra: It is Parquet and pyarrow is not installed.
     """
     try:
-        rows = list(_rows(tables.unpacked(data, LIMIT), name))
+        rows = list(tables.rows(data, name, LIMIT))
     except tables.TableError as error:
         raise EvalError(f"{name!r} {error.reason}", error.hint) from error
     for number, row in enumerate(rows):
@@ -130,18 +129,6 @@ def parse(data: bytes, name: str) -> Iterator[Row | Rejected]:
             yield Rejected(f"{name}:{number}", "malformed", row.error.reason.rstrip("."))
         else:
             yield Row(name, number, row.data)
-
-
-def _rows(data: bytes, name: str) -> Iterable[tables.TableRow]:
-    if not data.strip():
-        raise tables.TableError("is empty.", "Fetch it again.")
-    if data[:4] == b"PAR1":
-        return tables.parquet_rows(io.BytesIO(data))
-    if re.search(r"\.(csv|tsv)(\.gz)?$", name, re.IGNORECASE):
-        text = tables.decode(data, "utf-8-sig", "Convert it to UTF-8.")
-        delimiter = "\t" if ".tsv" in name.lower() else ","
-        return tables.csv_rows(io.StringIO(text, newline=""), delimiter=delimiter, limit=LIMIT, strict=False)
-    return tables.json_rows(data, LIMIT)
 
 
 def _is_data(path: Path, root: Path) -> bool:

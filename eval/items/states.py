@@ -6,12 +6,13 @@ Knows strings only. Whether a model knows a fact is probed elsewhere and passed 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ckcontrol.errors import EvalError, did_you_mean
+from ckcontrol.heads.finding.facts import Fact, text_field
+from ckcontrol.tables import TableError
 
 from ..metrics import mentions
 from ..records import Record, squad, texts
@@ -85,38 +86,28 @@ class StateFact:
             >>> fact.id, fact.told("Chile")
             ('r/Oslo', 'The city of Oslo is in Chile.')
         """
-        if not isinstance(data, Mapping):
-            raise EvalError(f"{type(data).__name__} is not a fact.", "Write one JSON object per line.")
-        field = {key: _text(data, key) for key in ("relation", "subject", "answer", "question", "cloze", "pool", "id")}
-        for key in ("relation", "subject", "answer"):
-            if not field[key]:
-                raise EvalError(f"field {key!r} is missing.", "A fact has relation, subject and answer.")
-        template = _text(data, "context_template") or (f"{field['cloze']} {{answer}}." if field["cloze"] else "")
-        if "{answer}" not in template:
-            raise EvalError(
-                f"context_template={template!r} has no {{answer}}.",
-                "Add it, or leave the template out and give a cloze.",
-            )
-        found = re.search(rf"(?<!\w){re.escape(field['subject'])}(?!\w)", field["cloze"], re.IGNORECASE)
-        surface = found.group() if found else field["subject"]
-        passage = template.replace("{subject}", surface)
-        aliases = tuple(item.strip() for item in texts(data.get("aliases"), "aliases"))
-        answers = (field["answer"], *aliases)
-        if mentions(passage.replace("{answer}", " | "), answers) or mentions(field["question"], answers):
-            raise EvalError(
-                f"{field['answer']!r} is in the question or passage of {field['subject']!r}.", "Leave it out."
-            )
+        try:
+            fact = Fact.from_dict(data)
+            name, pool = text_field(data, "id"), text_field(data, "pool")
+        except TableError as error:
+            raise EvalError(error.reason, error.hint) from error
+        if not (fact.question or fact.cloze):
+            raise EvalError("fields 'question' and 'cloze' are missing.", "A fact is asked with one of them.")
+        passage = fact.states("{answer}")
+        answers = (fact.answer, *fact.aliases)
+        if mentions(passage.replace("{answer}", " | "), answers) or mentions(fact.question, answers):
+            raise EvalError(f"{fact.answer!r} is in the question or passage of {fact.subject!r}.", "Leave it out.")
         return cls(
-            id=field["id"] or f"{field['relation']}/{field['subject']}",
-            relation=field["relation"],
-            subject=field["subject"],
-            question=field["question"] or field["cloze"],
-            answer=field["answer"],
-            aliases=aliases,
-            cloze=field["cloze"],
+            id=name or fact.id,
+            relation=fact.relation,
+            subject=fact.subject,
+            question=fact.question or fact.cloze,
+            answer=fact.answer,
+            aliases=fact.aliases,
+            cloze=fact.cloze,
             passage=passage,
             false_answers=texts(data.get("false_answer"), "false_answer"),
-            pool=field["pool"],
+            pool=pool,
         )
 
 
@@ -239,10 +230,3 @@ def _is_false(fact: StateFact, answer: str) -> bool:
     wrong, right = squad(answer), [squad(a) for a in fact.answers]
     apart = bool(wrong) and not any(wrong in true or true in wrong for true in right if true)
     return apart and not mentions(f"{fact.told(' | ')} {fact.question}", [answer])
-
-
-def _text(data: Mapping[str, Any], key: str) -> str:
-    value = data.get(key) or ""
-    if not isinstance(value, str):
-        raise EvalError(f"field {key!r} is {value!r}, not a text.", "Leave it out or write a text.")
-    return value.strip()

@@ -21,7 +21,7 @@ from ..records import Record
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["STYLES", "Wording"]
+__all__ = ["STYLES", "Wording", "check_style"]
 
 STYLES = ("auto", "chat", "completion")
 _BASE = PromptTemplate().instruction
@@ -33,6 +33,16 @@ _MEMORY_ONLY = (
     "Answer the question in a few words. Take the answer from what you know, even where the background contradicts "
     "it.\n\n"
 )
+
+
+def check_style(style: str) -> None:
+    """Refuse a style that is none of `STYLES`.
+
+    Raises:
+        EvalError: Names it.
+    """
+    if style not in STYLES:
+        raise EvalError(f"no prompt style {style!r}.", did_you_mean(style, STYLES))
 
 
 class Wording:
@@ -48,8 +58,7 @@ class Wording:
     """
 
     def __init__(self, style: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None) -> None:
-        if style not in STYLES:
-            raise EvalError(f"no prompt style {style!r}.", did_you_mean(style, STYLES))
+        check_style(style)
         if style == "auto":
             style = "chat" if getattr(tokenizer, "chat_template", None) else "completion"
         self.style, self.tokenizer, self.limit = style, tokenizer, limit

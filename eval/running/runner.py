@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from ckcontrol.arguments import check_integer
 from ckcontrol.control import Control
 from ckcontrol.errors import ControlError, EvalError
 
@@ -39,7 +40,9 @@ from .arms import Arm, arms_for
 from .engine import Engine
 from .passes import Pass, in_measuring_order, passes, shard_of
 
-__all__ = ["Outcome", "merge", "run"]
+__all__ = ["SEEDS", "Outcome", "merge", "run"]
+
+SEEDS = (0, 2**63 - 1)  # what numpy's generators, which draw the intervals, and torch's take
 
 OnProgress = Callable[[str, int, int], None]
 OnNote = Callable[[str], None]
@@ -99,12 +102,14 @@ def run(
     Raises:
         EvalError: The folder holds another run, or a damaged one; an arm cannot be added to it; or two tasks have one
             name.
+        ControlError: `seed` is negative, or has more than 63 bits.
     """
     names = [task.name for task in tasks]
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
         raise EvalError(f"two tasks are called {twice[0]!r}.", "Rename one file, or run into two folders.")
     if not tasks or not arms:
         raise EvalError("there is no task, or no method, to run.", "Name some with --tasks and --methods.")
+    check_integer("seed", seed, *SEEDS)
     out.mkdir(parents=True, exist_ok=True)
     part = "" if shard is None else f"-{shard[0]}of{shard[1]}"
     waves = _waves(out, _card(engine, tasks, arms, seed, batch_size), arms)
@@ -130,9 +135,10 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         EvalError: The folders hold different runs, or passes are missing.
     """
+    cards = [read_card(folder) for folder in parts]
     out.mkdir(parents=True, exist_ok=True)
-    for folder in parts:
-        check_same(out, read_card(folder))
+    for folder, told in zip(parts, cards, strict=True):
+        check_same(out, told)
         records_there = (folder / "items.jsonl").read_bytes()
         if (out / "items.jsonl").exists() and (out / "items.jsonl").read_bytes() != records_there:
             raise EvalError(f"{folder} has other items than the rest.", "Other facts were known there: run it again.")

@@ -182,7 +182,7 @@ def _parsed(spec: str) -> _Spec:
     named = re.fullmatch(r"(\w+)[=:](.+)", place, re.DOTALL)
     if named and named[1] in task_names():
         return _Spec(named[1], named[2], options)
-    if Path(place).exists():
+    if place and Path(place).exists():
         return _Spec("jsonl", place, options)
     raise EvalError(f"no task and no file {place!r}.", did_you_mean(named[1] if named else place, task_names()))
 

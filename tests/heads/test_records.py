@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from ckcontrol.errors import HeadsError
+from ckcontrol.errors import EvalError, HeadsError
+from ckcontrol.eval.items.states import StateFact
+from ckcontrol.eval.tasks.facts import load_facts
 from ckcontrol.heads.finding.conflict_prompts import SPLITS, ConflictRecord, answer_token, build_records
 from ckcontrol.heads.finding.facts import Fact, contains, read_facts
 
@@ -162,14 +164,54 @@ def test_a_facts_file_is_checked_line_by_line(tmp_path: Path) -> None:
         read_facts(file, ["z"])
     for line, words in (
         ("{", "line 2 is not JSON"),
-        ("[]", "line 2 lacks one of relation, subject"),
-        (json.dumps({**good, "answer": " "}), "line 2 lacks one of"),
+        ("[]", "line 2: list is not a fact"),
+        (json.dumps({**good, "answer": " "}), "line 2: field 'answer' is missing"),
+        (json.dumps({**good, "cloze": "", "context_template": "{answer}"}), "line 2: field 'cloze' is missing"),
+        (json.dumps({**good, "context_template": "no place"}), "line 2: context_template='no place' has no .answer"),
         (json.dumps({**good, "cloze": "of it is"}), "line 2: the cloze does not name 'S'"),
-        (json.dumps({**good, "aliases": "B"}), "line 2: aliases"),
-        (json.dumps({**good, "question": 3}), "line 2: question"),
+        (json.dumps({**good, "aliases": [["B"]]}), "line 2: aliases"),
+        (json.dumps({**good, "question": 3}), "line 2: field 'question' is 3, not a text"),
     ):
         file.write_text(json.dumps(good) + "\n" + line + "\n", encoding="utf-8")
         with pytest.raises(HeadsError, match=words):
             read_facts(file)
     with pytest.raises(HeadsError, match="cannot be read"):
         read_facts(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("change", [{"answer": " "}, {"question": 3}, {"aliases": [["B"]]}, {"context_template": "x"}])
+def test_both_doors_say_the_same_of_a_row(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = tmp_path / "facts.jsonl"
+    row = {"relation": "r", "subject": "S", "answer": "A", "cloze": "of s is"} | change
+    file.write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(HeadsError) as here:
+        read_facts(file)
+    with pytest.raises(EvalError) as there:
+        StateFact.from_dict(row)
+    assert str(here.value) == f"{file}, line 1: {there.value}"
+
+
+def test_a_facts_file_may_be_any_table_and_both_doors_read_it_alike(tmp_path: Path) -> None:
+    rows = [
+        {"relation": "r", "subject": subject, "answer": answer, "cloze": f"of {subject} is", "aliases": "B\u2028C"}
+        for subject, answer in (("S", "A"), ("T", "Ü"))
+    ]
+    table = "relation,subject,answer,cloze,aliases\n"
+    table += "".join(",".join(row[key] for key in table.strip().split(",")) + "\n" for row in rows)
+    texts = {
+        "lines.jsonl": "\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+        "list.json": json.dumps(rows, indent=1),
+        "table.csv": table,
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode())
+        facts = read_facts(tmp_path / name)
+        assert [(f.subject, f.answer, f.aliases) for f in facts] == [
+            (s, a, ("B\u2028C",)) for s, a in (("S", "A"), ("T", "Ü"))
+        ]
+        stated, rejected, _ = load_facts(tmp_path / name)
+        assert rejected == []
+        assert [(f.id, f.told("X"), f.aliases) for f in stated] == [(f.id, f.states("X"), f.aliases) for f in facts]
+    (tmp_path / "table.csv").write_text(table.replace("of T is", ""), encoding="utf-8")
+    with pytest.raises(HeadsError, match=r"table.csv, row 2: context_template='' has no \{answer\}"):
+        read_facts(tmp_path / "table.csv")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...arguments import check_integer
 from ...errors import ControlError, EvalError
 from ...views.safe_text import clean
 from .. import files, options
@@ -67,20 +68,25 @@ def run(
     """
     from ...decoding.options import GenerateOptions
     from ...eval.running.arms import arms_for
-    from ...eval.running.runner import clock
+    from ...eval.running.prompt_styles import check_style
+    from ...eval.running.runner import SEEDS, clock
     from ...eval.running.runner import run as evaluate
     from ...eval.tasks.load import load_task
 
+    files.check_folder(out)
     files.import_policies(imported)
     arms = arms_for(methods.split(","), _alphas(alpha))
     part = _shard(shard)
+    check_style(style)
+    check_integer("seed", seed, *SEEDS)
     drawn = GenerateOptions(
         max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, seed=seed if sample else None
     )
+    served = None if url is None else _served(model, url, drawn)
     loaded = [load_task(spec, limit=limit, seed=seed, clean=not dirty) for spec in split_tasks(tasks)]
     for task in loaded:
         _say(f"{task.name}: {len(task.records):,} records. {_left_out(task)}Source: {task.source} ({task.licence})")
-    engine = _engine(model, url, drawn, style, device, dtype)
+    engine = served or _local(model, drawn, style, device, dtype)
     try:
         with Bars() as bars:
             outcome = evaluate(
@@ -104,12 +110,14 @@ def run(
     _tell(outcome)
 
 
-def _engine(model: str, url: str | None, drawn: Any, style: str, device: str | None, dtype: str | None) -> Engine:
-    if url is not None:
-        from ...eval.running.engine import Served
-        from ...eval.running.remote import RemoteBackend
+def _served(model: str, url: str, drawn: Any) -> Engine:
+    from ...eval.running.engine import Served
+    from ...eval.running.remote import RemoteBackend
 
-        return Served(RemoteBackend(url, model), model, options=drawn)
+    return Served(RemoteBackend(url, model), model, options=drawn)
+
+
+def _local(model: str, drawn: Any, style: str, device: str | None, dtype: str | None) -> Engine:
     from ...eval.running.engine import Local
 
     loaded = options.load(model, device, dtype)
@@ -126,6 +134,7 @@ def _time(engine: Any, tasks: list[Task], arms: Any, out: Path, count: int) -> N
         _say("--speed needs a model in this process and questions to answer; nothing was timed.")
         return
     records.sort(key=lambda record: (len(record.context), record.id))
+    count = min(count, len(records))
     picked = [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
     write_json(out / "speed.json", measure_speed(engine, picked, arms))
     _say(f"Wrote {out / 'speed.json'}")
@@ -195,6 +204,7 @@ def merge(
     """Put the shards of a run, made in several folders, into one and add them up."""
     from ...eval.running.runner import merge as put_together
 
+    files.check_folder(out)
     put_together(folders, out)
     _say(f"Wrote {out / 'results.json'}")
 
@@ -210,6 +220,8 @@ def report(
     """Make a report of one or more runs: one HTML page that loads nothing, tables in Markdown, pictures."""
     from ...eval.report import write_report
 
+    if out is not None:
+        files.check_folder(out)
     typer.echo(str(write_report(folders, out, items=items)))
 
 

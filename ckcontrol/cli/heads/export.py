@@ -9,6 +9,7 @@ import typer
 
 from ...errors import HeadsError
 from .. import options
+from ..files import check_folder
 
 __all__ = ["export"]
 
@@ -35,6 +36,8 @@ def export(
     for path in (out, lora):
         if path is not None and path.exists():
             raise HeadsError(f"{str(path)!r} exists.", "Give a new folder: exports overwrite nothing.")
+        if path is not None:
+            check_folder(path)
     mask = read_mask(heads, prune)
     loaded, tokenizer = options.load(model, device, dtype)
     mask.check(loaded)

@@ -54,9 +54,11 @@ def find(
     Exact path patching on the facts the model knows. Interrupted? The same command goes on where it stopped.
     """
     from ...heads.finding.facts import read_facts
+    from ...heads.finding.find import check_settings
     from ...heads.finding.find import find as run
 
     check_writable(out)
+    check_settings(form, n, known, batch_size)
     given = read_facts(facts, relation)
     loaded = options.load(model, device, dtype)
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...arguments import check_integer
 from .. import options
 from ..bars import Bars
 from ..files import check_writable
@@ -31,7 +32,9 @@ def tune(
     limit: Annotated[int | None, typer.Option(min=1, help="Most facts of each split.", show_default="all")] = None,
     budget: Annotated[int, typer.Option(min=1, help="Masks that each method may have measured.")] = 30,
     draws: Annotated[int, typer.Option(min=0, help="Random-head controls.")] = 10,
-    new_tokens: Annotated[int, typer.Option(min=0, help="Length of an answer; 0 asks for its first token.")] = 8,
+    new_tokens: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Length of an answer; 0 asks for its first token.")
+    ] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps of the method 'learned'.")] = 200,
     seed: Annotated[int, typer.Option(help="Seeds controls and learning.")] = 0,
     device: options.Device = None,
@@ -44,10 +47,13 @@ def tune(
     irrelevant contexts and closed-book questions all count the same.
     """
     from ...heads.choosing.panel import check_direction
+    from ...heads.choosing.tune import SEEDS, check_methods
     from ...heads.choosing.tune import tune as run
     from ...heads.finding.scores import HeadScores
 
     check_direction(direction)
+    check_methods(method)
+    check_integer("seed", seed, *SEEDS)
     if out is not None:
         check_writable(out)
     read = HeadScores.load(scores)

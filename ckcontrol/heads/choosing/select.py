@@ -174,7 +174,9 @@ def read_mask(path: str | Path, choice: str | None = None) -> HeadMask:
         with Path(path).open("rb") as file:
             is_mask = MASK_KIND.encode() in file.read(200)
     except OSError as error:
-        raise HeadsError(f"heads file {str(path)!r} cannot be read: {error.strerror or error}.") from error
+        raise HeadsError(
+            f"heads file {str(path)!r} cannot be read: {error.strerror or error}.", "Check the path."
+        ) from error
     if is_mask:
         if choice is not None:
             raise HeadsError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ...arguments import check_integer
 from ...errors import HeadsError, did_you_mean
 from ..finding.conflict_prompts import ConflictRecord
 from ..finding.scores import HeadScores
@@ -20,9 +21,10 @@ from .select import BUDGET, GRID, Candidate, Selection, consistent, greedy, rand
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["METHODS", "Tuned", "tune"]
+__all__ = ["METHODS", "Tuned", "check_methods", "tune"]
 
 METHODS = ("top-k", "consistent", "greedy", "learned")
+SEEDS = (-(2**63), 2**63 - 1)  # what torch's generators take
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,6 +63,17 @@ class Tuned:
             "test": {name: result.to_dict() for name, result in self.test.items()},
             "controls": [result.to_dict() for result in self.controls],
         }
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuse methods that `tune` does not know.
+
+    Raises:
+        HeadsError: Names the first.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise HeadsError(f"method {method!r} is not known.", did_you_mean(method, METHODS))
 
 
 def tune(
@@ -105,11 +118,11 @@ def tune(
 
     Raises:
         HeadsError: Unknown direction or method, scores of another model, or a split without known records.
+        ControlError: `seed` has more than 64 bits.
     """
     check_direction(direction)
-    for method in methods:
-        if method not in METHODS:
-            raise HeadsError(f"method {method!r} is not known.", did_you_mean(method, METHODS))
+    check_methods(methods)
+    check_integer("seed", seed, *SEEDS)
     scores.model.check(model, "the scores")
     forms = tuple(formats or scores.formats)
     settings: dict[str, Any] = {"formats": forms, "neutral": neutral, "new_tokens": new_tokens}

@@ -5,23 +5,26 @@ Knows files and strings; knows no tokenizer and no model (conflict_prompts.py do
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ... import tables
 from ...errors import HeadsError, did_you_mean
+from ...tables import TableError
 
-__all__ = ["FORMATS", "Fact", "contains", "find_words", "read_facts"]
+__all__ = ["FORMATS", "Fact", "contains", "find_words", "read_facts", "text_field"]
 
 FORMATS = ("substitution", "coherent", "qa")
+NEEDED = ("relation", "subject", "answer")
+MOST_BYTES = 1_000_000_000  # of a facts file, unpacked
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of a facts file.
+    """One row of a facts file.
 
     Attributes:
         relation: What the fact is about; false answers come from the same relation.
@@ -77,40 +80,57 @@ class Fact:
             return f"{stated}\nQuestion: {self.question}\nAnswer:"
         raise HeadsError(f"no prompt format {form!r}.", did_you_mean(form, FORMATS))
 
+    @classmethod
+    def from_dict(cls, data: Any) -> Fact:
+        """Return the fact of one row of a facts file; `ckcontrol heads` and `ckcontrol eval` both read with it.
+
+        Needed are relation, subject, answer, and a cloze or a context_template; other keys are ignored.
+
+        Raises:
+            TableError: Not a mapping, a field is missing or not a text, or the template has no place for the answer.
+        """
+        if not isinstance(data, Mapping):
+            raise TableError(f"{type(data).__name__} is not a fact.", "Write one JSON object per line.")
+        given = {key: text_field(data, key) for key in (*NEEDED, "cloze", "context_template", "question")}
+        for key in NEEDED:
+            if not given[key]:
+                raise TableError(f"field {key!r} is missing.", "A fact has relation, subject and answer.")
+        template = given["context_template"]
+        if "{answer}" not in template and (template or not given["cloze"]):
+            what = f"context_template={template!r} has no {{answer}}."
+            raise TableError(what, "Add it, or leave the template out and give a cloze.")
+        aliases = tuple(alias.strip() for alias in tables.texts(data.get("aliases"), "aliases"))
+        return cls(**given, aliases=aliases)
+
 
 def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
-    """Read a facts file: JSON lines with the fields of `Fact`; those without a default must be present.
+    """Read a facts file: JSON lines, a JSON list, CSV or Parquet, each row as `Fact.from_dict` reads it, with a cloze.
 
-    Other keys are ignored. `relations` keeps only the relations named, in the order of the file.
+    `relations` keeps only the relations named, in the order of the file.
 
     Raises:
-        HeadsError: Unreadable or not JSON; a missing key; a cloze without its subject; a relation the file lacks.
+        HeadsError: Unreadable or in no known format; a row that is no fact; a cloze without its subject; a relation the
+            file lacks.
+        MissingExtra: It is Parquet and pyarrow is not installed.
     """
     facts = []
-    names = {f.name for f in fields(Fact)}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeadsError(f"facts file {str(path)!r} cannot be read: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+        data = Path(path).read_bytes()
+        rows = list(tables.rows(data, str(path), MOST_BYTES))
+    except OSError as error:
+        raise HeadsError(f"facts file {str(path)!r} cannot be read: {error.strerror}.", "Check the path.") from error
+    except TableError as error:
+        raise HeadsError(f"facts file {str(path)!r} {error.reason}", error.hint) from error
+    for row in rows:
+        where = f"{path}, {'line' if data.lstrip()[:1] == b'{' else 'row'} {row.number}"
+        if row.error:
+            raise HeadsError(f"{where} {row.error.reason}", row.error.hint) from row.error
         try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise HeadsError(f"{where} is not JSON: {error}.", "Write one JSON object per line.") from error
-        needed = ("relation", "subject", "answer", "cloze")
-        if not isinstance(data, dict) or not all(isinstance(data.get(k), str) and data[k].strip() for k in needed):
-            raise HeadsError(f"{where} lacks one of {', '.join(needed)}.", "Each must be a text that is not empty.")
-        spelled = data.get("aliases", [])
-        if not isinstance(spelled, list) or not all(isinstance(s, str) and s.strip() for s in spelled):
-            raise HeadsError(f"{where}: aliases={spelled!r} is not a list of texts.", 'For example: ["USA", "U.S."]')
-        for key in ("context_template", "question"):
-            if not isinstance(data.get(key, ""), str):
-                raise HeadsError(f"{where}: {key}={data[key]!r} is not a text.", "Leave it out or write a text.")
-        values: dict[str, Any] = {key: value for key, value in data.items() if key in names}
-        fact = Fact(**{**values, "aliases": tuple(spelled)})
+            fact = Fact.from_dict(row.data)
+        except TableError as error:
+            raise HeadsError(f"{where}: {error.reason}", error.hint) from error
+        if not fact.cloze:
+            raise HeadsError(f"{where}: field 'cloze' is missing.", "It is the text that ends where the answer begins.")
         if find_words(fact.cloze, fact.subject) is None:
             raise HeadsError(f"{where}: the cloze does not name {fact.subject!r}.", "Corrupted prompts need it there.")
         facts.append(fact)
@@ -120,6 +140,18 @@ def read_facts(path: str | Path, relations: Iterable[str] = ()) -> list[Fact]:
         if name not in known:
             raise HeadsError(f"no relation {name!r} in {path}.", did_you_mean(name, known))
     return [fact for fact in facts if fact.relation in chosen]
+
+
+def text_field(data: Mapping[str, Any], key: str) -> str:
+    """Return a field of a row without the white space around it; empty where it is missing or null.
+
+    Raises:
+        TableError: Not a text.
+    """
+    value = data.get(key)
+    if not isinstance(value, (str, type(None))):
+        raise TableError(f"field {key!r} is {value!r}, not a text.", "Leave it out or write a text.")
+    return (value or "").strip()
 
 
 def contains(text: str, spellings: Iterable[str]) -> bool:

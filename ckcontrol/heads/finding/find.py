@@ -31,7 +31,7 @@ from .scores import SOURCES, HeadScores
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["answer_tokens", "find", "score_batch"]
+__all__ = ["answer_tokens", "check_settings", "find", "score_batch"]
 
 KNOWN = {"greedy": ("greedy",), "ranked": ("greedy", "ranked"), "any": ("greedy", "ranked", "")}
 Progress = Callable[[str, int, int], None]
@@ -76,7 +76,7 @@ def find(
     """
     layout = describe(model)
     forms = list(dict.fromkeys(formats))
-    _check(forms, n, known, batch_size)
+    check_settings(forms, n, known, batch_size)
     fingerprint = Fingerprint.of(model, layout)
     settings: dict[str, Any] = {
         "facts": hashlib.sha256(json.dumps([asdict(f) for f in facts]).encode()).hexdigest()[:16],
@@ -172,7 +172,12 @@ def _digits(values: Tensor) -> list[list[float]]:
     return [[float(f"{v:.6g}") for v in row] for row in values.flatten(1).cpu().tolist()]
 
 
-def _check(formats: Sequence[str], n: int | None, known: str, batch_size: int) -> None:
+def check_settings(formats: Sequence[str], n: int | None, known: str, batch_size: int) -> None:
+    """Refuse what `find` would refuse of these, before a model is there.
+
+    Raises:
+        HeadsError: An unknown format or rule of knowing, no format, or a number below 1.
+    """
     for form in formats:
         if form not in FORMATS:
             raise HeadsError(f"no prompt format {form!r}.", did_you_mean(form, FORMATS))

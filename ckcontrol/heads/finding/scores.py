@@ -29,6 +29,7 @@ __all__ = ["COLUMNS", "SOURCES", "HeadScores", "HeadStatistics", "rank"]
 SCHEMA = 1
 KIND = "ckcontrol head scores"
 LIMIT = 2_000_000_000  # bytes, of a scores file
+_MADE = "`ckcontrol heads find` writes scores."
 SOURCES = ("memory", "context")
 COLUMNS = ("path", "direct", "linear", "gradient")  # path = exact path patching; the others are for comparison
 
@@ -75,7 +76,7 @@ class HeadScores:
 
     def __post_init__(self) -> None:
         if len(self.records) != len(self.examples):
-            raise HeadsError(f"{len(self.records)} records but {len(self.examples)} rows of scores.", "Run find again.")
+            raise HeadsError(f"{len(self.records)} records but {len(self.examples)} rows of scores.", _MADE)
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -194,7 +195,7 @@ class HeadScores:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise HeadsError(f"the scores file is not JSON: {error}.", "Run find again.") from error
+            raise HeadsError(f"the scores file is not JSON: {error}.", _MADE) from error
         if not isinstance(data, dict) or data.get("kind") != KIND:
             raise HeadsError("this is not a file of head scores.", f'Such a file says "kind": "{KIND}".')
         if data.get("schema") != SCHEMA:
@@ -209,7 +210,7 @@ class HeadScores:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, HeadsError):
                 raise
-            raise HeadsError(f"the scores file is damaged: {error!r}.", "Run find again.") from error
+            raise HeadsError(f"the scores file is damaged: {error!r}.", _MADE) from error
         return scores
 
     @classmethod
@@ -225,8 +226,12 @@ class HeadScores:
                 raise HeadsError(f"{str(path)!r} is larger than {LIMIT // 10**9} GB.", "Scores files are smaller.")
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise HeadsError(f"scores file {str(path)!r} cannot be read: {error}.") from error
-        return cls.from_json(text)
+            why = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
+            raise HeadsError(f"scores file {str(path)!r} cannot be read: {why}.", _MADE) from error
+        try:
+            return cls.from_json(text)
+        except HeadsError as error:
+            raise HeadsError(f"{str(path)!r}: {str(error).removesuffix(error.hint).rstrip()}", error.hint) from error
 
 
 def rank(importance: Floats) -> list[Head]:
