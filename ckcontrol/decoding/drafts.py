@@ -7,6 +7,7 @@ batch is a draft; as long as the drafts of every question begin alike, the strea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class Drafts:
         questions: Their texts, which a draft is compared with; none where there are only ids.
         read: Ids of an answer to its text; None where there are only ids.
         passages: Of each question, likewise; none where they are not known.
+        alone: Reads the drafts of a question after its passages without the question, see `inputs.passages_alone`;
+            None where that cannot be done, and no policy needs it.
 
     Attributes:
         policy: Decides the rows.
@@ -40,8 +43,10 @@ class Drafts:
         questions: Sequence[str] = (),
         read: Callable[[Sequence[int]], str] | None = None,
         passages: Sequence[Sequence[str]] = (),
+        alone: Callable[[int, Sequence[Sequence[int]]], list[list[float]]] | None = None,
     ) -> None:
         self.policies, self._questions, self._passages, self._read = tuple(policies), questions, passages, read
+        self._alone = alone
         rows = [(item, *draft) for item, policy in enumerate(policies) for draft in draft_policies(policy).items()]
         self.items = [item for item, _, _ in rows]
         self.names = [name for _, name, _ in rows]
@@ -67,11 +72,14 @@ class Drafts:
                 self.made.append([])
                 continue
             ids = [recorder.token_ids(row) for row in rows]
+            found = [recorder.evidence(row) for row in rows]
+            if policy.alone and self._alone is not None:
+                found = [replace(e, logp_alone=a) for e, a in zip(found, self._alone(item, ids), strict=True)]
             drafts = choose(
                 policy,
                 [self.names[row] for row in rows],
                 ids,
-                [recorder.evidence(row) for row in rows],
+                found,
                 [self._read(each) for each in ids] if self._read and self._questions else (),
                 self._questions[item] if self._questions else "",
                 self._passages[item] if self._passages else (),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,7 @@ def reference_generate(
     question: str = "",
     read: Callable[[Sequence[int]], str] | None = None,
     passages: Sequence[str] = (),
+    alone: Sequence[int] = (),
 ) -> list[int]:
     """Return the generated ids, the end token included.
 
@@ -60,6 +62,7 @@ def reference_generate(
         question: What was asked; drafts that say nothing beside it are recognised where `read` is given.
         read: Ids of an answer to its text.
         passages: What it was asked with, likewise.
+        alone: Prompt ids with the passages and without the question, for policies that read their drafts so.
     """
     device = next(model.parameters()).device
     if device.type == "meta":  # offloaded by accelerate
@@ -111,9 +114,19 @@ def reference_generate(
         logp_ctx, logp_par, h_ctx, h_par, ranks, best = zip(*seen, strict=True)
         return answer, Evidence(logp_ctx, logp_par, h_ctx, h_par, ranks, best)
 
+    def after_passages(answer: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of an answer after the passages alone."""
+        logp = []
+        for place, token in enumerate(answer):
+            logits = model(torch.tensor([[*alone, *answer[:place]]], device=device), use_cache=False).logits[0, -1]
+            logp.append(float(logits[:vocab_size].float().log_softmax(-1)[token]))
+        return logp
+
     drafts = [draft(each) for each in draft_policies(policy).values()]
     if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
         found = [evidence for _, evidence in drafts]
+        if policy.alone:
+            found = [replace(evidence, logp_alone=after_passages(ids)) for ids, evidence in drafts]
         if read is not None:
             found = read_drafts(found, list(policy.drafts), [read(ids) for ids, _ in drafts], question, passages)
         return drafts[policy.choose(found)][0]

@@ -98,6 +98,19 @@ class Stream:
         self.cache = DynamicCache(config=self.model.config) if takes_dynamic else None
         return self._forward(self.input_ids, self.position)
 
+    @torch.no_grad()
+    def read(self, positions: int) -> Tensor:
+        """Run the rows once, keeping nothing; return the logits of the last positions, [B, positions, V] float32."""
+        kept = {"logits_to_keep": positions} if "logits_to_keep" in self._fixed else {}
+        with _running("contextual"):
+            output = self.model(
+                input_ids=self.input_ids,
+                attention_mask=None if self.keep is None else self.keep.long(),
+                position_ids=self.position,
+                **{**self._fixed, **kept, "use_cache": False},
+            )
+        return output.logits[:, -positions:].float()  # type: ignore[no-any-return]
+
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token per row, [B] int64; return the logits of the next, [B, V] float32."""
         self.advance()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .acd import ACD
 from .adacad import AdaCAD
-from .answer_policy import AnswerPolicy, Evidence, draft_policies, stand_in, token_policy
+from .answer_policy import AnswerPolicy, Evidence, check_drafts, draft_policies, stand_in, token_policy
 from .arr import ARR
 from .base import TAU_MAX, Decision, Policy, build, names, register, tau_from_alpha
 from .cad import CAD
@@ -17,6 +17,7 @@ from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle, read_drafts
 from .nwcad import NWCAD
 from .off import Off
 from .per_row import PerRow, per_row
+from .trustmargin import TrustMargin
 
 __all__ = [
     "ABSTENTIONS",
@@ -38,7 +39,9 @@ __all__ = [
     "Off",
     "PerRow",
     "Policy",
+    "TrustMargin",
     "build",
+    "check_drafts",
     "draft_policies",
     "idle",
     "names",

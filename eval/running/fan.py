@@ -8,14 +8,15 @@ they really give. Knows streams, signals, policies and the kernel; knows nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ckcontrol.decoding.fused_step import fuse_scores, signals_of
-from ckcontrol.decoding.inputs import processors_for, stream_of
+from ckcontrol.decoding.inputs import passages_alone, processors_for, stream_of
 from ckcontrol.decoding.loop import run_streams
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.pair_cache import can_share_forward
@@ -112,9 +113,13 @@ def fan(
     drafted = run_streams(
         contextual, lambda: _fan(contextual, parametric, policies, options, ends, vocab_size, shortlist, width)
     )
+    alone = passages_alone(model, pairs, vocab_size)
     return [
-        [_given(policy, drafts, asked, pair.passages, read) for policy, drafts in zip(policies, each, strict=True)]
-        for each, asked, pair in zip(drafted, questions or [""] * len(pairs), pairs, strict=True)
+        [
+            _given(policy, drafts, asked, pair.passages, read, partial(alone, item))
+            for policy, drafts in zip(policies, each, strict=True)
+        ]
+        for item, (each, asked, pair) in enumerate(zip(drafted, questions or [""] * len(pairs), pairs, strict=True))
     ]
 
 
@@ -180,6 +185,7 @@ def _given(
     question: str,
     passages: Sequence[str],
     read: Callable[[Sequence[int]], str] | None,
+    alone: Callable[[Sequence[Sequence[int]]], list[list[float]]],
 ) -> FanAnswer:
     """The draft that a policy gives. One with an error cannot be judged, so that it is then what is given."""
     broken = next((draft for draft in drafts if draft.error is not None), None)
@@ -189,6 +195,9 @@ def _given(
     for draft in drafts:
         h_ctx, h_par, ranks, best = list(zip(*draft.evidence, strict=True)) or [()] * 4
         evidence.append(Evidence(draft.logp_ctx, draft.logp_par, h_ctx, h_par, ranks, best))
+    if policy.alone:
+        logp = alone([draft.ids for draft in drafts])
+        evidence = [replace(found, logp_alone=each) for found, each in zip(evidence, logp, strict=True)]
     if read is not None:
         evidence = read_drafts(evidence, list(policy.drafts), [read(d.ids) for d in drafts], question, passages)
     return drafts[policy.choose(evidence)]
