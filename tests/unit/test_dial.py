@@ -489,7 +489,7 @@ def test_trustmargin_reads_the_passages_without_the_question(tiny):
         loop = ck.decoding_loop(control, parametric_ids=torch.tensor([pair.parametric]))
         model.generate(torch.tensor([pair.contextual]), custom_generate=loop, max_new_tokens=4)
     bare = [Evidence([-1.0], [-1.0], [0.0], [0.0], [0], [0.0])] * 2
-    with pytest.raises(UnsupportedMode, match="Use ckcontrol.generate"):
+    with pytest.raises(UnsupportedMode, match=r"Use ckcontrol\.generate"):
         control.policy().choose(bare)
 
 
