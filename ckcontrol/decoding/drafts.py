@@ -58,6 +58,17 @@ class Drafts:
         """Whether any question has more than one row."""
         return len(self.items) > len(self.policies)
 
+    def only(self, items: Sequence[int]) -> Drafts:
+        """Return the drafts of these questions, which go by their place in `items` there."""
+        alone = self._alone
+        return Drafts(
+            [self.policies[item] for item in items],
+            [self._questions[item] for item in items] if self._questions else (),
+            self._read,
+            [self._passages[item] for item in items] if self._passages else (),
+            None if alone is None else lambda place, answers: alone(items[place], answers),
+        )
+
     def rows(self, item: int) -> list[int]:
         """Return the rows of a question."""
         return [row for row, of in enumerate(self.items) if of == item]
@@ -133,22 +144,25 @@ class Beginnings:
         items: Draft to question.
         device: Of the streams. Whether drafts have parted cannot be seen on an accelerator without waiting for it, so
             there every draft has a row of its own from the first token.
+
+    Attributes:
+        shared: There still is one row per question.
     """
 
     def __init__(self, items: Sequence[int], device: torch.device) -> None:
         self._items = torch.tensor(items, device=device)
         self._first = torch.tensor([list(items).index(item) for item in range(max(items) + 1)], device=device)
-        self._shared = True
+        self.shared = True
 
     def widen(self, rows: Tensor) -> Tensor:
         """Return one row per draft, from what the streams gave, [rows of the streams, ...]."""
-        return rows[self._items] if self._shared else rows
+        return rows[self._items] if self.shared else rows
 
     def feed(self, tokens: Tensor, select: Callable[[Tensor], None]) -> Tensor:
         """Return the tokens that the streams take next, from one per draft; `select` gives every draft its own row."""
-        if self._shared:
+        if self.shared:
             if tokens.device.type == "cpu" and torch.equal(tokens, tokens[self._first][self._items]):
                 return tokens[self._first]
             select(self._items)
-            self._shared = False
+            self.shared = False
         return tokens

@@ -15,10 +15,12 @@ from ..policies.off import OFF
 from .drafts import Drafts
 from .loop import DecodingPlan
 from .options import GenerateOptions
+from .pair_cache import can_share_forward
 from .processing import unpadded
 from .prompts import PromptPair
 from .recorder import Recorder
 from .refusals import check_tokenizer, input_device
+from .segments import Segments, check_segments
 from .streams import Stream
 from .token_texts import StopTexts, said
 
@@ -169,6 +171,21 @@ def plan_of(
     policies = [c.policy() if two else OFF for c, two in zip(controls, steered, strict=True)]
     vocab_size = check_tokenizer(model, tokenizer)
     check_drafts((p for p, pair in zip(policies, pairs, strict=True) if not pair.alone), "a pair of ready prompts")
+    by_segments = check_segments(
+        policies,
+        shared=can_share_forward(model),
+        thinking=pairs[0].thinking,
+        penalty=options.repetition_penalty != 1,
+        processors=processors,
+        criteria=criteria,
+        structured=structure is not None,
+    )
+    anywhere = StopTexts(tokenizer, options.stop, 0) if options.stop else None
+    segments = Segments(
+        lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+        frozenset(ends),
+        lambda ids: anywhere is not None and bool(anywhere(torch.tensor([ids]))),
+    )
     return DecodingPlan(
         drafts=Drafts(
             policies,
@@ -192,4 +209,5 @@ def plan_of(
         penalise=options.penalty_scope,
         compile=options.compile,
         structure=structure,
+        segments=segments if by_segments else None,
     )

@@ -8,7 +8,7 @@ and positions; knows nothing of fusion, sampling or stopping.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -306,6 +306,25 @@ class TwoStreams:
             self.parametric.select(rows)
         if self._pair is not None:
             self._pair.batch_select_indices(rows)
+
+    def rewind(self, rows: Tensor, drop: Sequence[int]) -> None:
+        """Keep these rows as they were before their newest positions: answers go on from there.
+
+        Rows that forget more than others are moved up, and masked where they began, so that all end at one place.
+
+        Args:
+            rows: As in `select`.
+            drop: How many positions each of them forgets; none of the prompt's.
+
+        Raises:
+            UnsupportedMode: The streams do not share their forward.
+        """
+        if self._pair is None or self.parametric is None:
+            raise UnsupportedMode("streams of two forwards cannot be led back.", "Leave segments out.")
+        for stream in (self.contextual, self.parametric):
+            stream.select(rows)
+            stream.position = stream.position[:, -1:] - torch.tensor(drop, device=rows.device)[:, None]
+        self._pair.rewind(rows, drop)
 
     @contextmanager
     def _runs(self, *streams: str) -> Iterator[None]:

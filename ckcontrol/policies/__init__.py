@@ -13,7 +13,7 @@ from .ck_plug_repo import CKPlugRepo
 from .coiecd import COIECD
 from .dial import Dial
 from .grd import GRD
-from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle, read_drafts
+from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle, read_drafts, sentence_end
 from .nwcad import NWCAD
 from .off import Off
 from .per_row import PerRow, per_row
@@ -48,6 +48,7 @@ __all__ = [
     "per_row",
     "read_drafts",
     "register",
+    "sentence_end",
     "stand_in",
     "tau_from_alpha",
     "token_policy",

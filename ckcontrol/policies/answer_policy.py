@@ -120,6 +120,11 @@ class AnswerPolicy(Policy):
         """Return the score of a given ending from its tokens' log-probabilities, in nats: higher is preferred."""
 
     @property
+    def segmented(self) -> bool:
+        """Whether drafts are weighed at the end of each sentence, and go on from the one chosen."""
+        return False
+
+    @property
     def stand_in(self) -> Policy | None:
         """The token policy that acts in its place where tokens are all there is; None if nothing may."""
         return None
@@ -184,9 +189,14 @@ def check_drafts(policies: Iterable[Policy], where: str) -> None:
         where: What the caller came through, as the error names it.
 
     Raises:
-        UnsupportedMode: One of them needs the passages without the question.
+        UnsupportedMode: One of them needs the passages without the question, or to start drafts anew.
     """
     for policy in policies:
+        if isinstance(policy, AnswerPolicy) and policy.segmented:
+            raise UnsupportedMode(
+                f"segments=True starts drafts anew from the one that was chosen, which {where} cannot.",
+                "Leave segments out to choose between whole answers, or use ckcontrol.generate.",
+            )
         if isinstance(policy, AnswerPolicy) and policy.alone:
             raise UnsupportedMode(
                 f"method {policy.name!r} reads its drafts after the passages without the question, which {where} "
