@@ -170,7 +170,8 @@ def plan_of(
 
     policies = [c.policy() if two else OFF for c, two in zip(controls, steered, strict=True)]
     vocab_size = check_tokenizer(model, tokenizer)
-    check_drafts((p for p, pair in zip(policies, pairs, strict=True) if not pair.alone), "a pair of ready prompts")
+    unread = (p for p, pair in zip(policies, pairs, strict=True) if not pair.alone and getattr(p, "alone", False))
+    check_drafts(unread, "a pair of ready prompts")
     by_segments = check_segments(
         policies,
         shared=can_share_forward(model),

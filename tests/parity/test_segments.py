@@ -7,6 +7,8 @@ most sentences do, or with the letter itself, as a line does.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,18 +19,40 @@ from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import UnsupportedMode
 from ckcontrol.eval.running.fan import fan
-from ckcontrol.models.tiny import FAMILIES
-from ckcontrol.policies import idle_drafts, sentence_end
+from ckcontrol.policies import AnswerPolicy, idle_drafts, register, sentence_end
+from ckcontrol.policies.cad import CAD
+from ckcontrol.policies.off import UNMODIFIED
 
 from .test_reference import PASSAGES, QUESTIONS, ids
 
+
+@register
+@dataclass(frozen=True)
+class Turns(AnswerPolicy):
+    """Takes one draft or the other by how long both are: a tiny model's memory would hardly ever win."""
+
+    name: ClassVar[str] = "turns"
+    segmented = True
+
+    @property
+    def drafts(self):
+        return {"unmodified": UNMODIFIED, "memory": CAD(cad_alpha=-1.0)}
+
+    def choose(self, drafts):
+        return sum(len(draft.logp_ctx) for draft in drafts) % 2
+
+    def weigh(self, logp_ctx, logp_par):
+        return sum(logp_ctx)
+
+
+TURNS = ck.Control("turns")
 SEGMENTS = [
     ck.Control("dial", alpha=0.96, segments=True),
     ck.Control("dial", alpha=0.98, segments=True),
     ck.Control("dial", alpha=0.0, segments=True),
     ck.Control("dial", adaptive=True, segments=True),
 ]
-BEFORE, WITH = r"[A-Za-z0-9`^@](?=.)", r"[A-Za-z0-9`^@]"
+BEFORE, WITH = r"[^\W_](?=.)", r"[^\W_]"
 
 
 @pytest.fixture(params=[BEFORE, WITH], ids=["before", "with"])
@@ -45,11 +69,11 @@ def expected(model, tokenizer, control, i, new, **keywords):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "qwen3"])
 def test_a_ragged_batch_equals_reference_and_its_rows(tiny, family, ends):
     model, tokenizer = tiny(family)
     rounds, given = set(), set()
-    for control in SEGMENTS:
+    for control in (TURNS, SEGMENTS[1]):
         answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=14)
         assert ids(answers) == [expected(model, tokenizer, control, i, 14) for i in range(3)], control
         for i, answer in enumerate(answers):
@@ -62,22 +86,22 @@ def test_a_ragged_batch_equals_reference_and_its_rows(tiny, family, ends):
             assert [t.logp_par for t in answer.tokens] == pytest.approx([t.logp_par for t in alone.tokens], abs=1e-3)
             rounds.add(len(kept))
             given |= {draft.name for draft in kept}
-    assert max(rounds) > 2 and given >= {"unmodified", "memory"}, "otherwise nothing is shown"
+    assert max(rounds) > 2 and given == {"unmodified", "memory"}, "otherwise nothing is shown"
 
 
 def test_a_mixed_batch_and_a_window_that_slides(tiny, ends):
     """Whole drafts, one draft and segments side by side; the reference knows of none of the others."""
     model, tokenizer = tiny("gemma3")
-    controls = [SEGMENTS[0], ck.Control("dial", alpha=0.6), ck.Control("ck-plug", alpha=0.2)]
-    for turn in range(3):
+    controls = [TURNS, ck.Control("dial", alpha=0.6), ck.Control("ck-plug", alpha=0.2)]
+    for turn in (0, 1):
         mixed = controls[turn:] + controls[:turn]
-        answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=mixed, max_new_tokens=40)
-        assert ids(answers) == [expected(model, tokenizer, mixed[i], i, 40) for i in range(3)]
+        answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=mixed, max_new_tokens=30)
+        assert ids(answers) == [expected(model, tokenizer, mixed[i], i, 30) for i in range(3)]
 
 
 def test_sampled_segments_equal_reference(tiny, ends):
     model, tokenizer = tiny("llama")
-    for control in SEGMENTS[:3]:
+    for control in (TURNS, SEGMENTS[2]):
         answers = ck.generate(
             model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=14, do_sample=True, seed=5
         )
@@ -122,9 +146,7 @@ def test_a_stream_hears_each_segment_once_it_is_decided(llama, ends, monkeypatch
 
     monkeypatch.setattr(type(model), "forward", counted)
     monkeypatch.setattr(Heard, "put", lambda self, value: (at.append(forwards), self.told.append(value.tolist())))
-    answer = ck.generate(
-        model, tokenizer, QUESTIONS[0], PASSAGES[0], control=SEGMENTS[0], max_new_tokens=14, streamer=heard
-    )
+    answer = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=TURNS, max_new_tokens=14, streamer=heard)
     prompt, *tokens = heard.told
     assert [token for one in tokens for token in one] == list(answer.token_ids)
     assert heard.ended == 1 and prompt == [list(build_pair(tokenizer, QUESTIONS[0], PASSAGES[0]).contextual)]
@@ -135,7 +157,7 @@ def test_a_stream_hears_each_segment_once_it_is_decided(llama, ends, monkeypatch
 
 def test_an_interrupt_ends_the_stream_and_leaves_the_model_as_it_was(llama, ends):
     model, tokenizer = llama
-    plain = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=SEGMENTS[0], max_new_tokens=14)
+    plain = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=TURNS, max_new_tokens=14)
     for after in (1, 2, 4):
         heard = Heard()
 
@@ -146,18 +168,16 @@ def test_an_interrupt_ends_the_stream_and_leaves_the_model_as_it_was(llama, ends
 
         heard.put = put
         with pytest.raises(KeyboardInterrupt):
-            ck.generate(
-                model, tokenizer, QUESTIONS[0], PASSAGES[0], control=SEGMENTS[0], max_new_tokens=14, streamer=heard
-            )
+            ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=TURNS, max_new_tokens=14, streamer=heard)
         assert heard.ended == 1 and torch.is_grad_enabled()
         assert "ckcontrol" not in model.config._attn_implementation
-    again = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=SEGMENTS[0], max_new_tokens=14)
+    again = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=TURNS, max_new_tokens=14)
     assert again == plain
 
 
 def test_stop_texts_are_found_across_segments(llama, ends):
     model, tokenizer = llama
-    for control in SEGMENTS[:3]:
+    for control in (TURNS, SEGMENTS[2]):
         free = ck.generate(model, tokenizer, QUESTIONS[1], PASSAGES[1], control=control, max_new_tokens=14)
         first = next(draft for draft in free.drafts if draft.given)
         text = tokenizer.decode(free.token_ids, skip_special_tokens=True)
@@ -169,7 +189,7 @@ def test_stop_texts_are_found_across_segments(llama, ends):
 
 def test_evaluations_give_the_answer_of_generate(llama, ends):
     model, tokenizer = llama
-    controls = [SEGMENTS[0], ck.Control("off"), SEGMENTS[2]]
+    controls = [TURNS, ck.Control("off"), SEGMENTS[2]]
     made = fan(
         model,
         [build_pair(tokenizer, q, p) for q, p in zip(QUESTIONS, PASSAGES, strict=True)],
