@@ -26,6 +26,7 @@ from ckcontrol.policies.dial import evidence
 ALPHAS = (0.0, 0.25, 0.3, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9)
 DRAWS = 4000
 Rule = Callable[[float, float, float], float]
+Control = Callable[["Question"], float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Question:
     group: str
     known: bool
     drafts: dict[str, tuple[Evidence, dict[str, float]]]
+    popularity: float | None = None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Question:
@@ -49,7 +51,8 @@ class Question:
         evidence = read_drafts(evidence, names, [found[name]["text"] for name in names], record["question"], passages)
         drafts = {name: (read, found[name]["judged"]) for name, read in zip(names, evidence, strict=True)}
         state = f"desk, {record['id'].rpartition('/')[2]}" if row["task"] == "desk" else meta["state"]
-        return cls(state, meta.get("group") or record["question"], bool(meta.get("known")), drafts)
+        popular = next((float(meta[key]) for key in POPULARITY if meta.get(key) is not None), None)
+        return cls(state, meta.get("group") or record["question"], bool(meta.get("known")), drafts, popular)
 
     def given(self, policy: AnswerPolicy) -> dict[str, float]:
         """Return what is measured of the draft that a policy gives."""
@@ -63,6 +66,17 @@ class Question:
         return gain, memory.surprise_ctx - plain.surprise_ctx, memory.own_par, memory.idle
 
 
+# Where a data set says how well known a subject is (PopQA and its like); the sets of dial_drafts.py do not.
+POPULARITY = ("popularity", "s_pop", "page_views")
+# What embarrasses detectors: figures that know nothing of either stream.
+BASELINES: dict[str, Control] = {
+    "memory's draft is short (tokens)": lambda question: -len(question.drafts["memory"][0].logp_par),
+    "plain draft is long (tokens)": lambda question: len(question.drafts["unmodified"][0].logp_ctx),
+    "memory's draft is shorter than the plain one": lambda question: (
+        len(question.drafts["unmodified"][0].logp_ctx) - len(question.drafts["memory"][0].logp_par)
+    ),
+    "popularity of the subject": lambda question: math.nan if question.popularity is None else question.popularity,
+}
 RULES: dict[str, Rule] = {
     "dial": evidence,
     "gain / cost (dial before)": lambda gain, cost, own: gain / max(cost, 0.05),
@@ -73,9 +87,12 @@ RULES: dict[str, Rule] = {
 }
 
 
-def auc(
-    questions: Sequence[Question], rule: Callable[[float, float, float], float], veto: bool
-) -> tuple[float, int, int]:
+def of(rule: Rule) -> Control:
+    """Return a rule of stakes as one of questions."""
+    return lambda question: rule(*question.stakes()[:3])
+
+
+def auc(questions: Sequence[Question], rule: Control, veto: bool) -> tuple[float, int, int]:
     """Return how often a misled known fact scores above an unknown one that the passage answered; and both counts."""
     scores: dict[bool, list[float]] = {True: [], False: []}
     for question in questions:
@@ -83,8 +100,9 @@ def auc(
         misled = question.state in ("conflict", "irrelevant", "noisy") and memory == 1 and plain == 0
         helped = question.state.startswith(("helpful", "desk")) and plain == 1 and memory == 0
         if misled or helped:
-            *stakes, empty = question.stakes()
-            scores[misled].append(-math.inf if veto and empty else rule(*stakes))
+            score = rule(question)
+            if not math.isnan(score):
+                scores[misled].append(-math.inf if veto and question.stakes()[3] else score)
     pairs = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
     return float(np.mean(pairs)) if pairs else math.nan, len(scores[True]), len(scores[False])
 
@@ -107,7 +125,7 @@ def report(path: Path) -> str:
     """Return the tables of one model."""
     questions = [Question.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     blocks = [f"## {path.stem}", "| rule | AUC | with idle drafts left out |\n|---|---|---|"]
-    for name, rule in RULES.items():
+    for name, rule in {**{name: of(rule) for name, rule in RULES.items()}, **BASELINES}.items():
         plain, veto = auc(questions, rule, False), auc(questions, rule, True)
         blocks[-1] += f"\n| {name} | {plain[0]:.2f} ({plain[1]}, {plain[2]}) | {veto[0]:.2f} |"
     columns = {"known conflicts: ParR": "parr", "conflicts: ConR": "conr"}

@@ -69,6 +69,7 @@ class Draft:
         evidence: What the method's rule finds for it against the first draft, e.g. E of ``dial``; None for the first,
             and where the method has no such number.
         idle: It says nothing, or follows what is beside the point, so that ``dial`` does not take it.
+        segment: Which segment of the answer it is a draft of, from 0, where segments are decided one by one.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Draft:
     text: str = ""
     evidence: float | None = None
     idle: bool = False
+    segment: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ class Control:
 
     Attributes:
         method: Registered policy name: ``dial`` unless given, ``off``, ``ck-plug``, ``ck-plug-repo``, ``cad``,
-            ``adacad``, ``coiecd``, ``acd``, ``arr``, ``grd``, ``nwcad``, or one that an installed package registers.
+            ``adacad``, ``coiecd``, ``acd``, ``arr``, ``grd``, ``nwcad``, ``trustmargin``, or one that an
+            installed package registers.
         alpha: The position between passages and memory, the same way round in every method: 0 = context, 0.5 = the
             unmodified model, 1 = memory. None means 0.5 for methods that take an alpha, and is the only value for
             those that choose by themselves.

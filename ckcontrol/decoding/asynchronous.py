@@ -36,6 +36,8 @@ R = TypeVar("R")
 class _Left:
     """A stopping criterion: every row ends once nobody waits for it."""
 
+    any_row = True
+
     def __init__(self) -> None:
         self.flag = threading.Event()
 

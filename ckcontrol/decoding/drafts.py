@@ -7,6 +7,7 @@ batch is a draft; as long as the drafts of every question begin alike, the strea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class Drafts:
         questions: Their texts, which a draft is compared with; none where there are only ids.
         read: Ids of an answer to its text; None where there are only ids.
         passages: Of each question, likewise; none where they are not known.
+        alone: Reads the drafts of a question after its passages without the question, see `inputs.passages_alone`;
+            None where that cannot be done, and no policy needs it.
 
     Attributes:
         policy: Decides the rows.
@@ -40,8 +43,10 @@ class Drafts:
         questions: Sequence[str] = (),
         read: Callable[[Sequence[int]], str] | None = None,
         passages: Sequence[Sequence[str]] = (),
+        alone: Callable[[int, Sequence[Sequence[int]]], list[list[float]]] | None = None,
     ) -> None:
         self.policies, self._questions, self._passages, self._read = tuple(policies), questions, passages, read
+        self._alone = alone
         rows = [(item, *draft) for item, policy in enumerate(policies) for draft in draft_policies(policy).items()]
         self.items = [item for item, _, _ in rows]
         self.names = [name for _, name, _ in rows]
@@ -52,6 +57,17 @@ class Drafts:
     def several(self) -> bool:
         """Whether any question has more than one row."""
         return len(self.items) > len(self.policies)
+
+    def only(self, items: Sequence[int]) -> Drafts:
+        """Return the drafts of these questions, which go by their place in `items` there."""
+        alone = self._alone
+        return Drafts(
+            [self.policies[item] for item in items],
+            [self._questions[item] for item in items] if self._questions else (),
+            self._read,
+            [self._passages[item] for item in items] if self._passages else (),
+            None if alone is None else lambda place, answers: alone(items[place], answers),
+        )
 
     def rows(self, item: int) -> list[int]:
         """Return the rows of a question."""
@@ -67,11 +83,14 @@ class Drafts:
                 self.made.append([])
                 continue
             ids = [recorder.token_ids(row) for row in rows]
+            found = [recorder.evidence(row) for row in rows]
+            if policy.alone and self._alone is not None:
+                found = [replace(e, logp_alone=a) for e, a in zip(found, self._alone(item, ids), strict=True)]
             drafts = choose(
                 policy,
                 [self.names[row] for row in rows],
                 ids,
-                [recorder.evidence(row) for row in rows],
+                found,
                 [self._read(each) for each in ids] if self._read and self._questions else (),
                 self._questions[item] if self._questions else "",
                 self._passages[item] if self._passages else (),
@@ -125,22 +144,25 @@ class Beginnings:
         items: Draft to question.
         device: Of the streams. Whether drafts have parted cannot be seen on an accelerator without waiting for it, so
             there every draft has a row of its own from the first token.
+
+    Attributes:
+        shared: There still is one row per question.
     """
 
     def __init__(self, items: Sequence[int], device: torch.device) -> None:
         self._items = torch.tensor(items, device=device)
         self._first = torch.tensor([list(items).index(item) for item in range(max(items) + 1)], device=device)
-        self._shared = True
+        self.shared = True
 
     def widen(self, rows: Tensor) -> Tensor:
         """Return one row per draft, from what the streams gave, [rows of the streams, ...]."""
-        return rows[self._items] if self._shared else rows
+        return rows[self._items] if self.shared else rows
 
     def feed(self, tokens: Tensor, select: Callable[[Tensor], None]) -> Tensor:
         """Return the tokens that the streams take next, from one per draft; `select` gives every draft its own row."""
-        if self._shared:
+        if self.shared:
             if tokens.device.type == "cpu" and torch.equal(tokens, tokens[self._first][self._items]):
                 return tokens[self._first]
             select(self._items)
-            self._shared = False
+            self.shared = False
         return tokens

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from ..control import Control
 from ..errors import ControlError
+from ..policies import check_drafts
 from ..policies.off import OFF
 from .drafts import Drafts
 from .loop import DecodingPlan
 from .options import GenerateOptions
+from .pair_cache import can_share_forward
 from .processing import unpadded
 from .prompts import PromptPair
 from .recorder import Recorder
 from .refusals import check_tokenizer, input_device
+from .segments import Segments, check_segments
 from .streams import Stream
 from .token_texts import StopTexts, said
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from .structured import Structure
 
-__all__ = ["functions", "plan_of", "processors_for", "stream_of"]
+__all__ = ["functions", "passages_alone", "plan_of", "processors_for", "stream_of"]
 
 
 def functions(name: str, given: Any) -> list[Callable[..., Tensor]]:
@@ -49,6 +52,36 @@ def stream_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     return Stream(model, ids, mask)
+
+
+def passages_alone(
+    model: PreTrainedModel, pairs: Sequence[PromptPair], vocab_size: int | None
+) -> Callable[[int, Sequence[Sequence[int]]], list[list[float]]]:
+    """Return what reads answers after a question's passages without the question, see `Evidence.logp_alone`.
+
+    Args:
+        model: Reads: one forward per question, a row per distinct answer.
+        pairs: Of the questions.
+        vocab_size: Number of ids the tokenizer knows; the others have no probability. None: the model's width.
+
+    Returns:
+        A function of a question's place and of its answers, which gives the log-probability of each token, in nats.
+    """
+
+    def read(item: int, answers: Sequence[Sequence[int]]) -> list[list[float]]:
+        prompt, distinct = pairs[item].alone, list(dict.fromkeys(map(tuple, answers)))
+        longest = max(map(len, distinct))
+        # Filled on the right, where nothing that is read can see it.
+        rows = [[*prompt, *answer, *[prompt[-1]] * (longest - len(answer))] for answer in distinct]
+        stream = Stream(model, torch.tensor(rows, device=input_device(model)), None)
+        logits = stream.read(longest + 1)[:, :-1]
+        logits[..., vocab_size:] = -torch.inf
+        tokens = stream.input_ids[:, len(prompt) :, None].to(logits.device)
+        logp = logits.log_softmax(-1).gather(-1, tokens)[..., 0].tolist()
+        known = {answer: row[: len(answer)] for answer, row in zip(distinct, logp, strict=True)}
+        return [known[tuple(answer)] for answer in answers]
+
+    return read
 
 
 def processors_for(
@@ -114,6 +147,7 @@ def plan_of(
     Raises:
         ControlError: Processors or criteria are no list of functions.
         TokenizerMismatch: The tokenizer is not the model's.
+        UnsupportedMode: A method needs the passages without the question, and ready prompts came.
     """
     from transformers import StoppingCriteriaList
     from transformers.generation import EosTokenCriteria, MaxLengthCriteria
@@ -135,8 +169,32 @@ def plan_of(
         return said(tokenizer, ids, stop=options.stop, ends=ends, thinking=pairs[0].thinking).text
 
     policies = [c.policy() if two else OFF for c, two in zip(controls, steered, strict=True)]
+    vocab_size = check_tokenizer(model, tokenizer)
+    unread = (p for p, pair in zip(policies, pairs, strict=True) if not pair.alone and getattr(p, "alone", False))
+    check_drafts(unread, "a pair of ready prompts")
+    by_segments = check_segments(
+        policies,
+        shared=can_share_forward(model),
+        thinking=pairs[0].thinking,
+        penalty=options.repetition_penalty != 1,
+        processors=processors,
+        criteria=criteria,
+        structured=structure is not None,
+    )
+    anywhere = StopTexts(tokenizer, options.stop, 0) if options.stop else None
+    segments = Segments(
+        lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+        frozenset(ends),
+        lambda ids: anywhere is not None and bool(anywhere(torch.tensor([ids]))),
+    )
     return DecodingPlan(
-        drafts=Drafts(policies, [pair.question for pair in pairs], text_of, [pair.passages for pair in pairs]),
+        drafts=Drafts(
+            policies,
+            [pair.question for pair in pairs],
+            text_of,
+            [pair.passages for pair in pairs],
+            passages_alone(model, pairs, vocab_size),
+        ),
         shortlist=controls[0].shortlist,
         contextual=contextual,
         parametric=lambda: stream_of(model, [pair.parametric for pair in pairs], pad),
@@ -146,10 +204,11 @@ def plan_of(
         sample=options.do_sample,
         seed=options.seed if seeds is None else seeds,
         pad_token_id=pad,
-        vocab_size=check_tokenizer(model, tokenizer),
+        vocab_size=vocab_size,
         recorder=Recorder() if options.trace else None,
         streamer=streamer,
         penalise=options.penalty_scope,
         compile=options.compile,
         structure=structure,
+        segments=segments if by_segments else None,
     )

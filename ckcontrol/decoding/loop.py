@@ -22,6 +22,7 @@ from .endings import Once, torch_as_it_was, whatever_happens
 from .fused_step import FusedStep, fused_step
 from .processing import RowsOfQuestions, penalise_answers
 from .recorder import Recorder
+from .segments import Rounds, Segments
 from .streams import Stream, TwoStreams, streams_as_they_were
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class DecodingPlan:
         keep_scores: Keep the processed scores of each step.
         keep_logits: Keep the raw contextual logits of each step.
         compile: How steered steps run; see `static_step.static_streams`.
+        segments: What ends a segment, where answers are decided by segments; None decides each as a whole.
         scores: What `keep_scores` kept, [rows, V] per step.
         logits: What `keep_logits` kept, likewise.
     """
@@ -137,6 +139,7 @@ class DecodingPlan:
     keep_scores: bool = False
     keep_logits: bool = False
     compile: bool | None = None
+    segments: Segments | None = None
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
@@ -147,7 +150,7 @@ class DecodingPlan:
 
         steered = not self.drafts.policy.neutral
         parametric = self.parametric() if steered or self.recorder is not None else None
-        if steered and parametric is not None:
+        if steered and parametric is not None and self.segments is None:
             static = static_streams(self.contextual, parametric, reserve=self.max_new_tokens, compile=self.compile)
             if static is not None:
                 return static
@@ -211,6 +214,8 @@ def run_streams(contextual: Stream, work: Callable[[], R], *undo: Callable[[], o
 
 @torch.no_grad()
 def _decode_all(plan: DecodingPlan) -> Generated:
+    if plan.segments is not None:
+        return _decode_segments(plan, plan.segments)
     return _decode_drafts(plan) if plan.drafts.several else _decode(plan)
 
 
@@ -236,13 +241,57 @@ def _decode_drafts(plan: DecodingPlan) -> Generated:
     return Generated(sequences, lengths)
 
 
-def _decode(plan: DecodingPlan) -> Generated:
+def _decode_segments(plan: DecodingPlan, segments: Segments) -> Generated:
+    """Run the drafts to the end of a sentence, choose, and go on from what was chosen, until every question is done."""
+    rounds = Rounds(plan, segments)
     streams = plan.streams()
-    ids = plan.contextual.input_ids
+    while rounds.open:
+        ids, recorder = rounds.ids(), Recorder()
+        part = rounds.part(ids.shape[1], recorder)
+        beginnings = Beginnings(part.drafts.items, ids.device)
+        try:
+            _decode(part, Running(streams, ids, beginnings, begun=rounds.number > 0))
+        except NonFiniteLogits as error:
+            raise rounds.broken(error) from None
+        rows, drop = rounds.decide(part.drafts, recorder)
+        rounds.stream(plan.streamer)
+        if rows:
+            kept = [part.drafts.items[row] for row in rows] if beginnings.shared else rows
+            streams.rewind(torch.tensor(kept, device=ids.device), drop)
+    rounds.fill(plan.recorder)
+    plan.drafts.made = [question.made for question in rounds.questions]
+    sequences = torch.cat([plan.contextual.input_ids, rounds.answers()], dim=1)
+    return Generated(sequences, [len(question.ids) for question in rounds.questions])
+
+
+@dataclass(frozen=True)
+class Running:
+    """Streams that a part of a run is decoded with, instead of those of its plan.
+
+    Attributes:
+        streams: Of the whole run.
+        ids: What stands before the part, [questions, L] int64; the last id has not been run yet if they have `begun`.
+        beginnings: Of the part's drafts.
+        begun: The prompts have been run.
+    """
+
+    streams: TwoStreams
+    ids: Tensor
+    beginnings: Beginnings
+    begun: bool
+
+
+def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
+    streams = plan.streams() if running is None else running.streams
+    ids = plan.contextual.input_ids if running is None else running.ids
     prompt_length, device = ids.shape[1], ids.device
     if plan.streamer is not None:
         plan.streamer.put(ids.cpu())
     beginnings = Beginnings(plan.drafts.items, device) if plan.drafts.several else None
+    begun = False
+    if running is not None:
+        beginnings, begun = running.beginnings, running.begun
+    fed = ids[:, -1]
     if beginnings is not None:
         ids = beginnings.widen(ids)
     rows = ids.shape[0]
@@ -259,10 +308,9 @@ def _decode(plan: DecodingPlan) -> Generated:
     seeds = [plan.seed] * (1 + max(items)) if isinstance(plan.seed, int) else plan.seed
     draw = Draw(plan.sample, seeds if seeds is None else [seeds[item] for item in items], device)
 
-    fed = ids[:, -1]
     for step in range(plan.max_new_tokens):
         # 1) One more position of both streams.
-        logits_ctx, logits_par = streams.prefill() if step == 0 else streams.step(fed)
+        logits_ctx, logits_par = streams.prefill() if step == 0 and not begun else streams.step(fed)
         if beginnings is not None and logits_par is not None:
             logits_ctx, logits_par = beginnings.widen(logits_ctx), beginnings.widen(logits_par)
         if plan.keep_logits:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,16 @@ class _Buffer:
     def select(self, rows: Tensor) -> None:
         """Keep these rows, [R] int64; see `PairCache.batch_select_indices`."""
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
+    def rewind(self, cut: int, shift: Tensor | None) -> None:
+        """Forget the newest `cut` positions of all rows, and the newest of each by moving the others up, [R] int64."""
+        self.length -= cut
+        if shift is None:
+            return
+        place = (torch.arange(self.length, device=shift.device)[None] - shift[:, None]).clamp_min(0)[:, None, :, None]
+        for tensor in (self.keys, self.values):
+            held = tensor[:, :, : self.length]
+            held.copy_(held.gather(2, place.expand(-1, held.shape[1], -1, held.shape[3])))
 
     def view(self, window: int | None) -> tuple[Tensor, Tensor]:
         """Return keys and values that the newest position may attend to, without copying."""
@@ -166,6 +176,26 @@ class PairCache(Cache):  # type: ignore[misc]
         self.rows = len(indices)
         self._masks.clear()
         self._keep = [None if keep is None else keep[indices] for keep in self._keep]
+
+    def rewind(self, rows: Tensor, drop: Sequence[int]) -> None:
+        """Keep these rows as they were before their newest positions, see `TwoStreams.rewind`."""
+        self.batch_select_indices(rows)
+        cut = min(drop)
+        shift = torch.tensor(drop, device=rows.device) - cut if max(drop) > cut else None
+        for layer in self.layers:
+            for buffer in layer.buffers:
+                buffer.rewind(cut, shift)
+        for i, keep in enumerate(self._keep):
+            length = max(layer.buffers[i].length for layer in self.layers)
+            if shift is None and keep is None:
+                continue
+            if keep is None:
+                keep = torch.ones(len(rows), length, dtype=torch.bool, device=rows.device)
+            keep = keep[:, : keep.shape[1] - cut] if self._keep[i] is not None else keep
+            if shift is not None:
+                place = torch.arange(keep.shape[1], device=rows.device)[None] - shift[:, None]
+                keep = keep.gather(1, place.clamp_min(0)) & (place >= 0)
+            self._keep[i] = keep
 
     def mask(self, stream: int, length: int) -> Tensor | None:
         """Return the mask over the newest `length` positions of a stream, [B, 1, 1, length]; None if all are kept."""

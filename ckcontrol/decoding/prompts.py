@@ -86,6 +86,7 @@ class PromptPair:
         passages: The passages as they stand in the prompt, after any truncation.
         thinking: The chat template opened a thought (``<think>``) that the answer has to close.
         question: What was asked: of a conversation, what the user said last.
+        alone: Ids with the passages and without the question's words; empty where there are no passages.
     """
 
     contextual: tuple[int, ...]
@@ -94,6 +95,7 @@ class PromptPair:
     passages: tuple[str, ...]
     thinking: bool = False
     question: str = ""
+    alone: tuple[int, ...] = ()
 
 
 def build_pair(
@@ -146,12 +148,14 @@ def build_pair(
     before, after, thinking = _frame(tokenizer, turns, template, read_tools(tools), ends)
     before += plain_ids(tokenizer, template.instruction, ends)
     asked = question_of(turns)
-    ending = template.question.format(question=asked)
-    after = plain_ids(tokenizer, ending + ("" if _uses_chat(tokenizer, template) else template.answer), ends) + after
+    opening = "" if _uses_chat(tokenizer, template) else template.answer
+    ending, unasked = (
+        plain_ids(tokenizer, template.question.format(question=words) + opening, ends) + after for words in (asked, "")
+    )
     texts = [" ".join(text.split()) if template.fold else text.strip() for text in passages]
     blocks = [_block(tokenizer, template, i, text, ends) for i, text in enumerate(texts)]
     intro = plain_ids(tokenizer, template.intro, ends) if blocks else []
-    fixed = len(before) + len(after)
+    fixed = len(before) + len(ending)
     total = fixed + len(intro) + sum(map(len, blocks))
     if limit is not None and total > limit:
         if truncate is None or fixed > limit:
@@ -160,12 +164,13 @@ def build_pair(
         intro = intro if blocks else []
     block = intro + [token for ids in blocks for token in ids]
     pair = PromptPair(
-        contextual=(*before, *block, *after),
-        parametric=(*before, *after),
+        contextual=(*before, *block, *ending),
+        parametric=(*before, *ending),
         span=(len(before), len(before) + len(block)),
         passages=tuple(texts),
         thinking=thinking,
         question=asked if question is None else question,
+        alone=(*before, *block, *unasked) if block else (),
     )
     _check_bos(tokenizer, pair)
     return pair

@@ -50,6 +50,30 @@ class Recorder:
         ids: list[int] = torch.stack(self._ids, dim=1)[row].tolist()
         return ids[: self.lengths[row]] if self.lengths else ids
 
+    @property
+    def steps(self) -> int:
+        """How many steps were recorded, those after a row's end included."""
+        return len(self._ids)
+
+    def part(self, row: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what was recorded of a row: ids [T], log-probabilities in the end [T], columns of `measure` [T, 9]."""
+        length = self.lengths[row]
+        rows = torch.stack(self._rows[:length])[:, row] if self._rows else None
+        return torch.stack(self._ids[:length])[:, row], torch.stack(self._final[:length])[:, row], rows
+
+    def fill(self, rows: Sequence[Sequence[tuple[Tensor, Tensor, Tensor | None]]]) -> None:
+        """Hold rows that consist of such parts instead of what was recorded."""
+        self.lengths = [sum(len(ids) for ids, _, _ in parts) for parts in rows]
+        columns: list[list[Tensor]] = [[], [], []]
+        for place, column in enumerate(columns):
+            each = [[part[place] for part in parts if part[place] is not None] for parts in rows]
+            if any(each):
+                joined = torch.nn.utils.rnn.pad_sequence([torch.cat(one) for one in each if one])  # type: ignore[arg-type]
+                whole = joined.new_zeros(joined.shape[0], len(rows), *joined.shape[2:])
+                whole[:, [row for row, one in enumerate(each) if one]] = joined
+                column += whole.unbind()
+        self._ids, self._final, self._rows = columns
+
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these, which go by their place in `rows` from here on."""
         self._ids, self._final, self._rows = ([t[rows] for t in ts] for ts in (self._ids, self._final, self._rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from ..fusion.kernel import fuse
 from ..fusion.signals import Signals
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, read_drafts
 from .refusals import input_device
+from .segments import seed_of_round, segment, segmented
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
@@ -41,6 +43,7 @@ def reference_generate(
     question: str = "",
     read: Callable[[Sequence[int]], str] | None = None,
     passages: Sequence[str] = (),
+    alone: Sequence[int] = (),
 ) -> list[int]:
     """Return the generated ids, the end token included.
 
@@ -60,21 +63,25 @@ def reference_generate(
         question: What was asked; drafts that say nothing beside it are recognised where `read` is given.
         read: Ids of an answer to its text.
         passages: What it was asked with, likewise.
+        alone: Prompt ids with the passages and without the question, for policies that read their drafts so.
     """
     device = next(model.parameters()).device
     if device.type == "meta":  # offloaded by accelerate
         device = input_device(model)
     policy = control.policy()
 
-    def draft(by: Policy) -> tuple[list[int], Evidence]:
-        """Decode under a token policy; return the ids and what both streams made of them."""
-        generator = torch.Generator(device).manual_seed(seed)
+    def draft(by: Policy, begun: Sequence[int] = (), number: int = 0) -> tuple[list[int], Evidence, bool]:
+        """Decode under a token policy, after what is decided; return the ids and what both streams made of them.
+
+        In segments, decode to the end of the sentence; then also whether that was what ended.
+        """
+        generator = torch.Generator(device).manual_seed(seed_of_round(seed, number))
         processing, ends = copy.deepcopy((processors, criteria))
         answer: list[int] = []
         seen: list[tuple[float, float, float, float, int, float]] = []
-        for _ in range(max_new_tokens):
-            context_ids = torch.tensor([[*contextual, *answer]], device=device)
-            memory_ids = torch.tensor([[*parametric, *answer]], device=device)
+        for _ in range(max_new_tokens - len(begun)):
+            context_ids = torch.tensor([[*contextual, *begun, *answer]], device=device)
+            memory_ids = torch.tensor([[*parametric, *begun, *answer]], device=device)
             logits_ctx = model(context_ids, use_cache=False).logits[:, -1].float()
             logits_par = model(memory_ids, use_cache=False).logits[:, -1].float()
             if vocab_size is not None and not by.neutral:
@@ -108,13 +115,37 @@ def reference_generate(
             longer = torch.cat([context_ids, context_ids.new_tensor([[token]])], dim=1)
             if token in eos or (ends is not None and bool(ends(longer, None))):
                 break
-        logp_ctx, logp_par, h_ctx, h_par, ranks, best = zip(*seen, strict=True)
-        return answer, Evidence(logp_ctx, logp_par, h_ctx, h_par, ranks, best)
+            if in_segments and read is not None and segment(answer, read)[1]:
+                break
+        length, ended = segment(answer, read) if in_segments and read is not None else (len(answer), False)
+        logp_ctx, logp_par, h_ctx, h_par, ranks, best = zip(*seen[:length], strict=True)
+        return answer[:length], Evidence(logp_ctx, logp_par, h_ctx, h_par, ranks, best), ended
 
-    drafts = [draft(each) for each in draft_policies(policy).values()]
-    if isinstance(policy, AnswerPolicy) and len(drafts) > 1:
-        found = [evidence for _, evidence in drafts]
+    def after_passages(answer: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token of an answer after the passages alone."""
+        logp = []
+        for place, token in enumerate(answer):
+            logits = model(torch.tensor([[*alone, *answer[:place]]], device=device), use_cache=False).logits[0, -1]
+            logp.append(float(logits[:vocab_size].float().log_softmax(-1)[token]))
+        return logp
+
+    def chosen(begun: Sequence[int], number: int) -> tuple[list[int], bool]:
+        """Return the ids of the draft that is given, and whether a sentence ended, after which more may follow."""
+        drafts = [draft(each, begun, number) for each in draft_policies(policy).values()]
+        if not isinstance(policy, AnswerPolicy) or len(drafts) == 1:
+            return drafts[0][0], False
+        found = [evidence for _, evidence, _ in drafts]
+        if policy.alone:
+            found = [replace(evidence, logp_alone=after_passages(ids)) for ids, evidence, _ in drafts]
         if read is not None:
-            found = read_drafts(found, list(policy.drafts), [read(ids) for ids, _ in drafts], question, passages)
-        return drafts[policy.choose(found)][0]
-    return drafts[0][0]
+            found = read_drafts(found, list(policy.drafts), [read(ids) for ids, _, _ in drafts], question, passages)
+        ids, _, ended = drafts[policy.choose(found)]
+        return ids, ended
+
+    in_segments = segmented(policy)
+    answer, more = chosen((), 0)
+    number = 1
+    while more and len(answer) < max_new_tokens:
+        ids, more = chosen(answer, number)
+        answer, number = [*answer, *ids], number + 1
+    return answer

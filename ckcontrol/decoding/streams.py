@@ -8,7 +8,7 @@ and positions; knows nothing of fusion, sampling or stopping.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,19 @@ class Stream:
         takes_dynamic = getattr(bare(self.model), "_supports_default_dynamic_cache", lambda: True)()
         self.cache = DynamicCache(config=self.model.config) if takes_dynamic else None
         return self._forward(self.input_ids, self.position)
+
+    @torch.no_grad()
+    def read(self, positions: int) -> Tensor:
+        """Run the rows once, keeping nothing; return the logits of the last positions, [B, positions, V] float32."""
+        kept = {"logits_to_keep": positions} if "logits_to_keep" in self._fixed else {}
+        with _running("contextual"):
+            output = self.model(
+                input_ids=self.input_ids,
+                attention_mask=None if self.keep is None else self.keep.long(),
+                position_ids=self.position,
+                **{**self._fixed, **kept, "use_cache": False},
+            )
+        return output.logits[:, -positions:].float()  # type: ignore[no-any-return]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token per row, [B] int64; return the logits of the next, [B, V] float32."""
@@ -293,6 +306,25 @@ class TwoStreams:
             self.parametric.select(rows)
         if self._pair is not None:
             self._pair.batch_select_indices(rows)
+
+    def rewind(self, rows: Tensor, drop: Sequence[int]) -> None:
+        """Keep these rows as they were before their newest positions: answers go on from there.
+
+        Rows that forget more than others are moved up, and masked where they began, so that all end at one place.
+
+        Args:
+            rows: As in `select`.
+            drop: How many positions each of them forgets; none of the prompt's.
+
+        Raises:
+            UnsupportedMode: The streams do not share their forward.
+        """
+        if self._pair is None or self.parametric is None:
+            raise UnsupportedMode("streams of two forwards cannot be led back.", "Leave segments out.")
+        for stream in (self.contextual, self.parametric):
+            stream.select(rows)
+            stream.position = stream.position[:, -1:] - torch.tensor(drop, device=rows.device)[:, None]
+        self._pair.rewind(rows, drop)
 
     @contextmanager
     def _runs(self, *streams: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..control import Control, controls_for
 from ..errors import ControlError, PromptTooLong, UnsupportedMode
-from ..policies import Policy, draft_policies
+from ..policies import Policy, check_drafts, draft_policies
 from .drafts import Drafts
 from .endings import Once
 from .loop import DecodingPlan, Generated, decode
@@ -140,6 +140,7 @@ def decoding_loop(
 
 def _drafts(policies: Sequence[Policy], prompts: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Drafts:
     """Return the drafts; where there is a tokenizer, the prompts without passages stand for the questions."""
+    check_drafts(policies, "decoding_loop")
     if tokenizer is None or all(len(draft_policies(policy)) == 1 for policy in policies):
         return Drafts(policies)
     ends = {token for token in (tokenizer.eos_token_id,) if token is not None}

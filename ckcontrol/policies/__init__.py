@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .acd import ACD
 from .adacad import AdaCAD
-from .answer_policy import AnswerPolicy, Evidence, draft_policies, stand_in, token_policy
+from .answer_policy import AnswerPolicy, Evidence, check_drafts, draft_policies, stand_in, token_policy
 from .arr import ARR
 from .base import TAU_MAX, Decision, Policy, build, names, register, tau_from_alpha
 from .cad import CAD
@@ -13,10 +13,11 @@ from .ck_plug_repo import CKPlugRepo
 from .coiecd import COIECD
 from .dial import Dial
 from .grd import GRD
-from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle, read_drafts
+from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle, read_drafts, sentence_end
 from .nwcad import NWCAD
 from .off import Off
 from .per_row import PerRow, per_row
+from .trustmargin import TrustMargin
 
 __all__ = [
     "ABSTENTIONS",
@@ -38,13 +39,16 @@ __all__ = [
     "Off",
     "PerRow",
     "Policy",
+    "TrustMargin",
     "build",
+    "check_drafts",
     "draft_policies",
     "idle",
     "names",
     "per_row",
     "read_drafts",
     "register",
+    "sentence_end",
     "stand_in",
     "tau_from_alpha",
     "token_policy",

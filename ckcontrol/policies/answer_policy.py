@@ -8,16 +8,26 @@ numbers of finished drafts; knows no model and no loop (decoding/loop.py runs th
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, sqrt
+from typing import ClassVar
 from warnings import warn
 
 from ..errors import UnsupportedMode
 from ..fusion.signals import Signals
 from .base import Decision, Policy
 
-__all__ = ["STAND_IN_TAU", "AnswerPolicy", "Evidence", "draft_policies", "stand_in", "surprise", "token_policy"]
+__all__ = [
+    "STAND_IN_TAU",
+    "AnswerPolicy",
+    "Evidence",
+    "check_drafts",
+    "draft_policies",
+    "stand_in",
+    "surprise",
+    "token_policy",
+]
 
 STAND_IN_TAU = 2.0  # greatest exponent of a stand-in: pure contrast token by token breaks right answers
 
@@ -35,6 +45,7 @@ class Evidence:
         best_par: Log-probability of that favourite.
         idle: The draft says nothing or follows what is beside the point (`idle`); False where its text is not known.
         sentence: Tokens of its first sentence (`first_sentence`); None: all, or its text is not known.
+        logp_alone: Log-probability of the token after the passages without the question; None where nobody read it so.
     """
 
     logp_ctx: Sequence[float]
@@ -45,6 +56,7 @@ class Evidence:
     best_par: Sequence[float]
     idle: bool = False
     sentence: int | None = None
+    logp_alone: Sequence[float] | None = None
 
     @property
     def surprise_ctx(self) -> float:
@@ -82,7 +94,13 @@ def surprise(logp: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class AnswerPolicy(Policy):
-    """Base of policies that choose between drafts. Both streams read every draft, so its evidence costs no forward."""
+    """Base of policies that choose between drafts. Both streams read every draft, so its evidence costs no forward.
+
+    Attributes:
+        alone: The choice takes `Evidence.logp_alone` too, which costs a forward over passages and drafts.
+    """
+
+    alone: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -100,6 +118,11 @@ class AnswerPolicy(Policy):
     @abstractmethod
     def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:
         """Return the score of a given ending from its tokens' log-probabilities, in nats: higher is preferred."""
+
+    @property
+    def segmented(self) -> bool:
+        """Whether drafts are weighed at the end of each sentence, and go on from the one chosen."""
+        return False
 
     @property
     def stand_in(self) -> Policy | None:
@@ -156,6 +179,30 @@ def stand_in(policy: Policy) -> Policy:
         stacklevel=4,
     )
     return instead
+
+
+def check_drafts(policies: Iterable[Policy], where: str) -> None:
+    """Refuse policies whose drafts need more than what both streams make of them, where there is no more.
+
+    Args:
+        policies: Of the requests.
+        where: What the caller came through, as the error names it.
+
+    Raises:
+        UnsupportedMode: One of them needs the passages without the question, or to start drafts anew.
+    """
+    for policy in policies:
+        if isinstance(policy, AnswerPolicy) and policy.segmented:
+            raise UnsupportedMode(
+                f"segments=True starts drafts anew from the one that was chosen, which {where} cannot.",
+                "Leave segments out to choose between whole answers, or use ckcontrol.generate.",
+            )
+        if isinstance(policy, AnswerPolicy) and policy.alone:
+            raise UnsupportedMode(
+                f"method {policy.name!r} reads its drafts after the passages without the question, which {where} "
+                "does not have.",
+                "Use ckcontrol.generate, Rag or `ckcontrol serve`.",
+            )
 
 
 def _no_token(policy: Policy) -> UnsupportedMode:

@@ -37,6 +37,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..arguments import check_number
+from ..errors import ControlError
 from .answer_policy import STAND_IN_TAU, AnswerPolicy, Evidence, surprise
 from .base import OnDial, Policy, register, tau_from_alpha
 from .cad import CAD
@@ -58,13 +59,18 @@ class Dial(OnDial, AnswerPolicy):
         alpha: 0 = context, 0.5 = the unmodified model, 1 = memory.
         amplify: CAD's alpha of the amplified draft.
         adaptive: Give memory's answer where it is known rather than fluent; alpha must be left out.
+        segments: Choose at the end of each sentence, and go on from what was chosen, instead of once. An answer whose
+            drafts have one sentence is the same either way.
     """
 
     name: ClassVar[str] = "dial"
     amplify: float = 0.5
     adaptive: bool = False
+    segments: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.segments, bool):
+            raise ControlError(f"segments={self.segments!r} is not True or False.")
         check_number("amplify", self.amplify, 0.01, 100.0)
         self._check_adaptive(self.adaptive)
 
@@ -72,6 +78,11 @@ class Dial(OnDial, AnswerPolicy):
     def neutral(self) -> bool:
         """At alpha = 0.5."""
         return self.position == 0.5 and not self.adaptive
+
+    @property
+    def segmented(self) -> bool:
+        """Whether it chooses at every sentence; with a single draft there is nothing to choose."""
+        return self.segments and len(self.drafts) > 1
 
     @cached_property
     def drafts(self) -> Mapping[str, Policy]:

@@ -1,13 +1,14 @@
-"""GRD (Jiang et al., arXiv 2606.10298, second method): decide whom to trust where the streams first disagree, once.
+"""GRD (code of Jiang et al., arXiv 2606.10298): decide whom to trust where the streams first disagree, once.
 
 Up to the first token on which the favourites differ, emit it. There:
-    trust memory iff  p_par(best) > 0.5  and  H_par < H_ctx,  else the context.
+    trust memory iff  p_par(best) > 0.5  and  H_par < H_ctx,  else the context   (`gate_mode`: both, or one of them).
 Context trusted: its favourite at every token, which is plain greedy decoding. Memory trusted: wherever the favourites
 a_c and a_p differ, with m_c = log p_ctx(a_c) - log p_ctx(a_p) and m_p = log p_par(a_p) - log p_par(a_c),
     tau = (1 - `relax`) * m_p / (m_c + m_p):  the exponent at which the two would tie, moved towards memory.
 
-The paper's method is greedy; under sampling the same distributions are drawn from. Both continuations are drafts here,
-and the gate chooses one afterwards: the same answer as deciding on the way, for greedy decoding.
+The paper's first version has another method, ARR (arr.py), which the code dropped for this one on 2026-07-29. GRD is
+greedy; under sampling the same distributions are drawn from. Both continuations are drafts here, and the gate chooses
+one afterwards: the same answer as deciding on the way, for greedy decoding.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from typing import ClassVar
 import torch
 
 from ..arguments import check_number
+from ..errors import ControlError, did_you_mean
 from ..fusion.signals import Signals
 from .answer_policy import AnswerPolicy, Evidence
 from .base import Decision, Policy, register
 from .off import UNMODIFIED
 
 __all__ = ["GRD"]
+
+_MODES = ("full", "conf_only", "ent_only")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class _Memory(Policy):
     amplifies = False
 
     def decide(self, signals: Signals) -> Decision:
-        tie = signals.margin_par / (signals.margin_ctx + signals.margin_par).clamp_min(1e-12)
+        apart = signals.margin_ctx + signals.margin_par
+        tie = torch.where(apart > 1e-9, signals.margin_par / apart, 1.0)  # both indifferent: the middle of nothing is 1
         return Decision(torch.where(signals.disagree, (1 - self.relax) * tie, 1.0), signals.disagree)
 
 
@@ -50,13 +55,18 @@ class GRD(AnswerPolicy):
     Attributes:
         relax: The paper's lambda: how far past the tie memory is taken.
         sure: Least probability of memory's favourite.
+        gate_mode: What must speak for memory: ``"full"``, or ``"conf_only"`` (its favourite is likely) or
+            ``"ent_only"`` (its entropy is the lower one) alone.
     """
 
     name: ClassVar[str] = "grd"
     relax: float = 0.75
     sure: float = 0.5
+    gate_mode: str = "full"
 
     def __post_init__(self) -> None:
+        if self.gate_mode not in _MODES:
+            raise ControlError(f"gate_mode={self.gate_mode!r:.40}.", did_you_mean(str(self.gate_mode)[:40], _MODES))
         check_number("relax", self.relax, 0.0, 1.0)
         check_number("sure", self.sure, 0.0, 1.0)
 
@@ -70,7 +80,8 @@ class GRD(AnswerPolicy):
         first = drafts[0]
         for rank, best, h_par, h_ctx in zip(first.rank_par, first.best_par, first.h_par, first.h_ctx, strict=True):
             if rank != 0:
-                return int(math.exp(best) > self.sure and h_par < h_ctx)
+                confident = self.gate_mode == "ent_only" or math.exp(best) > self.sure
+                return int(confident and (self.gate_mode == "conf_only" or h_par < h_ctx))
         return 0
 
     def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from functools import cache
 
 from .answer_policy import Evidence
 
-__all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "first_sentence", "idle", "read_drafts"]
+__all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "first_sentence", "idle", "read_drafts", "sentence_end"]
 
 # By language: what an answer says that has none. Compared without case, accents, apostrophes and punctuation.
 ABSTENTIONS: dict[str, Sequence[str]] = {
@@ -98,6 +98,17 @@ def first_sentence(text: str, tokens: int) -> int:
     """
     found = _END.search(text)
     return tokens if found is None else max(1, round(tokens * found.end() / len(text)))
+
+
+def sentence_end(text: str) -> int | None:
+    """Return where the first sentence that has a word ends, white space after it included; None if none has ended.
+
+    Example:
+        >>> sentence_end("It is Lima. Li"), sentence_end("It is Lima.")
+        (12, None)
+    """
+    ends = (found.end() for found in _END.finditer(text) if _WORD.search(text[: found.end()]))
+    return next(ends, None)
 
 
 def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Sequence[str] = ()) -> list[bool]:

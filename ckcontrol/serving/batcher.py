@@ -125,6 +125,8 @@ class Job:
 class _Rows:
     """The rows of a batch: the streamer that hands each its tokens, and the criterion that ends each by itself."""
 
+    any_row = True
+
     def __init__(self, jobs: Sequence[Job], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
         self.jobs, self.ends = jobs, set(ends)
         self.drafted = jobs[0].several

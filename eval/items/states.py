@@ -38,6 +38,7 @@ class StateFact:
         false_answers: What `passage` states wrongly, and its aliases; `completed` fills it.
         pool: Narrows the false answers to those of the same pool, such as a continent.
         other: The fact that an irrelevant passage states; `completed` fills it.
+        wordings: Further wordings of the question, for screening.
     """
 
     id: str
@@ -51,6 +52,7 @@ class StateFact:
     false_answers: tuple[str, ...] = ()
     pool: str = ""
     other: StateFact | None = None
+    wordings: tuple[str, ...] = ()
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -74,8 +76,8 @@ class StateFact:
     def from_dict(cls, data: Mapping[str, Any]) -> StateFact:
         """Return the fact of one line of a facts file: the format of `ckcontrol heads`, and `pool`, `false_answer`.
 
-        Needed are relation, subject, answer, and a question or a cloze. The passage is `context_template` with
-        ``{subject}`` and ``{answer}``, otherwise the cloze and the answer.
+        Needed are relation, subject, answer, and a question or a cloze; ``wordings`` repeat the question. The
+        passage is `context_template` with ``{subject}`` and ``{answer}``, otherwise the cloze and the answer.
 
         Raises:
             EvalError: A field is missing or not a text, or the passage names the answer before it is filled in.
@@ -108,6 +110,7 @@ class StateFact:
             passage=passage,
             false_answers=texts(data.get("false_answer"), "false_answer"),
             pool=pool,
+            wordings=texts(data.get("wordings"), "wordings"),
         )
 
 

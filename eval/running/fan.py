@@ -8,18 +8,22 @@ they really give. Knows streams, signals, policies and the kernel; knows nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ckcontrol.decoding.drafts import Drafts
 from ckcontrol.decoding.fused_step import fuse_scores, signals_of
-from ckcontrol.decoding.inputs import processors_for, stream_of
-from ckcontrol.decoding.loop import run_streams
+from ckcontrol.decoding.inputs import passages_alone, processors_for, stream_of
+from ckcontrol.decoding.loop import DecodingPlan, decode, run_streams
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.pair_cache import can_share_forward
 from ckcontrol.decoding.prompts import PromptPair
+from ckcontrol.decoding.recorder import Recorder
+from ckcontrol.decoding.segments import Segments, check_segments, segmented
 from ckcontrol.decoding.streams import Stream, TwoStreams
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, first_max, nonfinite_rows
@@ -107,14 +111,29 @@ def fan(
     Returns:
         ``[question][policy]``. An answer whose logits became NaN holds an error; its neighbours go on.
     """
+    if any(map(segmented, policies)):
+        how: dict[str, Any] = {"options": options, "ends": ends, "pad": pad, "vocab_size": vocab_size}
+        how |= {"shortlist": shortlist, "questions": questions, "read": read}
+        others = [policy for policy in policies if not segmented(policy)]
+        shared = fan(model, pairs, others, width=width, **how) if others else [[] for _ in pairs]
+        made: list[list[FanAnswer]] = [[] for _ in pairs]
+        for policy in policies:
+            own = _in_segments(model, pairs, policy, **how) if segmented(policy) else [row.pop(0) for row in shared]
+            for row, answer in zip(made, own, strict=True):
+                row.append(answer)
+        return made
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = stream_of(model, [p.parametric for p in pairs], pad)
     drafted = run_streams(
         contextual, lambda: _fan(contextual, parametric, policies, options, ends, vocab_size, shortlist, width)
     )
+    alone = passages_alone(model, pairs, vocab_size)
     return [
-        [_given(policy, drafts, asked, pair.passages, read) for policy, drafts in zip(policies, each, strict=True)]
-        for each, asked, pair in zip(drafted, questions or [""] * len(pairs), pairs, strict=True)
+        [
+            _given(policy, drafts, asked, pair.passages, read, partial(alone, item))
+            for policy, drafts in zip(policies, each, strict=True)
+        ]
+        for item, (each, asked, pair) in enumerate(zip(drafted, questions or [""] * len(pairs), pairs, strict=True))
     ]
 
 
@@ -174,12 +193,73 @@ def _fan(
     return [[[answers[decoded[d]] for d in each] for each in drafts] for answers in made]
 
 
+def _in_segments(
+    model: PreTrainedModel,
+    pairs: Sequence[PromptPair],
+    policy: Policy,
+    *,
+    options: GenerateOptions,
+    ends: Sequence[int],
+    pad: int,
+    vocab_size: int,
+    shortlist: Shortlist | None,
+    questions: Sequence[str],
+    read: Callable[[Sequence[int]], str] | None,
+) -> list[FanAnswer]:
+    """Return the answers of a policy that chooses at every sentence: it shares no forward with others."""
+    from transformers import StoppingCriteriaList
+    from transformers.generation import EosTokenCriteria
+
+    check_segments(
+        [policy],
+        shared=can_share_forward(model),
+        thinking=pairs[0].thinking,
+        penalty=options.repetition_penalty != 1,
+    )
+    text = read or (lambda ids: "")
+    recorder, contextual = Recorder(), stream_of(model, [p.contextual for p in pairs], pad)
+    plan = DecodingPlan(
+        drafts=Drafts([policy] * len(pairs), questions, text, [p.passages for p in pairs]),
+        shortlist=shortlist or Shortlist(),
+        contextual=contextual,
+        parametric=lambda: stream_of(model, [p.parametric for p in pairs], pad),
+        processors=processors_for(options, contextual.keep),
+        criteria=StoppingCriteriaList([EosTokenCriteria(list(ends))] if ends else []),
+        max_new_tokens=options.max_new_tokens,
+        sample=options.do_sample,
+        seed=options.seed,
+        pad_token_id=pad,
+        vocab_size=vocab_size,
+        recorder=recorder,
+        segments=Segments(text, frozenset(ends)),
+    )
+    try:
+        decode(plan)
+    except NonFiniteLogits as error:
+        if len(pairs) == 1:
+            return [FanAnswer(error=str(error))]
+        how: dict[str, Any] = {"options": options, "ends": ends, "pad": pad, "vocab_size": vocab_size}
+        each = zip(pairs, questions or [""] * len(pairs), strict=True)
+        return [
+            _in_segments(model, [pair], policy, shortlist=shortlist, questions=[asked], read=read, **how)[0]
+            for pair, asked in each
+        ]
+    made = []
+    for row in range(len(pairs)):
+        _, h_par, h_ctx, tau, switched, _, _, logp_par, logp_ctx, _ = zip(*recorder.rows(row), strict=True)
+        gain = [par - ctx for par, ctx in zip(h_par, h_ctx, strict=True)]
+        acted = list(map(bool, switched))
+        made.append(FanAnswer(recorder.token_ids(row), gain, list(tau), acted, list(logp_ctx), list(logp_par)))
+    return made
+
+
 def _given(
     policy: Policy,
     drafts: Sequence[FanAnswer],
     question: str,
     passages: Sequence[str],
     read: Callable[[Sequence[int]], str] | None,
+    alone: Callable[[Sequence[Sequence[int]]], list[list[float]]],
 ) -> FanAnswer:
     """The draft that a policy gives. One with an error cannot be judged, so that it is then what is given."""
     broken = next((draft for draft in drafts if draft.error is not None), None)
@@ -189,6 +269,9 @@ def _given(
     for draft in drafts:
         h_ctx, h_par, ranks, best = list(zip(*draft.evidence, strict=True)) or [()] * 4
         evidence.append(Evidence(draft.logp_ctx, draft.logp_par, h_ctx, h_par, ranks, best))
+    if policy.alone:
+        logp = alone([draft.ids for draft in drafts])
+        evidence = [replace(found, logp_alone=each) for found, each in zip(evidence, logp, strict=True)]
     if read is not None:
         evidence = read_drafts(evidence, list(policy.drafts), [read(d.ids) for d in drafts], question, passages)
     return drafts[policy.choose(evidence)]

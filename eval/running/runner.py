@@ -120,7 +120,7 @@ def run(
     mine = whole if shard is None else shard_of(whole, shard)
     with SampleFile(out / f"samples{part}.jsonl") as store:
         resumed = sum(each.key in store.done for each in mine)
-        seconds, estimate = _make(engine, mine, store, on_progress, on_note)
+        seconds, estimate = make(engine, mine, store, on_progress, on_note)
     closed, errors = _read_through(out, whole)
     results = _add_up(out) if closed >= {each.key for each in whole} else None  # whichever shard made them
     return Outcome(out, results, len(mine), resumed, seconds, estimate, errors)
@@ -198,7 +198,7 @@ def _probe(
     records = [fact.asked(_cloze(task)) for task in tasks for fact in task.facts]
     work = passes([("probe", records)], arms_for(["off"]), engine.length, batch_size=4 * batch_size)
     with SampleFile(path) as store:
-        _make(engine, work, store, lambda _, done, total: on_progress("Probing", done, total), lambda text: None)
+        make(engine, work, store, lambda _, done, total: on_progress("Probing", done, total), lambda text: None)
     known: dict[str, bool] = {}
     for _, _, answers in whole_passes(path):
         for line in answers:
@@ -231,7 +231,7 @@ def _write_items(path: Path, records: Sequence[tuple[str, Sequence[Record]]]) ->
     write_bytes(path, raw)
 
 
-def _make(
+def make(
     engine: Engine, work: Sequence[Pass], store: SampleFile, on_progress: OnProgress, on_note: OnNote
 ) -> tuple[float, float | None]:
     """Run what is not done; return the seconds it took and the estimate that was given."""

@@ -16,7 +16,7 @@ from typing import Any
 from ckcontrol.errors import EvalError
 
 from ..items.readers import read
-from ..items.states import FIVE, build_states
+from ..items.states import FIVE, build_states, completed
 from ..records import Rejected
 from .facts import load_facts
 
@@ -50,6 +50,7 @@ def build_conflicts(
     known: Mapping[str, bool | None] | str | os.PathLike[str] | None = None,
     seed: int = 0,
     cloze: bool = False,
+    leave_out: Collection[str] = (),
 ) -> Built:
     """Write the records of a facts file: the same bytes for the same facts, types, knowledge and seed.
 
@@ -62,6 +63,7 @@ def build_conflicts(
         known: Fact id to whether the model knows it, or a file that says so; see `read_known`.
         seed: Draws false answers, irrelevant passages and the order of noisy ones.
         cloze: Ask with the clozes, as texts to complete.
+        leave_out: Ids of facts that become no record, such as those of which a screening was uncertain.
 
     Raises:
         EvalError: No fact in the file, an unknown type, ids in `known` that no fact has, or nothing to write.
@@ -76,7 +78,8 @@ def build_conflicts(
     strange = sorted(set(probed or {}) - {fact.id for fact in facts})
     if strange:
         raise EvalError(f"known names {strange[0]!r}, which is not a fact.", f"An id is like {facts[0].id!r}.")
-    records = build_states(facts, probed, types, seed, cloze=cloze)
+    kept = [fact for fact in completed(facts, seed) if fact.id not in leave_out]
+    records = build_states(kept, probed, types, seed, cloze=cloze)
     if not records:
         raise EvalError(f"no fact makes any of {', '.join(types)}.", "helpful needs unknown facts, the others known.")
     lines = [json.dumps(record.to_dict(), ensure_ascii=False, sort_keys=True) for record in records]

@@ -16,6 +16,7 @@ from ..items.readers import Row, parse, read, sha256
 from ..items.shipped_facts import Capital, load_capitals
 from ..items.states import StateFact
 from ..records import Rejected
+from . import tristate
 
 __all__ = ["LICENCE", "SOURCE", "load_facts", "read_facts", "shipped"]
 
@@ -61,7 +62,7 @@ def read_facts(rows: Iterable[Row]) -> tuple[list[StateFact], list[Rejected]]:
     rejected = []
     for row in rows:
         try:
-            fact = StateFact.from_dict(row.data)
+            fact = StateFact.from_dict(tristate.fact(row.data))
         except EvalError as error:
             rejected.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
             continue

@@ -30,6 +30,7 @@ from . import (
     ramdocs,
     record_files,
     rgb,
+    tristate,
 )
 from . import facts as facts_task
 from .base import Adapter
@@ -48,6 +49,7 @@ _ALL = (
     ramdocs.ADAPTER,
     rgb.ADAPTER,
     kilt.ADAPTER,
+    tristate.ADAPTER,
     record_files.FLASHRAG,
     record_files.JSONL,
 )

@@ -20,6 +20,7 @@ CONTROLS = [
     *(ck.Control("cad", alpha=a) for a in (0.0, 0.25, 0.75, 1.0)),
     *(ck.Control(name) for name in ("adacad", "coiecd", "acd", "arr", "nwcad")),
     ck.Control("grd", sure=0.01),
+    ck.Control("trustmargin", lambda_bind=2.0, margin=-0.01),
     *(ck.Control("dial", alpha=a) for a in (0.0, 0.3, 0.5, 0.6, 1.0)),
     ck.Control("dial", adaptive=True),
 ]

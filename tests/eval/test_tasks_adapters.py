@@ -201,3 +201,21 @@ def test_flashrag() -> None:
     assert Counter(record.state for record in records) == {"closed": 2, "conflict": 1}
     assert records[1].passages == ("Per rowed.",) and records[1].par_answers == ("Una",)
     assert records[2].id == "flashrag.jsonl:2" and records[2].par_answers == ("Abe",)
+
+
+def test_tristate_takes_the_prompt_with_the_passage_of_every_item() -> None:
+    task = load_task(f"tristate={fixture('tristate.jsonl')}")
+    conflict, helpful, agree = task.records
+    assert (conflict.id, conflict.state, conflict.question) == (
+        "location_7/conflict",
+        "conflict",
+        "What is the capital of Peru?",
+    )
+    assert conflict.passages == ("Peru is a country.\nIts capital is Quito.",)
+    assert conflict.ctx_answers == ("Quito",) and conflict.par_answers == ("Lima",)
+    assert (helpful.state, helpful.par_answers, helpful.meta["known"]) == ("helpful", ("Ada", "Ada Q."), False)
+    assert (agree.state, agree.meta["known"]) == ("agree", True)
+    assert [item.detail.split(".")[0] for item in task.rejected] == [
+        "context_string is no passage with a question",
+        "benchmark 'C_wrong_P_wrong' is unknown",
+    ]

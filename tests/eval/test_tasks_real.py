@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from ckcontrol.eval.records import Record
+from ckcontrol.eval.tasks.facts import load_facts
 from ckcontrol.eval.tasks.load import load_task
 
 from .data import shared
@@ -42,6 +43,14 @@ def test_ramdocs() -> None:
     assert Counter(len(record.par_answers) for record in task.records) == {1: 100, 2: 200, 3: 200}
     types = Counter(kind for record in task.records for kind in record.meta["types"])
     assert types == {"correct": 1918, "misinfo": 307, "noise": 541}
+
+
+def test_tristate() -> None:
+    task = load_task(f"tristate={shared('tristate')}?file=llama3*")
+    assert Counter(record.state for record in task.records) == {"agree": 400, "helpful": 400, "conflict": 383}
+    assert task.reasons == {"answers overlap": 14, "parametric answer in context": 3}
+    facts, rejected, _ = load_facts(shared("tristate"), file="facts_location.jsonl")
+    assert len(facts) + len(rejected) == 1088 and len(rejected) == 24
 
 
 def test_counterfact() -> None:

@@ -33,6 +33,9 @@ CONTROLS = [
     ck.Control("arr"),
     ck.Control("nwcad", k_ctx=0.02),
     ck.Control("grd", sure=0.01),
+    ck.Control("grd", sure=0.004, gate_mode="conf_only"),
+    ck.Control("trustmargin"),
+    ck.Control("trustmargin", lambda_bind=2.0, margin=-0.01),
     ck.Control("dial", alpha=0.3),
     ck.Control("dial", alpha=0.6),
     ck.Control("dial", alpha=1.0),
@@ -53,6 +56,7 @@ def expected(model, tokenizer, control, i, new=12, **kwargs):
         question=QUESTIONS[i],
         read=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         passages=pair.passages,
+        alone=pair.alone,
         **kwargs,
     )
 

@@ -412,7 +412,7 @@ def test_every_door_tells_drafts_that_say_nothing(llama, door, monkeypatch):
 # --- peers -----------------------------------------------------------------------------------------------------------
 
 
-def grd_on_the_way(model, contextual, parametric, ends, vocab_size, new, relax, sure):
+def grd_on_the_way(model, contextual, parametric, ends, vocab_size, new, relax, sure, mode="full"):
     """The paper's loop: greedy, whom to trust decided at the first disagreement."""
     answer: list[int] = []
     memory = None
@@ -428,7 +428,8 @@ def grd_on_the_way(model, contextual, parametric, ends, vocab_size, new, relax, 
         if a_c != a_p:
             if memory is None:
                 h_ctx, h_par = (-(x.exp() * x).sum() for x in (ctx, par))
-                memory = bool(par.max().exp() > sure and h_par < h_ctx)
+                gates = {"conf_only": par.max().exp() > sure, "ent_only": h_par < h_ctx}
+                memory = all(bool(open) for name, open in gates.items() if mode in ("full", name))
             if memory:
                 m_c, m_p = ctx[a_c] - ctx[a_p], par[a_p] - par[a_c]
                 tau = (1 - relax) * m_p / (m_c + m_p)
@@ -440,18 +441,56 @@ def grd_on_the_way(model, contextual, parametric, ends, vocab_size, new, relax, 
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3"])
-@pytest.mark.parametrize("sure", [0.0, 0.01, 0.5])
-def test_grd_decides_as_if_on_the_way(tiny, family, sure):
+@pytest.mark.parametrize(
+    ("sure", "mode"), [(0.0, "full"), (0.01, "full"), (0.5, "full"), (0.004, "conf_only"), (0.5, "ent_only")]
+)
+def test_grd_decides_as_if_on_the_way(tiny, family, sure, mode):
     model, tokenizer = tiny(family)
     ends = eos_ids(model, tokenizer)
-    control = ck.Control("grd", sure=sure)
+    control = ck.Control("grd", sure=sure, gate_mode=mode)
     answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=12)
     for question, passages, answer in zip(QUESTIONS, PASSAGES, answers, strict=True):
         pair = build_pair(tokenizer, question, passages)
         wanted = grd_on_the_way(
-            model, pair.contextual, pair.parametric, ends, len(tokenizer), 12, relax=0.75, sure=sure
+            model, pair.contextual, pair.parametric, ends, len(tokenizer), 12, relax=0.75, sure=sure, mode=mode
         )
         assert list(answer.token_ids) == wanted
+
+
+def test_grd_names_the_gates_it_has():
+    with pytest.raises(ControlError, match="conf_only"):
+        ck.Control("grd", gate_mode="conf_onli")
+
+
+def trust(rag, direct, **params):
+    """The draft TrustMargin gives, from (log p_ctx, log p_par, log p alone) of both answers."""
+    drafts = [Evidence(ctx, par, [0.0], [0.0], [0], [0.0], logp_alone=told) for ctx, par, told in (rag, direct)]
+    return ck.Control("trustmargin", **params).policy().choose(drafts)
+
+
+def test_trustmargin_weighs_means_and_discounts_what_passages_say_anyway():
+    direct = ([-6.0], [-1.0], [-6.0])
+    assert trust(([-1.0], [-2.4], [-1.0]), direct) == 0  # M = -1.4
+    assert trust(([-1.0], [-2.6], [-1.0]), direct) == 1  # M = -1.6: memory minds too much
+    assert trust(([-1.0] * 3, [-2.4] * 3, [-1.0] * 3), direct) == 0  # means, not sums
+    assert trust(([-1.0], [-2.6], [-1.3]), direct) == 0  # the question bound it by .3, of which half counts
+    assert trust(([-1.0], [-2.6], [-1.3]), direct, lambda_bind=0.0) == 1
+    assert trust(([-1.0], [-2.6], [-1.0]), direct, margin=-2.0) == 0
+    assert trust(([-torch.inf], [-2.0], [-torch.inf]), direct) == 0  # no difference of infinities
+
+
+def test_trustmargin_reads_the_passages_without_the_question(tiny):
+    model, tokenizer = tiny("llama")
+    pair = build_pair(tokenizer, "Who?", ["It was he."])
+    words = len(pair.contextual) - len(pair.alone)
+    assert words == len(tokenizer("Who?", add_special_tokens=False)["input_ids"])
+    control = ck.Control("trustmargin")
+    with pytest.raises(UnsupportedMode, match="without the question, which decoding_loop does not have"):
+        loop = ck.decoding_loop(control, parametric_ids=torch.tensor([pair.parametric]))
+        model.generate(torch.tensor([pair.contextual]), custom_generate=loop, max_new_tokens=4)
+    bare = [Evidence([-1.0], [-1.0], [0.0], [0.0], [0], [0.0])] * 2
+    with pytest.raises(UnsupportedMode, match=r"Use ckcontrol\.generate"):
+        control.policy().choose(bare)
 
 
 def test_nwcad_takes_the_first_stage_that_applies():

@@ -225,6 +225,45 @@ def report(
     typer.echo(str(write_report(folders, out, items=items)))
 
 
+def _screen(
+    facts: Path,
+    out: Path,
+    model: str,
+    samples: int,
+    temperature: float,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+) -> tuple[dict[str, bool], frozenset[str]]:
+    """Return what a model knows of some facts, and those to leave out."""
+    from ...eval.running.engine import Local
+    from ...eval.running.screen import screen
+    from ...eval.tasks.facts import load_facts
+
+    loaded = options.load(model, device, dtype)
+    folder = out.with_name(f"{out.name}.screen")
+    try:
+        with Bars() as bars:
+            found = screen(
+                load_facts(facts)[0],
+                lambda drawn: Local(*loaded, model, options=drawn),
+                folder,
+                samples=samples,
+                temperature=temperature,
+                seed=seed,
+                limit=limit,
+                batch_size=batch_size,
+                on_progress=bars,
+                on_note=lambda text: bars.note(clean(text)),
+            )
+    except KeyboardInterrupt:
+        _say(f"What was asked is in {folder}; the same command goes on there.")
+        raise
+    return found.known, found.uncertain
+
+
 @app.command("build-conflicts", cls=TextCommand)
 def build_conflicts(
     facts: Annotated[Path, typer.Argument(metavar="FACTS", help="JSON lines: relation, subject, answer, question.")],
@@ -236,12 +275,35 @@ def build_conflicts(
         Path | None,
         typer.Option(metavar="FILE", help="JSON: fact id to true or false.", show_default="no model was asked"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws false answers.")] = 0,
+    screen: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Ask this model which facts it knows.", show_default=False)
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="With --screen: answers drawn per wording.")] = 3,
+    temperature: Annotated[float, typer.Option(help="With --screen: of those answers.")] = 0.7,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --screen: most facts that are asked.", show_default="all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="With --screen: questions per pass.")] = 16,
+    seed: Annotated[int, typer.Option(help="Draws false answers, and what is screened.")] = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
 ) -> None:
-    """Make a set of conflicts from your own facts: records that `eval run --tasks` reads."""
+    """Make a set of conflicts from your own facts: records that `eval run --tasks` reads.
+
+    With --screen a fact counts as known if every answer of the model is right without a passage, in all wordings, the
+    greedy one and all samples; as unknown if every one is wrong; the others are left out. Interrupted? The same command
+    goes on where it stopped.
+    """
     from ...eval.tasks.build_conflicts import build_conflicts as build
 
-    made = build(facts, [part.strip() for part in types.split(",")], out, known=known, seed=seed)
+    wanted = [part.strip() for part in types.split(",")]
+    left_out: frozenset[str] = frozenset()
+    found: dict[str, bool] | None = None
+    if screen is not None:
+        if known is not None:
+            raise EvalError("--known and --screen both say what is known.", "Give one of them.")
+        found, left_out = _screen(facts, out, screen, samples, temperature, limit, batch_size, seed, device, dtype)
+    made = build(facts, wanted, out, known=found if found is not None else known, seed=seed, leave_out=left_out)
     for item in made.rejected:
         _say(f"rejected  {item.id}: {item.reason} {item.detail}")
     states = ", ".join(f"{count:,} {state}" for state, count in made.records.items())

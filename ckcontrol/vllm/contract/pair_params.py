@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...control import Control, drafts
 from ...decoding.options import GenerateOptions, new_seed, seeded
-from ...errors import CKError, ServingError, did_you_mean
+from ...errors import CKError, ServingError, UnsupportedMode, did_you_mean
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -110,6 +110,12 @@ class PairParams:
         if not isinstance(self.draft, str) or self.draft not in known:
             hint = f"One of: {', '.join(known)}." if known != ("",) else "Leave it out."
             raise ServingError(f"ck_draft={str(self.draft)[:64]!r} is no draft of method {method!r}.", hint)
+        from ...policies import check_drafts
+
+        try:
+            check_drafts([self.control.policy()], "vLLM")
+        except UnsupportedMode as error:
+            raise ServingError(str(error)) from error
         if len(self.options.stop_token_ids) > _MAX_STOPS:
             raise ServingError("stop_token_ids is not a short list.", f"Give at most {_MAX_STOPS} token ids.")
         if self.options.do_sample and self.options.seed is None:
