@@ -2,9 +2,10 @@
 
     python benchmarks/dial_drafts.py --model demo --data FOLDER --half develop --out drafts/demo.jsonl
 
-Asked are facts, TriState locations (screened: three wordings, greedy), counterfact, nq_swap (both passages) and desk
-questions, made here. One JSON line per question: the record, whether the model knows it, and per draft its text and,
-token by token, the log-probability with the passages (ctx), without (par), and, if asked for, with them alone (told).
+Asked are facts, TriState locations (screened: three wordings, greedy), counterfact, nq_swap (both passages), ramdocs
+and the questions of desk_questions.py. What stands in the file is not asked again, so a run that was stopped goes on.
+One JSON line per question: the record, whether the model knows it, and per draft its text and, token by token, the
+log-probability with the passages (ctx), without (par), and, if asked for, with them alone (told).
 dial_rules.py compares rules on these files in seconds. Nothing of the data is committed.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from desk_questions import desk
 
 import ckcontrol as ck
 from ckcontrol.decoding.prompts import PromptTemplate, build_pair
@@ -32,23 +34,9 @@ from ckcontrol.eval.tasks.load import load_task, sample
 from ckcontrol.policies import CAD, AnswerPolicy, Evidence, Policy, register
 from ckcontrol.policies.off import UNMODIFIED
 
-NEW_TOKENS = 20
-LIMITS = {"facts": 70, "tristate": 100, "counterfact": 50, "nq_swap": 24, "desk": 50}
-CITIES = "Lisbon Rotterdam Gdansk Porto Leeds Turin Ghent Malmo Graz Bilbao Cork Zadar Lyon Brno Bergen Padua Riga"
-NAMES = "Ms Okafor,Mr Lindqvist,Ms Duarte,Mr Petrov,Ms Tanaka,Mr Haddad,Ms Novak,Mr Silva,Ms Brandt,Mr Osei"
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday"
-DESK = [  # question, passage, the answer's part that must be there
-    ("How are refunds handled?", "Refunds are handled by the {city} office within {n} days.", "{city}"),
-    ("Where do parcels leave from?", "Parcels leave from the {city} warehouse every {day}.", "{city}"),
-    ("Who looks after new customers?", "New customers are looked after by {name}.", "{name}"),
-    ("What does the basic plan cost?", "The basic plan costs {n} euros a month.", "{n}"),
-    ("When is the archive open?", "The archive is open every {day} until noon.", "{day}"),
-    ("How is a lost badge replaced?", "A lost badge is replaced at desk {n} in the main hall.", "{n}"),
-    ("Who maintains the printers?", "The printers are maintained by {name} on the second floor.", "{name}"),
-    ("Where are the backups kept?", "The backups are kept in {city} for six months.", "{city}"),
-    ("How is overtime paid?", "Overtime is paid at {n} percent of the hourly rate.", "{n}"),
-    ("What happens to damaged goods?", "Damaged goods are inspected by {name} in {city}.", "{name}"),
-]
+NEW_TOKENS = 24
+BATCH = 24
+LIMITS = {"facts": 70, "desk": 200, "tristate": 100, "counterfact": 50, "nq_swap": 24, "ramdocs": 12}
 
 
 @register
@@ -74,37 +62,6 @@ class Recording(AnswerPolicy):
 def half(name: str) -> str:
     """Return which half of the data an id belongs to; as in dial_figures.py."""
     return "report" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 2 else "develop"
-
-
-def desk() -> list[Record]:
-    """Return 200 questions of an office with the true passage, and the same with one more that is beside the point.
-
-    The answers are invented, so no model knows them.
-    """
-
-    def told(topic: int, turn: int) -> tuple[str, str]:
-        def pick(words: list[str], salt: str) -> str:
-            return words[int(rank(0, salt, str(topic), str(turn)), 16) % len(words)]
-
-        filled = {
-            "city": pick(CITIES.split(), "city"),
-            "name": pick(NAMES.split(","), "name"),
-            "day": pick(DAYS.split(), "day"),
-            "n": pick([str(n) for n in range(11, 99)], "n"),
-        }
-        return DESK[topic][1].format(**filled), DESK[topic][2].format(**filled)
-
-    made = []
-    for turn in range(20):
-        for topic, (question, _, _) in enumerate(DESK):
-            passage, answer = told(topic, turn)
-            beside, other = told((topic + 1 + turn % (len(DESK) - 1)) % len(DESK), turn + 100)
-            name = f"desk-{topic}-{turn}"
-            both = (passage, beside) if int(rank(0, name), 16) % 2 else (beside, passage)
-            fields = {"par_answers": (answer,), "state": "helpful", "group": name, "meta": {"known": False}}
-            made.append(Record(f"{name}/one", question, (passage,), **fields))
-            made.append(Record(f"{name}/two", question, both, (other,), **(fields | {"state": "plain"})))
-    return made
 
 
 class Model:
@@ -239,37 +196,53 @@ def tristate(path: Path, model: Model, limit: int, side: str) -> list[Record]:
     return made
 
 
-def records(model: Model, data: Path, side: str, scale: float) -> Iterator[tuple[str, list[Record]]]:
-    """Yield the records of every task, screened for this model."""
-    limits = {task: max(2, round(n * scale)) for task, n in LIMITS.items()}
+def facts(model: Model, limit: int, side: str) -> list[Record]:
+    """Return shipped facts: in four states where the model knows them, with a true passage where it does not."""
     every = load_task("facts?states=all" + ("&cloze=1" if model.cloze else ""))
     probes = [fact.asked(model.cloze) for fact in every.facts if half(fact.id) == side]
-    probes = sample([replace(p, group=p.id.split("/")[0]) for p in probes], limits["facts"])
+    probes = sample([replace(p, group=p.id.split("/")[0]) for p in probes], limit)
     known = model.closed(probes)
     kept = []
     for record in every.records:
         knows = known.get(record.meta["fact"])
         if knows is not None and (record.state == "helpful") != knows:
             kept.append(replace(record, group=record.meta["fact"], meta={**record.meta, "known": knows}))
-    yield "facts", kept
-    yield "desk", [r for r in desk() if half(r.group) == side][: 2 * limits["desk"]]
-    yield "tristate", tristate(data / "tristate" / "facts_location.jsonl", model, limits["tristate"], side)
-    some = [r for r in load_task(f"counterfact={data / 'counterfact'}").records if half(r.id) == side]
-    some = sorted(some, key=lambda r: rank(0, r.id))[: limits["counterfact"]]
-    known = model.closed([replace(r, passages=(), state="closed") for r in some])
-    yield "counterfact", [replace(r, meta={**r.meta, "known": known[r.id]}) for r in some]
-    some = [r for r in load_task(f"nq_swap={data / 'nq_swap'}").records if half(r.id) == side]
-    some = [r for r in some if len(r.passages[0]) < 700 and len(r.meta["org_context"]) < 700]
-    some = sorted(some, key=lambda r: rank(0, r.id))[: limits["nq_swap"]]
-    known = model.closed([replace(r, passages=(), state="closed") for r in some])
-    made = []
-    for r in some:
+    return kept
+
+
+def short(task: str, data: Path, limit: int, side: str) -> list[Record]:
+    """Return the records of a data set whose passages are short, in a seeded order."""
+    some = [r for r in load_task(f"{task}={data / task}").records if half(r.id) == side]
+    some = [r for r in some if max(len(r.context), len(r.meta.get("org_context", ""))) < 700]
+    return sorted(some, key=lambda r: rank(0, r.id))[:limit]
+
+
+def both_passages(records: Sequence[Record], known: Mapping[str, bool]) -> Iterator[Record]:
+    """Yield each nq_swap question with its true passage and, where it is known, with the swapped one."""
+    for r in records:
         meta = {"known": known[r.id]}
         true = {"passages": (r.meta["org_context"],), "ctx_answers": r.par_answers, "meta": meta}
-        made.append(replace(r, id=f"{r.id}/true", state="agree" if known[r.id] else "helpful", **true))
+        yield replace(r, id=f"{r.id}/true", state="agree" if known[r.id] else "helpful", **true)
         if known[r.id]:
-            made.append(replace(r, meta=meta))
-    yield "nq_swap", made
+            yield replace(r, meta=meta)
+
+
+def records(model: Model, data: Path, side: str, limits: Mapping[str, int]) -> Iterator[tuple[str, list[Record]]]:
+    """Yield the records of every task, screened for this model."""
+    for task, limit in limits.items():
+        if task == "facts":
+            yield task, facts(model, limit, side)
+        elif task == "desk":
+            yield task, [r for r in desk() if half(r.group) == side][: 2 * limit]
+        elif task == "tristate":
+            yield task, tristate(data / "tristate" / "facts_location.jsonl", model, limit, side)
+        else:
+            some = short(task, data, limit, side)
+            known = model.closed([replace(r, passages=(), state="closed") for r in some])
+            if task == "nq_swap":
+                yield task, list(both_passages(some, known))
+            else:
+                yield task, [replace(r, meta={**r.meta, "known": known[r.id]}) for r in some]
 
 
 def main() -> None:
@@ -281,13 +254,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cloze", action="store_true", help="facts as texts to complete, for a base model")
     parser.add_argument("--told", action="store_true", help="score drafts without the question: twice the time")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of questions")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=N", help=f"instead of {LIMITS}")
     args = parser.parse_args()
+    limits = {name: int(n) for name, _, n in (task.partition("=") for task in args.tasks)} or LIMITS
     began, model = time.perf_counter(), Model(args.model, args.cloze, args.told)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", encoding="utf-8") as file:
-        for task, made in records(model, args.data, args.half, args.scale):
-            for batch in model.batches(made, 6):
+    written = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
+    done = {json.loads(line)["record"]["id"] for line in written}
+    with args.out.open("a", encoding="utf-8") as file:
+        for task, made in records(model, args.data, args.half, limits):
+            for batch in model.batches([r for r in made if r.id not in done], BATCH):
                 for row in model.drafts(batch):
                     row |= {"task": task, "model": Path(args.model).name}
                     file.write(json.dumps(row, ensure_ascii=False, default=list) + "\n")

@@ -13,11 +13,12 @@ Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 
            y_amp iff E of the context > 1/2 - log(1 - 2 * alpha)    for alpha < 0.5,
            where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses
            itself, S_ctx(y_amp) - S_ctx(y_ctx): an amplified draft is never the context's own favourite.
-Adaptive:  E of memory > 2.
+Adaptive:  E of memory > 1.5.
 
 `gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its
 own words: those of the first sentence, in which the answer stands; what a model rambles after it says nothing of it. A
-draft that says nothing (idle_drafts.py) is never taken, nor one that does not lean its own way, and a tie goes to
+draft that says nothing (idle_drafts.py: it names nothing where y_ctx does, follows what is beside the point, or
+amplifies what y_ctx has followed already) is never taken, nor one that does not lean its own way, and a tie goes to
 y_ctx. At alpha = 0 the context still needs evidence of 1/2: amplified drafts with less are mostly broken. On mixed
 questions E falls off about exponentially, so equal steps of alpha send equal shares of the answers to memory.
 
@@ -46,7 +47,7 @@ from .off import OFF, UNMODIFIED
 
 __all__ = ["Dial", "evidence"]
 
-ADAPTIVE = 2.0
+ADAPTIVE = 1.5
 _MEMORY = CAD(cad_alpha=-1.0)
 
 

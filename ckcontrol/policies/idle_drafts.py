@@ -1,12 +1,15 @@
 """What the texts of drafts tell: which say nothing, and where their first sentence ends. Knows no model and no policy.
 
-A draft says nothing that abstains, adds no word to the question, or follows a passage that is beside the point.
+A draft says nothing that abstains, adds no word to the question, names nothing where the answer it would replace does,
+or follows a passage that is beside the point or has been followed already.
 
 Nothing in a sentence like "Eswatini is the currency of Eswatini." surprises the model that wrote it, so no likelihood
 tells it from knowledge; its words do. `idle` compares a draft with the question and with the answer that it would
-replace, which needs no word list: a draft of words that stand in one of the two says nothing of its own. Function words
-(`FUNCTION_WORDS`) and phrases of not knowing (`ABSTENTIONS`) are listed by language; where a language is missing fewer
-drafts are recognised, and none wrongly. Both are there to be extended: ``ABSTENTIONS["eo"] = ("mi ne scias",)``.
+replace, which needs no word list: a draft of words that stand in one of the two says nothing of its own. Nor does one
+that has no name and no number against an answer with one ("by a team of printers" against "by Ms Novak"): this is what
+memory writes that has never heard of the matter, fluently. A name is a word with a capital inside a sentence. Function
+words (`FUNCTION_WORDS`) and phrases of not knowing (`ABSTENTIONS`) are listed by language; where a language is missing
+fewer drafts are recognised, and none wrongly. Both are there to be extended: ``ABSTENTIONS["eo"] = ("mi ne scias",)``.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ FUNCTION_WORDS: dict[str, Sequence[str]] = {
 }
 # A full stop after two letters or digits ("U.S. state" goes on), then white space; or a line's end.
 _END = re.compile(r"(?<=[^\W_]{2})[.!?]+[\"”’)]*\s|[。！？]|\n")
+_BEGINS = re.compile(r"(^|[.!?:\n])\s*$")  # what stands before the first word of a sentence
 _WORD = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
 # Scripts that put no space between words: each character counts by itself.
@@ -123,10 +127,12 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
     Returns:
         Per draft, whether it abstains, or has no word beside those of the question, of the first draft and of
         `FUNCTION_WORDS`. Where the first draft has no word of its own either, the question offers the answers ("France
-        or Germany?"), and only what abstains is idle. The draft called ``"context"`` is idle too where none of its own
-        words stands in a passage that bears on the question, or one stands in other passages alone. A passage bears on
-        it that has one of its names (words with a capital, the first one apart), or one of its words where it holds no
-        names.
+        or Germany?"), and only what abstains is idle. Idle too is a draft whose own words are no names and no numbers,
+        where the first one has some; but not the draft called ``"context"``, which has to follow the passages: it is
+        idle where none of its own words stands in a passage that bears on the question, where one stands in other
+        passages alone, and where the first draft's first sentence says what such a passage says already (all its own
+        words stand there). A passage bears on the question that has one of its names (words with a capital, the first
+        one apart), or one of its words where it holds no names.
 
     Example:
         >>> both, question = ["unmodified", "memory"], "What is the capital of Peru?"
@@ -136,26 +142,50 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
         [False, False]
         >>> idle(["unmodified", "context"], ["It is Lima.", "It is Baku."], question, ["Chile's capital is Baku."])
         [False, True]
+        >>> idle(both, ["They go to Ms Novak.", "They go to a secure place."], "Where do letters go?")
+        [False, True]
     """
     asked, (first, *others) = set(_words(question)), texts
-    known = asked | set(_words(first)) | _function_words()
-    offered = not set(_words(first)) - asked - _function_words()
+    plain = asked | _function_words()
+    said = set(_words(first)) - plain
     told = [False]
     for name, text in zip(names[1:], others, strict=True):
-        own = {word for word in _words(text) if word not in known}
-        empty = _abstains(text) or not (own or offered)
-        told.append(empty or (name == "context" and bool(passages) and not _supported(own, question, passages)))
+        own = set(_words(text)) - plain
+        nothing = _abstains(text) or (bool(said) and not own - said)
+        if name != "context":
+            nothing = nothing or (_names(first, said - own, inside=True) and not _names(text, own - said))
+        elif passages:
+            bearing, other = _bearing(question, passages)
+            kept = set(_words(_sentence(first))) - plain - set(_words(_sentence(text)))
+            nothing = nothing or not (own - said) & bearing or bool((own - said) & other - bearing)
+            nothing = nothing or (bool(kept) and kept <= bearing)
+        told.append(nothing)
     return told
 
 
-def _supported(own: set[str], question: str, passages: Sequence[str]) -> bool:
-    """Tell whether a draft's own words stand in passages that bear on the question, and none in others alone."""
+def _bearing(question: str, passages: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Return the words of the passages that bear on the question, and those of all passages."""
     _, *later = _WORD.findall(_plain(question)) or [""]
     names = {_word(word) for word in later if word[0].isupper()} - _function_words()
     needed = names or set(_words(question)) - _function_words()
     texts = [set(_words(passage)) for passage in passages]
-    bearing = set().union(*(words for words in texts if not needed or needed & words))
-    return bool(own & bearing) and not own & set().union(*texts) - bearing
+    return set().union(*(words for words in texts if not needed or needed & words)), set().union(*texts)
+
+
+def _names(text: str, words: set[str], inside: bool = False) -> bool:
+    """Tell whether one of `words` is a number or begins with a capital; `inside`: not at a sentence's beginning."""
+    text = _plain(text)
+    return any(
+        any(char.isdigit() for char in word) or (word[0].isupper() and not (inside and _BEGINS.search(text[:at])))
+        for word, at in ((found.group(), found.start()) for found in _WORD.finditer(text))
+        if _word(word) in words
+    )
+
+
+def _sentence(text: str) -> str:
+    """Return the first sentence of a text."""
+    found = _END.search(text)
+    return text if found is None else text[: found.end()]
 
 
 @cache

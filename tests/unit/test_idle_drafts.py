@@ -28,6 +28,13 @@ MEMORY, CONTEXT = ["unmodified", "memory"], ["unmodified", "context"]
         ("秘鲁的首都是什么?", "是巴库。", "秘鲁的首都是秘鲁。", True),
         ("秘鲁的首都是什么?", "是巴库。", "是利马。", False),
         ("秘鲁的首都是什么?", "是巴库。", "我不知道。", True),
+        ("Who helps?", "Ask Ms Novak.", "The printers are maintained by a team of printers.", True),
+        ("Who helps?", "Ask Ms Novak.", "A team of printers, says Mr Osei.", False),
+        ("Who helps?", "ask a friend.", "A team of printers.", False),  # the plain answer names nothing either
+        ("What does it cost?", "It costs 40 euros.", "It is rather cheap.", True),
+        ("What does it cost?", "It costs 40 euros.", "It costs 12 dollars.", False),
+        ("What is the currency of Germany?", "Manat", "The euro", False),  # a capital that any first word has
+        ("Wer hilft?", "Frau Novak.", "Eine Gruppe von Druckern.", False),  # German nouns have capitals
         ("Quelle est la capitale du Pérou ?", "Bakou.", "La capitale du Perou est Lima.", False),
     ],
 )
@@ -52,11 +59,14 @@ def test_what_says_nothing(question, first, other, nothing):
         ("How are refunds handled?", ["Refunds are handled in Porto.", "Parcels leave Riga."], "Porto, Riga.", True),
         ("How are refunds handled?", [], "Parcels leave Riga.", False),  # passages that are not known
         ("Who?", ["It was the postman, always."], "The postman", False),
+        # the plain answer follows a passage already
+        ("What is Chile's capital?", ["Chile's capital is Lima.", "Chile's capital is Baku."], "It is Baku.", True),
+        ("What is Chile's capital?", ["Peru's capital is Lima.", "Chile's capital is Baku."], "It is Baku.", False),
     ],
 )
 def test_what_is_beside_the_point(question, passages, other, nothing):
     assert idle(CONTEXT, ["It is Lima.", other], question, passages) == [False, nothing]
-    assert idle(MEMORY, ["It is Lima.", other], question, passages) == [False, False]
+    assert not idle(MEMORY, ["It is low.", other], question, passages)[1]  # memory need follow no passage
 
 
 @pytest.mark.parametrize(
