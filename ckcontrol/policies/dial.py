@@ -98,7 +98,7 @@ class Dial(OnDial, AnswerPolicy):
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Return the draft that the evidence is enough for."""
-        return int(self.takes(self.weighed(drafts)[-1], drafts[1].idle))
+        return int(len(drafts) > 1 and self.takes(self.weighed(drafts)[-1], drafts[1].idle))
 
     def takes(self, found: float | None, idle: bool) -> bool:
         """Whether the other draft is given, for its evidence E: never at alpha 0.5, always at 1.
