@@ -6,8 +6,8 @@ Importing this package is light: torch and transformers are loaded when a name t
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own is imported by nothing here: before the command line answers Ctrl-C, less is more
 __version__ = "0.1.0"
 
 # name -> module that defines it; resolved on first use.
@@ -38,6 +38,8 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from .answer import Answer, TokenTrace
     from .control import Control
     from .decoding.asynchronous import agenerate, astream

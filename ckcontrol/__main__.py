@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from .child_python import without_working_folder
+try:
+    from .child_python import without_working_folder
 
-sys.path[:] = without_working_folder()  # before anything else is imported
+    sys.path[:] = without_working_folder()  # before anything else is imported
 
-from .cli.process import stop_at_once  # noqa: E402
+    from .cli.process import stop_at_once
+except KeyboardInterrupt:  # `stop_at_once` is not there yet to say so
+    os.write(2, b"ckcontrol: interrupted.\n")
+    os._exit(130)
 
 __all__ = ["run"]
 

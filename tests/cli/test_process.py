@@ -83,18 +83,39 @@ def test_ctrl_c_ends_a_command_that_saves_nothing_at_once() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_ctrl_c_while_the_command_line_is_loaded_ends_quietly() -> None:
-    """The interrupt comes with the first import of typer, which takes longer than all before it."""
+@pytest.mark.parametrize("module", ["ckcontrol.child_python", "ckcontrol.cli.process", "signal", "typer"])
+def test_ctrl_c_while_the_command_line_is_loaded_ends_quietly(module: str) -> None:
+    """The interrupt comes with an import: the first of ours, one that takes its time, or that of typer, the longest."""
     program = (
         "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'typer':\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == {module!r}:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "del sys.modules['signal']\n"  # imported anew
         "sys.meta_path.insert(0, Interrupt())\n"
         "from ckcontrol.__main__ import run\nrun()\n"
     )
     done = subprocess.run([sys.executable, "-c", program, "demo"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "ckcontrol: interrupted.\n")
+
+
+def test_ctrl_c_at_any_time_shows_nothing_of_ours() -> None:
+    """A fresh process, interrupted sooner or later: the interpreter's own traceback as it starts, or one sentence."""
+    seen = []
+    for wait in (0.02, 0.08, 0.2, 0.4, 0.7, 1.1, 1.5, 4.0):
+        command = [sys.executable, "-m", "ckcontrol", *ASK.replace("tokens 4", "tokens 4000").split()]
+        command.insert(3, "run")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            time.sleep(wait)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=120)
+        seen.append((wait, process.returncode, err))
+        if process.returncode == 130:
+            assert err == "ckcontrol: interrupted.\n", seen
+        else:  # the interpreter was on its way to our first line
+            assert process.returncode in (-signal.SIGINT, 1) and f"{os.sep}ckcontrol{os.sep}" not in err, seen
+            assert "Traceback" not in err or "KeyboardInterrupt" in err, seen
+    assert 130 in [code for _, code, _ in seen], seen
 
 
 def test_commands_that_save_their_work_get_the_interrupt() -> None:

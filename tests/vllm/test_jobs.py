@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ckcontrol import Control, GenerateOptions
-from ckcontrol.errors import ServingError
+from ckcontrol.errors import ControlError, ServingError
 from ckcontrol.vllm.offline.jobs import Job, given_of, parts
+from ckcontrol.vllm.offline.steered_llm import SteeredLLM
 
 DIAL = Control("dial", adaptive=True)
 NAMES = ("unmodified", "memory")
@@ -64,3 +65,12 @@ def test_a_draft_that_cannot_be_compared_is_named_with_its_item(ids: list[int], 
     jobs[1].ids, jobs[1].rows = ids, jobs[1].rows[:rows]
     with pytest.raises(ServingError, match=f"item 7: draft 'memory'.*{words}"):
         given_of(jobs, DIAL, False, "Who?", [], str)
+
+
+def test_half_a_character_is_no_stop_text() -> None:
+    """`ckcontrol.generate` would end at the token that shows it, vLLM never: refused before an engine is asked."""
+    engineless = SteeredLLM.__new__(SteeredLLM)
+    engineless._closed = False
+    for stop in ("\ufffd", ["end", "a\ufffdb"]):
+        with pytest.raises(ControlError, match=r"holds U\+FFFD.*answer with ckcontrol.generate"):
+            engineless.generate(["Who?"], stop=stop)

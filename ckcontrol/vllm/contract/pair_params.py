@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...control import Control, drafts
 from ...decoding.options import GenerateOptions, new_seed, seeded
-from ...errors import CKError, ServingError, UnsupportedMode, did_you_mean
+from ...errors import CKError, ControlError, ServingError, UnsupportedMode, did_you_mean
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -42,6 +42,7 @@ __all__ = [
     "SAMPLING",
     "PairParams",
     "blocks_of_pair",
+    "check_stop",
     "drafts",
     "extra_args",
     "new_pair",
@@ -130,6 +131,18 @@ class PairParams:
 
         policy = self.control.policy()
         return draft_policies(policy)[self.draft] if self.draft else token_policy(policy)
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Refuse stop texts that vLLM and `ckcontrol.generate` would find at different tokens.
+
+    Raises:
+        ControlError: One holds U+FFFD, how half a character is shown: vLLM shows a character when all of it is there.
+    """
+    for text in stop:
+        if "\ufffd" in text:
+            what = f"stop={text!r} holds U+FFFD, which stands for half a character; vLLM shows whole ones only."
+            raise ControlError(what, "Stop at another text, or answer with ckcontrol.generate.")
 
 
 def new_pair() -> str:

@@ -151,6 +151,7 @@ class SteeredLLM:
         if self._closed:
             raise ServingError("this engine was closed.", "Make another SteeredLLM.")
         chosen = GenerateOptions.from_kwargs({"trace": False} | options)
+        params.check_stop(chosen.stop)
         asked = [_item(i, item) for i, item in enumerate(items)]
         if not asked:
             return []
