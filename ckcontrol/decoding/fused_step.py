@@ -19,7 +19,6 @@ accelerator is never asked anything: no shape there depends on data, so that a s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -262,7 +261,7 @@ class _Made:
 
     def _memory(self, rows: Tensor | slice) -> None:
         ctx, par = self.signals.logits_ctx, self.signals.logits_par
-        masked = ctx[:, : self.signals.known].amin(-1)[rows] == -torch.inf
+        masked = ctx[rows, : self.signals.known].amin(-1) == -torch.inf
         if masked.any():  # for the context, maybe not for memory
             self._give(rows, par[rows].masked_fill(ctx[rows] == -torch.inf, -torch.inf))
         elif self.tokens is None:
