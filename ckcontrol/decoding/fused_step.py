@@ -19,8 +19,9 @@ accelerator is never asked anything: no shape there depends on data, so that a s
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -187,15 +188,12 @@ def _on_cpu(
         _ = signals.survey_ctx, signals.survey_par  # once for all rows, then sliced
     decision = policy.decide(signals)
     made = _Made(signals, decision, pick)
-    broken = _first_broken(_nonfinite(signals.blocks_ctx), _nonfinite(signals.blocks_par))
+    streams = zip(signals.highest("ctx"), signals.highest("par"), strict=True)
+    broken = [0 if isfinite(c) and isfinite(p) else 2 if isfinite(c) else 1 for c, p in streams]
     if pick:
-        broken = torch.where((broken == 0) & _nonfinite(made.peaks), 3, broken)
-    return FusedStep(signals, decision, broken, made.scores, made.tokens)
-
-
-def _nonfinite(maxima: Tensor) -> Tensor:
-    peak = maxima.amax(-1)
-    return ~((peak < torch.inf) & (peak > -torch.inf))
+        fused = made.peaks[:, 0].tolist()
+        broken = [found or (0 if isfinite(peak) else 3) for found, peak in zip(broken, fused, strict=True)]
+    return FusedStep(signals, decision, torch.tensor(broken, dtype=torch.uint8), made.scores, made.tokens)
 
 
 def fuse_scores(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
@@ -223,27 +221,37 @@ class _Made:
         self.signals, self.decision = signals, decision
         count = len(signals.logits_ctx)
         self.scores = None if pick else torch.empty_like(signals.logits_ctx)
-        self.tokens = torch.zeros(count, dtype=torch.long) if pick else None
-        self.peaks = torch.zeros(count, 1)
-        tau = decision.tau if decision.tau.ndim == 2 else decision.tau[:, None]
-        plain = decision.plain()
-        still, memory = plain & (tau == 1).all(-1), plain & (tau == 0).all(-1)
-        cut = (tau > 1).any(-1)
-        cut = cut if decision.truncate is None else cut | decision.truncate
-        if signals.shortlist.ratio == 0:
-            cut = torch.zeros_like(cut)
-        mixed = ~(still | memory | cut)
-        simple = plain & (tau <= 1).all(-1) if tau.shape[1] == 1 else torch.zeros_like(plain)
-        for where, work in (
-            (still, self._context),
-            (memory, self._memory),
-            (cut, self._cut),
-            (mixed & simple, self._mix),
-            (mixed & ~simple, self._in_full),
-        ):
-            rows = where.nonzero()[:, 0]
-            if len(rows):
-                work(_together(rows))
+        self.tokens = torch.empty(count, dtype=torch.long) if pick else None
+        self.peaks = torch.empty(count if pick else 0, 1)
+        works = self._context, self._memory, self._cut, self._mix, self._in_full
+        kinds = self._kinds()
+        if len(set(kinds)) == 1:
+            works[kinds[0]](slice(0, count))
+            return
+        for kind in sorted(set(kinds)):
+            works[kind](_together([row for row, of in enumerate(kinds) if of == kind]))
+
+    def _kinds(self) -> list[int]:
+        """Return of each row which of the works makes it: a CPU knows as soon as it asks."""
+        tau, cuts = self.decision.tau, self.decision.truncate
+        if tau.ndim == 1:
+            least = most = tau.tolist()
+        else:
+            least, most = tau.amin(-1).tolist(), tau.amax(-1).tolist()
+        simple = self.decision.scale is None and cuts is None
+        plain = [True] * len(least) if simple else self.decision.plain().tolist()
+        cut = [False] * len(least) if cuts is None else cuts.tolist()
+        found = []
+        for low, high, plainly, shortly in zip(least, most, plain, cut, strict=True):
+            if plainly and low == high == 1:
+                found.append(0)
+            elif plainly and low == high == 0:
+                found.append(1)
+            elif (high > 1 or shortly) and self.signals.shortlist.ratio > 0:
+                found.append(2)
+            else:
+                found.append(3 if plainly and high <= 1 and tau.ndim == 1 else 4)
+        return found
 
     def _context(self, rows: Tensor | slice) -> None:
         if self.tokens is None:
@@ -253,7 +261,7 @@ class _Made:
 
     def _memory(self, rows: Tensor | slice) -> None:
         ctx, par = self.signals.logits_ctx, self.signals.logits_par
-        masked = ctx[:, : self.signals.known].amin(-1)[rows] == -torch.inf
+        masked = ctx[rows, : self.signals.known].amin(-1) == -torch.inf
         if masked.any():  # for the context, maybe not for memory
             self._give(rows, par[rows].masked_fill(ctx[rows] == -torch.inf, -torch.inf))
         elif self.tokens is None:
@@ -304,7 +312,7 @@ class _Made:
         norm = None if self.scores is None else signals.norm_ctx  # looked at before there is scratch to be lost
         buffers = scratch(ctx, 4)
         for chunk in chunks(len(numbers), known):
-            here = _together(numbers[chunk])
+            here = _together(numbers[chunk].tolist())
             a, b, mixed, mass = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
             if isinstance(here, slice):
                 x, y = ctx[here], par[here]
@@ -313,7 +321,7 @@ class _Made:
             torch.lerp(y, x, self.decision.tau[here][:, None], out=mixed)
             maxima = block_maxima(mixed)
             peak = maxima.amax(-1, keepdim=True)
-            if not math.isfinite(peak.sum().item()):  # a token is masked somewhere, or a row broken
+            if not isfinite(peak.sum().item()):  # a token is masked somewhere, or a row broken
                 self._in_full(here)
             elif self.scores is None or norm is None:
                 self._pick(here, mixed, maxima)
@@ -360,10 +368,10 @@ class _Made:
             self.peaks[rows] = maxima.amax(-1, keepdim=True)
 
 
-def _together(rows: Tensor) -> Tensor | slice:
-    """Return the slice of rows that lie side by side, of which a part is a view; other rows as they are."""
-    first, last = int(rows[0]), int(rows[-1])
-    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+def _together(rows: Sequence[int]) -> Tensor | slice:
+    """Return the slice of rows that lie side by side, of which a part is a view; other rows as an index."""
+    first, last = rows[0], rows[-1]
+    return slice(first, last + 1) if last - first + 1 == len(rows) else torch.tensor(rows)
 
 
 def _numbers(rows: Tensor | slice, count: int) -> Tensor:

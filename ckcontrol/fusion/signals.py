@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .distributions import Shortlist, best, entropy, jensen_shannon, normalised
 from .look import divergence_at_once, look, quickly
-from .survey import Survey, block_maxima, divergence, favourite, survey
+from .survey import Survey, block_maxima, divergence, favourite, few, survey
 
-__all__ = ["LookedSignals", "Signals", "SurveyedSignals", "confidence_gain"]
+__all__ = ["LookedSignals", "Signals", "SurveyedSignals", "both", "confidence_gain"]
 
 
 def confidence_gain(logp_par: Tensor, logp_ctx: Tensor) -> Tensor:
@@ -57,10 +57,35 @@ class Signals:
         self.logits_par = logits_par
         self.shortlist = shortlist or Shortlist(candidates, candidate_ratio)
 
+    # A look at the streams that is cheaper on some device replaces these, by stream: "ctx" or "par".
+
+    def _norm(self, stream: str) -> Tensor:
+        return self._of("logits", stream).float().logsumexp(-1, keepdim=True)
+
+    def _entropy(self, stream: str) -> Tensor:
+        return entropy(self._of("logp", stream))
+
+    def _top(self, stream: str) -> Tensor:
+        return self._of("logp", stream).argmax(-1)
+
+    def _peak(self, stream: str) -> Tensor:
+        return self._of("logp", stream).amax(-1)
+
+    def _chances(self, stream: str, *tokens: Tensor) -> Tensor:
+        """Return the log-probabilities in a stream of one token of each row or several, [B] each -> [B, n]."""
+        return self._of("logp", stream).gather(-1, torch.stack(tokens, -1))
+
+    def _divergence(self) -> Tensor:
+        return jensen_shannon(self.logp_ctx, self.logp_par)
+
+    def _of(self, name: str, stream: str) -> Tensor:
+        found: Tensor = getattr(self, f"{name}_{stream}")
+        return found
+
     @cached_property
     def norm_ctx(self) -> Tensor:
         """The logsumexp of the logits with the passages, [B, 1]."""
-        return self.logits_ctx.float().logsumexp(-1, keepdim=True)
+        return self._norm("ctx")
 
     @cached_property
     def logp_ctx(self) -> Tensor:
@@ -70,7 +95,7 @@ class Signals:
     @cached_property
     def norm_par(self) -> Tensor:
         """The logsumexp of the logits without the passages, [B, 1]."""
-        return self.logits_par.float().logsumexp(-1, keepdim=True)
+        return self._norm("par")
 
     @cached_property
     def logp_par(self) -> Tensor:
@@ -80,12 +105,12 @@ class Signals:
     @cached_property
     def h_ctx(self) -> Tensor:
         """Entropy with the passages, [B]."""
-        return entropy(self.logp_ctx)
+        return self._entropy("ctx")
 
     @cached_property
     def h_par(self) -> Tensor:
         """Entropy without the passages, [B]."""
-        return entropy(self.logp_par)
+        return self._entropy("par")
 
     @property
     def gain(self) -> Tensor:
@@ -95,7 +120,7 @@ class Signals:
     @cached_property
     def jsd(self) -> Tensor:
         """Jensen-Shannon divergence of the two streams, [B], at most ln 2."""
-        return jensen_shannon(self.logp_ctx, self.logp_par)
+        return self._divergence()
 
     @cached_property
     def shortlisted(self) -> Tensor:
@@ -120,12 +145,12 @@ class Signals:
     @cached_property
     def top_ctx(self) -> Tensor:
         """The contextual stream's favourite token, [B] int64."""
-        return self.logp_ctx.argmax(-1)
+        return self._top("ctx")
 
     @cached_property
     def top_par(self) -> Tensor:
         """The parametric stream's favourite token, [B] int64."""
-        return self.logp_par.argmax(-1)
+        return self._top("par")
 
     @property
     def disagree(self) -> Tensor:
@@ -142,20 +167,15 @@ class Signals:
         """``log p_par(own favourite) - log p_par(the context's favourite)``, [B], >= 0: memory's surprise."""
         return _margin(self._chances("par", self.top_par, self.top_ctx))
 
-    def _chances(self, stream: str, *tokens: Tensor) -> Tensor:
-        """Return the log-probabilities in a stream of one token of each row or several, [B] each -> [B, n]."""
-        logp: Tensor = getattr(self, f"logp_{stream}")
-        return logp.gather(-1, torch.stack(tokens, -1))
-
     @cached_property
     def peak_ctx(self) -> Tensor:
         """The log-probability of the contextual favourite, [B]."""
-        return self.logp_ctx.amax(-1)
+        return self._peak("ctx")
 
     @cached_property
     def peak_par(self) -> Tensor:
         """The log-probability of the parametric favourite, [B]."""
-        return self.logp_par.amax(-1)
+        return self._peak("par")
 
     @cached_property
     def lead_ctx(self) -> Tensor:
@@ -198,12 +218,20 @@ class SurveyedSignals(Signals):
     @cached_property
     def survey_ctx(self) -> Survey:
         """Of the contextual stream."""
-        return survey(self.logits_ctx, self.known < self.logits_ctx.shape[1])
+        return self._survey("ctx")
 
     @cached_property
     def survey_par(self) -> Survey:
         """Of the parametric stream."""
-        return survey(self.logits_par, self.known < self.logits_par.shape[1])
+        return self._survey("par")
+
+    def _survey(self, stream: str) -> Survey:
+        masked = self.known < self.logits_ctx.shape[1]
+        if few(self.logits_ctx, 2):
+            seen, count = survey(both(self.logits_ctx, self.logits_par), masked), len(self.logits_ctx)
+            vars(self).update(survey_ctx=seen[:count], survey_par=seen[count:])
+            return vars(self)[f"survey_{stream}"]  # type: ignore[no-any-return]
+        return survey(self._of("logits", stream), masked)
 
     @property
     def blocks_ctx(self) -> Tensor:
@@ -223,54 +251,33 @@ class SurveyedSignals(Signals):
             known[f"maxima_{stream}"] = block_maxima(known[f"logits_{stream}"])
         return known[f"maxima_{stream}"]  # type: ignore[no-any-return]
 
-    @cached_property
-    def norm_ctx(self) -> Tensor:
-        """The logsumexp of the logits with the passages, [B, 1]."""
-        return self.survey_ctx.norm
+    def highest(self, stream: str) -> list[float]:
+        """Return the largest logit of every row; NaN where one is."""
+        seen: Survey | None = vars(self).get(f"survey_{stream}")
+        found = self._blocks(stream).amax(-1) if seen is None else seen.peak[:, 0]
+        return found.tolist()
 
-    @cached_property
-    def norm_par(self) -> Tensor:
-        """The logsumexp of the logits without the passages, [B, 1]."""
-        return self.survey_par.norm
+    def _norm(self, stream: str) -> Tensor:
+        return self._seen(stream).norm
 
-    @cached_property
-    def h_ctx(self) -> Tensor:
-        """Entropy with the passages, [B]."""
-        return self.survey_ctx.entropy
+    def _entropy(self, stream: str) -> Tensor:
+        return self._seen(stream).entropy
 
-    @cached_property
-    def h_par(self) -> Tensor:
-        """Entropy without the passages, [B]."""
-        return self.survey_par.entropy
+    def _top(self, stream: str) -> Tensor:
+        return favourite(self._of("logits", stream), self._blocks(stream))
 
-    @cached_property
-    def jsd(self) -> Tensor:
-        """Jensen-Shannon divergence of the two streams, [B], at most ln 2."""
-        return divergence(self.logits_ctx, self.norm_ctx, self.logits_par, self.norm_par)
+    def _peak(self, stream: str) -> Tensor:
+        seen = self._seen(stream)
+        return (seen.peak - seen.norm)[:, 0]
 
     def _chances(self, stream: str, *tokens: Tensor) -> Tensor:
-        logits: Tensor = getattr(self, f"logits_{stream}")
-        return normalised(logits.gather(-1, torch.stack(tokens, -1)), getattr(self, f"norm_{stream}"))
+        return _read(self, stream, *tokens)
 
-    @cached_property
-    def top_ctx(self) -> Tensor:
-        """The contextual stream's favourite token, [B] int64."""
-        return favourite(self.logits_ctx, self.blocks_ctx)
+    def _divergence(self) -> Tensor:
+        return divergence(self.logits_ctx, self.norm_ctx, self.logits_par, self.norm_par)
 
-    @cached_property
-    def top_par(self) -> Tensor:
-        """The parametric stream's favourite token, [B] int64."""
-        return favourite(self.logits_par, self.blocks_par)
-
-    @cached_property
-    def peak_ctx(self) -> Tensor:
-        """The log-probability of the contextual favourite, [B]."""
-        return _peak(self.survey_ctx)
-
-    @cached_property
-    def peak_par(self) -> Tensor:
-        """The log-probability of the parametric favourite, [B]."""
-        return _peak(self.survey_par)
+    def _seen(self, stream: str) -> Survey:
+        return self.survey_ctx if stream == "ctx" else self.survey_par
 
 
 class LookedSignals(Signals):
@@ -281,37 +288,39 @@ class LookedSignals(Signals):
 
     def __init__(self, logits_ctx: Tensor, logits_par: Tensor, *, shortlist: Shortlist | None = None) -> None:
         super().__init__(logits_ctx, logits_par, shortlist=shortlist)
-        both = torch.cat([logits_ctx, logits_par])
-        seen = quickly(look, both, both, self.shortlist.k, self.shortlist.ratio)
+        streams = both(logits_ctx, logits_par)
+        seen = quickly(look, streams, streams, self.shortlist.k, self.shortlist.ratio)
         names = ("highest", "norm", "h", "floor", "top")
         for name, values in zip(names, seen, strict=True):
             vars(self)[f"{name}_ctx"], vars(self)[f"{name}_par"] = values.chunk(2)
 
-    @cached_property
-    def jsd(self) -> Tensor:
-        """Jensen-Shannon divergence of the two streams, [B], at most ln 2."""
+    def _peak(self, stream: str) -> Tensor:
+        return (self._of("highest", stream) - self._of("norm", stream))[:, 0]
+
+    def _chances(self, stream: str, *tokens: Tensor) -> Tensor:
+        return _read(self, stream, *tokens)
+
+    def _divergence(self) -> Tensor:
         streams = (self.logits_ctx, self.norm_ctx, self.logits_par, self.norm_par)
         return quickly(divergence_at_once, self.logits_ctx, *streams)
 
-    @cached_property
-    def peak_ctx(self) -> Tensor:
-        """The log-probability of the contextual favourite, [B]."""
-        return self._peak("ctx")
 
-    @cached_property
-    def peak_par(self) -> Tensor:
-        """The log-probability of the parametric favourite, [B]."""
-        return self._peak("par")
-
-    def _peak(self, stream: str) -> Tensor:
-        known = vars(self)
-        return (known[f"highest_{stream}"] - known[f"norm_{stream}"])[:, 0]  # type: ignore[no-any-return]
-
-    _chances = SurveyedSignals._chances
+def both(upper: Tensor, lower: Tensor) -> Tensor:
+    """Return two streams below each other, [B, V] x 2 -> [2B, V]; nothing is copied where they lie so."""
+    if (
+        upper.untyped_storage()._cdata == lower.untyped_storage()._cdata
+        and upper.is_contiguous()
+        and lower.is_contiguous()
+        and lower.storage_offset() == upper.storage_offset() + upper.numel()
+    ):
+        return upper.as_strided((2 * len(upper), upper.shape[1]), upper.stride())
+    return torch.cat([upper, lower])
 
 
-def _peak(seen: Survey) -> Tensor:
-    return (seen.peak - seen.norm)[:, 0]
+def _read(signals: Signals, stream: str, *tokens: Tensor) -> Tensor:
+    """Return log-probabilities of single tokens without those of all others; see `Signals._chances`."""
+    at = torch.stack(tokens, -1)
+    return normalised(signals._of("logits", stream).gather(-1, at), signals._of("norm", stream))
 
 
 def _margin(chances: Tensor) -> Tensor:

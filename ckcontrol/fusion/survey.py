@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .distributions import BLOCK, FLOOR, Shortlist, normalised
 
-__all__ = ["Survey", "block_maxima", "chunks", "columns", "divergence", "favourite", "survey", "threshold"]
+__all__ = ["Survey", "block_maxima", "chunks", "columns", "divergence", "favourite", "few", "survey", "threshold"]
 
 _TOGETHER = 2**18  # scores a thread works on at once: they and two scratch rows beside them stay in a cache
+_WITHIN = torch.arange(BLOCK)
 
 _THREAD = threading.local()
 
@@ -56,6 +57,11 @@ def chunks(rows: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + step, rows))
 
 
+def few(scores: Tensor, times: int = 1) -> bool:
+    """Whether so many such tensors are worked on at once, so that operations are saved by doing them together."""
+    return scores.numel() * times <= _TOGETHER
+
+
 def scratch(logits: Tensor, count: int) -> list[Tensor]:
     """Return `count` buffers for one chunk of rows, float32: this thread's, as it left them, so never a result.
 
@@ -81,8 +87,10 @@ def survey(logits: Tensor, masked: bool = False) -> Survey:
     distance, mass = scratch(logits, 2)
     made = []
     for rows in chunks(*logits.shape):
-        part = logits[rows]
-        d, e = distance[: len(part)], mass[: len(part)]
+        part, d, e = logits, distance, mass
+        if len(logits) > len(distance):
+            part = logits[rows]
+            d, e = distance[: len(part)], mass[: len(part)]
         blocks = block_maxima(part)
         peak = blocks.amax(-1, keepdim=True)
         torch.sub(part, peak, out=d)
@@ -115,21 +123,21 @@ def divergence(logits_a: Tensor, norm_a: Tensor, logits_b: Tensor, norm_b: Tenso
     return (0.5 * found + math.log(2)).clamp(0.0, math.log(2))
 
 
-def block_maxima(scores: Tensor, out: Tensor | None = None) -> Tensor:
+def block_maxima(scores: Tensor) -> Tensor:
     """Return the maximum of every 64 scores, [R, V] -> [R, ceil(V / 64)]."""
-    whole = scores.shape[1] // BLOCK
-    if out is None:
-        out = scores.new_empty(len(scores), -(-scores.shape[1] // BLOCK))
+    whole, rest = divmod(scores.shape[1], BLOCK)
+    if not rest:
+        return scores.view(-1, whole, BLOCK).amax(-1)
+    out = scores.new_empty(len(scores), whole + 1)
     if whole:
         torch.amax(scores[:, : whole * BLOCK].view(-1, whole, BLOCK), -1, out=out[:, :whole])
-    if whole < out.shape[1]:
-        torch.amax(scores[:, whole * BLOCK :], -1, out=out[:, whole])
+    torch.amax(scores[:, whole * BLOCK :], -1, out=out[:, whole])
     return out
 
 
 def columns(blocks: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
     """Return the tokens of some blocks, [..., 64], and which of them exist in a vocabulary of `size` (None: all)."""
-    at = blocks[..., None] * BLOCK + torch.arange(BLOCK)
+    at = blocks[..., None] * BLOCK + _WITHIN
     return (at, None) if size % BLOCK == 0 else (at.clamp_max(size - 1), at < size)
 
 

@@ -51,13 +51,13 @@ class PerRow(Policy):
 
     def decide(self, signals: Signals) -> Decision:
         """Let each policy decide its run and join the results."""
+        if len(self.parts) == 1:
+            return self.parts[0][0].decide(signals)
         order = None if self.order is None else torch.tensor(self.order, device=signals.logits_ctx.device)
         made: list[tuple[Decision, int]] = []
         for policy, a, b in self.parts:
             rows = slice(a, b) if order is None else order[a:b]
             made.append((policy.decide(signals.rows(rows)), b - a))
-        if len(made) == 1:
-            return made[0][0]
         wide = any(d.tau.ndim == 2 for d, _ in made)
         size = signals.logits_ctx.shape[-1]
         taus = [d.tau[:, None].expand(-1, size) if wide and d.tau.ndim == 1 else d.tau for d, _ in made]

@@ -79,6 +79,13 @@ def check_rows(before: torch.Tensor, after: torch.Tensor, ordinary: list[int]) -
     assert torch.equal(after[ordinary], before[ordinary]), "rows of others were touched"
 
 
+def chosen(row: torch.Tensor) -> int:
+    """The only maximum of a row, finite and far above the rest."""
+    first, second = row.topk(2).values
+    assert torch.isfinite(first) and first - second > 1e30, "vLLM might choose another token"
+    return int(row.argmax())
+
+
 # --- V1 -----------------------------------------------------------------------------------------------------------
 
 
@@ -158,8 +165,7 @@ def test_v1_pairs_answer_as_the_loop_does_whatever_happens_to_the_batch(seed: in
         for i, row in enumerate(batch.rows):
             pair = next((p for p in pairs if p.name == row[0][0]), None)
             if pair in real:
-                assert int((after[i] > -torch.inf).sum()) == 1
-                pair.output[row[0][1]].append(int(after[i].argmax()))
+                pair.output[row[0][1]].append(chosen(after[i]))
     for p in pairs:
         assert p.output["contextual"] == p.output["parametric"] == p.want
     found = take_all([p.name for p in pairs])
@@ -367,8 +373,7 @@ class Fixed:
         after = self.processor.apply(logits.clone(), where)
         check_rows(logits, after, [len(logits) - 2, len(logits) - 1])
         for i, (pair, role) in enumerate(self.places):
-            token = int(after[i].argmax())
-            assert int((after[i] > -torch.inf).sum()) == 1
+            token = chosen(after[i])
             if self.state is not None:
                 self.state.all_token_ids.gpu[i, len(pair.prompt[role]) + len(pair.output[role])] = token
             pair.output[role].append(token)

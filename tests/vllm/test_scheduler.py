@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 
 from ckcontrol import Control
+from ckcontrol.fusion.signals import Signals
+from ckcontrol.policies import Decision, Policy, base
 from ckcontrol.vllm.contract import pair_params as params
 
 from . import fuzz
@@ -140,6 +145,64 @@ def test_what_cannot_be_a_pair_is_answered_and_the_engine_lives(second: dict, se
     engine.now = 100.0
     engine.step(2)
     assert engine.life("c").ended == "error"
+    assert engine.life("o").ended == "length" and engine.empty()
+
+
+@dataclass(frozen=True, eq=False)
+class Unruly(Policy):
+    """A policy of an installed package whose constructor raises, or that cannot be compared."""
+
+    name: ClassVar[str] = "unruly"
+    at: str = ""
+
+    def __post_init__(self) -> None:
+        if self.at == "made":
+            raise LookupError("no table of taus here")
+
+    def decide(self, signals: Signals) -> Decision:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError("which is larger?")
+
+    def __hash__(self) -> int:
+        return 1
+
+
+BAD_HEADS = [None, 7, "", "[[1]]", "[[1,2,3,4]]", '{"a":1}', "[[-1,0,0]]", "[[0,-2,0]]", "[[0,0,NaN]]", "[" * 5000]
+BAD = [{"ckheads": heads} for heads in BAD_HEADS]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+@pytest.mark.parametrize("args", [*BAD, {"ck_control": '{"method": "unruly", "at": "made"}'}])
+def test_a_row_that_cannot_be_read_ends_its_pair_at_once_and_nothing_else(
+    args: dict, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever row is broken, and whichever comes first; the clock stands still, so no one waits for a deadline."""
+    monkeypatch.setitem(base._REGISTRY, "unruly", Unruly)
+    engine = Engine()
+    engine.add("o", None, None)
+    engine.add("c2", "p2", "contextual")
+    engine.add("c", "p1", "contextual", args=args if first else {})
+    engine.add("p", "p1", "parametric", args={} if first else args)
+    engine.add("p2", "p2", "parametric")
+    engine.step(8)
+    sentence = "ckheads is not a packed head mask" if "ckheads" in args else "no table of taus here"
+    for row in ("c", "p"):
+        assert engine.life(row).ended == "error" and sentence in engine.reasons[row] and not engine.life(row).got
+    assert engine.life("o").ended == "length"
+    assert len(engine.life("c2").got) == len(engine.life("p2").got) == 5 and engine.empty()
+
+
+def test_rows_whose_policies_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(base._REGISTRY, "unruly", Unruly)
+    engine = Engine()
+    for role in params.ROLES:
+        text = '{"method": "unruly"}' if role == "contextual" else '{"method": "unruly", "at": "x"}'
+        engine.add(role, "p1", role, args={"ck_control": text})
+    engine.add("o", None, None)
+    engine.step(8)
+    assert all(engine.life(role).ended == "error" for role in params.ROLES)
     assert engine.life("o").ended == "length" and engine.empty()
 
 

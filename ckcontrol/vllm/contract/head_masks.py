@@ -13,6 +13,7 @@ import secrets
 from functools import cache
 
 from ...errors import ServingError
+from ...heads.mask import LARGEST
 from ...serving.json_values import SALT
 from ...serving.read_heads import Entries
 
@@ -33,9 +34,12 @@ def unpack(text: str) -> Entries:
         ServingError: It is not that; nothing else is raised, whatever the input.
     """
     try:
-        return tuple((int(layer), int(head), float(factor)) for layer, head, factor in json.loads(text))
+        entries = tuple((int(layer), int(head), float(factor)) for layer, head, factor in json.loads(text))
+        if not all(layer >= 0 <= head and abs(factor) <= LARGEST for layer, head, factor in entries):
+            raise ValueError
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ServingError("ckheads is not a packed head mask.", "Take it from ckcontrol.vllm.masked.") from error
+    return entries
 
 
 def salt(entries: Entries, given: str | None = None) -> str:

@@ -8,6 +8,7 @@ interfaces.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ...decoding.recorder import measure
 from ...fusion.distributions import log_probs, nonfinite_rows
+from ...fusion.survey import few
 from ..contract.pair_params import CONTEXTUAL, PairParams
 from .blocks import Block, Fused, arrange, fuse_blocks
 from .sampling import Noise, Warp, on_cpu, sent
@@ -23,6 +25,7 @@ from .traces import TraceStore
 
 __all__ = ["BatchPlan", "EngineRow", "Member", "PairState", "make_plans", "pair_up"]
 
+_THREAD = threading.local()
 _TOGETHER = 2**21  # scores per stream that a CPU holds at once; fusion works on what fits its cache
 
 
@@ -92,9 +95,15 @@ class BatchPlan:
     def __init__(self, members: Sequence[Member], device: torch.device, soft: bool) -> None:
         order, self.blocks = _arranged(members)
         self.members = members = [members[i] for i in order]
+        self.count = len(members)
         self.places = [m.at_ctx for m in members] + [m.at_par for m in members]
         self.rows = sent(self.places, torch.long, device)
-        self.count = len(members)
+        self.steps = _regular(self.places[: len(members)]), _regular(self.places[len(members) :])
+        # On a CPU the chosen token is put above all logits of its row; where more than the maximum is looked at, and on
+        # an accelerator everywhere, it is all that is left of the row.
+        self.bare = [row for i, m in enumerate(members) if m.ctx.logprobs or m.par.logprobs for row in self._both(i)]
+        above = torch.finfo(torch.float32).max if on_cpu(device) else 0.0
+        self.most = sent([0.0 if place in self.bare else above for place in self.places], torch.float32, device)
         options = [m.ctx.ck.options for m in members]
         self.warp = Warp(options, [m.state.noise for m in members], device)
         self.ends = sent([m.ctx.end for m in members], torch.long, device)
@@ -107,6 +116,27 @@ class BatchPlan:
         self.seen: Tensor | None = None
         self.behind = [members[i] for i in self.warp.penalised]
         self._lend()
+
+    def _both(self, member: int) -> tuple[int, int]:
+        return self.places[member], self.places[member + self.count]
+
+    def _end(self, broken: Tensor) -> Tensor | None:
+        """Note what is broken, and return which pairs end for it, [P] bool; a CPU is asked, and None are no pairs."""
+        ended = broken > 0
+        if on_cpu(broken.device) and not ended.any():
+            return None
+        torch.where(self.broken == 0, broken, self.broken, out=self.broken)
+        return ended
+
+    def _streams(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows with the passages and those without, [P, V] each; views where that is worth it."""
+        if not on_cpu(logits.device) or few(logits[:1], 2 * self.count):
+            both = logits.index_select(0, self.rows)
+        elif None not in self.steps:
+            return logits[self.steps[0]], logits[self.steps[1]]
+        else:
+            both = torch.index_select(logits, 0, self.rows, out=_kept(2 * self.count, logits.shape[1]))
+        return both[: self.count], both[self.count :]
 
     def _lend(self) -> None:
         """Let the states point into this plan's tensors, so that what a step updates in place is theirs too."""
@@ -126,18 +156,17 @@ class BatchPlan:
             vocab_size: Number of ids the tokenizer knows, or None.
             store: Takes the traces.
         """
-        both = logits.index_select(0, self.rows)
-        fused = fuse_blocks(both[: self.count], both[self.count :], self.blocks, vocab_size, self.at_once)
-        scores, broken = both if fused.scores is None else fused.scores, fused.broken
+        fused = fuse_blocks(*self._streams(logits), self.blocks, vocab_size, self.at_once)
+        scores, broken = logits if fused.scores is None else fused.scores, fused.broken
         if fused.tokens is not None:
             tokens = fused.tokens
         else:
             scores = self.warp(scores, self.seen)
             broken = torch.where((broken == 0) & nonfinite_rows(scores), 3, broken)
             tokens = self.warp.draw(scores, [positions[i] for i in self.warp.sampled])
-        bad = broken > 0
-        tokens = torch.where(bad, self.ends, tokens)
-        self.broken.copy_(torch.where(self.broken == 0, broken, self.broken))
+        ended = self._end(broken)
+        if ended is not None:
+            tokens = torch.where(ended, self.ends, tokens)
         if self.traced:
             table = _table(fused, tokens, scores)
             for i in self.traced:
@@ -145,12 +174,13 @@ class BatchPlan:
         if self.seen is not None:
             self._remember(tokens, positions)
         # No policy has a say from here on: where one raised, the logits are as they were, to be tried apart.
-        if on_cpu(logits.device):  # whole rows at a time
-            for place in self.places:
+        if on_cpu(logits.device):
+            broke = [] if ended is None else ended.nonzero()[:, 0].tolist()
+            for place in {*self.bare, *(row for i in broke for row in self._both(i))}:
                 logits[place] = -torch.inf
         else:
             logits.index_fill_(0, self.rows, -torch.inf)
-        logits.index_put_((self.rows, tokens.repeat(2)), logits.new_zeros(()))
+        logits.index_put_((self.rows, tokens.repeat(2)), self.most)
         if self.soft is not None:
             self._write_soft(logits, scores, tokens)
 
@@ -170,6 +200,25 @@ class BatchPlan:
         logp = logp.scatter(1, tokens[self.soft][:, None], top)
         for places in (self.rows[: self.count], self.rows[self.count :]):
             logits.index_copy_(0, places[self.soft], logp)
+
+
+def _regular(places: Sequence[int]) -> slice | None:
+    """Return the slice of rows that lie at equal distances, else None."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if step > 0 and list(places) == list(range(places[0], places[-1] + 1, step)):
+        return slice(places[0], places[-1] + 1, step)
+    return None
+
+
+def _kept(rows: int, size: int) -> Tensor:
+    """Return this thread's buffer for the rows of one step: to be given new memory each time takes longer than to copy
+    them.
+    """
+    kept: Tensor | None = getattr(_THREAD, "kept", None)
+    if kept is None or kept.numel() < rows * size:
+        with torch.inference_mode(False):
+            kept = _THREAD.kept = torch.empty(rows * size)
+    return kept[: rows * size].view(rows, size)
 
 
 def make_plans(members: Sequence[Member], logits: Tensor, soft: bool) -> list[BatchPlan]:

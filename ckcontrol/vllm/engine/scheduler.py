@@ -12,6 +12,7 @@ which would end the engine for everybody: the pair's requests fail, with a sente
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from ...errors import ServingError
 from ...serving.json_values import HEADS
 from ..contract.head_masks import unpack
 from ..contract.pair_params import CONTEXTUAL, PairParams, blocks_of_pair, read, sampling_of
@@ -34,6 +36,7 @@ else:
 __all__ = ["PARK_SECONDS", "PairAsyncScheduler", "PairRequest", "PairScheduler", "PairSchedulerMixin"]
 
 logger = init_logger(__name__)
+_REMEMBERED = 1024
 PARK_SECONDS = 30.0  # how long a row waits for its partner; additional_config={"ck_park_seconds": ...} changes it
 
 
@@ -87,6 +90,7 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
         self._ck_park_seconds = float(seconds)
         self._ck_parked: dict[str, PairRequest] = {}
         self._ck_pairs: dict[str, tuple[PairRequest, PairRequest]] = {}  # contextual, parametric
+        self._ck_refused: OrderedDict[str, str] = OrderedDict()  # pairs of which a row was refused, and why
         self._ck_gone: list[PairRequest] = []  # rows vLLM freed, whose partners must go too
         self._ck_owed: list[tuple[Request, FinishReason, str | None]] = []  # ends that no client was told of yet
         self._ck_void: dict[int, tuple[Any, set[str]]] = {}  # a step's output -> rows whose sample means nothing
@@ -111,20 +115,22 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
             if HEADS in params.extra_args:
                 unpack(params.extra_args[HEADS])
         except Exception as error:  # a ServingError; or what an installed policy raised
-            return self._ck_refuse(str(error), request)
+            return self._ck_refuse_pair(params.extra_args.get("ck_pair"), _told(error), request)
         if row is None:
             super().add_request(request)
             return
         request.__class__ = PairRequest
         request.ck = row
-        self._ck_arrived(request)
+        try:
+            self._ck_arrived(request)
+        except Exception as error:  # an installed policy that cannot be compared
+            self._ck_refuse_pair(row.pair, _told(error), request)
 
     def _ck_arrived(self, row: PairRequest) -> None:
         pair = row.ck.pair
         other = self._ck_parked.get(pair)
-        if why := self._ck_unfit(row):
-            self._ck_parked.pop(pair, None)
-            return self._ck_refuse(why, *(r for r in (row, other) if r is not None))
+        if (why := self._ck_unfit(row) or self._ck_refused.get(pair)) is not None:
+            return self._ck_refuse_pair(pair, why, row)
         if pair in self._ck_pairs or (other is not None and other.ck.role == row.ck.role):
             return self._ck_refuse("ckcontrol: that pair already has this row; every request needs a new pair.", row)
         if other is None:
@@ -162,6 +168,15 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
         if need > (room := self.cache_config.num_gpu_blocks - 1):
             return f"ckcontrol: the pair needs {need} KV blocks and there are {room}; shorten it or give more memory."
         return None
+
+    def _ck_refuse_pair(self, pair: Any, why: str, row: Request) -> None:
+        """Refuse a row, and its partner: now if that is parked, else when it arrives."""
+        other = self._ck_parked.pop(pair, None) if isinstance(pair, str) else None
+        if isinstance(pair, str) and other is None and pair not in self._ck_pairs:
+            self._ck_refused[pair] = why
+            while len(self._ck_refused) > _REMEMBERED:
+                self._ck_refused.popitem(last=False)
+        self._ck_refuse(why, *(r for r in (row, other) if r is not None))
 
     def _ck_refuse(self, why: str, *rows: Request) -> None:
         for row in rows:
@@ -342,6 +357,12 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
                     super().finish_requests(row.request_id, RequestStatus.FINISHED_ERROR)
                     self._ck_owed.append((row, FinishReason.ERROR, "ckcontrol: an internal error; see the log."))
             self._ck_gone.clear()
+
+
+def _told(error: Exception) -> str:
+    """Return what a client is told of an error, which names what was wrong with a row."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, ServingError) and text else f"ckcontrol: {type(error).__name__}: {text}"
 
 
 class PairAsyncScheduler(PairSchedulerMixin, AsyncScheduler):  # type: ignore[misc]
