@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Sequence
 from datetime import date
@@ -33,8 +34,7 @@ from ckcontrol.policies import sentence_end
 
 RELATIONS = ("capital", "currency", "continent")
 TEMPLATE = PromptTemplate(instruction="Answer both questions, each in a sentence of its own.\n\n")
-SETTINGS = {"alpha 0": {"alpha": 0.0}, **{f"alpha {a}": {"alpha": a} for a in (0.6, 0.7, 0.8, 0.9)}}
-SETTINGS |= {"adaptive": {"adaptive": True}}
+SETTINGS = {"alpha 0.7": {"alpha": 0.7}, "alpha 0.8": {"alpha": 0.8}, "adaptive": {"adaptive": True}}
 CONTROLS = {
     "off": ck.Control("off"),
     "closed-book": ck.Control("cad", alpha=1.0),
@@ -64,6 +64,41 @@ def interval(values: Sequence[float], draws: int = 4000) -> str:
     return f"{100 * fmean(values):+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"
 
 
+Item = tuple[StateFact, StateFact, bool]
+
+
+def judged(items: Sequence[Item], said: Sequence[str]) -> tuple[list[bool], list[bool]]:
+    """Return whether each answer has the contradicted fact as memory knows it, and the supported one."""
+    memory = [verdict(text, a.false_answers, a.answers).parametric for text, (a, _, _) in zip(said, items, strict=True)]
+    context = [verdict(text, (), b.answers).parametric for text, (_, b, _) in zip(said, items, strict=True)]
+    return memory, context
+
+
+def told(model: str, items: Sequence[Item], texts: dict[str, list[str]]) -> dict[str, Any]:
+    """Return what is kept of a run."""
+    rows = {name: dict(zip(("memory", "context"), judged(items, said), strict=True)) for name, said in texts.items()}
+    return {"model": Path(model).name, "n": len(items), "controls": rows}
+
+
+def table(items: Sequence[Item], texts: dict[str, list[str]]) -> str:
+    """Return the figures as a table in Markdown."""
+    both: dict[str, list[float]] = {}
+    heads = ["control", "contradicted: right", "supported: right", "both", "both - plain", "- whole", "two sentences"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, said in texts.items():
+        memory, context = judged(items, said)
+        both[name] = [float(m and c) for m, c in zip(memory, context, strict=True)]
+        whole = name.removesuffix(", segments")
+        against = [
+            interval([x - y for x, y in zip(both[name], both[other], strict=True)]) if other != name else ""
+            for other in ("off", whole)
+        ]
+        several = fmean(sentence_end(text) is not None for text in said)
+        rates = [f"{100 * fmean(map(float, x)):.0f}" for x in (memory, context, both[name])]
+        lines.append(f"| {name} | {' | '.join([*rates, *against])} | {100 * several:.0f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -86,12 +121,12 @@ def main() -> None:
     ][: given.limit]
     pairs, questions = [], []
     for a, b, first in items:
-        told = [a.told(a.false_answers[0]), b.told(b.answer)]
+        stated = [a.told(a.false_answers[0]), b.told(b.answer)]
         asked = [a.question, b.question]
         if not first:
-            told, asked = told[::-1], asked[::-1]
+            stated, asked = stated[::-1], asked[::-1]
         questions.append(" ".join(asked))
-        pairs.append(build_pair(tokenizer, questions[-1], [" ".join(told)], template=TEMPLATE))
+        pairs.append(build_pair(tokenizer, questions[-1], [" ".join(stated)], template=TEMPLATE))
     texts: dict[str, list[str]] = {name: [] for name in CONTROLS}
     for at in range(0, len(pairs), 8):
         made = fan(
@@ -108,31 +143,13 @@ def main() -> None:
         for answers in made:
             for name, answer in zip(CONTROLS, answers, strict=True):
                 texts[name].append(tokenizer.decode(answer.ids, skip_special_tokens=True).strip())
-    both: dict[str, list[float]] = {}
-    n, used = len(items), time.process_time() - began
-    print(
-        f"n = {n} ({len(sides[0])} known, {len(sides[1])} unknown of {len(facts)}), {used:.0f} s of CPU, {date.today()}"
-    )
-    print(
-        "| control | contradicted: right | supported: right | both | both - plain | - whole answers | two sentences |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    rows = []
-    for name, said in texts.items():
-        memory = [verdict(t, a.false_answers, a.answers).parametric for t, (a, _, _) in zip(said, items, strict=True)]
-        context = [verdict(t, (), b.answers).parametric for t, (_, b, _) in zip(said, items, strict=True)]
-        both[name] = [float(m and c) for m, c in zip(memory, context, strict=True)]
-        several = fmean(sentence_end(text) is not None for text in said)
-        against = [interval([x - y for x, y in zip(both[name], both["off"], strict=True)])]
-        whole = name.removesuffix(", segments")
-        against += [interval([x - y for x, y in zip(both[name], both[whole], strict=True)]) if whole != name else ""]
-        rates = [f"{100 * fmean(map(float, x)):.0f}" for x in (memory, context, both[name])]
-        print(f"| {name} | {' | '.join([*rates, *against])} | {100 * several:.0f} |")
-        rows.append({"control": name, "memory": memory, "context": context, "texts": said})
-    if given.json:
-        kept = [{key: row[key] for key in ("control", "memory", "context")} for row in rows]
-        given.json.write_text(json.dumps({"n": n, "model": Path(given.model).name, "rows": kept}) + "\n")
-    for i in range(min(3, n)):
+        used = time.process_time() - began
+        print(f"{min(at + 8, len(items))} of {len(items)} answered, {used:.0f} s of CPU", file=sys.stderr, flush=True)
+        if given.json:
+            given.json.write_text(json.dumps(told(given.model, items[: at + 8], texts), ensure_ascii=False) + "\n")
+    print(f"n = {len(items)} ({len(sides[0])} known, {len(sides[1])} unknown of {len(facts)}), {date.today()}\n")
+    print(table(items, texts))
+    for i in range(min(3, len(items))):
         print(f"\n{questions[i]} ({items[i][0].answer}; {items[i][1].answer})")
         for name in ("off", "closed-book", "alpha 0.8", "alpha 0.8, segments"):
             print(f"  {name}: {texts[name][i]!r}")

@@ -206,6 +206,8 @@ def test_evaluations_give_the_answer_of_generate(llama, ends):
         for item, answer in enumerate(answers):
             found = made[item][arm]
             assert tuple(found.ids) == answer.token_ids
+            if control.policy().neutral:
+                continue  # `generate` shows a neutral row with its spare ids
             assert found.tau == pytest.approx([t.tau for t in answer.tokens], rel=1e-3, abs=1e-4)
             assert found.logp_par == pytest.approx([t.logp_par for t in answer.tokens], abs=1e-3)
 
