@@ -3,7 +3,7 @@
 The method and its equation: ckcontrol/policies/dial.py. `dial@0.5` is the plain model, `dial@1` the closed book.
 
     python benchmarks/dial.py run --data FOLDER --model demo --run runs/dial-smol [--facts FILE]
-    python benchmarks/dial.py report --run runs/dial-smol --run runs/dial-gemma --out docs/results/dial
+    python benchmarks/dial.py report --run runs/dial-smol --run runs/dial-gemma --out runs/dial-report
 
 FOLDER holds counterfact/, nq_swap/ and ramdocs/ (docs/eval.md); nothing of their text is written. Facts, the shipped
 ones or `--facts`, count where the SHA-256 of their id is odd: the method was developed on the others, which neither

@@ -54,8 +54,10 @@ class Question:
         popular = next((float(meta[key]) for key in POPULARITY if meta.get(key) is not None), None)
         return cls(state, meta.get("group") or record["question"], bool(meta.get("known")), drafts, popular)
 
-    def given(self, policy: AnswerPolicy) -> dict[str, float]:
-        """Return what is measured of the draft that a policy gives."""
+    def given(self, policy: AnswerPolicy | str) -> dict[str, float]:
+        """Return what is measured of the draft that a policy gives, or of the one of a name."""
+        if isinstance(policy, str):
+            return self.drafts[policy][1]
         offered = [self.drafts[name] for name in policy.drafts]
         return offered[policy.choose([found for found, _ in offered])][1]
 
@@ -85,6 +87,7 @@ RULES: dict[str, Rule] = {
     "- own": lambda gain, cost, own: -own,
     "gain": lambda gain, cost, own: gain,
 }
+BEFORE = {"dial": True, "gain / cost (dial before)": False}  # with idle drafts left out, or not
 
 
 def of(rule: Rule) -> Control:
@@ -107,7 +110,42 @@ def auc(questions: Sequence[Question], rule: Control, veto: bool) -> tuple[float
     return float(np.mean(pairs)) if pairs else math.nan, len(scores[True]), len(scores[False])
 
 
-def gap(questions: Sequence[Question], policy: AnswerPolicy, metric: str) -> str:
+def area(questions: Sequence[Question]) -> str:
+    """Return the mean *helpful* on the way from plain to closed book, by ParR, of the rule and the one before it."""
+    conflicts = [q for q in questions if q.state == "conflict" and q.known]
+    helpful = [q for q in questions if q.state.startswith(("helpful", "desk"))]
+    if not conflicts or not helpful:
+        return ""
+    both, groups = [*conflicts, *helpful], sorted({q.group for q in [*conflicts, *helpful]})
+    of = np.array([groups.index(q.group) for q in both])
+    known = np.arange(len(both)) < len(conflicts)
+    plain, memory = (
+        np.array([q.drafts[d][1].get("parr" if k else "accuracy", 0) for q, k in zip(both, known, strict=True)])
+        for d in ("unmodified", "memory")
+    )
+    scores = {
+        name: np.array([-math.inf if veto and q.stakes()[3] else RULES[name](*q.stakes()[:3]) for q in both])
+        for name, veto in BEFORE.items()
+    }
+
+    def one(score: np.ndarray, weight: np.ndarray) -> float:
+        levels = np.unique(score)[::-1]
+        given = np.vstack([np.zeros(len(both), bool), score >= levels[:, None], np.ones(len(both), bool)])
+        right = np.where(given, memory, plain) * weight
+        parr, kept = (right[:, k].sum(1) / max(weight[k].sum(), 1) for k in (known, ~known))
+        return float(100 * np.trapezoid(kept, parr) / max(parr[-1] - parr[0], 1e-9))
+
+    draws = []
+    for pick in np.random.default_rng(0).integers(0, len(groups), (1000, len(groups))):
+        weight = np.bincount(pick, minlength=len(groups))[of]
+        draws.append([one(score, weight) for score in scores.values()])
+    ours, before = (one(score, np.ones(len(both))) for score in scores.values())
+    low, high = np.quantile(np.subtract(*np.transpose(draws)), [0.025, 0.975])
+    told = f"{before:.0f} before ({ours - before:+.0f} [{low:+.0f}, {high:+.0f}]; n {len(conflicts)}, {len(helpful)})"
+    return f"Mean helpful from plain to closed book: {ours:.0f}, {told}"
+
+
+def gap(questions: Sequence[Question], policy: AnswerPolicy | str, metric: str) -> str:
     """Return a policy's figure and its difference to the plain model, with the interval."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for question in questions:
@@ -128,6 +166,7 @@ def report(path: Path) -> str:
     for name, rule in {**{name: of(rule) for name, rule in RULES.items()}, **BASELINES}.items():
         plain, veto = auc(questions, rule, False), auc(questions, rule, True)
         blocks[-1] += f"\n| {name} | {plain[0]:.2f} ({plain[1]}, {plain[2]}) | {veto[0]:.2f} |"
+    blocks.append(area(questions))
     columns = {"known conflicts: ParR": "parr", "conflicts: ConR": "conr"}
     columns |= {s: "accuracy" for s in sorted({q.state for q in questions} - {"conflict"})}
     cells = {
@@ -138,12 +177,10 @@ def report(path: Path) -> str:
     columns = {name: metric for name, metric in columns.items() if cells[name]}
     heads = [f"{name} (n={len(cells[name])})" for name in columns]
     table = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for told, control in [
-        *((f"alpha {a:g}", ck.Control(alpha=a)) for a in ALPHAS),
-        ("adaptive", ck.Control(adaptive=True)),
-    ]:
-        policy = control.policy()
-        if isinstance(policy, AnswerPolicy):
+    rows = {f"alpha {alpha:g}": ck.Control(alpha=alpha).policy() for alpha in ALPHAS}
+    rows |= {"adaptive": ck.Control(adaptive=True).policy()}
+    for told, policy in [*rows.items(), ("CAD 0.5", "context"), ("closed book", "memory")]:
+        if isinstance(policy, (AnswerPolicy, str)):
             row = [gap(cells[name], policy, metric) for name, metric in columns.items()]
             table.append(f"| {told} | {' | '.join(row)} |")
     return "\n\n".join([*blocks, "\n".join(table)])

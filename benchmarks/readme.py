@@ -81,51 +81,6 @@ def reach(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-WHOLE = [
-    "off",
-    "closed-book",
-    "dial@0",
-    "dial@0.45",
-    "dial@0.6",
-    "dial@0.65",
-    "dial-adaptive",
-    "ck-plug@0",
-    "ck-plug@1",
-]
-WHOLE += ["ck-plug:gate=2@0.9", "cad:cad_alpha=0.5", "cad@0.6", "cad@0.8", "arr", "acd", "grd", "ck-plug-adaptive"]
-
-
-def whole(data: dict[str, Any]) -> str:
-    """Render the dial on whole answers beside the others, both models side by side."""
-    runs = list(data.values())
-    rows = [{line["arm"]: line for line in run["table"]} for run in runs]
-    keys = [f"facts conflict {m}" for m in ("parr", "conr")]
-    keys += [f"facts {state} accuracy" for state in ("agree", "helpful", "irrelevant", "noisy")]
-    models = ", then ".join(str(run["run"]["model"]) for run in runs)
-    sizes = "; ".join(
-        "n = " + ", ".join(str(row["off"][key]["n"]) for key in (keys[0], keys[3])) + " (known, unknown)"
-        for row in rows
-    )
-    lines = [
-        f"{models}; {sizes}; facts the method was not developed on, greedy, {runs[0]['run']['started']} "
-        "(`benchmarks/dial.py`):",
-        "",
-        "| | conflict: ParR | ConR | agree | helpful | irrelevant | noisy | mean of the five |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in WHOLE:
-        shown = []
-        for key in keys:
-            told = [row[arm][key] if arm in row else None for row in rows]
-            shown.append(" · ".join("–" if t is None else f"{t['value']:.2f}" for t in told))
-        means = [
-            None if arm not in row else sum(row[arm][key]["value"] for key in (keys[0], *keys[2:])) / 5 for row in rows
-        ]
-        shown.append(" · ".join("–" if mean is None else f"{mean:.2f}" for mean in means))
-        lines.append(f"| `{arm.replace('@', ' alpha=')}` | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
 def speed(data: dict[str, Any]) -> str:
     """Render the speed table."""
     lines = [
@@ -227,7 +182,6 @@ def ask(data: dict[str, Any]) -> str:
 BLOCKS = (  # page, block, results, what renders them
     ("docs/measured.md", "states", "docs/results/smollm2-135m-instruct/figures.json", states),
     ("docs/measured.md", "reach", "docs/results/smollm2-135m-instruct/figures.json", reach),
-    ("docs/research/dial.md", "whole", "docs/results/dial/figures.json", whole),
     ("docs/measured.md", "speed", "benchmarks/results/two_stream.json", speed),
     ("docs/measured.md", "ndcg", "benchmarks/results/retrieval.json", ndcg),
     ("docs/measured.md", "ask", "benchmarks/results/ask.json", ask),
