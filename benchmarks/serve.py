@@ -5,7 +5,8 @@
 The server runs in a process of its own, the official client here. In every round the same questions are asked of
 `generate` one by one, of the server one by one, and of the server all at once; greedy, ck-plug at alpha 0.2. Prints
 CPU seconds of the process that decodes (which on one thread are the time it takes on an idle machine), seconds by the
-clock, and ratios of CPU seconds: median, least and greatest of the rounds. Answers that differ are an error. Linux only.
+clock, and ratios of CPU seconds: median, least and greatest of the rounds. Answers that differ are an error.
+Linux only.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def main() -> int:
             *one, single = timed(server.pid, lambda: [asked(case) for case in CASES])
             *eight, many = timed(server.pid, together)
             rounds.append((alone, one, eight))
+            print(f"CPU and clock seconds: {rounds[-1]}", file=sys.stderr, flush=True)
             differing += sum(a != b for a, b in zip(want + want, single + many, strict=True))
     finally:
         server.terminate()
