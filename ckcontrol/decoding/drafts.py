@@ -32,6 +32,7 @@ class Drafts:
 
     Attributes:
         policy: Decides the rows.
+        each: Row to the policy that decides it.
         items: Row to question.
         names: Row to what its draft is called.
         made: The drafts of each question, without their texts; set when the loop ends.
@@ -50,7 +51,8 @@ class Drafts:
         rows = [(item, *draft) for item, policy in enumerate(policies) for draft in draft_policies(policy).items()]
         self.items = [item for item, _, _ in rows]
         self.names = [name for _, name, _ in rows]
-        self.policy = per_row([policy for _, _, policy in rows])
+        self.each = [policy for _, _, policy in rows]
+        self.policy = per_row(self.each)
         self.made: list[list[Draft]] = []
 
     @property
@@ -82,22 +84,25 @@ class Drafts:
                 chosen.append(rows[0])
                 self.made.append([])
                 continue
-            ids = [recorder.token_ids(row) for row in rows]
-            found = [recorder.evidence(row) for row in rows]
-            if policy.alone and self._alone is not None:
-                found = [replace(e, logp_alone=a) for e, a in zip(found, self._alone(item, ids), strict=True)]
-            drafts = choose(
-                policy,
-                [self.names[row] for row in rows],
-                ids,
-                found,
-                [self._read(each) for each in ids] if self._read and self._questions else (),
-                self._questions[item] if self._questions else "",
-                self._passages[item] if self._passages else (),
-            )
-            chosen.append(next(row for row, draft in zip(rows, drafts, strict=True) if draft.given))
-            self.made.append(drafts)
+            made = self.choose_one(item, [recorder.token_ids(r) for r in rows], [recorder.evidence(r) for r in rows])
+            chosen.append(next(row for row, draft in zip(rows, made, strict=True) if draft.given))
+            self.made.append(made)
         return chosen
+
+    def choose_one(self, item: int, ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]) -> list[Draft]:
+        """Return the drafts of one question, of several, from their ids and what the streams made of them."""
+        policy: AnswerPolicy = self.policies[item]  # type: ignore[assignment]
+        if policy.alone and self._alone is not None:
+            evidence = [replace(e, logp_alone=a) for e, a in zip(evidence, self._alone(item, ids), strict=True)]
+        return choose(
+            policy,
+            [self.names[row] for row in self.rows(item)],
+            ids,
+            evidence,
+            [self._read(each) for each in ids] if self._read and self._questions else (),
+            self._questions[item] if self._questions else "",
+            self._passages[item] if self._passages else (),
+        )
 
 
 def choose(

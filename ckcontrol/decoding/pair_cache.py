@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-__all__ = ["SHARED_FORWARD", "PairCache", "can_share_forward", "leave_pair_attention", "pair_attention"]
+__all__ = ["SHARED_FORWARD", "PairCache", "can_share_forward", "leave_pair_attention", "pair_attention", "parted"]
 
 # model_type of the families whose attention passes the cache's keys straight to the attention interface.
 SHARED_FORWARD = frozenset({"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral", "gpt2", "gpt_neox"})
@@ -197,6 +197,10 @@ class PairCache(Cache):  # type: ignore[misc]
                 keep = keep.gather(1, place.clamp_min(0)) & (place >= 0)
             self._keep[i] = keep
 
+    def parted(self, config: Any) -> tuple[DynamicCache, DynamicCache]:
+        """Return a cache of its own for each stream of a model of this config; the storage stays shared with these."""
+        return parted(config, [[buffer.view(None) for buffer in layer.buffers] for layer in self.layers])
+
     def mask(self, stream: int, length: int) -> Tensor | None:
         """Return the mask over the newest `length` positions of a stream, [B, 1, 1, length]; None if all are kept."""
         keep = self._keep[stream]
@@ -209,6 +213,22 @@ class PairCache(Cache):  # type: ignore[misc]
                 mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, low)
             self._masks[stream, length] = mask
         return self._masks[stream, length]
+
+
+def parted(config: Any, layers: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> tuple[DynamicCache, DynamicCache]:
+    """Return two caches.
+
+    Args:
+        config: Of the model.
+        layers: Of each layer the keys and values of both streams, [B, H, T, D].
+    """
+    made = DynamicCache(config=config), DynamicCache(config=config)
+    for i, streams in enumerate(layers):
+        for cache, (keys, values) in zip(made, streams, strict=True):
+            layer = cache.layers[i]
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+    return made
 
 
 def _attend(module: torch.nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:

@@ -37,8 +37,11 @@ class Recorder:
 
     def add(self, tokens: Tensor, scores: Tensor, signals: Signals | None, decision: Decision | None) -> None:
         """Record one step: chosen ids [B], processed scores [B, V], and the signals and decision behind them."""
+        self.take(tokens, *measure(tokens, scores, signals, decision))
+
+    def take(self, tokens: Tensor, final: Tensor, rows: Tensor | None) -> None:
+        """Record one step: chosen ids [B], and what `measure` made of it."""
         self._ids.append(tokens)
-        final, rows = measure(tokens, scores, signals, decision)
         self._final.append(final)
         if rows is not None:
             self._rows.append(rows)

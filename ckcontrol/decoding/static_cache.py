@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from .pair_cache import PairKV
+from .pair_cache import PairKV, parted
 
 __all__ = ["StaticPair", "grouped_attention"]
 
@@ -243,6 +243,17 @@ class StaticPair(Cache):  # type: ignore[misc]
         """Say to the host what `end_step` says to the device, which a replayed graph does by itself."""
         for track in self._tracks.values():
             track.used += 1
+
+    def parted(self, config: Any) -> tuple[DynamicCache, DynamicCache]:
+        """See `PairCache.parted`."""
+        layers = [
+            [
+                (keys[:, :, : track.used], values[:, :, : track.used])
+                for (keys, values), track in zip(layer.buffers, layer.tracks, strict=True)
+            ]
+            for layer in self.layers
+        ]
+        return parted(config, layers)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of both streams, in this order, [R] int64; a row named twice goes on as two."""

@@ -15,11 +15,12 @@ import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .pair_cache import can_share_forward
 from .static_cache import StaticPair
@@ -165,6 +166,22 @@ class StaticStreams(TwoStreams):
             self._position, self._token = self._position[both], self._token[both]
             self._nothing = self._nothing[both]
             self._begin_again()
+
+    def join(self, others: Sequence[TwoStreams]) -> None:
+        """See `TwoStreams.join`."""
+        self._left = max(streams.reserve for streams in (self, *others))
+        super().join(others)
+        self._begin_again()
+
+    def _part(self) -> None:
+        if self._pair is not None and self.parametric is not None:
+            rows = len(self._token) // 2
+            for stream, position in zip((self.contextual, self.parametric), self._position.split(rows), strict=True):
+                behind = int((position - 1 - stream.position[:, -1:])[0, 0])  # steps that the stream has not followed
+                stream.position = position - 1
+                if stream.keep is not None:
+                    stream.keep = F.pad(stream.keep, (0, behind), value=True)
+        super()._part()
 
     def _begin_again(self) -> None:
         self._warm, self._graph = False, None

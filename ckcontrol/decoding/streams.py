@@ -130,6 +130,41 @@ class Stream:
         if self.cache is not None:
             _select(self.cache, rows)
 
+    @property
+    def joins(self) -> bool:
+        """Whether rows of other streams can be taken in: the past is keys and values, in transformers' own layers."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+        return type(self.cache) is DynamicCache and all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized
+            for layer in self.cache.layers
+        )
+
+    def join(self, others: Sequence[Stream]) -> None:
+        """Take in the rows of other streams of the model, behind one's own; all have been prefilled, see `joins`.
+
+        Every row ends at the newest position, so shorter ones are padded on the left, as prompts of a batch are; what
+        no row looks at any more is cut.
+        """
+        streams = [self, *others]
+        length = 1 + max(int(stream.position[:, -1].max()) for stream in streams)
+        keep = torch.cat([_newest(stream._kept(), 1, length) for stream in streams])
+        self.position = torch.cat([stream.position[:, -1:] for stream in streams])
+        self.keep = None if bool(keep.all()) else keep
+        for layer, *more in zip(*(stream.cache.layers for stream in streams), strict=True):  # type: ignore[union-attr]
+            size = min(length, layer.sliding_window - 1) if layer.is_sliding else length
+            layer.keys = torch.cat([_newest(one.keys, 2, size) for one in (layer, *more)])
+            layer.values = torch.cat([_newest(one.values, 2, size) for one in (layer, *more)])
+            if layer.is_sliding:
+                layer.cumulative_length = length
+
+    def _kept(self) -> Tensor:
+        """Return what is no padding, [B, L] bool."""
+        if self.keep is not None:
+            return self.keep
+        rows, length = len(self.position), 1 + int(self.position[0, -1])
+        return torch.ones(rows, length, dtype=torch.bool, device=self.position.device)
+
     def _remembers(self) -> bool:
         """Whether the past is a recurrent state, not keys: it has forgotten padding, and takes no mask of the past."""
         return self.position.shape[1] == 1 and not any(
@@ -147,6 +182,13 @@ class Stream:
         if self.cache is None:
             self.cache = getattr(output, self.cache_argument)
         return last_logits(output.logits)
+
+
+def _newest(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """Return the newest `size` positions of a dimension, with zeros (False) before them where there are fewer."""
+    missing = max(0, size - tensor.shape[dim])
+    tensor = tensor.narrow(dim, tensor.shape[dim] - (size - missing), size - missing)
+    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 1 - dim) + (missing, 0)) if missing else tensor
 
 
 def _select(cache: Cache, rows: Tensor) -> None:
@@ -325,6 +367,32 @@ class TwoStreams:
             stream.select(rows)
             stream.position = stream.position[:, -1:] - torch.tensor(drop, device=rows.device)[:, None]
         self._pair.rewind(rows, drop)
+
+    @property
+    def joins(self) -> bool:
+        """Whether these streams, which have been prefilled, can take in rows of others, or be taken in."""
+        streams = [self.contextual] if self.parametric is None else [self.contextual, self.parametric]
+        return self._pair is not None or all(stream.joins for stream in streams)
+
+    def join(self, others: Sequence[TwoStreams]) -> None:
+        """Take in the rows of others, behind one's own: they go on with the next step; see `Stream.join`.
+
+        Args:
+            others: Prefilled streams of the same model that run as these do; of no use afterwards.
+        """
+        for streams in (self, *others):
+            streams._part()
+        self.contextual.join([streams.contextual for streams in others])
+        if self.parametric is not None:
+            self.parametric.join([streams.parametric for streams in others])  # type: ignore[misc]
+            if self.share:
+                self._join(self.contextual, self.parametric)
+
+    def _part(self) -> None:
+        """Give each stream a cache of its own again."""
+        if self._pair is not None and self.parametric is not None:
+            self.contextual.cache, self.parametric.cache = self._pair.parted(self.contextual.model.config)
+            self._pair = None
 
     @contextmanager
     def _runs(self, *streams: str) -> Iterator[None]:

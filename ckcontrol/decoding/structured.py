@@ -41,6 +41,10 @@ class Structure:
         self._compiled, self._never = compiled, never
         self._matchers: list[Any] = []
 
+    def anew(self) -> Structure:
+        """Return one of the same grammar for another run."""
+        return Structure(self._compiled, self._never)
+
     def mask(self, ids: Tensor, running: Tensor, *logits: Tensor | None) -> None:
         """Mask, in place, what may not follow.
 

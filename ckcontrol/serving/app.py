@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -22,17 +21,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from ..errors import CKError
-from ..policies import build
-from ..policies import names as method_names
 from .asgi import ASGIApp, Gone, Receive, Scope, Send, Shared
 from .batcher import Batcher
 from .guard import names_key, read_body
 from .json_values import shown
 from .limits import Limits
 from .local import LocalEngine, LocalSource, check_fields
+from .page import SafeHeaders, page, told_model
 from .read_request import CHAT, COMPLETIONS, Steered, read_request
 from .replies import Refusal, error_object
 from .retrieve import Retriever
@@ -45,13 +42,6 @@ __all__ = ["create_app"]
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
 _GUARDED = ("/v1", "/metrics")  # where a key is asked for
-_PAGE = Path(__file__).with_name("playground")
-_SAFE = {
-    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-}
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -101,10 +91,10 @@ def create_app(
             Route("/v1/models/{name:path}", server.one_model),
             Route("/health", server.health),
             Route("/metrics", server.metrics),
-            Mount("/", StaticFiles(directory=_PAGE, html=True)),
+            Mount("/", page()),
         ],
         middleware=[
-            Middleware(_Headers),
+            Middleware(SafeHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
             Middleware(_Keys, keys=tuple(keys)),
         ],
@@ -133,7 +123,6 @@ class _Server:
         self._engine, self._name, self._limits, self._retriever = engine, name, limits, retriever
         self._under_way = self._refused = 0
         self._since = int(time.time())
-        self._dials = [method for method in method_names() if _has_dial(method)]
         self.chat, self.completions = _Endpoint(self, CHAT), _Endpoint(self, COMPLETIONS)
 
     async def answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,13 +168,7 @@ class _Server:
             "created": self._since,
             "owned_by": "ckcontrol",
             "max_model_len": bounds.positions,
-            "ck": {
-                "methods": list(method_names()),
-                "dials": self._dials,
-                "retrieve": self._retriever.told(),
-                "max_tokens": bounds.tokens,
-                "passages": self._limits.passages,
-            },
+            "ck": told_model(self._limits, self._retriever, bounds.tokens),
         }
 
     async def models(self, _: Request) -> Response:
@@ -215,15 +198,6 @@ class _Server:
             ]
         ]
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
-
-
-def _has_dial(method: str) -> bool:
-    """Whether a method takes alpha."""
-    try:
-        build(method, 0.5)
-    except CKError:
-        return False
-    return True
 
 
 async def _off(size: int, function: Any, *args: Any) -> Any:
@@ -259,21 +233,6 @@ class _Keys:
             hint = "Send the header Authorization: Bearer KEY."
             return await refuse(send, Refusal(401, "this server asks for an API key.", hint))
         await self._app(scope, receive, send)
-
-
-class _Headers:
-    """Adds to every reply what keeps a browser from running or loading anything that is not the page's own."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def safe(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *_SAFE.items()]}
-            await send(message)
-
-        await self._app(scope, receive, safe)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

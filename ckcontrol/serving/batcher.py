@@ -1,37 +1,35 @@
-"""Answers waiting questions with one model: a thread of its own decodes those together that one plan can hold.
+"""Answers waiting questions with one model, in a thread of its own: they join a running batch, and leave when they end.
 
-The one that has waited longest is always served next; others that can share its plan join it. Every row has its own
-control, seed, stop texts and longest answer, ends by itself, and is told its tokens one by one. A batch that fails is
-decoded again row by row, so that what is wrong with one fails no other. Knows prompts, plans and rows; knows nothing of
-HTTP or JSON.
+Between two steps the one that has waited longest joins; its prompts are run apart. Every row has its own control, draw,
+schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with it fails no other. Rows of
+one stream, of two, and of each head mask are batches of their own, which take turns step by step. Knows prompts, plans
+and rows; knows nothing of HTTP or JSON.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ..answer import Draft
 from ..control import Control
 from ..decoding.drafts import Drafts
 from ..decoding.inputs import plan_of
-from ..decoding.loop import decode
+from ..decoding.loop import DecodingPlan
 from ..decoding.options import GenerateOptions
 from ..decoding.prompts import PromptPair
-from ..decoding.recorder import Recorder
 from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
-from ..errors import CKError, MissingExtra, NonFiniteLogits
+from ..errors import CKError, MissingExtra, NonFiniteLogits, UnsupportedMode
 from ..policies.off import OFF
 from .replies import Refusal
 
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "End", "Job"]
 
-_GATHER = 0.005  # seconds that others have to join the first question of an idle model
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -88,16 +85,22 @@ class Job:
         steered = self.pair.contextual != self.pair.parametric
         drafts = Drafts([self.control.policy() if steered else OFF])
         self.several = drafts.several
-        self.two = self.options.trace or not drafts.policy.neutral
-        shared = replace(self.options, max_new_tokens=1, seed=None, stop=(), trace=False)
-        structured = json.dumps(self.structured, sort_keys=True, default=str)
-        self.kind = (shared, self.control.shortlist, self.two, structured)
+        neutral = drafts.policy.neutral
+        self.kind = (neutral, self.options.trace or not neutral)  # which streams run, and whether in one forward
+        self.alone = False  # decoded once more, after a batch has failed
+        self.rows: list[Row] = []
+        self.stop: StopTexts | None = None
         self._told: list[int] = []
 
     @property
     def dead(self) -> bool:
         """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
         return self.over or self.left
+
+    @property
+    def forwards(self) -> AbstractContextManager[Any]:
+        """What its forwards run in."""
+        return nullcontext()
 
     def take(self, token: int) -> None:
         """Take the next token. When a batch is decoded again, those that were told already only have to agree."""
@@ -122,61 +125,13 @@ class Job:
             self.tell(error)
 
 
-class _Rows:
-    """The rows of a batch: the streamer that hands each its tokens, and the criterion that ends each by itself."""
+class _Running:
+    """A batch and the jobs in it."""
 
-    any_row = True
-
-    def __init__(self, jobs: Sequence[Job], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
-        self.jobs, self.ends = jobs, set(ends)
-        self.drafted = jobs[0].several
-        self.recorder: Recorder | None = None
-        self._begun = False
-        self._stops = [StopTexts(tokenizer, job.options.stop, 0) if job.options.stop else None for job in jobs]
-        self._ended: dict[int, str] = {}  # row -> why; told when the step has turned out to be sound
-
-    def __deepcopy__(self, _: Any) -> _Rows:
-        return self  # of drafts too there is one client
-
-    def put(self, value: Tensor) -> None:
-        """Take the prompts, and then one token per row."""
-        if not self._begun:
-            self._begun = True
-            return
-        self.settle()
-        for job, token in zip(self.jobs, value.tolist(), strict=True):
-            if not job.over and not job.left:
-                job.take(token)
-
-    def end(self) -> None:
-        """Nothing: rows end by themselves."""
-
-    def __call__(self, ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
-        """Return which rows have ended, [B] bool."""
-        if not self.drafted:
-            for row, job in enumerate(self.jobs):
-                if row not in self._ended and not job.dead:
-                    reason = self.reason(row)
-                    if reason:
-                        self._ended[row] = reason
-        over = [job.dead or row in self._ended for row, job in enumerate(self.jobs)]
-        return torch.tensor(over, dtype=torch.bool, device=ids.device)
-
-    def reason(self, row: int) -> str:
-        """Return why a row ends after its newest token; empty if it goes on."""
-        job, stop = self.jobs[row], self._stops[row]
-        if not job.ids:
-            return ""
-        if job.ids[-1] in self.ends or (stop is not None and bool(stop(torch.tensor([job.ids])))):
-            return "stop"
-        return "length" if len(job.ids) >= job.options.max_new_tokens else ""
-
-    def settle(self) -> None:
-        """Tell the rows that ended in the step before this one."""
-        for row in [row for row, job in enumerate(self.jobs) if row in self._ended and not job.over]:
-            job = self.jobs[row]
-            rows = self.recorder.rows(row)[: len(job.ids)] if self.recorder and job.options.trace else ()
-            job.finish(End(self._ended[row], rows))
+    def __init__(self, first: Job) -> None:
+        self.kind = first.kind
+        self.jobs: list[Job] = []
+        self.batch = RunningBatch(lambda: first.forwards)
 
 
 class Batcher:
@@ -185,7 +140,7 @@ class Batcher:
     Args:
         model: A decoder-only transformers model.
         tokenizer: Its own.
-        rows: Most questions in one batch.
+        rows: Most questions that are decoded at once.
 
     Attributes:
         ends: End tokens of model and tokenizer.
@@ -195,7 +150,7 @@ class Batcher:
         UnsupportedMode, TokenizerMismatch: They cannot be steered, or do not fit.
     """
 
-    COUNTED = ("answers", "failures", "left", "tokens", "batches")
+    COUNTED = ("answers", "failures", "left", "tokens", "steps")
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int = 8) -> None:
         check_model(model)
@@ -204,7 +159,7 @@ class Batcher:
         self.ends = sorted(eos_ids(model, tokenizer))
         self.positions = position_limit(model)
         self.counts: Counter[str] = Counter()
-        self._batch: list[Job] = []
+        self._running: list[_Running] = []
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -224,7 +179,7 @@ class Batcher:
     @property
     def running(self) -> int:
         """Questions whose answers are being decoded."""
-        return sum(not job.over and not job.left for job in self._batch)
+        return sum(not job.dead for job in self._jobs())
 
     def submit(self, job: Job) -> None:
         """Queue a job; from here on its `tell` is called, until it has ended.
@@ -254,95 +209,146 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        for job in self._batch:
+        for job in self._jobs():
             job.fail(_stopping())
         self._thread.join(seconds)
+
+    def _jobs(self) -> list[Job]:
+        return [job for running in list(self._running) for job in list(running.jobs)]
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._closed:
+                while not self._waiting and not self._running and not self._closed:
                     self._changed.wait()
-                alone = len(self._waiting) == 1
-            if alone:
-                time.sleep(_GATHER)
-            with self._changed:
                 if self._closed:
-                    for job in self._waiting:
+                    for job in [*self._waiting, *self._jobs()]:
                         job.fail(_stopping())
                     self._waiting.clear()
                     return
                 jobs = self._next()
-            self._batch = jobs
-            if jobs:
-                self._run(jobs)
-                self._count(jobs)
-            self._batch = []
+            for job in jobs:
+                self._begin(job)
+            for running in list(self._running):
+                self._step(running)
 
     def _next(self) -> list[Job]:
-        """Take the next batch from the queue."""
+        """Take from the queue what begins now: one where others run, which wait meanwhile; else as many as may."""
+        self._waiting = deque(job for job in self._waiting if not job.dead)
+        under_way = self._jobs()
+        free = min(self.rows - len(under_way), 1) if under_way else self.rows
+        if any(job.alone for job in under_way):
+            free = 0
         taken: list[Job] = []
-        for job in [job for job in self._waiting if not job.dead]:
-            if not taken or self._fits(taken, job):
-                taken.append(job)
-        self._waiting = deque(job for job in self._waiting if job not in taken and not job.over and not job.left)
+        while self._waiting and len(taken) < free and not (self._waiting[0].alone and (taken or under_way)):
+            taken.append(self._waiting.popleft())
+            if taken[0].alone:
+                break
         return taken
 
-    def _fits(self, taken: Sequence[Job], job: Job) -> bool:
-        if len(taken) >= self.rows or job.several or taken[0].several or job.kind != taken[0].kind:
-            return False
-        both = [*taken, job]
-        prompt = max(max(len(one.pair.contextual), len(one.pair.parametric)) for one in both)
-        longest = max(one.options.max_new_tokens for one in both)
-        return self.positions is None or prompt + longest <= self.positions
-
-    def _run(self, jobs: Sequence[Job]) -> None:
+    def _begin(self, job: Job) -> None:
+        running = next((one for one in self._running if one.kind == job.kind and one.batch.joins), None)
+        running = running or _Running(job)
         try:
-            self._decode(jobs)
+            job.stop = StopTexts(self.tokenizer, job.options.stop, 0) if job.options.stop else None
+            job.rows = running.batch.join(self._plan(job))
         except Exception as error:
-            left = [job for job in jobs if not job.dead]
-            if len(jobs) > 1:
-                for job in left:
-                    job.ids = []
-                    self._run([job])
-            elif left:
-                log.warning("an answer failed", exc_info=not isinstance(error, CKError))
-                left[0].fail(_told(error, left[0].control))
+            self._failed([job], error, beside=bool(self._running))
+            return
+        running.jobs.append(job)
+        if running not in self._running:
+            self._running.append(running)
+        self._tell(running)
 
-    def _count(self, jobs: Sequence[Job]) -> None:
-        self.counts["batches"] += 1
-        for job in jobs:
-            self.counts["tokens"] += len(job.ids)
-            self.counts["answers" if job.answered else "failures" if job.over else "left"] += 1
-
-    def _decode(self, jobs: Sequence[Job]) -> None:
-        rows, first = _Rows(jobs, self.tokenizer, self.ends), jobs[0].options
-        options = replace(
-            first,
-            max_new_tokens=max(job.options.max_new_tokens for job in jobs),
-            stop=first.stop if rows.drafted else (),
-            trace=any(job.options.trace for job in jobs),
-        )
+    def _plan(self, job: Job) -> DecodingPlan:
+        structure = self.structure(job.structured)
         plan = plan_of(
             self.model,
             self.tokenizer,
-            [job.pair for job in jobs],
-            [job.control for job in jobs],
-            options,
+            [job.pair],
+            [job.control],
+            job.options,
             ends=self.ends,
-            criteria=[rows],
-            structure=self.structure(jobs[0].structured),
-            streamer=rows,
-            seeds=None if first.seed is None else [job.options.seed or 0 for job in jobs],
+            structure=structure,
         )
-        rows.recorder = plan.recorder
-        decode(plan)
-        rows.settle()
-        for row, job in enumerate(jobs):
-            if rows.drafted and not job.dead:
-                recorded = plan.recorder.rows(row) if plan.recorder else ()
-                reason = rows.reason(row)
-                job.finish(End(reason or "length", recorded, plan.drafts.made[row]))
+        if plan.segments is not None:
+            raise UnsupportedMode(
+                "segments=True starts drafts anew from the one that was chosen, which a batch that others join cannot.",
+                "Leave segments out to choose between whole answers, or use ckcontrol.generate.",
+            )
+        return plan
+
+    def _step(self, running: _Running) -> None:
+        try:
+            running.batch.step()
+            self.counts["steps"] += 1
+        except Exception as error:
+            self._running.remove(running)
+            self._failed(running.jobs, error, beside=bool(self._running))
+            return
+        self._tell(running)
+
+    def _failed(self, jobs: Sequence[Job], error: Exception, *, beside: bool) -> None:
+        """Decode jobs once more, each alone, if they were not; else fail them."""
+        left = [job for job in jobs if not job.dead]
+        again = [job for job in left if not job.alone and (len(left) > 1 or beside)]
+        for job in again:
+            job.ids, job.rows, job.alone = [], [], True
+        for job in left:
+            if job not in again:
+                log.warning("an answer failed", exc_info=not isinstance(error, CKError))
+                job.fail(_told(error, job.control))
+        self._count([job for job in jobs if job.dead])
+        with self._changed:
+            self._waiting.extendleft(reversed(again))
+
+    def _tell(self, running: _Running) -> None:
+        """Tell the jobs of a batch what their rows have become; those that ended leave it."""
+        for job in running.jobs:
+            if not job.dead:
+                self._settle(job)
+            if job.dead:
+                for row in job.rows:
+                    row.ended = True
+        self._count([job for job in running.jobs if job.dead])
+        running.jobs = [job for job in running.jobs if not job.dead]
+        if not running.jobs and running in self._running:
+            self._running.remove(running)
+
+    def _settle(self, job: Job) -> None:
+        for error in (row.error for row in job.rows if row.error is not None):
+            log.warning("an answer failed", exc_info=None if isinstance(error, CKError) else error)
+            return job.fail(_told(error, job.control))
+        if not job.several:
+            (row,) = job.rows
+            if len(row.tokens) > len(job.ids):
+                job.take(row.tokens[-1])
+                if (reason := self._reason(job, row)) and not job.over:
+                    job.finish(End(reason, row.recorder.rows(0) if row.recorder is not None else ()))
+            return None
+        for row in job.rows:
+            row.ended = row.ended or bool(self._reason(job, row))
+        if all(row.ended for row in job.rows):
+            recorders = [row.recorder for row in job.rows if row.recorder is not None]
+            chosen = job.rows[0].plan.drafts.choose_one(
+                0, [row.tokens for row in job.rows], [recorder.evidence(0) for recorder in recorders]
+            )
+            given = next(i for i, draft in enumerate(chosen) if draft.given)
+            for token in job.rows[given].tokens:
+                job.take(token)
+            job.finish(End(self._reason(job, job.rows[given]), recorders[given].rows(0), chosen))
+        return None
+
+    def _reason(self, job: Job, row: Row) -> str:
+        """Return why a row ends after its newest token; empty if it goes on."""
+        if row.tokens[-1] in self.ends or (job.stop is not None and bool(job.stop(torch.tensor([row.tokens])))):
+            return "stop"
+        return "length" if len(row.tokens) >= job.options.max_new_tokens else ""
+
+    def _count(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.counts["tokens"] += len(job.ids)
+            self.counts["answers" if job.answered else "failures" if job.over else "left"] += 1
 
 
 def _stopping() -> Refusal:

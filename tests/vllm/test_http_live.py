@@ -131,6 +131,20 @@ def expected(small: Any, control: dict[str, Any], drawn: dict[str, Any], tokens:
     return list(answer.token_ids)
 
 
+def test_the_page_asks_a_question(url: str, small: Any) -> None:
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        assert b"playground.js" in reply.read() and "default-src 'none'" in reply.headers["content-security-policy"]
+    with urllib.request.urlopen(url + "/v1/models", timeout=60) as reply:
+        (model,) = json.load(reply)["data"]
+    assert model["id"] == "m" and model["ck"]["retrieve"] is None and model["ck"]["max_tokens"] == 2048
+    assert {"ck-plug", "dial", "off"} <= set(model["ck"]["methods"])
+    assert ids(post(url, steered(8, ck={"method": "ck-plug", "alpha": 0.3}))) == expected(
+        small, {"method": "ck-plug", "alpha": 0.3}, {}, 8
+    )
+    status, told = post(url, steered(8, ck={"passages": None, "retrieve": {"k": 2}}))
+    assert status == 400 and "--index" in told["error"]["message"]
+
+
 def test_answers_are_those_of_the_transformers_engine(url: str, small: Any) -> None:
     """All at once, so that the pairs share batches, then again from the prefix cache."""
     wanted = [expected(small, *case) for case in CASES]

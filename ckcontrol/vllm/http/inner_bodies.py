@@ -16,6 +16,7 @@ from ...decoding.prompts import build_pair, opens_with_thought
 from ...errors import ServingError
 from ...serving.json_values import HEADS, integer
 from ...serving.read_request import CHAT, COMPLETIONS, Steered
+from ...serving.read_texts import BUILT
 from ..contract.head_masks import pack, salt
 from ..contract.pair_params import CONTEXTUAL, PARAMETRIC, extra_args
 
@@ -114,7 +115,7 @@ def make_bodies(
     """
     body = dict(request.body)
     path = request.path
-    if request.texts.source == "passages":
+    if request.texts.source in BUILT:
         if path == CHAT:
             body = _as_completion(body)
         path = COMPLETIONS

@@ -11,16 +11,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CKError
-from ...serving.asgi import ASGIApp, Gone, Receive, Route, Scope, Send, Shared
+from ...serving.asgi import ASGIApp, Gone, Message, Receive, Route, Scope, Send, Shared
 from ...serving.guard import read_body
 from ...serving.json_values import HEADS, without_ours
 from ...serving.limits import Limits
+from ...serving.page import SafeHeaders, is_page, page, told_model
 from ...serving.read_request import PATHS, Steered, read_request
+from ...serving.read_texts import BUILT
 from ...serving.replies import Refusal
+from ...serving.retrieve import Retriever
 from ...serving.steered_reply import SteeredReply, refuse
 from ..contract import fallback
 from ..contract.pair_params import new_pair
@@ -33,7 +37,9 @@ from .server import Server
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["CKMiddleware"]
+__all__ = ["INDEX", "CKMiddleware"]
+
+INDEX = "CKCONTROL_VLLM_INDEX"  # the folder of the index for ck.retrieve
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
 log = logging.getLogger("ckcontrol.vllm")
@@ -48,9 +54,12 @@ class CKMiddleware:
         tokenizer: Of the served model; None loads what the server's arguments name, at the first request that needs it.
         on_lost: What happens when the engine gives a pair up before anything was sent: ``"fail"``, or ``"contextual"``,
             the prompt with the passages is answered alone. None reads the environment (`fallback.VARIABLE`).
+        index: An `Index` or anything with its ``search``, for ``ck.retrieve``; None opens the folder that
+            the environment names (`INDEX`), if it does.
 
     Raises:
         ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
+        RetrievalError: The index cannot be opened, or its embedder not be loaded.
     """
 
     def __init__(
@@ -59,16 +68,25 @@ class CKMiddleware:
         limits: Limits | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         on_lost: str | None = None,
+        index: Any = None,
     ) -> None:
         self.app = app
         self.limits = limits or Limits.from_env()
         self._tokenizer = tokenizer
         self._server: Server | None = None
+        self._retriever = Retriever(_index_from_env() if index is None else index)
+        self._page = SafeHeaders(page())
         self._falls_back = (fallback.from_env() if on_lost is None else fallback.choice(on_lost)) == "contextual"
         self.pairs = 0  # under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if is_page(path):
+                return await self._page(scope, receive, send)
+            if path == "/v1/models" and scope["method"] == "GET":
+                return await self.app(scope, receive, self._telling(send))
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             return await self.app(scope, receive, send)
         try:
@@ -102,7 +120,7 @@ class CKMiddleware:
         try:
             request = await _off(size, read_request, path, data, self.limits)
             if request.texts.wanted is not None:
-                raise Refusal(400, "ck.retrieve: this server has no index.", "Search yourself and send ck.passages.")
+                request = await asyncio.to_thread(self._retriever.find, request)
             names, server = request.drafts, self._bound(scope)
             if len(names) > self.limits.pairs:
                 what = f"method {request.control.method!r} takes {len(names)} pairs; this server runs"
@@ -130,6 +148,30 @@ class CKMiddleware:
                 await shared.close()
         finally:
             self.pairs -= held
+
+    def _telling(self, send: Send) -> Send:
+        """Return a channel for the reply of ``/v1/models`` that adds to each model what can be asked of it."""
+        start: Message = {}
+        whole = b""
+
+        async def told(message: Message) -> None:
+            nonlocal start, whole
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            whole += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            if start["status"] == 200:
+                data = json.loads(whole)
+                for model in data["data"]:
+                    model["ck"] = told_model(self.limits, self._retriever, model.get("max_model_len"))
+                whole = json.dumps(data).encode()
+                start["headers"] = _sized(start, len(whole))
+            await send(start)
+            await send({"type": "http.response.body", "body": whole})
+
+        return told
 
     def _bound(self, scope: Scope) -> Server:
         """Return the server around us, bound at the first steered request: only a request knows the app."""
@@ -171,12 +213,24 @@ class CKMiddleware:
                 await reply(alone, lost=lost).run()
 
 
+def _index_from_env() -> Any:
+    """Open the index that `INDEX` names, and load its embedder; None where it is not set."""
+    folder = os.environ.get(INDEX, "").strip()
+    if not folder:
+        return None
+    from ...retrieval import Index
+
+    index = Index.open(folder)
+    index.embedder  # noqa: B018  loads it
+    return index
+
+
 async def _tokenizer(server: Server, request: Steered) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer, which passages need and a chat is better told with; None where there is none."""
     try:
-        return await server.tokenizer() if request.texts.source in ("passages", "messages") else None
+        return await server.tokenizer() if request.texts.source in (*BUILT, "messages") else None
     except Refusal:
-        if request.texts.source == "passages":
+        if request.texts.source in BUILT:
             raise
         return None
 
@@ -204,7 +258,7 @@ def _clean(data: Any) -> bytes:
     return json.dumps(without_ours(data), ensure_ascii=True).encode()
 
 
-def _sized(scope: Scope, size: int) -> list[tuple[bytes, bytes]]:
+def _sized(scope: Scope | Message, size: int) -> list[tuple[bytes, bytes]]:
     dropped = (b"content-length", b"transfer-encoding")
     headers = [(name, value) for name, value in scope["headers"] if name.lower() not in dropped]
     return [*headers, (b"content-length", str(size).encode())]

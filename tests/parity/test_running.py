@@ -1,0 +1,150 @@
+"""Questions that join and leave a running batch have the tokens, traces and drafts of `generate` alone."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+import ckcontrol as ck
+from ckcontrol.decoding import static_step
+from ckcontrol.decoding.inputs import plan_of
+from ckcontrol.decoding.refusals import eos_ids
+from ckcontrol.decoding.running import Row, RunningBatch
+from ckcontrol.errors import NonFiniteLogits
+from ckcontrol.models.tiny import tiny_model
+
+FAMILIES = ["llama", "gpt2", "gemma2", "gemma3", "mistral", "gpt_neox"]
+TOWNS = ["Orvendale", "Vess", "Quarrow on the Tellin"]
+
+
+def question(number: int, *, one_stream: bool = False) -> tuple[Any, ck.Control, ck.GenerateOptions]:
+    """A pair's texts, a control and options, all different."""
+    rng = random.Random(number)
+    method = "off" if one_stream else rng.choice(["ck-plug", "cad", "adacad", "coiecd", "nwcad", "dial", "grd"])
+    dial = {"alpha": rng.choice([0, 0.2, 0.8, 1])} if method in ("ck-plug", "cad", "dial") else {}
+    more = {"candidates": rng.choice([4, 8])} if method == "ck-plug" and rng.random() < 0.5 else {}
+    passages = [f"{rng.random()} lies there. " * rng.randint(1, 6)]
+    options = {"max_new_tokens": rng.randint(1, 30), "trace": not one_stream and rng.random() < 0.5}
+    if rng.random() < 0.4:
+        options |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 40, "seed": number}
+    if rng.random() < 0.3:
+        options |= {"repetition_penalty": 1.3, "penalty_scope": rng.choice(["all", "generated"])}
+    asked = f"What of {rng.choice(TOWNS)}? " * rng.randint(1, 4), passages
+    return asked, ck.Control(method, **dial, **more), ck.GenerateOptions(**options)
+
+
+def run(model: Any, tokenizer: Any, numbers: list[int], seed: int, one_stream: bool = False) -> dict[int, list[Row]]:
+    """Let questions join a batch at random steps, some of them leaving early; return the rows of the others."""
+    rng = random.Random(seed)
+    ends = sorted(eos_ids(model, tokenizer))
+    batch, left, waiting = RunningBatch(), {}, list(numbers)
+    under_way: dict[int, list[Row]] = {}
+    while waiting or under_way:
+        for _ in range(rng.choice([0, 1, 1, 3]) if under_way else 1):
+            if waiting:
+                number = waiting.pop(0)
+                asked, control, options = question(number, one_stream=one_stream)
+                pair = ck.build_pair(tokenizer, *asked, ends=ends)
+                assert batch.joins
+                under_way[number] = batch.join(plan_of(model, tokenizer, [pair], [control], options, ends=ends))
+        for number, rows in list(under_way.items()):
+            longest = rows[0].plan.max_new_tokens
+            for row in rows:
+                assert row.error is None
+                row.ended = row.ended or row.tokens[-1] in ends or len(row.tokens) >= longest
+            if number % 7 == 6 and len(rows[0].tokens) > 3:  # whoever asked has left
+                for row in rows:
+                    row.ended = True
+                del under_way[number]
+            elif all(row.ended for row in rows):
+                left[number] = under_way.pop(number)
+        batch.step()
+    assert not batch.rows
+    return left
+
+
+def compare(model: Any, tokenizer: Any, made: dict[int, list[Row]], one_stream: bool = False) -> None:
+    for number, rows in made.items():
+        (text, passages), control, options = question(number, one_stream=one_stream)
+        answer = ck.generate(model, tokenizer, text, passages, control=control, options=options)
+        if answer.drafts:
+            assert [row.tokens for row in rows] == [list(draft.token_ids) for draft in answer.drafts]
+            evidence = [row.recorder.evidence(0) for row in rows if row.recorder]
+            chosen = rows[0].plan.drafts.choose_one(0, [row.tokens for row in rows], evidence)
+            assert [draft.given for draft in chosen] == [draft.given for draft in answer.drafts]
+            continue
+        (row,) = rows
+        assert row.tokens == list(answer.token_ids), number
+        if options.trace and row.recorder is not None:
+            told = row.recorder.rows(0)
+            assert len(told) == len(answer.tokens)
+            for mine, theirs in zip(told, answer.tokens, strict=True):
+                assert mine[0] == pytest.approx(theirs.logp_final, abs=1e-5 * max(1, theirs.tau))
+                assert mine[1] == pytest.approx(theirs.h_par, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_join_and_leave(family: str) -> None:
+    model, tokenizer = tiny_model(family)
+    made = run(model, tokenizer, list(range(24)), seed=1)
+    assert len(made) > 16
+    compare(model, tokenizer, made)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_rows_of_one_stream(family: str) -> None:
+    model, tokenizer = tiny_model(family)
+    compare(model, tokenizer, run(model, tokenizer, list(range(12)), seed=2, one_stream=True), one_stream=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_rows_of_static_steps(family: str, monkeypatch) -> None:
+    """What a GPU does, without its graphs."""
+    model, tokenizer = tiny_model(family)
+    monkeypatch.setattr(static_step, "FORCED", True)
+    made = run(model, tokenizer, list(range(12)), seed=3)
+    monkeypatch.setattr(static_step, "FORCED", False)
+    compare(model, tokenizer, made)
+
+
+def test_tokens_are_those_of_the_reference() -> None:
+    model, tokenizer = tiny_model("llama")
+    ends = sorted(eos_ids(model, tokenizer))
+    batch, control = RunningBatch(), ck.Control("cad", 0.2)
+    pairs = [ck.build_pair(tokenizer, "Which? " * n, ["The Tellin. " * (5 - n)], ends=ends) for n in range(1, 5)]
+    options = ck.GenerateOptions(max_new_tokens=12, trace=False)
+    rows = []
+    for pair in pairs:
+        rows += batch.join(plan_of(model, tokenizer, [pair], [control], options, ends=ends))
+        batch.step()
+        batch.step()
+    while not all(len(row.tokens) >= 12 for row in rows):
+        batch.step()
+    for pair, row in zip(pairs, rows, strict=True):
+        want = ck.reference_generate(
+            model, pair.contextual, pair.parametric, control, max_new_tokens=12, eos=ends, vocab_size=len(tokenizer)
+        )
+        assert row.tokens[: len(want)] == want
+
+
+def test_what_is_wrong_with_a_row_ends_it_alone() -> None:
+    model, tokenizer = tiny_model("llama")
+    with torch.no_grad():
+        (at,) = tokenizer("@", add_special_tokens=False)["input_ids"]
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+        model.get_input_embeddings().weight[at] = torch.nan
+        model.lm_head.weight[at] = 0
+    batch, options = RunningBatch(), ck.GenerateOptions(max_new_tokens=6, trace=False)
+    rows = []
+    for text in ("What?", "What @?", "Who?"):
+        pair = ck.build_pair(tokenizer, text, ["The Tellin."])
+        rows += batch.join(plan_of(model, tokenizer, [pair], [ck.Control("cad", 0.2)], options, ends=[]))
+    for _ in range(5):
+        batch.step()
+    assert isinstance(rows[1].error, NonFiniteLogits) and not rows[1].tokens
+    for text, row in (("What?", rows[0]), ("Who?", rows[2])):
+        answer = ck.generate(model, tokenizer, text, ["The Tellin."], control=ck.Control("cad", 0.2), options=options)
+        assert row.error is None and row.tokens[: len(answer.token_ids)] == list(answer.token_ids)
