@@ -214,7 +214,7 @@ def measure(
         answers[f"alpha {alpha:g}"] = [a.text for a in made]
         records += made
         found = [  # the same at every alpha
-            any(wanted[f.subject] in " ".join(hit.passage.text.split()) for hit in a.cited)
+            any(wanted[f.subject] in " ".join(hit.passage.text.split()) for hit in a.prompted)
             for f, a in zip(asked, made, strict=True)
         ]
     if args.answers:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .citations import Sentence, cite
 from .control import Control
 
 __all__ = ["Answer", "Draft", "TokenTrace"]
@@ -119,6 +120,11 @@ class Answer:
         """Number of tokens on which the policy acted."""
         return sum(token.switched for token in self.tokens)
 
+    @property
+    def cited(self) -> tuple[Sentence, ...]:
+        """The sentences of the text, each with the places in `passages` of those that support it; see `cite`."""
+        return cite(self.text, self.passages, self.question)
+
     def summary(self) -> dict[str, float | int | str | None]:
         """Return counts and means over the answer: tokens, switched, mean gain and how often each stream agreed.
 
@@ -142,6 +148,7 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON-ready values."""
         data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()}
+        data["cited"] = [sentence.to_dict() for sentence in self.cited]
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
         tokens = [{name: _finite(value) for name, value in asdict(token).items()} for token in self.tokens]
         drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
@@ -154,7 +161,7 @@ class Answer:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Answer:
         """Rebuild an answer from `to_dict`."""
-        values = {k: v for k, v in data.items() if k not in ("schema", "summary")}
+        values = {k: v for k, v in data.items() if k not in ("schema", "summary", "cited")}
         values["tokens"] = tuple(TokenTrace(**token) for token in values["tokens"])
         drafts = [{**draft, "token_ids": tuple(draft["token_ids"])} for draft in values.get("drafts", ())]
         values["drafts"] = tuple(Draft(**draft) for draft in drafts)

@@ -24,6 +24,7 @@ from .errors import ControlError, PromptError, RetrievalError, did_you_mean
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
+    from .citations import Sentence
     from .decoding.prompts import PromptTemplate
     from .retrieval import Hit
 
@@ -57,7 +58,12 @@ class RagAnswer:
         return self.answer.thinking
 
     @property
-    def cited(self) -> tuple[Hit, ...]:
+    def cited(self) -> tuple[Sentence, ...]:
+        """The sentences of the answer, each with the places in `hits` of those that support it; none is memory."""
+        return self.answer.cited
+
+    @property
+    def prompted(self) -> tuple[Hit, ...]:
         """The hits whose passages stood in the prompt, in its order; fewer than `hits` when not all fitted."""
         return self.hits[: len(self.answer.passages)]  # a prompt is cut from its end, see `build_pair`
 
@@ -79,7 +85,7 @@ class RagAnswer:
         if self.closed_book:
             return "No passage fitted the prompt: answered closed book, from memory alone."
         parts = [f"passage {self.hits[place].rank} was cut" for place in self._cut()]
-        left = [hit.rank for hit in self.hits[len(self.cited) :]]
+        left = [hit.rank for hit in self.hits[len(self.prompted) :]]
         if left:
             which = f"passage {left[0]} was" if len(left) == 1 else f"passages {left[0]} to {left[-1]} were"
             parts.append(f"{which} left out")
@@ -87,19 +93,23 @@ class RagAnswer:
 
     def _cut(self) -> list[int]:
         """Places of the hits whose passages stood in the prompt shortened."""
-        pairs = zip(self.cited, self.answer.passages, strict=True)
+        pairs = zip(self.prompted, self.answer.passages, strict=True)
         return [place for place, (hit, kept) in enumerate(pairs) if kept.split() != hit.passage.text.split()]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
-        cited, cut = len(self.cited), self._cut()
+        prompted, cut = len(self.prompted), self._cut()
+        sentences = self.cited
+        cited = {place for sentence in sentences for place in sentence.passages}
         return {
             "question": self.answer.question,
             "text": self.text,
             "closed_book": self.closed_book,
             "notice": self.notice,
+            "cited": [sentence.to_dict() for sentence in sentences],
             "hits": [
-                {**hit.to_dict(), "cited": place < cited, "cut": place in cut} for place, hit in enumerate(self.hits)
+                {**hit.to_dict(), "prompted": place < prompted, "cited": place in cited, "cut": place in cut}
+                for place, hit in enumerate(self.hits)
             ],
             "answer": self.answer.to_dict(),
         }
@@ -116,25 +126,33 @@ class RagAnswer:
         """Print the answer token by token, then the passages it was made from."""
         from rich.console import Console
 
-        from .views.terminal import print_answer, print_hits
+        from .views.terminal import print_answer, print_cited, print_hits
 
         console = Console()
         print_answer(self.answer, console)
         console.print()
-        print_hits(self.cited, self.answer.question, console, notice=self.notice)
+        print_cited(self.cited, self.hits, console)
+        print_hits(self.prompted, self.answer.question, console, notice=self.notice)
 
     def to_page(self) -> str:
         """Return a self-contained HTML page: the answer token by token, its passages, every recorded figure."""
-        from .views.describe import hit_label
         from .views.html import answer_page
 
-        return answer_page(self.answer, [hit_label(hit) for hit in self.cited], notice=self.notice)
+        return answer_page(self.answer, self._captions(), notice=self.notice)
+
+    def _captions(self) -> list[str]:
+        from .views.describe import cited_line, hit_label
+
+        sentences = self.cited
+        return [
+            " · ".join(filter(None, (hit_label(hit), cited_line(sentences, place))))
+            for place, hit in enumerate(self.prompted)
+        ]
 
     def _repr_html_(self) -> str:
-        from .views.describe import hit_label
         from .views.html import answer_html, passages_html
 
-        passages = passages_html(self.answer, [hit_label(hit) for hit in self.cited], notice=self.notice)
+        passages = passages_html(self.answer, self._captions(), notice=self.notice)
         return f'{answer_html(self.answer)}\n<div class="ck ck-alone">{passages}</div>'
 
 
@@ -150,6 +168,7 @@ class Rag:
         control: Which policy and how far, for every answer; None is ``Control()``, the unmodified model.
         k: Passages per question.
         mode: How to search, e.g. "hybrid"; None leaves it to the index ("dense" for an `Index`).
+        min_score: Leave out passages that score less, so that they are neither cited nor amplified; see `Index.search`.
         where: A filter that every search keeps to; the one `ask` gets can only narrow it.
         reranker: Puts what was found in a new order; see `Index.search`.
         truncate: "passages": a passage that does not fit the model's window is cut, or left out with those after it,
@@ -166,7 +185,7 @@ class Rag:
     Example:
         >>> rag = Rag("demo", Index.open("idx/"), control=Control(alpha=0.3))  # doctest: +SKIP
         >>> answer = rag.ask("When was the bridge finished?")                  # doctest: +SKIP
-        >>> answer.text, [hit.passage.source for hit in answer.cited]          # doctest: +SKIP
+        >>> [(s.text, [answer.hits[p].passage.source for p in s.passages]) for s in answer.cited]  # doctest: +SKIP
     """
 
     def __init__(
@@ -180,6 +199,7 @@ class Rag:
         control: Control | None = None,
         k: int = 4,
         mode: str | None = None,
+        min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
         reranker: Any = None,
         truncate: str | None = "passages",
@@ -201,6 +221,7 @@ class Rag:
         check_tokenizer(self.model, self.tokenizer)
         self.index = index
         self.template, self.template_kwargs, self.truncate = template, template_kwargs, truncate
+        self.min_score = min_score
         self.k, self.mode, self.where, self.reranker = k, mode, where, reranker
 
     @overload
@@ -214,6 +235,7 @@ class Rag:
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
         mode: str | None = None,
+        min_score: float | None = None,
         streamer: BaseStreamer | None = None,
         **options: Any,
     ) -> RagAnswer: ...
@@ -228,6 +250,7 @@ class Rag:
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
         mode: str | None = None,
+        min_score: float | None = None,
         streamer: BaseStreamer | None = None,
         **options: Any,
     ) -> list[RagAnswer]: ...
@@ -242,6 +265,7 @@ class Rag:
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
         mode: str | None = None,
+        min_score: float | None = None,
         streamer: BaseStreamer | None = None,
         **options: Any,
     ) -> list[RagAnswer]: ...
@@ -257,6 +281,7 @@ class Rag:
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
         mode: str | None = None,
+        min_score: float | None = None,
         streamer: BaseStreamer | None = None,
         **options: Any,
     ) -> RagAnswer | list[RagAnswer]:
@@ -274,6 +299,7 @@ class Rag:
             k: As for the object.
             where: A further filter: what is found meets this one and the object's.
             mode: As for the object.
+            min_score: As for the object.
             streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once.
             **options: Fields of `GenerateOptions` that replace the object's; and what `generate` takes beside them:
                 ``tools``, ``processors``, ``criteria``, ``json_schema``, ``grammar``, ``regex``.
@@ -290,6 +316,7 @@ class Rag:
         controls_for(self.control if control is None else control, len(asked))
         queries = _queries(asked, query, single, "question" if messages is None else "messages")
         how = {"where": both(self.where, where), "mode": mode or self.mode, "reranker": self.reranker}
+        how["min_score"] = self.min_score if min_score is None else min_score
         count = self.k if k is None else check_integer("k", k, 1, 10_000)
         found = self.index.search(queries, count, **{name: value for name, value in how.items() if value is not None})
         told = [[hit for hit in hits if hit.passage.text.strip()] for hits in found]

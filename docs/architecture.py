@@ -24,15 +24,15 @@ TREES = {"ckcontrol": ROOT / "ckcontrol", "ckcontrol.retrieval": ROOT / "retriev
 # floor or above. A file directly in ckcontrol/ is a room of its own here.
 FLOORS = [
     ["errors"],
-    ["arguments", "child_python", "rates", "tables"],
-    ["fusion", "views"],
+    ["arguments", "child_python", "hub", "rates", "tables", "words"],
+    ["citations", "fusion", "views"],
     ["policies"],
     ["control"],
     ["answer"],
     ["decoding", "models"],
     ["heads", "retrieval"],
     ["rag"],
-    ["eval", "serving"],
+    ["eval", "integrations", "serving"],
     ["demo", "doctor", "vllm"],
     ["cli"],
     ["__main__"],

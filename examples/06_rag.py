@@ -44,7 +44,7 @@ def main(name: str = "demo") -> None:
     rag = ck.Rag(model, index, control=ck.Control(alpha=0.4), k=2, max_new_tokens=16)
     for answer in rag.ask(QUESTIONS):
         print(f"{answer.answer.question}\n  {answer.text!r}")
-        for hit in answer.cited:
+        for hit in answer.prompted:
             print(f"  {hit.score:.2f}  {hit.passage.text}")
     nothing = rag.ask("Bees?", mode="bm25")
     print(f"Bees?\n  {nothing.notice}")

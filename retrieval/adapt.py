@@ -124,6 +124,7 @@ class AdaptedRetriever:
         mode: None = None,
         reranker: None = None,
         effort: None = None,
+        min_score: None = None,
     ) -> list[Hit]: ...
 
     @overload
@@ -136,6 +137,7 @@ class AdaptedRetriever:
         mode: None = None,
         reranker: None = None,
         effort: None = None,
+        min_score: None = None,
     ) -> list[list[Hit]]: ...
 
     def search(
@@ -147,6 +149,7 @@ class AdaptedRetriever:
         mode: object = None,
         reranker: object = None,
         effort: object = None,
+        min_score: object = None,
     ) -> list[Hit] | list[list[Hit]]:
         """Return at most `k` passages, in the framework's order.
 
@@ -159,16 +162,18 @@ class AdaptedRetriever:
         Args:
             queries: One question (a list of hits comes back) or several (a list of lists, in order).
             k: How many passages a question gets.
-            where: Refused unless None, as are `mode`, `reranker` and `effort`: frameworks set these their own way.
+            where: Refused unless None, as are the options below: frameworks set these their own way.
             mode: See `where`.
             reranker: See `where`; `ckcontrol.retrieval.rerank` re-ranks any hits.
             effort: See `where`.
+            min_score: See `where`; many frameworks give no scores.
 
         Raises:
             RetrievalError: A question is blank, `k` is not a positive whole number, an option is not supported, the
                 retriever failed, or a document's text is not text.
         """
-        for option, value in {"where": where, "mode": mode, "reranker": reranker, "effort": effort}.items():
+        told = {"where": where, "mode": mode, "reranker": reranker, "effort": effort, "min_score": min_score}
+        for option, value in told.items():
             if value is not None:
                 raise RetrievalError(f"{self.name} does not take {option}={value!r}.", UNSUPPORTED)
         check_count("k", k)

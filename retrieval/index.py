@@ -248,7 +248,13 @@ class Index(PassageIndex):
             raise RetrievalError(f"mode={mode!r} is not a way to search.", did_you_mean(str(mode), MODES))
 
     def _find(
-        self, queries: list[str], k: int, conditions: tuple[Condition, ...], mode: str, effort: int | None
+        self,
+        queries: list[str],
+        k: int,
+        conditions: tuple[Condition, ...],
+        mode: str,
+        effort: int | None,
+        nearest: float | None = None,
     ) -> list[list[Hit]]:
         if self._closed:
             raise RetrievalError(f"the index at {str(self.path)!r} is closed.", "Open it again.")
@@ -257,7 +263,7 @@ class Index(PassageIndex):
             self._told = True
             log.warning("The words of the index at %s are %s.", self.path, WORDS_OF_OLD)
         vectors = None if mode == "bm25" else self.embedder.encode(queries, query=True)
-        return snapshot.search(queries, vectors, k, conditions, mode, effort)
+        return snapshot.search(queries, vectors, k, conditions, mode, effort, nearest)
 
     @property
     def embedder(self) -> TextEncoder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ckcontrol.errors import RetrievalError
 
-from .types import Hit, check_count, check_queries
+from .types import Hit, check_count, check_floor, check_queries
 from .where import Condition, parse_where
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class PassageIndex(ABC):
         mode: str = "dense",
         reranker: TextScorer | None = None,
         effort: int | None = None,
+        min_score: float | None = None,
     ) -> list[Hit]: ...
 
     @overload
@@ -48,6 +49,7 @@ class PassageIndex(ABC):
         mode: str = "dense",
         reranker: TextScorer | None = None,
         effort: int | None = None,
+        min_score: float | None = None,
     ) -> list[list[Hit]]: ...
 
     def search(
@@ -59,6 +61,7 @@ class PassageIndex(ABC):
         mode: str = "dense",
         reranker: TextScorer | None = None,
         effort: int | None = None,
+        min_score: float | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """Return the `k` best passages, best first; all of them when there are fewer. Equal texts are found once.
 
@@ -69,25 +72,34 @@ class PassageIndex(ABC):
             mode: "dense": by meaning; "bm25": by words; "hybrid": both, fused by reciprocal rank. A `MilvusIndex` has
                 only "dense".
             reranker: Reads the first 5 k candidates with the question and orders them anew.
+            min_score: Passages below it are left out, so fewer than `k` may come back, or none. Of what they are ranked
+                by: cosine, BM25, the re-ranker's score; of "hybrid", whose own scores say only which place a passage
+                has, the cosine. What is far is a matter of the embedder and the corpus, so there is no default.
             effort: How far an approximate index looks (ef_search of HNSW, nprobe of an IVF); None: a good default.
 
         Raises:
-            RetrievalError: A blank question, an option out of range, or a closed index; for a `MilvusIndex` also
-                whatever Milvus reports.
+            RetrievalError: A blank question, an option out of range, a floor that is no finite number, or a closed
+                index; for a `MilvusIndex` also whatever Milvus reports.
         """
         check_count("k", k)
         if effort is not None:
             check_count("effort", effort)
+        if min_score is not None:
+            check_floor(min_score)
         self._check_mode(mode)
         conditions = parse_where(where)
         several = check_queries(queries)
         if not several:
             return []
-        hits = self._find(several, k if reranker is None else k * RERANK_DEPTH, conditions, mode, effort)
+        fused = mode == "hybrid" and reranker is None
+        depth = k if reranker is None else k * RERANK_DEPTH
+        hits = self._find(several, depth, conditions, mode, effort, min_score if fused else None)
         if reranker is not None:
             from .rerank import rerank
 
             hits = [rerank(query, found, reranker, k) for query, found in zip(several, hits, strict=True)]
+        if min_score is not None and not fused:
+            hits = [[hit for hit in found if hit.score >= min_score] for found in hits]
         return hits[0] if isinstance(queries, str) else hits
 
     @abstractmethod
@@ -96,9 +108,15 @@ class PassageIndex(ABC):
 
     @abstractmethod
     def _find(
-        self, queries: list[str], k: int, conditions: tuple[Condition, ...], mode: str, effort: int | None
+        self,
+        queries: list[str],
+        k: int,
+        conditions: tuple[Condition, ...],
+        mode: str,
+        effort: int | None,
+        nearest: float | None = None,
     ) -> list[list[Hit]]:
-        """Return the best `k` passages of each query; everything was checked before."""
+        """Return the best `k` passages of each query; everything was checked before. `nearest`: see "hybrid" above."""
 
     @abstractmethod
     def close(self) -> None:

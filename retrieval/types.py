@@ -5,13 +5,24 @@ Plain values: no vectors, no files, no index.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckcontrol.errors import RetrievalError, did_you_mean
 
-__all__ = ["METRICS", "Document", "Hit", "Passage", "Skipped", "check_choice", "check_count", "check_queries"]
+__all__ = [
+    "METRICS",
+    "Document",
+    "Hit",
+    "Passage",
+    "Skipped",
+    "check_choice",
+    "check_count",
+    "check_floor",
+    "check_queries",
+]
 
 METRICS = ("cosine", "ip")  # ip: inner products of vectors as they come
 
@@ -110,6 +121,16 @@ def check_count(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RetrievalError(f"{name}={value!r} is not a positive whole number.", "Give 1 or more.")
+
+
+def check_floor(value: Any) -> None:
+    """Refuse a least score that is not a finite number.
+
+    Raises:
+        RetrievalError: Naming the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RetrievalError(f"min_score={value!r} is not a finite number.", "Like 0.3, of the scores that come back.")
 
 
 def check_queries(queries: str | Sequence[str]) -> list[str]:

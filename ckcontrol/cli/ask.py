@@ -21,6 +21,7 @@ def ask(
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many passages.")] = 4,
     mode: options.Search = options.Mode.dense,
     where: options.Where = [],  # noqa: B006  typer copies it
+    min_score: options.MinScore = None,
     rerank: options.Rerank = None,
     embedder: options.Embedder = None,
     *,
@@ -32,9 +33,10 @@ def ask(
 ) -> None:
     """Retrieve passages and answer from them, from memory, or anywhere between.
 
-    Prints the answer and the passages it was made from. Says so when passages had to be cut, or none were found.
+    Prints the answer, what each of its sentences rests on, and the passages. Says so when passages had to be cut, or
+    none were found.
     """
-    from ..views.terminal import print_hits
+    from ..views.terminal import print_cited, print_hits
 
     if not question.strip():
         raise PromptError("the question is empty.", "Ask something.")
@@ -57,6 +59,7 @@ def ask(
         template_kwargs=variables,
         k=k,
         mode=mode.value,
+        min_score=min_score,
         where=conditions,
         reranker=reranker,
         options=drawn,
@@ -70,6 +73,7 @@ def ask(
         if not given.stream:
             typer.echo(given.said(answer.answer))
         typer.echo()
-        print_hits(answer.cited, question, notice=answer.notice)
+        print_cited(answer.cited, answer.hits)
+        print_hits(answer.prompted, question, notice=answer.notice)
     if explain is not None:
         typer.echo(f"Wrote {explain}", err=given.json)

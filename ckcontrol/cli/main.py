@@ -70,6 +70,10 @@ LISTED = {
     "serve-vllm": Listed(
         "serve_vllm:serve_vllm", "Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API."
     ),
+    "export-hub": Listed(
+        "export_hub:export_hub",
+        "Write a custom generation repository: `model.generate(custom_generate=FOLDER, trust_remote_code=True)`.",
+    ),
     "index": Listed("index:index_app", "Build, update and check an index of passages.", RETRIEVAL),
     "heads": Listed(
         "heads.find:app",

@@ -107,6 +107,10 @@ Where = Annotated[
         help="On metadata, quoted: 'year>=2000', 'lang=en'; also !=, <=, >, <. Repeatable; all must hold.",
     ),
 ]
+MinScore = Annotated[
+    float | None,
+    typer.Option(metavar="SCORE", help="Leave out passages that score less.", show_default="none left out"),
+]
 Rerank = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Cross-encoder: a folder or an id.", show_default=False)
 ]

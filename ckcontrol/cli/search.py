@@ -19,6 +19,7 @@ def search(
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many passages.")] = 5,
     mode: options.Search = options.Mode.dense,
     where: options.Where = [],  # noqa: B006  typer copies it
+    min_score: options.MinScore = None,
     rerank: options.Rerank = None,
     embedder: options.Embedder = None,
     json: options.AsJson = False,
@@ -32,7 +33,7 @@ def search(
     opened = options.open_index(index, embedder)
     reranker = options.load_reranker(rerank)
     with Console(stderr=True).status("Searching ..."):
-        hits = opened.search(query, k, where=conditions, mode=mode.value, reranker=reranker)
+        hits = opened.search(query, k, where=conditions, mode=mode.value, reranker=reranker, min_score=min_score)
     if json:
         records = [hit.to_dict() for hit in hits]
         typer.echo(escape_json(json_module.dumps({"query": query, "hits": records}, ensure_ascii=False)))

@@ -18,7 +18,7 @@ from .plain_text import LOCK, check_text, plain_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PromptPair", "PromptTemplate", "build_pair", "passage_list", "plain_ids"]
+__all__ = ["PromptPair", "PromptTemplate", "build_pair", "passage_list", "passage_text", "plain_ids"]
 
 _MARK = "ckcontrolBODYckcontrol"
 _MAX_CHARS = 20_000_000
@@ -139,7 +139,9 @@ def build_pair(
     """
     template = _with_variables(template, template_kwargs)
     turns = _turns(question, messages, template)
-    passages = [_text_of(f"passage {i + 1}", passage) for i, passage in enumerate(passage_list("passages", passages))]
+    passages = [
+        passage_text(f"passage {i + 1}", passage) for i, passage in enumerate(passage_list("passages", passages))
+    ]
     if sum(map(len, passages)) + sum(len(turn.text) for turn in turns) > _MAX_CHARS:
         raise PromptError(f"question and passages exceed {_MAX_CHARS:,} characters.", "Split or shorten them.")
     if truncate not in (None, "passages"):
@@ -195,7 +197,7 @@ def _holds_text(thing: Any) -> bool:
     return not isinstance(thing, type) and any(hasattr(thing, name) for name in (*_TEXTS, "passage"))
 
 
-def _text_of(name: str, passage: Any) -> str:
+def passage_text(name: str, passage: Any) -> str:
     """Return the text of a passage: a string, a document of another framework, a `Passage` or a `Hit`."""
     held = passage
     if not isinstance(passage, (str, bytes, bytearray)) and _holds_text(passage):

@@ -141,9 +141,15 @@ class _Server:
             shared = Shared(receive)
             try:
                 async with LocalSource(self._engine, request, job, self._name, shared, self._limits.seconds) as source:
-                    translated, thinking = path == CHAT, job.pair.thinking
                     reply = SteeredReply(
-                        self._engine, request, source.pair, source, send, translated=translated, thinking=thinking
+                        self._engine,
+                        request,
+                        source.pair,
+                        source,
+                        send,
+                        translated=path == CHAT,
+                        thinking=job.pair.thinking,
+                        passages=job.pair.passages,
                     )
                     await reply.run()
             finally:

@@ -34,12 +34,14 @@ class Wanted:
     Attributes:
         k: Passages.
         mode: How to search; None leaves it to the index.
+        min_score: Leave out passages below it; None takes all.
         where: A filter; what its names and conditions are is for the index to say.
         query: What to search by; None is the question.
     """
 
     k: int = 4
     mode: str | None = None
+    min_score: float | None = None
     where: Mapping[str, Any] | None = None
     query: str | None = None
 
@@ -129,13 +131,18 @@ def _plain(chat: bool, body: Mapping[str, Any], limits: Limits) -> Texts:
 
 def _wanted(given: Any, limits: Limits) -> Wanted:
     if not isinstance(given, dict):
-        raise ServingError(f"ck.retrieve is {kind(given)}.", 'Like {"k": 4}, with mode, where and query if you like.')
+        raise ServingError(
+            f"ck.retrieve is {kind(given)}.", 'Like {"k": 4}, with mode, min_score, where and query if you like.'
+        )
     known = [field.name for field in fields(Wanted)]
     for name, value in given.items():
         if name not in known:
             raise ServingError(f"ck.retrieve.{name[:64]} is unknown.", did_you_mean(name[:64], known))
         wrong = value is not None and not isinstance(value, {"where": dict}.get(name, str))
-        if name != "k" and (wrong or (name == "query" and value is not None and not value.strip())):
+        if name == "min_score":
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ServingError(f"ck.retrieve.min_score={shown(value)}.", "Give a number.")
+        elif name != "k" and (wrong or (name == "query" and value is not None and not value.strip())):
             raise ServingError(f"ck.retrieve.{name}={shown(value)}.", "Give text." if name != "where" else "An object.")
     _bound(len(json.dumps(given)), limits)
     kept = {name: value for name, value in given.items() if value is not None}

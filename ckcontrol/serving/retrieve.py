@@ -38,7 +38,7 @@ class Retriever:
         if self._index is None or wanted is None:
             raise ServingError("ck.retrieve: this server has no index.", "Start it with --index, or send ck.passages.")
         question = question_of(read_turns(texts.messages)) if texts.messages is not None else texts.question
-        how = {"where": wanted.where, "mode": wanted.mode}
+        how = {"where": wanted.where, "mode": wanted.mode, "min_score": wanted.min_score}
         given = {name: value for name, value in how.items() if value is not None}
         try:
             found = self._index.search([wanted.query or question], wanted.k, **given)[0]

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..citations import cite
 from ..decoding.recorder import record
 from ..decoding.token_texts import Thoughts, pieces
 from ..errors import CKError
@@ -97,6 +98,7 @@ class SteeredReply:
         translated: The inner endpoint is another than the client asked.
         thinking: The prompt ended in an open thought.
         falls_back: A pair lost before anything was sent is reported by `run`, not to the client.
+        passages: Those that stand in the prompt, where they are not all of the request's.
         lost: Why the pair was lost; then this answer is the contextual row's alone.
     """
 
@@ -111,6 +113,7 @@ class SteeredReply:
         translated: bool,
         thinking: bool = False,
         falls_back: bool = False,
+        passages: Sequence[str] | None = None,
         lost: str = "",
     ) -> None:
         self._server, self._request, self._pair = server, request, pair
@@ -122,6 +125,8 @@ class SteeredReply:
         self._opened, self._tells = thinking, request.body.get("include_reasoning") is not False
         self._started = False
         self._first = True
+        self._passages = request.texts.passages if passages is None else passages
+        self._text: list[str] = []
         self._ids: list[int] = []  # of the answer, as far as vLLM was asked for them
 
     async def run(self) -> str:
@@ -185,6 +190,7 @@ class SteeredReply:
                 part_thought(part, opened=self._opened, told=self._tells)
             else:
                 part_chunk(part, self._thoughts, told=self._tells)
+        self._text += [told for choice in part.get("choices", ())[:1] if (told := _said(choice))]
         if (whole or reason is not None) and self._request.texts.source != PLAIN:
             part["ck"] = await self._echo()
         data = json.dumps(part, ensure_ascii=False).encode() if whole else event(part)
@@ -202,6 +208,9 @@ class SteeredReply:
     async def _echo(self) -> dict[str, Any]:
         """Return ``ck`` of the reply; the pair has ended."""
         told, traced = self._request.echo(), self._request.trace
+        if self._passages:
+            given = "".join(self._text), self._passages, self._request.texts.asked
+            told["cited"] = [sentence.to_dict() for sentence in await asyncio.to_thread(cite, *given)]
         if self._lost:
             told.pop("seed", None)  # not in effect
             return told | {"fallback": "contextual", "fallback_reason": self._lost}
@@ -226,6 +235,12 @@ class SteeredReply:
             headers += [] if more else [(b"content-length", str(len(data)).encode())]
             await self._exchange.send(self._send, {**start, "headers": headers})
         await self._exchange.send(self._send, {"type": "http.response.body", "body": data, "more_body": more})
+
+
+def _said(choice: dict[str, Any]) -> str:
+    """Return what a choice adds to the answer, in whichever form; a thought adds nothing."""
+    holder = choice.get("message") or choice.get("delta") or {}
+    return holder.get("content") or choice.get("text") or ""
 
 
 async def refuse(send: Send, error: CKError) -> None:

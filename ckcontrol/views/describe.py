@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .safe_text import clean
-from .shape import AnswerShape, HitShape, MarkedToken, RunningText, TokenShape
+from .shape import AnswerShape, HitShape, MarkedToken, RunningText, SentenceShape, TokenShape
 
 __all__ = [
     "MARK",
     "Shown",
+    "cited_line",
     "control_label",
     "draft_lines",
     "excerpt",
@@ -210,6 +212,17 @@ def hit_label(hit: HitShape) -> str:
     if "document" in passage.metadata:  # cut from a document: the id says which piece
         name = passage.id if passage.id.startswith(passage.source) else f"{passage.source} · {passage.id}"
     return f"[{hit.rank}] {number(hit.score, 4)}  {' '.join(clean(name, 200).split())}"
+
+
+def cited_line(sentences: Sequence[SentenceShape], place: int) -> str:
+    """Return which sentences of an answer a passage supports, for its caption; empty where there are none."""
+    if not sentences:
+        return ""
+    told = [number for number, sentence in enumerate(sentences, 1) if place in sentence.passages]
+    if len(sentences) == 1:
+        return "cited" if told else "not cited"
+    which = f"sentence{'s' * (len(told) > 1)} {', '.join(map(str, told))}"
+    return f"cited for {which}" if told else "not cited"
 
 
 def hit_metadata(hit: HitShape) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "PassageShape",
     "PolicyShape",
     "RunningText",
+    "SentenceShape",
     "TokenShape",
 ]
 
@@ -168,6 +169,18 @@ class AnswerShape(RunningText[TokenShape], Protocol):
 
     def summary(self) -> Mapping[str, float | int | str | None]:
         """Return counts and shares over the answer."""
+
+
+class SentenceShape(Protocol):
+    """A sentence of an answer."""
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+
+    @property
+    def passages(self) -> Sequence[int]:
+        """Places of the passages that support it; none is memory."""
 
 
 class PassageShape(Protocol):

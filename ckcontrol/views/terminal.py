@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import describe, palette
 from .safe_text import clean
-from .shape import AnswerShape, HitShape
+from .shape import AnswerShape, HitShape, SentenceShape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["answer_table", "answer_text", "legend", "open_console", "print_answer", "print_hits", "print_table"]
+__all__ = [
+    "answer_table",
+    "answer_text",
+    "legend",
+    "open_console",
+    "print_answer",
+    "print_cited",
+    "print_hits",
+    "print_table",
+]
 
 UNBOUNDED = 160  # columns where there is no terminal, and so no edge
 LONGEST_TOKEN = 24  # columns
@@ -109,6 +118,23 @@ def _print_footer(answer: AnswerShape, console: Console) -> None:
     notice = describe.warning(answer)
     if notice:
         console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
+
+
+def print_cited(sentences: Sequence[SentenceShape], hits: Sequence[HitShape], console: Console | None = None) -> None:
+    """Print each sentence of an answer after the ranks of the passages that support it, or ``memory``."""
+    from rich.text import Text
+
+    console = console or open_console()
+    marks = ["".join(f"[{hits[place].rank}]" for place in s.passages) or "memory" for s in sentences]
+    for mark, sentence in zip(marks, sentences, strict=True):
+        told = " ".join(clean(sentence.text, None).split())
+        console.print(
+            Text(mark.ljust(max(map(len, marks))), "bold").append(f"  {told}", "not bold"),
+            highlight=False,
+            soft_wrap=True,
+        )
+    if sentences:
+        console.print()
 
 
 def print_hits(

@@ -210,7 +210,13 @@ class MilvusIndex(PassageIndex):
             raise RetrievalError(f"mode={mode!r} is not for Milvus.", "Use mode='dense', or an Index.")
 
     def _find(
-        self, queries: list[str], k: int, conditions: tuple[Condition, ...], mode: str, effort: int | None
+        self,
+        queries: list[str],
+        k: int,
+        conditions: tuple[Condition, ...],
+        mode: str,
+        effort: int | None,
+        nearest: float | None = None,
     ) -> list[list[Hit]]:
         from ..store.vectors import prepare
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckcontrol.errors import IndexMismatch
-
-from .words import VERSION as WORDS
+from ckcontrol.words import VERSION as WORDS
 
 __all__ = ["FORMAT", "VERSION", "Manifest", "Settings", "check_files", "digest_of"]
 

@@ -67,8 +67,12 @@ class Snapshot:
         conditions: tuple[Condition, ...] = (),
         mode: str = "dense",
         effort: int | None = None,
+        nearest: float | None = None,
     ) -> list[list[Hit]]:
-        """Return the best `k` passages per query; `vectors` may be None for "bm25"."""
+        """Return the best `k` passages per query; `vectors` may be None for "bm25".
+
+        Of a "hybrid" search only passages count whose vectors score `nearest` or more.
+        """
         depth = min(k if mode != "hybrid" else max(k, DEPTH), max(self.manifest.texts, 1))
         ranked: list[list[Ranked]] = []
         if mode != "bm25":
@@ -80,6 +84,17 @@ class Snapshot:
             ranked.append(self.vectors.search(vectors, depth, self._rows(conditions), effort))
         if mode != "dense":
             ranked.append([self.texts.bm25(query, depth, conditions) for query in queries])
+        if nearest is not None and len(ranked) == 2:
+            for place in range(len(queries)):
+                both = sorted({num for ranking in ranked for num, _ in ranking[place]})
+                rows = Rows.of(both, self.manifest.rows)
+                near = {
+                    num
+                    for num, score in self.vectors.search(vectors[place : place + 1], len(both), rows)[0]
+                    if score >= nearest
+                }
+                for ranking in ranked:
+                    ranking[place] = [hit for hit in ranking[place] if hit[0] in near]
         merged = ranked[0] if len(ranked) == 1 else [fuse_ranks(both)[:k] for both in zip(*ranked, strict=True)]
         wanted = sorted({num for hits in merged for num, _ in hits})
         passages = self.texts.fetch(wanted, conditions)

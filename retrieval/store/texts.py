@@ -26,11 +26,11 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ckcontrol.errors import RetrievalError
+from ckcontrol.words import search_terms, spell
 
 from ..types import Passage
 from ..where import Condition, is_text, to_sql
 from ..writing import check_metadata, origin
-from .words import search_terms, spell
 
 __all__ = ["CutDocument", "TextReader", "TextWriter", "digest_text"]
 

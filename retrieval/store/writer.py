@@ -19,6 +19,7 @@ import numpy as np
 
 from ckcontrol import __version__
 from ckcontrol.errors import IndexMismatch, RetrievalError
+from ckcontrol.words import VERSION as WORDS
 
 from ..embed import check_identity, identify
 from ..types import Document, Passage
@@ -29,7 +30,6 @@ from .manifest import Manifest, Settings, digest_of
 from .texts import NAME as TEXTS
 from .texts import CutDocument, TextWriter
 from .unfinished import EmbeddingCache
-from .words import VERSION as WORDS
 
 __all__ = ["Writer"]
 

@@ -61,7 +61,7 @@ def test_passages_that_do_not_fit_are_cut_and_said(tmp_path: Path, embedder: str
     capsys.readouterr()
     data = json.loads(ask(capsys, index, "--k", "60", "--json")[0])
     assert data["notice"].startswith("Not everything fitted the prompt: ")
-    assert 0 < sum(hit["cited"] for hit in data["hits"]) < len(data["hits"])
+    assert 0 < sum(hit["prompted"] for hit in data["hits"]) < len(data["hits"])
     out, _ = ask(capsys, index, "--k", "60")
     assert f"! {data['notice']}" in " ".join(out.split())
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ckcontrol.errors import RetrievalError
 from ckcontrol.retrieval import Index, Passage
 from ckcontrol.retrieval.store.snapshot import fuse_ranks
 
@@ -237,3 +238,36 @@ def test_a_long_question_without_blanks() -> None:
     text = "".join(chr(chance.randint(0x4E00, 0x9FFF)) for _ in range(5000))
     with build([text, "x" + text[:7]]) as index:
         assert [hit.passage.id for hit in index.search(text, mode="bm25")] == ["p0", "p1"]
+
+
+# --- the floor ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+def test_a_floor_leaves_out_what_scores_less(mode: str, kind: str) -> None:
+    index = Index.build([Passage(str(n), text) for n, text in enumerate(texts(120))], Hashes(), kind=kind)
+    queries = ["river bridge", "salt moon apple"]
+    every = index.search(queries, 120, mode=mode)
+    scores = {(q, hit.passage.id): hit.score for q, found in enumerate(every) for hit in found}
+    if mode == "hybrid":  # its own scores are places; the floor is on the cosine
+        near = index.search(queries, 120)
+        scores = {(q, hit.passage.id): hit.score for q, found in enumerate(near) for hit in found}
+    floor = sorted(scores.values())[len(scores) // 2]
+    kept = index.search(queries, 120, mode=mode, min_score=floor)
+    for q, (found, all_of_them) in enumerate(zip(kept, every, strict=True)):
+        wanted = [hit.passage.id for hit in all_of_them if scores[q, hit.passage.id] >= floor]
+        assert 0 < len(wanted) < len(all_of_them)
+        if mode == "hybrid":  # places are counted among those that are left
+            assert {hit.passage.id for hit in found} == set(wanted)
+        else:
+            assert [hit.passage.id for hit in found] == wanted
+        assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
+    assert index.search("river", 3, mode=mode, min_score=1e9) == []
+
+
+@pytest.mark.parametrize("floor", [float("nan"), float("inf"), "0.3", True])
+def test_a_floor_is_a_finite_number(floor: object) -> None:
+    index = Index.build([Passage("1", "river")], Hashes())
+    with pytest.raises(RetrievalError, match="min_score"):
+        index.search("river", min_score=floor)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_an_answer_is_generate_over_what_search_found(rag: ck.Rag, llama: Any, i
     answer = rag.ask(QUESTION, control=control)
     hits = index.search(QUESTION, 2)
     assert hits[0].passage.id == "bridge"
-    assert list(answer.hits) == list(answer.cited) == hits
+    assert list(answer.hits) == list(answer.prompted) == hits
     passages = [hit.passage.text for hit in hits]
     assert answer.answer == ck.generate(*llama, QUESTION, passages, control=control, max_new_tokens=6)
     assert answer.text == answer.answer.text and answer.answer.tokens
@@ -124,7 +124,7 @@ def test_a_streamer_is_handed_on(rag: ck.Rag) -> None:
 
 def test_nothing_found_is_answered_closed_book_and_said(rag: ck.Rag, llama: Any) -> None:
     answer = rag.ask(QUESTION, where={"year": 3000}, control=ck.Control(alpha=0.0))
-    assert answer.hits == answer.cited == () and answer.closed_book
+    assert answer.hits == answer.prompted == () and answer.closed_book
     assert "closed book" in str(answer.notice)
     assert answer.text == ck.generate(*llama, QUESTION, max_new_tokens=6).text
     mixed = rag.ask([QUESTION, "zebra"], mode="bm25")
@@ -135,10 +135,10 @@ def test_a_passage_that_does_not_fit_is_cut_and_said(llama: Any) -> None:
     long = "word " * 3000
     rag = ck.Rag(llama, Found("A short one.", long, "Another."), k=3, max_new_tokens=4)
     answer = rag.ask("Who?")
-    assert [hit.passage.id for hit in answer.cited] == ["1", "2"] and len(answer.hits) == 3
+    assert [hit.passage.id for hit in answer.prompted] == ["1", "2"] and len(answer.hits) == 3
     assert answer.notice == "Not everything fitted the prompt: passage 2 was cut, passage 3 was left out."
     records = answer.to_dict()["hits"]
-    assert [(r["cited"], r["cut"]) for r in records] == [(True, False), (True, True), (False, False)]
+    assert [(r["prompted"], r["cut"]) for r in records] == [(True, False), (True, True), (False, False)]
     assert answer.answer.passages[1] in long
     with pytest.raises(PromptTooLong):
         ck.Rag(llama, Found(long), truncate=None).ask("Who?")
@@ -147,7 +147,10 @@ def test_a_passage_that_does_not_fit_is_cut_and_said(llama: Any) -> None:
 def test_blank_documents_are_left_out_and_said(llama: Any) -> None:
     found = Found("A short one.", " \n", "Another.", "")
     answer = ck.Rag(llama, found, k=4, max_new_tokens=2).ask("Who?")
-    assert answer.answer.passages == ("A short one.", "Another.") and [h.passage.id for h in answer.cited] == ["1", "3"]
+    assert answer.answer.passages == ("A short one.", "Another.") and [h.passage.id for h in answer.prompted] == [
+        "1",
+        "3",
+    ]
     assert answer.notice == "2 documents without text were left out." and answer.blank == 2
     closed = ck.Rag(llama, Found(" "), max_new_tokens=2).ask("Who?")
     assert closed.closed_book and str(closed.notice).endswith("memory alone. 1 document without text was left out.")
@@ -209,7 +212,7 @@ def test_another_frameworks_retriever(llama: Any) -> None:
             return [Document()]
 
     answer = ck.Rag(llama, from_retriever(Retriever()), max_new_tokens=2).ask("Who?")
-    assert [hit.passage.source for hit in answer.cited] == ["a.md"]
+    assert [hit.passage.source for hit in answer.prompted] == ["a.md"]
 
 
 def test_models_by_name_pair_and_parts(llama: Any) -> None:
@@ -247,6 +250,26 @@ def test_a_question_that_asks_nothing_is_refused_before_the_search(llama: Any, q
     assert found.asked == {}
 
 
+def test_a_floor_keeps_what_is_far_out_of_the_prompt(llama: Any, index: Index) -> None:
+    best = index.search(QUESTION, 3)
+    floor = (best[0].score + best[1].score) / 2
+    for answer in (
+        ck.Rag(llama, index, k=3, min_score=floor, max_new_tokens=2).ask(QUESTION),
+        ck.Rag(llama, index, k=3, max_new_tokens=2).ask(QUESTION, min_score=floor),
+        ck.Rag(llama, index, k=3, mode="hybrid", max_new_tokens=2).ask(QUESTION, min_score=floor),
+    ):
+        assert [hit.passage.id for hit in answer.hits] == [best[0].passage.id]
+        assert answer.answer.passages == (best[0].passage.text,)
+    nothing = ck.Rag(llama, index, min_score=2.0, max_new_tokens=2).ask(QUESTION)
+    assert nothing.closed_book and nothing.notice
+
+
+def test_a_passage_is_switched_off_by_its_id(llama: Any, index: Index) -> None:
+    rag = ck.Rag(llama, index, k=3, max_new_tokens=2)
+    off = rag.ask(QUESTION).hits[0].passage.id
+    assert off not in [hit.passage.id for hit in rag.ask(QUESTION, where={"id": {"$nin": [off]}}).hits]
+
+
 # --- views ----------------------------------------------------------------------------------------
 
 
@@ -256,7 +279,7 @@ def test_json_holds_answer_and_passages(rag: ck.Rag) -> None:
     assert data["question"] == QUESTION and data["text"] == answer.text and data["notice"] is None
     assert data["answer"] == json.loads(answer.answer.to_json())
     first = data["hits"][0]
-    assert (first["id"], first["source"], first["rank"], first["cited"]) == ("bridge", "bridge.md", 1, True)
+    assert (first["id"], first["source"], first["rank"], first["prompted"]) == ("bridge", "bridge.md", 1, True)
     assert first["metadata"] == {"year": 1884, "lang": "en"} and first["text"] == TEXTS["bridge"]
 
 

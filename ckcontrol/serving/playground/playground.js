@@ -266,12 +266,19 @@ function makeCards() {
   }
   $("legend").append(...legend());
 }
-function showEnd(arm, told) {
+/** What each sentence rests on: passages by the numbers they have in the page, or memory. */
+function citations(cited, used) {
+  const name = (place) => `Passage ${passages.findIndex((one) => one.on && one.text === used[place]) + 1 || "no longer here"}`;
+  return make("details", { class: "cited", open: true }, make("summary", {}, "What it rests on"), make("ul", {}, ...cited.map((one) =>
+    make("li", { dir: "auto" }, make("strong", {}, one.passages.map(name).join(", ") || "Memory"), ` ${shown(one.text)}`))));
+}
+function showEnd(arm, told, used) {
   const card = cards[arm];
   card.rest.replaceChildren();
   card.text.replaceChildren(tokenLine(told, (...parts) => $("figures").replaceChildren(...parts)));
   if (told.thought) card.rest.append(make("details", {}, make("summary", {}, "What it thought first"), make("p", { dir: "auto" }, shown(told.thought))));
   if (!told.text.trim() && !told.thought) card.text.textContent = "(an empty answer)";
+  if (told.ck?.cited?.length) card.rest.append(citations(told.ck.cited, used));
   if (told.reason === "length") card.rest.append(make("p", { class: "same" }, "Cut at the longest answer allowed."));
   card.told = told;
   const chosen = cards.chosen.told?.text.trim();
@@ -295,7 +302,7 @@ async function run(arm, body, signal, anew) {
   try {
     const told = await answer(body, (text) => { card.text.textContent = shown(text); }, signal);
     if (signal.aborted) throw new DOMException("", "AbortError");
-    showEnd(arm, told);
+    showEnd(arm, told, body.ck.passages);
     return told;
   } catch (error) {
     if (card.signal !== signal) return null; // a newer question has this card

@@ -1,18 +1,20 @@
-"""A text as the words that can be looked up, and a question as the words to look up: both sides of search by words.
+"""A text as the words that can be looked up, and a question as the words to look up: for search and for citations.
 
-FTS5 cuts texts at blanks and signs, folds case and Latin accents, and stems English. What comes before that is here,
-the same for texts and questions: compatibility forms become plain ones (NFKC), characters that only format go, a word
-hyphenated at a line end is whole (and its parts), and a run of a script that is written without blanks, or of Hangul,
-becomes its pairs of neighbouring characters, so that any part of it is found. Knows text; knows nothing of SQL.
+SQLite's FTS5, which searches, cuts texts at blanks and signs, folds case and Latin accents, and stems English. What
+comes before that is here, the same for texts and questions: compatibility forms become plain ones (NFKC), characters
+that only format go, a word hyphenated at a line end is whole (and its parts), and a run of a script that is written
+without blanks, or of Hangul, becomes its pairs of neighbouring characters, so that any part of it is found. Knows text;
+knows nothing of SQL.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from itertools import pairwise
 
-__all__ = ["VERSION", "search_terms", "spell"]
+__all__ = ["VERSION", "search_terms", "spell", "words_of"]
 
 VERSION = 1  # of what is written to an index; 0: texts as they are, cut by FTS5 alone
 BREAK = "\0"  # stands for a hyphen at a line end
@@ -44,16 +46,28 @@ def search_terms(query: str) -> list[str]:
     >>> search_terms("退款 in SQLite")
     ['"退款"', '"in"', '"sqlite"']
     """
-    terms = []
-    text, start = _plain(query).lower(), 0
+    return list(dict.fromkeys(f'"{word}"*' if alone else f'"{word}"' for word, alone in _words(query)))
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in order: folded, and pairs of neighbours in a script written without blanks.
+
+    >>> words_of("The Tellin: 退款需 88 km")
+    ['the', 'tellin', '退款', '款需', '88', 'km']
+    """
+    return [word for word, _ in _words(text)]
+
+
+def _words(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield each word, and whether it is a single character of a script that is written without blanks."""
+    text, start = _plain(text).lower(), 0
     for run in [*UNSPACED.finditer(text), None]:
         between = text[start : run.start() if run else None]
-        terms += [f'"{word}"' for word in "".join(c if _in_word(c) else " " for c in between).split()]
+        yield from ((word, False) for word in "".join(c if _in_word(c) else " " for c in between).split())
         if run:
             start = run.end()
             pairs = _pairs(run[0], last=False)
-            terms += [f'"{pair}"' for pair in pairs] or [f'"{run[0]}"*']
-    return list(dict.fromkeys(terms))
+            yield from ((pair, False) for pair in pairs) if pairs else [(run[0], True)]
 
 
 def _plain(text: str) -> str:

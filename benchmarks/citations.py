@@ -1,0 +1,508 @@
+"""Does a citation name the passage that a sentence rests on? Precision and recall where the support is known.
+
+Questions are generated from a seed: invented names, two passages, and an answer whose sentences were written from the
+one passage, the other, both or neither. Kinds: `copy`, `paraphrase`, `short` (the bare value), `numbers` (both passages
+are about the same thing), `shared` (both share nearly all words), `negation`, `joined` (one sentence from both),
+`mixed` (one sentence from a passage, one from memory), `memory` (neither passage has it), `related` (likewise, and both
+speak of the same things), `against` (the answer says another value than the passage, as memory does), `negated` (the
+answer denies what the passage says), `unspaced` (Chinese, Japanese). The shares in citations.py were chosen on even
+seeds; odd ones use other relations and wordings.
+
+Arms: ``words`` (`ckcontrol.citations.cite`); ``embedding``, cosine of sentence and passage by the demo embedder; and
+``likelihood``, by how much the log-probability of a sentence falls per token when the passage is taken out of the demo
+model's prompt, one forward each; the thresholds of these two are those of the best F1 on 65 questions of the next seed.
+Beside them ``cite all`` and ``cite the top hit``, the passage nearest the question by the embedder. Counted are pairs
+of sentence and passage; intervals of 95 % draw questions.
+
+    OMP_NUM_THREADS=1 python benchmarks/citations.py --json benchmarks/results/citations.json
+    OMP_NUM_THREADS=1 python benchmarks/citations.py --no-models       # words and `cite all` alone: a second
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ckcontrol as ck
+from ckcontrol.citations import cite
+from ckcontrol.eval.figures.intervals import estimate
+
+Cited = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Question:
+    kind: str
+    question: str
+    passages: tuple[str, str]
+    answer: tuple[str, ...]  # sentences
+    support: tuple[tuple[int, ...], ...]  # of each sentence: places in passages
+
+    @property
+    def text(self) -> str:
+        return ("" if self.kind == "unspaced" else " ").join(self.answer)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """`{n}` is who it is about and `{v}` the value; the second passage adds something beside the point."""
+
+    ask: str
+    tells: str
+    copies: str
+    rewords: str
+    beside: str
+    values: Callable[[random.Random], str]
+
+
+def coined(chance: random.Random, ends: Sequence[str] = ("en", "ow", "ia", "or", "ix", "un")) -> str:
+    parts = [chance.choice("b d f g k l m n p r s t v z br dr kr st th".split()) + chance.choice("aeiou") for _ in "12"]
+    return ("".join(parts) + chance.choice("l m n r s t".split()) + chance.choice(ends)).capitalize()
+
+
+def number(low: int, high: int) -> Callable[[random.Random], str]:
+    return lambda chance: str(chance.randint(low, high))
+
+
+def of(*values: str) -> Callable[[random.Random], str]:
+    return lambda chance: chance.choice(values)
+
+
+def person(chance: random.Random) -> str:
+    return f"{coined(chance, ('a', 'o', 'e'))} {coined(chance)}"
+
+
+SEEN = [
+    Relation(
+        "How long is the river {n}?",
+        "The river {n} is {v} km long and flows into the Gulf of Sarn.",
+        "The river {n} is {v} km long.",
+        "From source to mouth it measures {v} km.",
+        "The {n} freezes in most winters.",
+        number(20, 900),
+    ),
+    Relation(
+        "Who designed the {n} bridge?",
+        "The {n} bridge was designed by {v} and opened to carts.",
+        "The {n} bridge was designed by {v}.",
+        "Its architect was {v}.",
+        "The {n} bridge is painted green every fourth year.",
+        person,
+    ),
+    Relation(
+        "When was the university of {n} founded?",
+        "The university of {n} was founded in {v} by monks.",
+        "The university of {n} was founded in {v}.",
+        "It has existed since {v}.",
+        "The university of {n} teaches mostly in summer.",
+        number(1200, 1990),
+    ),
+    Relation(
+        "What does the company {n} make?",
+        "The company {n} makes {v} for farms.",
+        "The company {n} makes {v}.",
+        "Its products are {v}.",
+        "The company {n} moved its office to the coast.",
+        of("copper kettles", "wooden ladders", "glass lanterns", "seed drills", "leather harnesses"),
+    ),
+    Relation(
+        "Where was the painter {n} born?",
+        "The painter {n} was born in {v}, a small harbour town.",
+        "The painter {n} was born in {v}.",
+        "{v} was the birthplace.",
+        "The painter {n} hardly ever sold a picture.",
+        coined,
+    ),
+]
+HELD = [
+    Relation(
+        "How many people live in {n}?",
+        "{n} has {v} inhabitants, most of whom fish for a living.",
+        "{n} has {v} inhabitants.",
+        "A total of {v} people call the town home.",
+        "{n} lost its railway station in a fire.",
+        number(1000, 99000),
+    ),
+    Relation(
+        "Who wrote the novel {n}?",
+        "The novel {n} was written by {v} during a long illness.",
+        "The novel {n} was written by {v}.",
+        "{v} is the author.",
+        "The novel {n} has been translated twice.",
+        person,
+    ),
+    Relation(
+        "In which year did the volcano {n} last erupt?",
+        "The volcano {n} last erupted in {v}, covering two villages in ash.",
+        "The volcano {n} last erupted in {v}.",
+        "There has been no eruption after {v}.",
+        "The volcano {n} can be climbed from the north.",
+        number(1400, 2010),
+    ),
+    Relation(
+        "What is the {n} festival famous for?",
+        "The {n} festival is famous for its {v} after sunset.",
+        "The {n} festival is famous for its {v}.",
+        "Visitors come to see the {v}.",
+        "The {n} festival charges no entrance fee.",
+        of("paper dragons", "boat races", "silver drums", "masked dancers", "floating candles"),
+    ),
+    Relation(
+        "Which mineral is mined at {n}?",
+        "At {n} workers mine {v} in two deep shafts.",
+        "At {n} workers mine {v}.",
+        "The mines yield {v}.",
+        "At {n} the wind blows from the west.",
+        of("feldspar", "cinnabar", "malachite", "gypsum", "wolframite"),
+    ),
+]
+DENIED = [
+    (
+        "Is the {n} museum open on Mondays?",
+        "The {n} museum is not open on Mondays.",
+        "The {n} museum is open on Mondays.",
+        "No, it is not open on Mondays.",
+        "Yes, it is open on Mondays.",
+    ),
+    (
+        "Does the {n} line stop at Harrow Gate?",
+        "The {n} line never stops at Harrow Gate.",
+        "The {n} line stops at Harrow Gate every hour.",
+        "It never stops there.",
+        "It stops there every hour.",
+    ),
+    (
+        "Are dogs allowed in {n} park?",
+        "In {n} park dogs are not allowed at any time.",
+        "In {n} park dogs are allowed until noon.",
+        "No, dogs are not allowed at any time.",
+        "They are allowed until noon.",
+    ),
+    (
+        "Can the {n} be repaired?",
+        "The {n} cannot be repaired once its seal is broken.",
+        "The {n} can be repaired in any workshop.",
+        "It cannot be repaired once the seal is broken.",
+        "It can be repaired in any workshop.",
+    ),
+    (
+        "Did {n} win a medal?",
+        "{n} did not win a medal in her whole career.",
+        "{n} won a medal in her last race.",
+        "She did not win a medal in her career.",
+        "She won a medal in her last race.",
+    ),
+    (
+        "Is {n} cheese made from goat milk?",
+        "{n} cheese is made without goat milk.",
+        "{n} cheese is made from goat milk and salt.",
+        "It is made without goat milk.",
+        "It is made from goat milk and salt.",
+    ),
+]
+# What a model remembers, the question, and two passages that speak of the same things and do not say it.
+REMEMBERED = [
+    (
+        "Paris is the capital of France.",
+        "What is the capital of France?",
+        "Paris has a famous tower of iron.",
+        "France grows much wine in the south.",
+    ),
+    (
+        "Water boils at 100 degrees Celsius at sea level.",
+        "At what temperature does water boil?",
+        "Cold water is sold at the kiosk by the sea.",
+        "The kettle has a green handle.",
+    ),
+    (
+        "Shakespeare wrote Hamlet.",
+        "Who wrote Hamlet?",
+        "Hamlet was staged in Orben last summer.",
+        "A statue of Shakespeare stands in Orben.",
+    ),
+    (
+        "The heart pumps blood through the body.",
+        "What does the heart do?",
+        "The heart of the town is its square.",
+        "Blood was given by forty people of the town.",
+    ),
+    ("Honey is made by bees.", "Who makes honey?", "Honey costs nine crowns a jar.", "The fair sells wax and mead."),
+    (
+        "Mount Everest is the highest mountain on Earth.",
+        "What is the highest mountain on Earth?",
+        "Mount Everest was climbed by a team from Orben.",
+        "The mountain hut takes no cards.",
+    ),
+    (
+        "Light travels faster than sound.",
+        "Which travels faster, light or sound?",
+        "The sound of the organ fills the hall.",
+        "Light falls in from the east.",
+    ),
+    (
+        "The Second World War ended in 1945.",
+        "When did the Second World War end?",
+        "The hall was damaged in the Second World War.",
+        "The hall was sold in 1945 to a baker.",
+    ),
+    (
+        "Alexander Fleming discovered penicillin in 1928.",
+        "Who discovered penicillin?",
+        "Penicillin is kept in a cool room.",
+        "Alexander Fleming is the name of the new ward.",
+    ),
+    (
+        "Spiders have eight legs.",
+        "How many legs do spiders have?",
+        "Spiders live in the cellar of the mill.",
+        "The table has eight chairs.",
+    ),
+]
+UNSPACED = [
+    ("{n}河有多长？", "{n}河全长{v}公里，流入东海。", "{n}河全长{v}公里。", "水是由氢和氧组成的。", "兰青松柏梅竹"),
+    (
+        "{n}大学是哪一年成立的？",
+        "{n}大学由商人于{v}年创办。",
+        "这所大学于{v}年创办。",
+        "巴黎是法国的首都。",
+        "云山海石林川",
+    ),
+    (
+        "{n}川の長さはどのくらいですか。",
+        "{n}川は長さ{v}キロで、北の湾に注ぐ。",
+        "{n}川は長さ{v}キロです。",
+        "フランスの首都はパリです。",
+        "松竹梅桜藤杉",
+    ),
+    ("{n}塔有多高？", "{n}塔高{v}米，用砖砌成。", "它高{v}米。", "蜂蜜是蜜蜂酿造的。", "金玉白紫红星"),
+    (
+        "{n}駅の利用者は何人ですか。",
+        "{n}駅は一日に{v}人が利用する。",
+        "一日に{v}人が利用しています。",
+        "水は百度で沸騰します。",
+        "高中西東南北",
+    ),
+    ("{n}村有多少人？", "{n}村住着{v}人，多以捕鱼为生。", "那里住着{v}人。", "地球绕着太阳转。", "龙凤鹤鹿马牛"),
+]
+KINDS = "copy paraphrase short numbers shared negation joined mixed memory related against negated unspaced".split()
+
+
+def generated(count: int, seed: int) -> list[Question]:
+    """Return questions of all kinds in equal shares; even seeds use the relations of SEEN, odd ones those of HELD."""
+    chance = random.Random(seed)
+    return [one(KINDS[i % len(KINDS)], seed % 2, chance) for i in range(count)]
+
+
+def half(told: Sequence[Any], which: int) -> Sequence[Any]:
+    return told[len(told) // 2 :] if which else told[: len(told) // 2]
+
+
+def one(kind: str, held: int, chance: random.Random) -> Question:
+    relations: Sequence[Relation] = HELD if held else SEEN
+    rel, other = chance.sample(relations, 2)
+    n, m = coined(chance), coined(chance)
+    v, w, x = (rel.values(chance) for _ in "123")
+    while len({v, w, x}) < 3:
+        v, w, x = (rel.values(chance) for _ in "123")
+    ov = other.values(chance)
+    ask, tells = rel.ask.format(n=n), rel.tells.format(n=n, v=v)
+    twin, copy = rel.tells.format(n=m, v=w), rel.copies.format(n=n, v=v)
+    fact, asked, *beside = chance.choice(half(REMEMBERED, held))
+    made: tuple[str, list[str], list[str], list[tuple[int, ...]]]
+    if kind in ("copy", "paraphrase", "short"):
+        said = {"copy": copy, "paraphrase": rel.rewords.format(n=n, v=v), "short": v}[kind]
+        made = ask, [tells, twin], [said], [(0,)]
+    elif kind == "numbers":
+        low, high = chance.randint(20, 400), chance.randint(401, 999)
+        ask = f"How high and how old is the {n} tower?"
+        told = [f"The {n} tower is {low} m high and built of brick.", f"The {n} tower is {high} years old and leans."]
+        made = ask, told, [f"It is {low} m high.", f"It is {high} years old."], [(0,), (1,)]
+    elif kind == "shared":
+        made = ask, [tells, rel.beside.format(n=n) + " " + twin], [rel.copies.format(n=n, v=v)], [(0,)]
+    elif kind in ("negation", "negated"):
+        question, no, yes, says_no, says_yes = chance.choice(half(DENIED, held))
+        if chance.random() < 0.5:
+            no, yes, says_no, says_yes = yes, no, says_yes, says_no
+        said = says_no if kind == "negation" else says_yes
+        far = yes if kind == "negation" else tells  # of another thing: it supports nothing either
+        made = question.format(n=n), [no.format(n=n), far.format(n=m)], [said], [(0,) if kind == "negation" else ()]
+    elif kind == "joined":
+        second = other.tells.format(n=n, v=ov)
+        made = ask, [tells, second], [f"{copy[:-1]}, and {decapitalised(other.copies.format(n=n, v=ov))}"], [(0, 1)]
+    elif kind == "mixed":
+        made = f"{ask} {asked}", [tells, twin], [copy, fact], [(0,), ()]
+    elif kind == "memory":
+        made = chance.choice((asked, f"{asked} And: {decapitalised(ask)}")), [tells, twin], [fact], [()]
+    elif kind == "related":
+        made = asked, beside, [fact], [()]
+    elif kind == "against":
+        said = chance.choice((rel.copies, rel.rewords)).format(n=n, v=x)
+        made = ask, [tells, rel.beside.format(n=n)], [said], [()]
+    else:
+        question, passage, copied, known, names = chance.choice(half(UNSPACED, held))
+        n, m = chance.sample(names, 2)
+        low, high = chance.randint(101, 499), chance.randint(501, 999)
+        told = [passage.format(n=n, v=low), passage.format(n=m, v=high)]
+        made = question.format(n=n), told, [copied.format(n=n, v=low), known], [(0,), ()]
+    question, told, answer, support = made
+    if chance.random() < 0.5:
+        told, support = told[::-1], [tuple(sorted(1 - place for place in places)) for places in support]
+    return Question(kind, question, (told[0], told[1]), tuple(answer), tuple(support))
+
+
+def decapitalised(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+# --- arms: what each cites, sentence by sentence ---------------------------------------------------------------------
+
+
+def by_words(asked: Sequence[Question]) -> list[Cited]:
+    made = [cite(one.text, one.passages, one.question) for one in asked]
+    for one, sentences in zip(asked, made, strict=True):
+        if [s.text for s in sentences] != list(one.answer):
+            raise SystemExit(f"{one.text!r} was cut into {[s.text for s in sentences]}.")
+    return [[s.passages for s in sentences] for sentences in made]
+
+
+def thresholded(scores: list[list[tuple[float, ...]]], threshold: float) -> list[Cited]:
+    return [[tuple(p for p, s in enumerate(row) if s >= threshold) for row in rows] for rows in scores]
+
+
+def best_threshold(asked: Sequence[Question], scores: list[list[tuple[float, ...]]]) -> float:
+    every = sorted({s for rows in scores for row in rows for s in row})
+    return max(every, key=lambda t: f1(asked, thresholded(scores, t)))
+
+
+def embedded(embedder: Any, asked: Sequence[Question]) -> tuple[list[list[tuple[float, ...]]], list[int]]:
+    """Return cosines of sentences and passages, and the passage nearest each question."""
+    scores, tops = [], []
+    for one in asked:
+        vectors = embedder.encode([*one.passages, *one.answer, one.question])
+        close = vectors @ vectors[:2].T
+        scores.append([tuple(map(float, row)) for row in close[2:-1]])
+        tops.append(int(close[-1].argmax()))
+    return scores, tops
+
+
+def likelihoods(model: Any, tokenizer: Any, asked: Sequence[Question]) -> list[list[tuple[float, ...]]]:
+    """Return by how much each sentence's log-probability per token falls without each passage, in nats."""
+    import torch
+
+    def told(one: Question, passages: Sequence[str]) -> list[float]:
+        pair = ck.build_pair(tokenizer, one.question, passages)
+        parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*map(str, spaced(one)),)]
+        ids = [*pair.contextual, *(token for part in parts for token in part)]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        start, sums = len(pair.contextual), []
+        for part in parts:
+            places = range(start, start + len(part))
+            sums.append(sum(float(logits[place - 1, ids[place]]) for place in places) / max(len(part), 1))
+            start += len(part)
+        return sums
+
+    found = []
+    for one in asked:
+        both = told(one, one.passages)
+        without = [told(one, one.passages[1:]), told(one, one.passages[:1])]
+        found.append([tuple(b - w[i] for w in without) for i, b in enumerate(both)])
+    return found
+
+
+def spaced(one: Question) -> Iterator[str]:
+    for place, sentence in enumerate(one.answer):
+        yield f" {sentence}" if place and one.kind != "unspaced" else sentence
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def counts(asked: Sequence[Question], cited: Sequence[Cited]) -> list[tuple[int, int, int]]:
+    """Return for each question: pairs rightly cited, pairs cited, pairs that support."""
+    rows = []
+    for one, made in zip(asked, cited, strict=True):
+        right = sum(len({*c} & {*s}) for c, s in zip(made, one.support, strict=True))
+        rows.append((right, sum(map(len, made)), sum(map(len, one.support))))
+    return rows
+
+
+def f1(asked: Sequence[Question], cited: Sequence[Cited]) -> float:
+    right, given, wanted = (sum(column) for column in zip(*counts(asked, cited), strict=True))
+    return 2 * right / max(given + wanted, 1)
+
+
+def measured(asked: Sequence[Question], cited: Sequence[Cited]) -> dict[str, Any]:
+    right, given, wanted = zip(*counts(asked, cited), strict=True)
+    groups = list(range(len(asked)))
+    told: dict[str, Any] = {"f1": round(f1(asked, cited), 3)}
+    for name, den in (("precision", given), ("recall", wanted)):
+        if sum(den):
+            found = estimate(right, groups, den)
+            told[name] = [round(x, 3) for x in (found.value, found.low, found.high)]
+    pairs = [(c, s) for made, one in zip(cited, asked, strict=True) for c, s in zip(made, one.support, strict=True)]
+    told["exact"] = f"{sum({*c} == {*s} for c, s in pairs)}/{len(pairs)}"
+    told["memory"] = f"{sum(not c for c, s in pairs if not s)}/{sum(not s for _, s in pairs)}"
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-models", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--wrong", action="store_true", help="print what words cites wrongly")
+    args = parser.parse_args()
+    asked, other = generated(args.count, args.seed), generated(min(args.count, 65), args.seed + 1)
+    start = time.process_time()
+    arms: dict[str, list[Cited]] = {"words": by_words(asked)}
+    seconds = {"words": time.process_time() - start}
+    arms["cite all"] = [[(0, 1)] * len(one.answer) for one in asked]
+    if not args.no_models:
+        import torch
+
+        from ckcontrol.retrieval import Embedder
+
+        torch.set_num_threads(1)
+        embedder = Embedder("demo")
+        threshold = best_threshold(other, embedded(embedder, other)[0])
+        start = time.process_time()
+        scores, tops = embedded(embedder, asked)
+        seconds["embedding"] = time.process_time() - start
+        arms["embedding"] = thresholded(scores, threshold)
+        arms["cite the top hit"] = [[(top,)] * len(one.answer) for top, one in zip(tops, asked, strict=True)]
+        model, tokenizer = ck.load("demo")
+        threshold = best_threshold(other, likelihoods(model, tokenizer, other))
+        start = time.process_time()
+        arms["likelihood"] = thresholded(likelihoods(model, tokenizer, asked), threshold)
+        seconds["likelihood"] = time.process_time() - start
+    results = {name: measured(asked, cited) for name, cited in arms.items()}
+    for name, told in results.items():
+        cost = f"{1000 * seconds[name] / len(asked):.2f} ms a question" if name in seconds else ""
+        shown = " ".join(f"{key} {value}" for key, value in told.items())
+        print(f"{name:17} {shown} {cost}")
+    kinds = {}
+    for kind in KINDS:
+        rows = [i for i, one in enumerate(asked) if one.kind == kind]
+        kinds[kind] = {
+            name: measured([asked[i] for i in rows], [cited[i] for i in rows])["exact"] for name, cited in arms.items()
+        }
+        print(f"{kind:12}", "  ".join(f"{name} {exact}" for name, exact in kinds[kind].items()))
+    if args.wrong:
+        for one, made in zip(asked, arms["words"], strict=True):
+            if [{*c} for c in made] != [{*c} for c in one.support]:
+                print(one.kind, "|", one.question, "|", one.passages, "|", one.answer, "|", made, "not", one.support)
+    if args.json:
+        told = {"count": len(asked), "seed": args.seed, "arms": results, "exact by kind": kinds, "cpu s": seconds}
+        args.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
