@@ -1,8 +1,8 @@
 """The docs site: what Sphinx must know to make it of these pages, which are written to be read in the repository too.
 
-``make docs`` builds it into build/docs, without a network and with every warning an error. Three things are made while it
-builds and are in no commit: the reference (`docs/reference`, from the docstrings and from the tree of commands), copies of
-the pages at the root of the repository (`docs/project`), and the menu, which is the links of index.md by their headings.
+``make docs`` builds it into build/docs, without a network and with every warning an error. Three things are made on the
+way and are in no commit: the reference (`docs/reference`, from the docstrings and the tree of commands), copies of the
+pages at the root of the repository (`docs/project`), and the menu, which is the links of index.md by their headings.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 
 # Pages at the root of the repository, and what the site calls them.
-PROJECT_PAGES = {
-    name: f"project/{Path(name).stem.lower()}.md" for name in ("CONTRIBUTING.md", "AGENTS.md", "SECURITY.md", "CHANGELOG.md")
-}
+ROOT_PAGES = ("CONTRIBUTING.md", "AGENTS.md", "SECURITY.md", "CHANGELOG.md")
+PROJECT_PAGES = {name: f"project/{Path(name).stem.lower()}.md" for name in ROOT_PAGES}
 # What a page of the reference shows, by its name; the command line is one more.
-MODULES = {name: f"reference/{name}.rst" for name in ("ckcontrol", "ckcontrol.retrieval", "ckcontrol.eval", "ckcontrol.vllm")}
+PACKAGES = ("ckcontrol", "ckcontrol.retrieval", "ckcontrol.eval", "ckcontrol.vllm")
+MODULES = {name: f"reference/{name}.rst" for name in PACKAGES}
 CLI = "reference/cli.md"
 MADE = [*PROJECT_PAGES.values(), *MODULES.values(), CLI]
 
 project = "ckcontrol"
 author = "The ckcontrol authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns: list[str] = []
 html_theme = "furo"
 html_title = "ckcontrol"
 html_static_path = ["site"]
@@ -50,6 +49,7 @@ napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+ENTRY = re.compile(r"\[([^\]]+)\]\(([^)#]+\.md)\)")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 
 
@@ -57,7 +57,7 @@ def menu(text: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each heading of index.md that has a list of links, with the pages it names."""
     for section in re.split(r"(?m)^## ", text)[1:]:
         title, _, rest = section.partition("\n")
-        pages = re.findall(r"(?m)^- .*?\]\(([^)#]+\.md)\)", rest)
+        pages = [page for line in re.findall(r"(?m)^- .*", rest) for _, page in ENTRY.findall(line)]
         if title == "Reference":
             pages += [*MODULES.values(), CLI]
         if pages:
@@ -114,8 +114,12 @@ def _make(app: Any) -> None:
 
 def _read(app: Any, docname: str, source: list[str]) -> None:
     page = docname + ".md"
-    if (DOCS / page).exists():
-        source[0] = on_site(page, source[0])
+    if not (DOCS / page).exists():
+        return
+    source[0] = on_site(page, source[0])
+    if not source[0].startswith("# "):  # a table that a command writes: index.md has its title
+        titles = {name: title for title, name in ENTRY.findall((DOCS / "index.md").read_text(encoding="utf-8"))}
+        source[0] = f"# {titles[page]}\n\n{source[0]}"
     if docname == "index":
         for title, pages in menu(source[0]):
             source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```", ""])
