@@ -29,6 +29,8 @@ MADE = [*PROJECT_PAGES.values(), *MODULES.values(), CLI]
 
 project = "ckcontrol"
 author = "The ckcontrol authors"
+html_show_copyright = False
+smartquotes = False  # two dashes begin an option
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "ckcontrol"
@@ -49,7 +51,10 @@ napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
-ENTRY = re.compile(r"\[([^\]]+)\]\(([^)#]+\.md)\)")
+REFERENCE = (
+    "## Reference\n\nMade from the docstrings and the command line when the site is built (`make docs`), and:\n\n"
+)
+ENTRY = re.compile(r"\[([^\]]+)\]\(([^)#]+\.(?:md|rst))\)")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 
 
@@ -58,8 +63,6 @@ def menu(text: str) -> Iterator[tuple[str, list[str]]]:
     for section in re.split(r"(?m)^## ", text)[1:]:
         title, _, rest = section.partition("\n")
         pages = [page for line in re.findall(r"(?m)^- .*", rest) for _, page in ENTRY.findall(line)]
-        if title == "Reference":
-            pages += [*MODULES.values(), CLI]
         if pages:
             yield title, pages
 
@@ -77,6 +80,10 @@ def on_site(page: str, text: str) -> str:
         found = DOCS / PROJECT_PAGES[name] if name in PROJECT_PAGES else target
         return os.path.relpath(found, (DOCS / page).parent) + link[2]
 
+    if page == "index.md":
+        made_pages = {**MODULES, "Command line": CLI}
+        lines = "".join(f"- [{name}]({target})\n" for name, target in made_pages.items())
+        text = text.replace(REFERENCE, f"## Reference\n\n{lines}")
     return LINK.sub(place, text)
 
 
