@@ -2,6 +2,7 @@
 #   make demo    set up, then run the demo (about 5 minutes the first time, under a minute after)
 #   make test    set up, then lint, type-check and run every test
 #   make test-vllm    the tests of ckcontrol.vllm in an environment of their own (Linux, Python >= 3.11, about 3 GB)
+#   make docs    the documentation as a site, in build/docs
 #   make test-vllm-v2    pairs in the runner that vLLM takes on GPUs, on a CPU (about 1 GB more)
 # For contributors: make bench (about 40 minutes, on an otherwise idle machine) and make readme.
 
@@ -10,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test test-vllm test-vllm-v2 check bench bench-gpu readme clean
+.PHONY: demo test test-vllm test-vllm-v2 check docs bench bench-gpu readme clean
 
 demo: $(VENV)/.ready
 	$(BIN)/ckcontrol demo
@@ -36,6 +37,10 @@ check: $(VENV)/.ready
 	@# Type-check what users get: the built package, in which retrieval/ and eval/ are ckcontrol.retrieval and .eval.
 	@rm -rf build/typed && PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && MYPYPATH=. ../../$(BIN)/mypy --strict --config-file ../../pyproject.toml -p ckcontrol
+
+# The site, in build/docs: offline, and every warning is an error.
+docs: $(VENV)/.ready
+	$(BIN)/python -W ignore -m sphinx -W --keep-going -q -b html docs build/docs
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/matmul.py

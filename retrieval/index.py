@@ -85,7 +85,7 @@ class Index(PassageIndex):
         """Embed and index a corpus. Interrupted, the same call goes on from the embeddings that were made.
 
         Args:
-            items: `Passage`s are taken as they are; `Document`s are cut into passages. Equal texts share a vector.
+            items: A `Passage` is taken as it is; a `Document` is cut into passages. Equal texts share a vector.
             embedder: An `Embedder`, or anything with its `dim` and `encode`.
             path: The index's folder; None: a temporary one that goes with the object.
             kind: "flat" (exact), "hnsw", "ivf", "ivfpq", or "auto": chosen by size, see `info()["kind"]`.

@@ -74,7 +74,7 @@ class MilvusIndex(PassageIndex):
         Interrupted, it leaves a collection with what had arrived: open it and add the same items to go on.
 
         Args:
-            items: `Passage`s are taken as they are; `Document`s are cut into passages.
+            items: A `Passage` is taken as it is; a `Document` is cut into passages.
             embedder: An `Embedder`, or anything with its `dim` and `encode`.
             uri: ``http(s)://host:port`` of Milvus, or a path that ends in ``.db``: Milvus Lite, in this process.
             collection: Its name: letters, digits and underscores.

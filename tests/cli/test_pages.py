@@ -1,0 +1,136 @@
+"""Tutorial, how-to and CONTRIBUTING: every block is run as it stands, in order, in an empty folder, without a network.
+
+A `sh` block is one shell; a server is left running until the page has been read; a `text` block is what the block
+before it printed. What a reader installs is held to pyproject.toml. The how-to is run on the tiny model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..unit.test_packaging import project
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the shell of POSIX")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The language and the text of each block of code."""
+    found = re.findall(r"(?m)^```(\w+)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert {language for language, _ in found} <= {"sh", "text", "python"}, "a block that nothing would run"
+    return found
+
+
+class Reader:
+    """Somebody who types what a page says."""
+
+    def __init__(self, folder: Path, **instead: str) -> None:
+        self.folder, self.instead, self.servers = folder, instead, list[subprocess.Popen[str]]()
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PIP_NO_INDEX": "1",
+            "COLUMNS": "160",
+        }
+
+    def types(self, block: str) -> str:
+        """Run a block; what it printed."""
+        for what, other in self.instead.items():
+            block = block.replace(what.replace("_", " "), other)
+        if block.startswith("ckcontrol serve"):
+            return self.serves(block)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block], cwd=self.folder, env=self.env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def serves(self, block: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.instead["8000"] = port
+        block = f"exec {block.replace('8000', port)}"
+        log = (self.folder / "server.log").open("w")
+        server = subprocess.Popen(
+            ["bash", "-c", block], cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True
+        )
+        log.close()
+        self.servers.append(server)
+        for _ in range(2400):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                    return ""
+            except OSError:
+                assert server.poll() is None, (self.folder / "server.log").read_text()
+                time.sleep(0.1)
+        raise AssertionError(f"the server did not answer: {block}")
+
+    def leaves(self) -> None:
+        for server in self.servers:
+            server.send_signal(signal.SIGINT)
+            server.wait()
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    someone = Reader(tmp_path)
+    yield someone
+    someone.leaves()
+
+
+def reads(reader: Reader, page: str) -> None:
+    printed = ""
+    for language, text in blocks(page):
+        if language == "text":
+            for line in text.splitlines():
+                assert line in printed.splitlines(), f"{page} shows {line!r}; it was:\n{printed}"
+        elif "pip install" not in text:
+            assert language == "sh"
+            printed = reader.types(text)
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("real")
+def test_the_tutorial(reader: Reader) -> None:
+    reads(reader, "docs/tutorial.md")
+    assert "45 days" in (reader.folder / "why.html").read_text(encoding="utf-8")
+
+
+def test_research_in_one_command(reader: Reader) -> None:
+    reader.instead = {"eval_run": "eval run --model tiny --device cpu --max-new-tokens 4"}
+    reads(reader, "docs/howto-research.md")
+    assert "halfway" in (reader.folder / "runs" / "a" / "report.md").read_text(encoding="utf-8")
+
+
+SAYS = {"a method": "True", "a model family": "2 4 8", "a task": "1 {'malformed': 1}"}
+PROGRAMS = dict(zip(SAYS, [text for _, text in blocks("CONTRIBUTING.md")], strict=True))
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_contributing(name: str, reader: Reader) -> None:
+    program = PROGRAMS[name]
+    assert len(program.splitlines()) <= 20
+    (reader.folder / "program.py").write_text(program, encoding="utf-8")
+    assert reader.types("python program.py").splitlines()[-1] == SAYS[name]
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/index.md"])
+def test_what_is_installed_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"pip install '/path/to/clone\[([\w,]+)\]'", text)
+    extras = {extra for group in named for extra in group.split(",")}
+    assert named and extras <= set(project()["project"]["optional-dependencies"])
