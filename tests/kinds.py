@@ -197,7 +197,8 @@ def _on_disk(model: Any) -> Any:
 
 
 def _checkpointing(model: Any) -> Any:
-    model.gradient_checkpointing_enable()
+    older = model.gradient_checkpointing_enable  # its name in older transformers
+    getattr(model, "activation_checkpointing_enable", older)()
     return model
 
 

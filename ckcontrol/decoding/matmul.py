@@ -21,6 +21,7 @@ from .endings import function_modes_as_they_were
 __all__ = ["few_row_products"]
 
 _MOST_ROWS = 64
+_PLAIN = (Tensor, torch.nn.Parameter)  # quantised weights (torchao) are tensors of their own type, with a linear of theirs
 
 
 class _TurnedLinear(TorchFunctionMode):
@@ -42,7 +43,8 @@ class _TurnedLinear(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.nn.functional.linear and not kwargs and 2 <= args[0].shape[:-1].numel() <= _MOST_ROWS:
-            return turned_linear(*args)
+            if type(args[1]) in _PLAIN:
+                return turned_linear(*args)
         return func(*args, **(kwargs or {}))
 
 

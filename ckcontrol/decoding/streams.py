@@ -220,6 +220,7 @@ _INSTEAD = "Use ckcontrol.reference_generate, which needs no cache."
 _CHECKED: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # models that passed `_check_itself`
 
 
+@torch.no_grad()
 def _check_itself(stream: Stream) -> None:
     """Decode two tokens as a stream beside another stream, and compare with the model's own loop; once per model.
 
