@@ -3,8 +3,8 @@
 Plain functions of tensors, without a shape that depends on data, so that they can be compiled, or captured as part of a
 graph. `quickly` runs them through `torch.compile` on a CUDA device, once per kind of call and about ten seconds each
 the first time; where that fails (no triton, no C compiler) they run as they are, and no other is tried: `compiles` says
-so from then on, as where it is switched off (``TORCH_COMPILE_DISABLE=1``). Knows logits of shape [rows, V]; knows nothing of
-policies.
+so from then on, as where it is switched off (``TORCH_COMPILE_DISABLE=1``). Knows logits of shape [rows, V]; knows
+nothing of policies.
 """
 
 from __future__ import annotations
