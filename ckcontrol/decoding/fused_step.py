@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..fusion.distributions import Shortlist, nonfinite_rows, normalised
 from ..fusion.kernel import fuse, mix, regauge
-from ..fusion.look import quickly
+from ..fusion.look import compiles, quickly
 from ..fusion.signals import LookedSignals, Signals, SurveyedSignals
 from ..fusion.survey import block_maxima, chunks, columns, favourite, scratch, threshold
 from ..policies.base import Decision, Policy
@@ -83,7 +83,8 @@ def fused_step(
         size = logits_ctx.shape[1]
         known = size if policy.neutral or vocab_size is None else min(vocab_size, size)
         return _on_cpu(policy, logits_ctx.float(), logits_par.float(), shortlist, known, pick)
-    return _on_accelerator(policy, logits_ctx.float(), logits_par.float(), shortlist, pick)
+    way = _compiled if not policy.neutral and compiles(logits_ctx.device) else _plainly
+    return way(policy, logits_ctx.float(), logits_par.float(), shortlist, pick)
 
 
 def mask_spare_ids(policy: Policy, vocab_size: int | None, logits_ctx: Tensor, logits_par: Tensor) -> None:
@@ -110,7 +111,7 @@ def fuse_all(policy: Policy, signals: Signals, decision: Decision) -> Tensor:
 
 
 def _first_broken(ctx: Tensor, par: Tensor) -> Tensor:
-    return torch.where(ctx, 1, par.to(torch.uint8) * 2)
+    return (par.to(torch.uint8) * 2).masked_fill(ctx, 1)
 
 
 def signals_of(
@@ -122,23 +123,40 @@ def signals_of(
     """
     if logits_ctx.device.type == "cpu":
         return SurveyedSignals(logits_ctx, logits_par, shortlist=shortlist, known=vocab_size)
-    return LookedSignals(logits_ctx, logits_par, shortlist=shortlist)
+    kind = LookedSignals if compiles(logits_ctx.device) else Signals
+    return kind(logits_ctx, logits_par, shortlist=shortlist)
 
 
 # --- on an accelerator ------------------------------------------------------------------------------------------------
 
 
-def _on_accelerator(
+def _plainly(
     policy: Policy, logits_ctx: Tensor, logits_par: Tensor, shortlist: Shortlist | None, pick: bool
 ) -> FusedStep:
+    """Whole tensors, operation by operation: fewer of them than what is written to be compiled would take."""
+    signals = Signals(logits_ctx, logits_par, shortlist=shortlist)
+    decision = policy.decide(signals)
+    broken = _first_broken(nonfinite_rows(logits_ctx), nonfinite_rows(logits_par))
     if policy.neutral:
-        unseen = Signals(logits_ctx, logits_par, shortlist=shortlist)
-        broken = _first_broken(nonfinite_rows(logits_ctx), nonfinite_rows(logits_par))
         given = (None, logits_ctx.argmax(-1)) if pick else (logits_ctx.clone(), None)
-        return FusedStep(unseen, policy.decide(unseen), broken, *given)
+        return FusedStep(signals, decision, broken, *given)
+    scores = fuse_all(policy, signals, decision)
+    if not pick:
+        return FusedStep(signals, decision, broken, scores, None)
+    return FusedStep(signals, decision, *_picked(scores, broken))
+
+
+def _picked(scores: Tensor, broken: Tensor) -> tuple[Tensor, None, Tensor]:
+    """Return what is broken, no scores, and the favourites."""
+    peak, tokens = scores.max(-1)
+    return broken.masked_fill((broken == 0) & ~(peak.abs() < torch.inf), 3), None, tokens
+
+
+def _compiled(
+    policy: Policy, logits_ctx: Tensor, logits_par: Tensor, shortlist: Shortlist | None, pick: bool
+) -> FusedStep:
     signals = LookedSignals(logits_ctx, logits_par, shortlist=shortlist)
     decision = policy.decide(signals)
-    one = torch.ones_like(signals.h_ctx)
     scores, tokens, broken = quickly(
         _finish,
         logits_ctx,
@@ -147,8 +165,8 @@ def _on_accelerator(
         (signals.norm_ctx, signals.norm_par),
         (signals.floor_ctx, signals.floor_par),
         decision.tau,
-        one if decision.scale is None else decision.scale,
-        one < 0 if decision.truncate is None else decision.truncate,
+        decision.scale,
+        decision.truncate,
         pick,
     )
     return FusedStep(signals, decision, broken, None if pick else scores, tokens if pick else None)
@@ -160,21 +178,20 @@ def _finish(
     norms: tuple[Tensor, Tensor],
     floors: tuple[Tensor, Tensor],
     tau: Tensor,
-    scale: Tensor,
-    truncate: Tensor,
+    scale: Tensor | None,
+    truncate: Tensor | None,
     pick: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores (of no use if picked), tokens (of no use unless) and what is broken."""
     logp_ctx, logp_par = normalised(ctx, norms[0]), normalised(par, norms[1])
     listed = (logp_ctx >= floors[0]) | (logp_par >= floors[1])
     fused = fuse(logp_ctx, logp_par, tau, shortlisted=listed, scale=scale, truncate=truncate, check=False)
-    scores = regauge(fused, ctx, par, norms[0], tau, ~truncate & (scale == 1))
+    scores = regauge(fused, ctx, par, norms[0], tau, Decision(tau, tau == 1, scale, truncate).plain())
     broken = _first_broken(nonfinite_rows(ctx), nonfinite_rows(par))
     if not pick:
         return scores, broken, broken
-    peak, tokens = scores.max(-1)
-    fine = (peak < torch.inf) & (peak > -torch.inf)
-    return peak, tokens, torch.where((broken == 0) & ~fine, 3, broken)
+    broken, _, tokens = _picked(scores, broken)
+    return scores[:, :1], tokens, broken
 
 
 # --- on a CPU ---------------------------------------------------------------------------------------------------------

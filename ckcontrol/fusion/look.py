@@ -2,8 +2,9 @@
 
 Plain functions of tensors, without a shape that depends on data, so that they can be compiled, or captured as part of a
 graph. `quickly` runs them through `torch.compile` on a CUDA device, once per kind of call and about ten seconds each
-the first time; where that fails (no triton, no C compiler) or is switched off (``TORCH_COMPILE_DISABLE=1``) they run as
-they are. Knows logits of shape [rows, V]; knows nothing of policies.
+the first time; where that fails (no triton, no C compiler) they run as they are, and no other is tried: `compiles` says
+so from then on, as where it is switched off (``TORCH_COMPILE_DISABLE=1``). Knows logits of shape [rows, V]; knows
+nothing of policies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .distributions import BLOCK, FLOOR, jensen_shannon, normalised
 
-__all__ = ["divergence_at_once", "look", "quickly"]
+__all__ = ["compiles", "divergence_at_once", "look", "quickly"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,10 +64,15 @@ def divergence_at_once(logits_a: Tensor, norm_a: Tensor, logits_b: Tensor, norm_
     return jensen_shannon(normalised(logits_a, norm_a), normalised(logits_b, norm_b))
 
 
+def compiles(device: torch.device) -> bool:
+    """Whether `quickly` compiles on this device and has not failed to: what is written for it is longer uncompiled."""
+    return device.type == "cuda" and not _failed and compiled(look) is not look  # as they are when it is switched off
+
+
 def quickly(function: Callable[..., T], like: Tensor, *args: Any) -> T:
     """Return ``function(*args)``, compiled if `like` is on a CUDA device and that is possible."""
     name = function.__name__
-    if like.device.type != "cuda" or name in _failed:
+    if not compiles(like.device):
         return function(*args)
     try:
         made: T = compiled(function)(*args)

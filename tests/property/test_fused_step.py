@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -103,7 +105,12 @@ def terms(signals: Signals, decision: Decision) -> torch.Tensor:
 
 def as_on_an_accelerator(policy, ctx, par, *, shortlist, vocab_size, pick=False):
     mask_spare_ids(policy, None if policy.neutral else vocab_size, ctx, par)
-    return steps._on_accelerator(policy, ctx, par, shortlist, pick)
+    return steps._compiled(policy, ctx, par, shortlist, pick)
+
+
+def uncompiled(policy, ctx, par, *, shortlist, vocab_size, pick=False):
+    mask_spare_ids(policy, None if policy.neutral else vocab_size, ctx, par)
+    return steps._plainly(policy, ctx, par, shortlist, pick)
 
 
 def check(policy, ctx, par, shortlist, vocab_size, fine=None, fused_step=fused_step):
@@ -148,14 +155,14 @@ KINDS = ["", "ties", "masked", "offset", "same"]
 def test_every_policy_on_every_kind_of_logits(name: str, kind: str) -> None:
     for seed, (rows, size, known) in enumerate(SIZES):
         ctx, par = streams(rows, size, seed, kind)
-        for step in (fused_step, as_on_an_accelerator):
+        for step in (fused_step, uncompiled if POLICIES[name].neutral else as_on_an_accelerator):
             made, picked, want = check(POLICIES[name], ctx, par, LISTS[seed % 4], known, fused_step=step)
             if kind not in ("same", "ties"):  # of equals, rounding chooses
                 assert torch.equal(picked.tokens, want.argmax(-1))
             assert torch.equal(picked.broken, made.broken)
 
 
-@pytest.mark.parametrize("step", [fused_step, as_on_an_accelerator])
+@pytest.mark.parametrize("step", [fused_step, as_on_an_accelerator, uncompiled])
 def test_rows_of_many_policies_and_broken_rows_among_them(step) -> None:
     """Whole rows are copied where tau is 1 or 0; NaN, +inf and nothing finite are flagged as ever, by stream."""
     chosen = [policy for name, policy in POLICIES.items() if "wide" not in name]
@@ -180,9 +187,12 @@ def test_rows_of_many_policies_and_broken_rows_among_them(step) -> None:
 def test_nothing_left_to_choose_from_is_flagged_as_fused() -> None:
     ctx, par = torch.full((2, 128), -math.inf), torch.full((2, 128), -math.inf)
     ctx[:, 3] = par[0, 3] = par[1, 5] = 1.0
-    for step in (fused_step, as_on_an_accelerator):
+    for step in (fused_step, as_on_an_accelerator, uncompiled):
         made = step(Tau(tau=0.5), ctx.clone(), par.clone(), shortlist=Shortlist(), vocab_size=None, pick=True)
         assert made.broken.tolist() == [0, 3] and made.tokens[0] == 3
+
+
+VIEWS = {"view", "slice", "select", "unsqueeze", "squeeze", "expand", "as_strided", "split", "detach", "alias"}
 
 
 class Count(TorchDispatchMode):
@@ -198,14 +208,45 @@ class Count(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_an_accelerator_is_never_asked(name: str) -> None:
+def test_an_accelerator_is_never_asked(name: str, monkeypatch) -> None:
     """On tensors without data nothing can be read, and no shape can depend on them: so a step can be captured."""
     ctx, par = torch.empty(2, 4, 640, device="meta")
-    for pick in (False, True):
+    for compiled, pick in itertools.product((False, True), (False, True)):
+        monkeypatch.setattr(steps, "compiles", lambda device, answer=compiled: answer)
         with Count() as count:
             made = fused_step(POLICIES[name], ctx, par, vocab_size=600, pick=pick)
         assert not {"nonzero", "_local_scalar_dense", "item", "masked_select"} & set(count.names)
         assert made.broken.shape == (4,) and (made.tokens if pick else made.scores).device.type == "meta"
+
+
+def test_where_nothing_is_compiled_a_step_takes_the_fewer_operations(monkeypatch) -> None:
+    """On such a device each is a launch, and what is written to be compiled is longer as it stands."""
+    ctx, par = torch.empty(2, 4, 640, device="meta")
+    counted = {}
+    for compiled in (False, True):
+        monkeypatch.setattr(steps, "compiles", lambda device, answer=compiled: answer)
+        with Count() as count:
+            fused_step(POLICIES["ck-plug {'alpha': 0.2} ck-plug"], ctx, par, pick=True)
+        counted[compiled] = len([name for name in count.names if name not in VIEWS])
+    assert counted[False] < counted[True] and counted[False] <= 95, counted
+
+
+def test_a_compiler_that_fails_is_tried_once(monkeypatch, caplog) -> None:
+    """No triton, no C compiler: the answer is the same, with one line in the log, and it is the plain way later."""
+    tried = []
+
+    def broken(function):
+        tried.append(function.__name__)
+        return lambda *args: (_ for _ in ()).throw(RuntimeError("no compiler here"))
+
+    monkeypatch.setattr(look, "_failed", set())
+    monkeypatch.setattr(look, "compiled", broken)
+    like = SimpleNamespace(device=torch.device("cuda"))
+    scores = torch.randn(2, 64)
+    for _ in range(3):
+        for ours, theirs in zip(look.quickly(look.look, like, scores, 3, 0.1), look.look(scores, 3, 0.1), strict=True):
+            assert torch.equal(ours, theirs)
+    assert not look.compiles(like.device) and len(caplog.records) == 1 and tried == ["look", "look"]
 
 
 @pytest.fixture(scope="module")

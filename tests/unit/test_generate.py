@@ -335,7 +335,7 @@ def test_the_loop_reads_one_flag_per_token_from_the_device(llama, monkeypatch):
     monkeypatch.setattr(  # on a CPU there is nothing to wait for, and a step asks which rows to compute
         fused_step,
         "_on_cpu",
-        lambda p, ctx, par, shortlist, _, pick: fused_step._on_accelerator(p, ctx, par, shortlist, pick),
+        lambda p, ctx, par, shortlist, _, pick: fused_step._plainly(p, ctx, par, shortlist, pick),
     )
     from torch.utils._python_dispatch import TorchDispatchMode
 

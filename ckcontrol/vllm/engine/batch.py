@@ -162,7 +162,7 @@ class BatchPlan:
             tokens = fused.tokens
         else:
             scores = self.warp(scores, self.seen)
-            broken = torch.where((broken == 0) & nonfinite_rows(scores), 3, broken)
+            broken = broken.masked_fill((broken == 0) & nonfinite_rows(scores), 3)
             tokens = self.warp.draw(scores, [positions[i] for i in self.warp.sampled])
         ended = self._end(broken)
         if ended is not None:

@@ -102,7 +102,7 @@ def fuse_blocks(
     return Fused(
         _joined([step.scores for step in steps]),
         _joined([step.tokens for step in steps]),
-        torch.cat([step.broken for step in steps]),
+        steps[0].broken if len(steps) == 1 else torch.cat([step.broken for step in steps]),
         [(block, step.signals, step.decision) for block, step in zip(blocks, steps, strict=True)],
     )
 
