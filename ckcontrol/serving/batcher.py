@@ -12,8 +12,8 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,10 @@ from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
 from ..errors import CKError, MissingExtra, NonFiniteLogits
+from ..heads import HeadMask, pruned
+from ..heads.fingerprint import Fingerprint
 from ..policies.off import OFF
+from .read_heads import Entries
 from .replies import Refusal
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class Job:
         control: Its control.
         options: How its tokens are drawn; with a seed where it samples.
         structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
+        mask: Of heads, for both streams; None changes nothing.
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
         over: It has ended; `answered` if with an answer.
@@ -75,6 +79,7 @@ class Job:
     control: Control
     options: GenerateOptions
     structured: Mapping[str, Any] = field(default_factory=dict)
+    mask: HeadMask | None = None
     tell: Callable[[int | End | Exception], None] = print
     left: bool = False
     over: bool = False
@@ -86,7 +91,8 @@ class Job:
         drafts = Drafts([self.control.policy() if steered else OFF])
         self.several = drafts.several
         neutral = drafts.policy.neutral
-        self.kind = (neutral, self.options.trace or not neutral)  # which streams run, and whether in one forward
+        # which streams run, whether in one forward, and under which mask
+        self.kind = (neutral, self.options.trace or not neutral, self.mask)
         self.alone = False  # decoded once more, after a batch has failed
         self.rows: list[Row] = []
         self.stop: StopTexts | None = None
@@ -96,11 +102,6 @@ class Job:
     def dead(self) -> bool:
         """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
         return self.over or self.left
-
-    @property
-    def forwards(self) -> AbstractContextManager[Any]:
-        """What its forwards run in."""
-        return nullcontext()
 
     def take(self, token: int) -> None:
         """Take the next token. When a batch is decoded again, those that were told already only have to agree."""
@@ -126,12 +127,12 @@ class Job:
 
 
 class _Running:
-    """A batch and the jobs in it."""
+    """A batch and the jobs in it, which are of one kind."""
 
-    def __init__(self, first: Job) -> None:
-        self.kind = first.kind
+    def __init__(self, model: PreTrainedModel, first: Job) -> None:
+        self.kind, mask = first.kind, first.mask
         self.jobs: list[Job] = []
-        self.batch = RunningBatch(lambda: first.forwards)
+        self.batch = RunningBatch(nullcontext if mask is None else lambda: pruned(model, mask, strict=False))
 
 
 class Batcher:
@@ -163,6 +164,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._fingerprint: Fingerprint | None = None
         self._thread = threading.Thread(target=self._work, name="ckcontrol-batcher", daemon=True)
         self._thread.start()
 
@@ -203,6 +205,18 @@ class Batcher:
         except MissingExtra as error:
             hint = "Have ckcontrol[grammar] installed on it."
             raise Refusal(400, "this server reads no schemas or grammars.", hint) from error
+
+    def mask(self, entries: Entries) -> HeadMask | None:
+        """Return the head mask of some entries; None where there are none.
+
+        Raises:
+            HeadsError: A head that the model does not have, or a model of whose heads nothing is known.
+        """
+        if not entries:
+            return None
+        with self._changed:
+            self._fingerprint = self._fingerprint or Fingerprint.of(self.model)
+        return HeadMask(self._fingerprint, {(layer, head): factor for layer, head, factor in entries})
 
     def close(self, seconds: float = 30.0) -> None:
         """Stop; what waits or runs fails with a 503 at its next token."""
@@ -248,7 +262,7 @@ class Batcher:
 
     def _begin(self, job: Job) -> None:
         running = next((one for one in self._running if one.kind == job.kind and one.batch.joins), None)
-        running = running or _Running(job)
+        running = running or _Running(self.model, job)
         try:
             job.stop = StopTexts(self.tokenizer, job.options.stop, 0) if job.options.stop else None
             job.rows = running.batch.join(self._plan(job))
@@ -267,7 +281,7 @@ class Batcher:
             self.tokenizer,
             [job.pair],
             [job.control],
-            job.options,
+            job.options if job.mask is None else replace(job.options, compile=False),  # a graph keeps what hooks did
             ends=self.ends,
             structure=structure,
         )
