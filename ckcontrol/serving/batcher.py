@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "End", "Job"]
 
+_PROMPTS = 1024  # tokens of prompts that rows under way wait for between two steps; at least one question joins
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -247,17 +248,20 @@ class Batcher:
                 self._step(running)
 
     def _next(self) -> list[Job]:
-        """Take from the queue what begins now: one where others run, which wait meanwhile; else as many as may."""
+        """Take from the queue what begins now: where others run, no more than they may wait for."""
         self._waiting = deque(job for job in self._waiting if not job.dead)
         under_way = self._jobs()
-        free = min(self.rows - len(under_way), 1) if under_way else self.rows
-        if any(job.alone for job in under_way):
-            free = 0
         taken: list[Job] = []
-        while self._waiting and len(taken) < free and not (self._waiting[0].alone and (taken or under_way)):
-            taken.append(self._waiting.popleft())
-            if taken[0].alone:
+        tokens = 0
+        while self._waiting and len(under_way) + len(taken) < self.rows:
+            job = self._waiting[0]
+            tokens += len(job.pair.contextual) + len(job.pair.parametric)
+            beside = [*under_way, *taken]
+            if beside and (job.alone or any(one.alone for one in beside)):
                 break
+            if under_way and taken and tokens > _PROMPTS:
+                break
+            taken.append(self._waiting.popleft())
         return taken
 
     def _begin(self, job: Job) -> None:
