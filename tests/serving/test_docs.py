@@ -38,10 +38,8 @@ def test_the_clients_code_runs_as_it_stands(page: str, tmp_path: Path, capsys: p
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "OpenAI(" in block]
     model, tokenizer = tiny_model("llama")
     passages = [Passage("0", "The Tellin runs through Orvendale.", "0.txt", {"year": 2001})]
-    with (
-        Index.build(passages, Hashes()) as index,
-        serve(model, tokenizer, name="MODEL", index=index, tokens=8) as server,
-    ):
+    more: dict[str, Any] = {"name": "MODEL", "tokens": 8}
+    with Index.build(passages, Hashes()) as index, serve(model, tokenizer, index=index, **more) as server:
         file = tmp_path / "client.py"
         file.write_text(code.replace("http://127.0.0.1:8000", server.url), encoding="utf-8")
         runpy.run_path(str(file))
