@@ -22,7 +22,7 @@ from ..errors import ControlError
 from .generate import generate
 from .options import GenerateOptions
 from .refusals import eos_ids
-from .token_texts import overlap, stop_at
+from .token_texts import TextSoFar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,18 +145,13 @@ class AnswerStream:
         work = partial(generate, *self._question)
         task = asyncio.ensure_future(_in_a_thread(work, {**self._keywords, "streamer": streamer}))
         task.add_done_callback(lambda _: queue.put_nowait(None))
-        ids: list[int] = []
-        told = ""
+        text = TextSoFar(tokenizer, chosen.stop, ends, strip=True)
         try:
             while (new := await queue.get()) is not None:
-                ids += [token for token in new if token not in ends]
-                text = _sure(tokenizer, ids, chosen.stop)
-                if len(text) > len(told):
-                    piece, told = text[len(told) :], text
+                if piece := text.feed(new):
                     yield piece
             answer = await task
-            rest = _text(tokenizer, ids, chosen.stop).rstrip()[len(told) :]
-            if rest:
+            if rest := text.feed(last=True):
                 yield rest
             self.answer = answer
         finally:
@@ -213,14 +208,3 @@ class _Hand:
 
     def end(self) -> None:
         """The future of the call says so."""
-
-
-def _text(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    return text[: stop_at(text, stop)].lstrip()
-
-
-def _sure(tokenizer: Any, ids: Sequence[int], stop: Sequence[str]) -> str:
-    """Return the text so far without what may change: half a character, space at the end, a stop text's beginning."""
-    text = _text(tokenizer, ids, stop).rstrip().rstrip("�")
-    return text[: len(text) - max((overlap(text, one) for one in stop), default=0)]

@@ -201,6 +201,44 @@ def _closes_first(text: str) -> bool:
     return bool(places) and min(places)[1] == 1
 
 
+class TextSoFar:
+    """The text of an answer as its tokens arrive, as far as nothing that follows can change it or end it sooner.
+
+    Half a character and the beginning of a stop text are held back until it is known what comes of them. Thoughts are
+    part of the text, their tags too.
+
+    Args:
+        tokenizer: Of the model.
+        stop: Texts that end the answer; none of them is told.
+        ends: End tokens, which are no text.
+        strip: Leave out white space around the answer.
+
+    Attributes:
+        ids: All tokens so far, without end tokens.
+    """
+
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), ends: Collection[int] = (), *, strip: bool = False
+    ) -> None:
+        self.ids: list[int] = []
+        self._tokenizer, self._tags = tokenizer, tags_of(tokenizer)
+        self._stop, self._ends, self._strip = tuple(stop), ends, strip
+        self._told = 0
+
+    def feed(self, ids: Sequence[int] = (), *, last: bool = False) -> str:
+        """Take the next tokens; return what the text has gained, all that is left with the `last` ones."""
+        self.ids += [token for token in ids if token not in self._ends]
+        text = with_tags(self._tokenizer, self.ids, self._tags)
+        text = text[: stop_at(text, self._stop)]
+        if not last:
+            held = max((overlap(text, one) for one in self._stop), default=0)
+            text = text[: len(text) - held].rstrip("\ufffd")
+        text = text.strip() if self._strip else text
+        gained = text[self._told :]
+        self._told = max(self._told, len(text))
+        return gained
+
+
 class StopTexts:
     """A stopping criterion: a row ends when a stop text stands in what it generated.
 

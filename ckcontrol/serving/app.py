@@ -161,8 +161,6 @@ class _Server:
         if data.get("model") not in (None, self._name):
             raise Refusal(404, f"there is no model {shown(data['model'])} here.", f"It is {self._name!r}.")
         request = read_request(path, data, self._limits)
-        if request.heads:
-            raise Refusal(400, "ck.heads: this server applies no head masks.", "Use ckcontrol serve-vllm --heads.")
         check_fields(request.body)
         return request
 

@@ -12,8 +12,8 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,10 @@ from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
 from ..errors import CKError, MissingExtra, NonFiniteLogits, UnsupportedMode
+from ..heads import HeadMask, pruned
+from ..heads.fingerprint import Fingerprint
 from ..policies.off import OFF
+from .read_heads import Entries
 from .replies import Refusal
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher", "End", "Job"]
 
+_PROMPTS = 1024  # tokens of prompts that rows under way wait for between two steps; at least one question joins
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -65,6 +69,7 @@ class Job:
         control: Its control.
         options: How its tokens are drawn; with a seed where it samples.
         structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
+        mask: Of heads, for both streams; None changes nothing.
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
         over: It has ended; `answered` if with an answer.
@@ -75,6 +80,7 @@ class Job:
     control: Control
     options: GenerateOptions
     structured: Mapping[str, Any] = field(default_factory=dict)
+    mask: HeadMask | None = None
     tell: Callable[[int | End | Exception], None] = print
     left: bool = False
     over: bool = False
@@ -86,7 +92,8 @@ class Job:
         drafts = Drafts([self.control.policy() if steered else OFF])
         self.several = drafts.several
         neutral = drafts.policy.neutral
-        self.kind = (neutral, self.options.trace or not neutral)  # which streams run, and whether in one forward
+        # which streams run, whether in one forward, and under which mask
+        self.kind = (neutral, self.options.trace or not neutral, self.mask)
         self.alone = False  # decoded once more, after a batch has failed
         self.rows: list[Row] = []
         self.stop: StopTexts | None = None
@@ -96,11 +103,6 @@ class Job:
     def dead(self) -> bool:
         """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
         return self.over or self.left
-
-    @property
-    def forwards(self) -> AbstractContextManager[Any]:
-        """What its forwards run in."""
-        return nullcontext()
 
     def take(self, token: int) -> None:
         """Take the next token. When a batch is decoded again, those that were told already only have to agree."""
@@ -126,12 +128,12 @@ class Job:
 
 
 class _Running:
-    """A batch and the jobs in it."""
+    """A batch and the jobs in it, which are of one kind."""
 
-    def __init__(self, first: Job) -> None:
-        self.kind = first.kind
+    def __init__(self, model: PreTrainedModel, first: Job) -> None:
+        self.kind, mask = first.kind, first.mask
         self.jobs: list[Job] = []
-        self.batch = RunningBatch(lambda: first.forwards)
+        self.batch = RunningBatch(nullcontext if mask is None else lambda: pruned(model, mask, strict=False))
 
 
 class Batcher:
@@ -163,6 +165,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._fingerprint: Fingerprint | None = None
         self._thread = threading.Thread(target=self._work, name="ckcontrol-batcher", daemon=True)
         self._thread.start()
 
@@ -204,6 +207,18 @@ class Batcher:
             hint = "Have ckcontrol[grammar] installed on it."
             raise Refusal(400, "this server reads no schemas or grammars.", hint) from error
 
+    def mask(self, entries: Entries) -> HeadMask | None:
+        """Return the head mask of some entries; None where there are none.
+
+        Raises:
+            HeadsError: A head that the model does not have, or a model of whose heads nothing is known.
+        """
+        if not entries:
+            return None
+        with self._changed:
+            self._fingerprint = self._fingerprint or Fingerprint.of(self.model)
+        return HeadMask(self._fingerprint, {(layer, head): factor for layer, head, factor in entries})
+
     def close(self, seconds: float = 30.0) -> None:
         """Stop; what waits or runs fails with a 503 at its next token."""
         with self._changed:
@@ -233,22 +248,25 @@ class Batcher:
                 self._step(running)
 
     def _next(self) -> list[Job]:
-        """Take from the queue what begins now: one where others run, which wait meanwhile; else as many as may."""
+        """Take from the queue what begins now: where others run, no more than they may wait for."""
         self._waiting = deque(job for job in self._waiting if not job.dead)
         under_way = self._jobs()
-        free = min(self.rows - len(under_way), 1) if under_way else self.rows
-        if any(job.alone for job in under_way):
-            free = 0
         taken: list[Job] = []
-        while self._waiting and len(taken) < free and not (self._waiting[0].alone and (taken or under_way)):
-            taken.append(self._waiting.popleft())
-            if taken[0].alone:
+        tokens = 0
+        while self._waiting and len(under_way) + len(taken) < self.rows:
+            job = self._waiting[0]
+            tokens += len(job.pair.contextual) + len(job.pair.parametric)
+            beside = [*under_way, *taken]
+            if beside and (job.alone or any(one.alone for one in beside)):
                 break
+            if under_way and taken and tokens > _PROMPTS:
+                break
+            taken.append(self._waiting.popleft())
         return taken
 
     def _begin(self, job: Job) -> None:
         running = next((one for one in self._running if one.kind == job.kind and one.batch.joins), None)
-        running = running or _Running(job)
+        running = running or _Running(self.model, job)
         try:
             job.stop = StopTexts(self.tokenizer, job.options.stop, 0) if job.options.stop else None
             job.rows = running.batch.join(self._plan(job))
@@ -267,7 +285,7 @@ class Batcher:
             self.tokenizer,
             [job.pair],
             [job.control],
-            job.options,
+            job.options if job.mask is None else replace(job.options, compile=False),  # a graph keeps what hooks did
             ends=self.ends,
             structure=structure,
         )

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..answer import Draft
-from ..decoding.token_texts import overlap, said, stop_at, tags_of, with_tags
+from ..decoding.token_texts import TextSoFar, said
 from ..errors import ServingError, did_you_mean
 from .asgi import Gone, Message, Send, Shared
 from .batcher import Batcher, End, Job
@@ -119,7 +119,7 @@ class LocalEngine:
                 "the chat template opened a thought, and a thought is no structured answer.",
                 'Where the template can do without, send "chat_template_kwargs": {"enable_thinking": false}.',
             )
-        return Job(pair, request.control, options, structured)
+        return Job(pair, request.control, options, structured, self.batcher.mask(request.heads))
 
 
 class LocalSource:
@@ -156,7 +156,7 @@ class LocalSource:
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._seconds, self._drafts = seconds, list[Draft]()
         tokenizer = engine.batcher.tokenizer
-        self._tokenizer, self._tags = tokenizer, tags_of(tokenizer)
+        self._tokenizer = tokenizer
 
     async def __aenter__(self) -> LocalSource:
         loop = asyncio.get_running_loop()
@@ -189,7 +189,8 @@ class LocalSource:
             Gone: The client went away.
         """
         ids: list[int] = []
-        told, shown_ = 0, 0
+        told, held = 0, list[str]()  # tokens that were sent; text that is sent at the end
+        text = TextSoFar(self._tokenizer, self._job.options.stop, self._engine.batcher.ends)
         end: End | None = None
         while end is None:
             try:
@@ -198,6 +199,7 @@ class LocalSource:
                 raise Refusal(503, f"no answer within {self._seconds:g} s.", "Ask for fewer tokens.") from None
             while not self._events.empty():
                 events.append(self._events.get_nowait())
+            fresh = len(ids)
             for event in events:
                 if isinstance(event, BaseException):
                     raise event
@@ -205,17 +207,17 @@ class LocalSource:
                     end = event
                 else:
                     ids.append(event)
+            piece = text.feed(ids[fresh:], last=end is not None)
             if end is not None:
                 self._keep(end)
-            elif not self.streams:
+                piece = "".join([*held, piece])
+            elif not self.streams or not piece:
+                held.append(piece)
                 continue
-            text = self._text(ids, end)
-            if end is None and (text.endswith("�") or len(text) <= shown_):
-                continue
-            choice: dict[str, Any] = {"index": 0, "text": text[shown_:], "logprobs": None}
+            choice: dict[str, Any] = {"index": 0, "text": piece, "logprobs": None}
             choice |= {"finish_reason": end.reason if end else None, "token_ids": ids[told:]}
             part: dict[str, Any] = self._base | {"choices": [choice]}
-            told, shown_ = len(ids), len(text)
+            told = len(ids)
             if not self.streams:
                 part["usage"] = self._usage(ids)
             self._begin()
@@ -252,14 +254,6 @@ class LocalSource:
     def _keep(self, end: End) -> None:
         self.rows, self._drafts = end.rows, list(end.drafts)
         self._engine.traces[self.pair] = end.rows
-
-    def _text(self, ids: Sequence[int], end: End | None) -> str:
-        """Return the answer so far, as far as nothing can end it any more."""
-        ids = ids[:-1] if ids and ids[-1] in self._engine.batcher.ends else ids
-        text = with_tags(self._tokenizer, ids, self._tags)
-        stop = self._job.options.stop
-        text = text[: stop_at(text, stop)]
-        return text if end else text[: len(text) - max((overlap(text, one) for one in stop), default=0)]
 
     def _usage(self, ids: Sequence[int]) -> dict[str, int]:
         prompt = len(self._job.pair.contextual)

@@ -51,10 +51,10 @@ class Served:
 
 @contextmanager
 def serve(
-    model: Any, tokenizer: Any, key: str = "", limits: dict[str, Any] | None = None, **more: Any
+    model: Any, tokenizer: Any, key: str = "", limits: dict[str, Any] | None = None, name: str = "tiny", **more: Any
 ) -> Iterator[Served]:
     keys = [key] if key else []
-    app = create_app(model, tokenizer, name="tiny", keys=keys, limits=Limits(**(limits or {})), **more)
+    app = create_app(model, tokenizer, name=name, keys=keys, limits=Limits(**(limits or {})), **more)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()

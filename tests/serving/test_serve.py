@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import ckcontrol as ck
+from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
 from ckcontrol.serving.prompt_pairs import BARE
@@ -157,7 +158,8 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ({"logprobs": True}, "logprobs=True"),
         ({"max_tokens": 5000}, "At most 1024"),
         ({"extra_body": {"max_token": 5}}, "Did you mean 'max_tokens'"),
-        ({"extra_body": {"ck": {"passages": ["x"], "heads": [{"layer": 0, "head": 0}]}}}, "no head masks"),
+        ({"extra_body": {"ck": {"passages": ["x"], "heads": [{"layer": 9, "head": 0}]}}}, r"head 9\.0|9"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"extra_body": {"ck": {"retrieve": {"k": 2}}}}, "--index"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "cannot be continued"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "tokens"),
@@ -263,6 +265,33 @@ def test_what_fails_one_row_fails_no_other() -> None:
         if "@" not in text:
             answer = ck.generate(model, tokenizer, text, PASSAGES[:1], control=ck.Control(alpha=0.2), max_new_tokens=16)
             assert ids_of(reply) == list(answer.token_ids)
+
+
+def test_head_masks_are_each_requests_own(model, served: Served) -> None:
+    masks = [[], [(0, 1)], [(0, 1)], [(1, 0), (1, 2)], []]
+
+    def ask(mask: list[tuple[int, int]]) -> Any:
+        heads = [{"layer": layer, "head": head} for layer, head in mask]
+        extra = {
+            "ck": {"passages": PASSAGES, "alpha": 0.2, "method": "ck-plug", "heads": heads},
+            "return_token_ids": True,
+        }
+        return served.client.chat.completions.create(
+            model="tiny", messages=ASKED, temperature=0, max_tokens=24, extra_body=extra
+        )
+
+    with ThreadPoolExecutor(5) as pool:
+        replies = list(pool.map(ask, masks))
+    made = []
+    for mask, reply in zip(masks, replies, strict=True):
+        with pruned(model[0], HeadMask.of(model[0], mask)):
+            answer = ck.generate(
+                *model, messages=ASKED, passages=PASSAGES, control=ck.Control("ck-plug", 0.2), max_new_tokens=24
+            )
+        made.append(list(answer.token_ids))
+        assert ids_of(reply) == made[-1]
+        assert reply.model_extra["ck"].get("heads", 0) == len(mask)
+    assert made[0] != made[1] != made[3]
 
 
 def test_a_schema_holds_answers(served: Served, model) -> None:
