@@ -10,11 +10,11 @@ seeds; odd ones use other relations and wordings.
 
 Arms: ``words`` (`ckcontrol.citations.cite`); ``embedding``, cosine of sentence and passage by the demo embedder; and
 ``likelihood``, by how much the log-probability of a sentence falls per token when the passage is taken out of the demo
-model's prompt, one forward each; the thresholds of these two are those of the best F1 on 65 questions of the next seed.
-Beside them ``cite all`` and ``cite the top hit``, the passage nearest the question by the embedder. Counted are pairs
-of sentence and passage; intervals of 95 % draw questions.
+model's prompt, one forward each, on the first ``--likelihood N`` questions. The threshold of ``embedding`` is that of
+the best F1 on 65 questions of the next seed. Beside them ``cite all`` and ``cite the top hit``, the passage nearest the
+question by the embedder. Counted are pairs of sentence and passage; intervals of 95 % draw questions.
 
-    OMP_NUM_THREADS=1 python benchmarks/citations.py --json benchmarks/results/citations.json
+    OMP_NUM_THREADS=1 python benchmarks/citations.py --likelihood 39 --json benchmarks/results/citations.json
     OMP_NUM_THREADS=1 python benchmarks/citations.py --no-models       # words and `cite all` alone: a second
 """
 
@@ -290,6 +290,7 @@ UNSPACED = [
     ),
     ("{n}村有多少人？", "{n}村住着{v}人，多以捕鱼为生。", "那里住着{v}人。", "地球绕着太阳转。", "龙凤鹤鹿马牛"),
 ]
+FALL = 0.1  # nats per token by which a sentence that a passage supports falls without it
 KINDS = "copy paraphrase short numbers shared negation joined mixed memory related against negated unspaced".split()
 
 
@@ -456,6 +457,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--likelihood", type=int, default=0, metavar="N", help="questions of that arm")
     parser.add_argument("--no-models", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--wrong", action="store_true", help="print what words cites wrongly")
@@ -478,22 +480,24 @@ def main() -> None:
         seconds["embedding"] = time.process_time() - start
         arms["embedding"] = thresholded(scores, threshold)
         arms["cite the top hit"] = [[(top,)] * len(one.answer) for top, one in zip(tops, asked, strict=True)]
+    read = asked[: args.likelihood]
+    if read:
         model, tokenizer = ck.load("demo")
-        threshold = best_threshold(other, likelihoods(model, tokenizer, other))
         start = time.process_time()
-        arms["likelihood"] = thresholded(likelihoods(model, tokenizer, asked), threshold)
-        seconds["likelihood"] = time.process_time() - start
-    results = {name: measured(asked, cited) for name, cited in arms.items()}
+        arms["likelihood"] = thresholded(likelihoods(model, tokenizer, read), FALL)
+        seconds["likelihood"] = (time.process_time() - start) * len(asked) / len(read)
+    results = {name: measured(asked[: len(cited)], cited) for name, cited in arms.items()}
     for name, told in results.items():
         cost = f"{1000 * seconds[name] / len(asked):.2f} ms a question" if name in seconds else ""
         shown = " ".join(f"{key} {value}" for key, value in told.items())
         print(f"{name:17} {shown} {cost}")
     kinds = {}
     for kind in KINDS:
-        rows = [i for i, one in enumerate(asked) if one.kind == kind]
-        kinds[kind] = {
-            name: measured([asked[i] for i in rows], [cited[i] for i in rows])["exact"] for name, cited in arms.items()
-        }
+        kinds[kind] = {}
+        for name, cited in arms.items():
+            rows = [i for i, one in enumerate(asked[: len(cited)]) if one.kind == kind]
+            if rows:
+                kinds[kind][name] = measured([asked[i] for i in rows], [cited[i] for i in rows])["exact"]
         print(f"{kind:12}", "  ".join(f"{name} {exact}" for name, exact in kinds[kind].items()))
     if args.wrong:
         for one, made in zip(asked, arms["words"], strict=True):

@@ -57,7 +57,8 @@ class CKChatGenerator:
         control = None if self.control is None else self.control.to_dict()
         options = {name: value for name, value in self.options.items() if name != "api_key"}
         model = self.model if isinstance(self.model, str) else self._engine.name
-        return default_to_dict(self, model=model, control=control, **options)
+        told: dict[str, Any] = default_to_dict(self, model=model, control=control, **options)
+        return told
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CKChatGenerator:
@@ -68,7 +69,7 @@ class CKChatGenerator:
         made: CKChatGenerator = default_from_dict(cls, data)
         return made
 
-    @component.output_types(replies=list[ChatMessage])
+    @component.output_types(replies=list[ChatMessage])  # type: ignore[untyped-decorator]
     def run(
         self,
         messages: list[ChatMessage],
@@ -94,7 +95,7 @@ class CKChatGenerator:
                 tell(StreamingChunk(content=last))
         return _replies(last)
 
-    @component.output_types(replies=list[ChatMessage])
+    @component.output_types(replies=list[ChatMessage])  # type: ignore[untyped-decorator]
     async def run_async(
         self,
         messages: list[ChatMessage],

@@ -27,7 +27,7 @@ except ImportError as error:
 __all__ = ["ChatCK"]
 
 
-class ChatCK(BaseChatModel):
+class ChatCK(BaseChatModel):  # type: ignore[misc]
     """A chat model of LangChain that steers.
 
     Invoke, stream, batch and their async twins; a batch answers side by side. No tools. Passages are those that the

@@ -26,7 +26,7 @@ except ImportError as error:
 __all__ = ["CKLLM"]
 
 
-class CKLLM(LLM):
+class CKLLM(LLM):  # type: ignore[misc]
     """A language model of LlamaIndex that steers.
 
     Chat and completion, whole or streamed, and their async twins. No tools. Passages are those that the query engine
@@ -74,17 +74,17 @@ class CKLLM(LLM):
             model_name=engine.name,
         )
 
-    @llm_chat_callback()
+    @llm_chat_callback()  # type: ignore[untyped-decorator]
     def chat(self, messages: Sequence[types.ChatMessage], **how: Any) -> types.ChatResponse:
         """Answer a conversation."""
         return _chat(self._engine.ask(_openai(messages), **_how(how)))
 
-    @llm_chat_callback()
+    @llm_chat_callback()  # type: ignore[untyped-decorator]
     async def achat(self, messages: Sequence[types.ChatMessage], **how: Any) -> types.ChatResponse:
         """Answer a conversation without blocking the event loop."""
         return _chat(await self._engine.aask(_openai(messages), **_how(how)))
 
-    @llm_chat_callback()
+    @llm_chat_callback()  # type: ignore[untyped-decorator]
     def stream_chat(self, messages: Sequence[types.ChatMessage], **how: Any) -> types.ChatResponseGen:
         """Answer a conversation piece by piece."""
         text = ""
@@ -92,7 +92,7 @@ class CKLLM(LLM):
             text += piece if isinstance(piece, str) else ""
             yield _chat(piece, text)
 
-    @llm_chat_callback()
+    @llm_chat_callback()  # type: ignore[untyped-decorator]
     async def astream_chat(self, messages: Sequence[types.ChatMessage], **how: Any) -> types.ChatResponseAsyncGen:
         """Answer a conversation piece by piece, without blocking the event loop."""
 
@@ -104,22 +104,22 @@ class CKLLM(LLM):
 
         return pieces()
 
-    @llm_completion_callback()
+    @llm_completion_callback()  # type: ignore[untyped-decorator]
     def complete(self, prompt: str, formatted: bool = False, **how: Any) -> types.CompletionResponse:
         """Answer a prompt, as the only turn of a conversation."""
         return _completed(self.chat([types.ChatMessage(content=prompt)], **how))
 
-    @llm_completion_callback()
+    @llm_completion_callback()  # type: ignore[untyped-decorator]
     async def acomplete(self, prompt: str, formatted: bool = False, **how: Any) -> types.CompletionResponse:
         """Answer a prompt without blocking the event loop."""
         return _completed(await self.achat([types.ChatMessage(content=prompt)], **how))
 
-    @llm_completion_callback()
+    @llm_completion_callback()  # type: ignore[untyped-decorator]
     def stream_complete(self, prompt: str, formatted: bool = False, **how: Any) -> types.CompletionResponseGen:
         """Answer a prompt piece by piece."""
         yield from map(_completed, self.stream_chat([types.ChatMessage(content=prompt)], **how))
 
-    @llm_completion_callback()
+    @llm_completion_callback()  # type: ignore[untyped-decorator]
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **how: Any
     ) -> types.CompletionResponseAsyncGen:

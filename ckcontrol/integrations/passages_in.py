@@ -23,7 +23,7 @@ _QUESTION = r"[^\n:]{0,20}\b(?:question|query)\b[^\n:]{0,20}:"
 _ANSWER = r"(?:helpful )?answer:"
 CONTEXT = (
     r"^-{5,}[ \t]*\n(?P<passages>.*)\n-{5,}[ \t]*$",
-    r"<(?P<tag>context|documents|passages)>(?P<passages>.*)</(?P=tag)>",
+    r"<(?P<tag>context|documents|passages)>\s*(?P<passages>.*)</(?P=tag)>",
     rf"(?<!.)(?P<before>(?:(?!{_QUESTION}).)*?){_LABEL}(?P<passages>.*)(?=^[ \t]*{_QUESTION})",
     rf"{_LABEL}(?P<passages>.*)(?=^[ \t]*{_ANSWER}\s*\Z)",
     rf"{_LABEL}(?P<passages>.*)\Z",

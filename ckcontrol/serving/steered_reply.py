@@ -240,7 +240,7 @@ class SteeredReply:
 def _said(choice: dict[str, Any]) -> str:
     """Return what a choice adds to the answer, in whichever form; a thought adds nothing."""
     holder = choice.get("message") or choice.get("delta") or {}
-    return holder.get("content") or choice.get("text") or ""
+    return str(holder.get("content") or choice.get("text") or "")
 
 
 async def refuse(send: Send, error: CKError) -> None:

@@ -205,11 +205,21 @@ def test_passages_are_retrieved(model) -> None:
             *model, messages=CONVERSATION, passages=given, control=ck.Control(alpha=0.2), max_new_tokens=12
         )
         assert ids_of(reply) == list(answer.token_ids)
+        assert told["cited"] == [sentence.to_dict() for sentence in answer.cited] != []
+        floor = (hits[0].score + hits[1].score) / 2
+        assert [hit["id"] for hit in ask(k=2, mode="bm25", min_score=floor).ck["hits"]] == [hits[0].passage.id]
         assert [hit["source"] for hit in ask(k=1, query="harbour Quarrow", mode="bm25").ck["hits"]] == ["2.txt"]
         assert [hit["source"] for hit in ask(where={"year": 2001}).ck["hits"]] == ["1.txt"]
         nothing = ask(where={"year": 1900})
         assert (nothing.ck["hits"], nothing.ck["method"]) == ([], "off")
-        for wanted in ({"k": 0}, {"k": 65}, {"mode": "magic"}, {"where": {"year": {"$no": 1}}}, {"limit": 1}):
+        for wanted in (
+            {"k": 0},
+            {"k": 65},
+            {"mode": "magic"},
+            {"min_score": "0.3"},
+            {"where": {"year": {"$no": 1}}},
+            {"limit": 1},
+        ):
             with pytest.raises(openai.BadRequestError, match=r"ck\.retrieve"):
                 ask(**wanted)
 
