@@ -52,7 +52,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
 REFERENCE = (
-    "## Reference\n\nMade from the docstrings and the command line when the site is built (`make docs`), and:\n\n"
+    "## Reference\n\nMade from docstrings and commands when the site is built (`make docs`), and:\n\n"
 )
 ENTRY = re.compile(r"\[([^\]]+)\]\(([^)#]+\.(?:md|rst))\)")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
@@ -74,8 +74,6 @@ def on_site(page: str, text: str) -> str:
 
     def place(link: re.Match[str]) -> str:
         target = (home / link[1]).resolve()
-        if target.is_dir():
-            target /= "README.md" if (target / "README.md").exists() else "01_dial.py"
         name = target.relative_to(ROOT).as_posix()
         found = DOCS / PROJECT_PAGES[name] if name in PROJECT_PAGES else target
         return os.path.relpath(found, (DOCS / page).parent) + link[2]

@@ -1,13 +1,17 @@
 """Tutorial, how-to and CONTRIBUTING: every block is run as it stands, in order, in an empty folder, without a network.
 
-A `sh` block is one shell; a server is left running until the page has been read; a `text` block is what the block
-before it printed. What a reader installs is held to pyproject.toml. The how-to is run on the tiny model.
+A `sh` block is one shell, or commands of ours, which are called in this process; a server is left running until the
+page has been read; a `text` block is what the block before it printed. What a reader installs is held to
+pyproject.toml. The how-to is run on the tiny model.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,6 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import ckcontrol.policies.base as registry
+from ckcontrol.cli.main import main
 
 from ..unit.test_packaging import project
 
@@ -52,6 +59,13 @@ class Reader:
             block = block.replace(what.replace("_", " "), other)
         if block.startswith("ckcontrol serve"):
             return self.serves(block)
+        if block.startswith("ckcontrol "):  # one command a line: here, where torch has been imported
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                for line in block.splitlines():
+                    _, *args = shlex.split(line)
+                    assert main(args) == 0, line
+            return out.getvalue()
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block], cwd=self.folder, env=self.env, capture_output=True, text=True
         )
@@ -86,7 +100,9 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     someone = Reader(tmp_path)
     yield someone
     someone.leaves()
