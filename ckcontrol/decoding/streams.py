@@ -135,9 +135,14 @@ class Stream:
         """Whether rows of other streams can be taken in: the past is keys and values, in transformers' own layers."""
         from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-        return type(self.cache) is DynamicCache and all(
-            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized
-            for layer in self.cache.layers
+        cache = self.cache
+        return (
+            cache is not None
+            and type(cache) is DynamicCache
+            and all(
+                type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized
+                for layer in cache.layers
+            )
         )
 
     def join(self, others: Sequence[Stream]) -> None:
