@@ -14,7 +14,7 @@ from ..decoding.refusals import bare
 from ..errors import HeadsError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 __all__ = ["FAMILIES", "Family", "HeadLayout", "LayerParts", "describe"]
