@@ -21,8 +21,10 @@ from .endings import function_modes_as_they_were
 __all__ = ["few_row_products"]
 
 _MOST_ROWS = 64
-# Quantised weights (torchao) are tensors of their own type, with a linear of theirs.
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (
+    Tensor,
+    torch.nn.Parameter,
+)  # torchao's quantised weights have a type, and a product, of their own
 
 
 class _TurnedLinear(TorchFunctionMode):

@@ -173,7 +173,7 @@ def describe(model: PreTrainedModel) -> HeadLayout:
             projection is not a plain linear layer (quantised, or wrapped by an adapter), or the model is in training
             mode.
     """
-    from torch import nn
+    from torch import Tensor, nn
     from transformers.pytorch_utils import Conv1D
 
     model = bare(model)
@@ -209,6 +209,10 @@ def describe(model: PreTrainedModel) -> HeadLayout:
             f"the output projections are {odd}, not plain linear layers.",
             "Load the model without quantisation and merge its adapters first.",
         )
+    held = {type(block.projection.weight) for block in blocks} - {nn.Parameter, Tensor}
+    if held:
+        what = f"the output projections hold {held.pop().__name__}, not plain weights."
+        raise HeadsError(what, "Load the model without quantisation and merge its adapters first.")
     transposed = kinds == {Conv1D}
     stored: Any = blocks[0].projection.weight
     width, hidden = stored.shape if transposed else stored.shape[::-1]

@@ -7,6 +7,9 @@ import torch
 from torch.nn.functional import linear
 
 from ckcontrol.decoding.matmul import few_row_products, turned_linear
+from ckcontrol.errors import HeadsError
+from ckcontrol.heads.families import describe
+from ckcontrol.models.tiny import tiny_model
 
 CPU = torch.device("cpu")
 
@@ -39,6 +42,32 @@ def test_only_few_rows_are_turned(monkeypatch):
             linear(torch.randn(rows, 4), w)
     linear(torch.randn(2, 4), w)
     assert seen == [2, 64]
+
+
+class Packed(torch.Tensor):
+    """A weight of its own type, as quantisers make them: it knows `linear`, and no product that we turn it into."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.mm, torch.matmul):
+            raise NotImplementedError
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_weight_of_its_own_type_multiplies_by_its_own_rule():
+    x, w = torch.randn(2, 1, 12), torch.randn(20, 12)
+    want = linear(x, w)
+    with few_row_products(CPU, torch.float32):
+        got = linear(x, w.as_subclass(Packed))
+    assert torch.equal(got.as_subclass(torch.Tensor), want)
+
+
+def test_heads_of_such_weights_are_refused():
+    model = tiny_model("llama")[0]
+    layer = model.model.layers[0].self_attn.o_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Packed))
+    with pytest.raises(HeadsError, match=r"hold Packed, not plain weights.*without quantisation"):
+        describe(model)
 
 
 def test_nothing_happens_in_half_precision_or_elsewhere():
