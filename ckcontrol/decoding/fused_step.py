@@ -186,7 +186,10 @@ def _finish(
     logp_ctx, logp_par = normalised(ctx, norms[0]), normalised(par, norms[1])
     listed = (logp_ctx >= floors[0]) | (logp_par >= floors[1])
     fused = fuse(logp_ctx, logp_par, tau, shortlisted=listed, scale=scale, truncate=truncate, check=False)
-    scores = regauge(fused, ctx, par, norms[0], tau, Decision(tau, tau == 1, scale, truncate).plain())
+    plain = torch.ones_like(norms[0][:, 0], dtype=torch.bool)
+    plain = plain if truncate is None else plain & ~truncate
+    plain = plain if scale is None else plain & (scale == 1)
+    scores = regauge(fused, ctx, par, norms[0], tau, plain)
     broken = _first_broken(nonfinite_rows(ctx), nonfinite_rows(par))
     if not pick:
         return scores, broken, broken
