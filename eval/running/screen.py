@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ckcontrol.decoding.options import GenerateOptions
@@ -101,7 +102,7 @@ def screen(
         work = passes([("screen", records)], arms, one.length, batch_size=batch_size)
         stage = f"Sample {turn} of {samples}" if turn else "Greedy answers"
         with SampleFile(path) as store:
-            make(one, work, store, lambda _, done, total, stage=stage: on_progress(stage, done, total), lambda _: None)
+            make(one, work, store, partial(_told, on_progress, stage), _nothing)
         for _, _, lines in whole_passes(path):
             for line in lines:
                 name = line["id"].partition("#")[2]
@@ -122,3 +123,11 @@ def screen(
     unknown, rest = len(known) - yes, len(taken) - len(known)
     on_note(f"{len(taken):,} facts asked: {yes:,} known, {unknown:,} unknown, {rest:,} uncertain.")
     return Screened(known, uncertain, path)
+
+
+def _told(on_progress: OnProgress, stage: str, _: str, done: int, total: int) -> None:
+    on_progress(stage, done, total)
+
+
+def _nothing(_: str) -> None:
+    """An estimate of one of several turns says little."""
