@@ -102,7 +102,7 @@ def screen(
         work = passes([("screen", records)], arms, one.length, batch_size=batch_size)
         stage = f"Sample {turn} of {samples}" if turn else "Greedy answers"
         with SampleFile(path) as store:
-            make(one, work, store, partial(_told, on_progress, stage), lambda _: None)
+            make(one, work, store, partial(_told, on_progress, stage), _nothing)
         for _, _, lines in whole_passes(path):
             for line in lines:
                 name = line["id"].partition("#")[2]
@@ -127,3 +127,7 @@ def screen(
 
 def _told(on_progress: OnProgress, stage: str, _: str, done: int, total: int) -> None:
     on_progress(stage, done, total)
+
+
+def _nothing(_: str) -> None:
+    """An estimate of one of several turns says little."""
