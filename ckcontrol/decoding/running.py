@@ -82,7 +82,7 @@ class Row:
 
     def process(self, scores: Tensor) -> Tensor:
         """Return the processed scores, [1, V]."""
-        return self._processors(self._ids, scores) if self._processors else scores  # type: ignore[no-any-return]
+        return self._processors(self._ids, scores) if self._processors else scores
 
     def draw(self, scores: Tensor, broken: Tensor) -> Tensor:
         """Return the next token, [1]."""

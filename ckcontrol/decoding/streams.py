@@ -124,7 +124,7 @@ class Stream:
 
         return type(self.cache) is DynamicCache and all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized
-            for layer in self.cache.layers
+            for layer in getattr(self.cache, "layers", ())
         )
 
     def join(self, others: Sequence[Stream]) -> None:
