@@ -175,10 +175,7 @@ class StaticStreams(TwoStreams):
 
     def _part(self) -> None:
         if self._pair is not None and self.parametric is not None:
-            rows = len(self._token) // 2
-            for stream, position in zip(
-                (self.contextual, self.parametric), torch.split(self._position, rows), strict=True
-            ):
+            for stream, position in zip((self.contextual, self.parametric), self._position.chunk(2), strict=True):
                 behind = int((position - 1 - stream.position[:, -1:])[0, 0])  # steps that the stream has not followed
                 stream.position = position - 1
                 if stream.keep is not None:

@@ -135,14 +135,9 @@ class Stream:
         """Whether rows of other streams can be taken in: the past is keys and values, in transformers' own layers."""
         from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-        cache = self.cache
-        return (
-            cache is not None
-            and type(cache) is DynamicCache
-            and all(
-                type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized
-                for layer in cache.layers
-            )
+        return type(self.cache) is DynamicCache and all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized
+            for layer in getattr(self.cache, "layers", ())
         )
 
     def join(self, others: Sequence[Stream]) -> None:
