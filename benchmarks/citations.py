@@ -14,7 +14,7 @@ model's prompt, one forward each, on the first ``--likelihood N`` questions. The
 the best F1 on 65 questions of the next seed. Beside them ``cite all`` and ``cite the top hit``, the passage nearest the
 question by the embedder. Counted are pairs of sentence and passage; intervals of 95 % draw questions.
 
-    OMP_NUM_THREADS=1 python benchmarks/citations.py --likelihood 39 --json benchmarks/results/citations.json
+    OMP_NUM_THREADS=1 python benchmarks/citations.py --json benchmarks/results/citations.json
     OMP_NUM_THREADS=1 python benchmarks/citations.py --no-models       # words and `cite all` alone: a second
 """
 

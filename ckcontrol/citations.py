@@ -3,8 +3,8 @@
 A sentence says what its words add to the question. A passage supports it when it holds enough of that, numbers and long
 words counting for more, and speaks of what was asked; a sentence that no passage supports rests on memory. It costs no
 forward, so it is read off any answer, recorded or not, and in any language: words are those of search (words.py).
-Measured against embeddings and against the likelihood lost without a passage in benchmarks/citations.py, on whose even
-seeds the shares below were chosen. Knows texts; knows no model.
+Measured against embeddings in benchmarks/citations.py, on whose even seeds the shares below were chosen. Knows texts;
+knows no model.
 """
 
 from __future__ import annotations
