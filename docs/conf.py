@@ -51,9 +51,7 @@ napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
-REFERENCE = (
-    "## Reference\n\nMade from docstrings and commands when the site is built (`make docs`), and:\n\n"
-)
+REFERENCE = "## Reference\n\nMade from docstrings and commands when the site is built (`make docs`), and:\n\n"
 ENTRY = re.compile(r"\[([^\]]+)\]\(([^)#]+\.(?:md|rst))\)")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 
