@@ -7,17 +7,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import contextlib
-import warnings
 from functools import cache
 
 import pytest
 import torch
-
-with contextlib.suppress(Exception), warnings.catch_warnings():
-    # torch's compiler imports it, and it cannot be imported once a test has brought the standard library's distutils.
-    warnings.simplefilter("ignore")
-    import setuptools  # noqa: F401
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 

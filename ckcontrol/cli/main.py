@@ -68,7 +68,8 @@ LISTED = {
         "Serve steered requests over the OpenAI API, and a page to try them, from one model in this process.",
     ),
     "serve-vllm": Listed(
-        "serve_vllm:serve_vllm", "Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API."
+        "serve_vllm:serve_vllm",
+        "Serve steered requests with vLLM, beside ordinary ones, over the OpenAI API, and a page to try them.",
     ),
     "export-hub": Listed(
         "export_hub:export_hub",

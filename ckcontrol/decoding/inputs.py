@@ -13,9 +13,9 @@ from ..errors import ControlError
 from ..policies import check_drafts
 from ..policies.off import OFF
 from .drafts import Drafts
-from .loop import DecodingPlan
 from .options import GenerateOptions
 from .pair_cache import can_share_forward
+from .plan import DecodingPlan
 from .processing import unpadded
 from .prompts import PromptPair
 from .recorder import Recorder

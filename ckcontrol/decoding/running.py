@@ -20,7 +20,8 @@ from ..errors import NonFiniteLogits
 from ..fusion.distributions import first_max, nonfinite_rows
 from ..policies import Policy, per_row
 from .fused_step import FusedStep, fused_step
-from .loop import DecodingPlan, Draw
+from .loop import Draw
+from .plan import DecodingPlan
 from .processing import penalise_answers
 from .recorder import Recorder, measure
 from .streams import TwoStreams

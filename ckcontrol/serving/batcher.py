@@ -22,8 +22,8 @@ from ..answer import Draft
 from ..control import Control
 from ..decoding.drafts import Drafts
 from ..decoding.inputs import plan_of
-from ..decoding.loop import DecodingPlan
 from ..decoding.options import GenerateOptions
+from ..decoding.plan import DecodingPlan
 from ..decoding.prompts import PromptPair
 from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.running import Row, RunningBatch

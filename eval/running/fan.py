@@ -18,9 +18,10 @@ from torch import Tensor
 from ckcontrol.decoding.drafts import Drafts
 from ckcontrol.decoding.fused_step import fuse_scores, signals_of
 from ckcontrol.decoding.inputs import passages_alone, processors_for, stream_of
-from ckcontrol.decoding.loop import DecodingPlan, decode, run_streams
+from ckcontrol.decoding.loop import decode, run_streams
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.pair_cache import can_share_forward
+from ckcontrol.decoding.plan import DecodingPlan
 from ckcontrol.decoding.prompts import PromptPair
 from ckcontrol.decoding.recorder import Recorder
 from ckcontrol.decoding.segments import Segments, check_segments, segmented

@@ -136,7 +136,7 @@ def test_a_bad_value_is_one_sentence(
     name = f"{' '.join(path)} {parameter.name}"
     shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    if parameter.name not in ("model", "device", "dtype"):
+    if parameter.name not in ("model", "screen", "device", "dtype"):
         monkeypatch.setattr(options, "load", never)
     monkeypatch.setattr(models, "demo_path", never)
     monkeypatch.setattr(tiny, "tiny_model", never)
@@ -152,7 +152,11 @@ def test_a_bad_value_is_one_sentence(
         out, err = capsys.readouterr()
         *notes, said = err.splitlines()
         shown = value.strip()[:60] or "''"
-        assert code == (1 if parameter.name == "model" else 2), (name, value, err)  # ModelUnavailable: not the caller's
+        assert code == (1 if parameter.name in ("model", "screen") else 2), (
+            name,
+            value,
+            err,
+        )  # ModelUnavailable: not the caller's
         assert out == "" and said.startswith("ckcontrol: ") and "Traceback" not in err, (name, value, err)
         assert not any(line.startswith("ckcontrol: ") for line in notes), (name, value, err)
         assert shown in said or (value == HUGE and "inf" in said) or value == " ", (name, value, err)

@@ -20,6 +20,7 @@ from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import UnsupportedMode
 from ckcontrol.eval.running.fan import fan
 from ckcontrol.policies import AnswerPolicy, idle_drafts, register, sentence_end
+from ckcontrol.policies.base import _REGISTRY
 from ckcontrol.policies.cad import CAD
 from ckcontrol.policies.off import UNMODIFIED
 
@@ -46,6 +47,7 @@ class Turns(AnswerPolicy):
 
 
 TURNS = ck.Control("turns")
+del _REGISTRY["turns"]  # other files go through every method there is
 SEGMENTS = [
     ck.Control("dial", alpha=0.96, segments=True),
     ck.Control("dial", alpha=0.98, segments=True),

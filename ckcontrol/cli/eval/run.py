@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...arguments import check_integer
+from ...arguments import check_integer, check_number
 from ...errors import ControlError, EvalError
 from ...views.safe_text import clean
 from .. import files, options
@@ -278,8 +278,12 @@ def build_conflicts(
     screen: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Ask this model which facts it knows.", show_default=False)
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="With --screen: answers drawn per wording.")] = 3,
-    temperature: Annotated[float, typer.Option(help="With --screen: of those answers.")] = 0.7,
+    samples: Annotated[
+        int | None, typer.Option(min=0, help="With --screen: answers drawn per wording.", show_default="3")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="With --screen: of those answers.", show_default="0.7")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="With --screen: most facts that are asked.", show_default="all")
     ] = None,
@@ -299,9 +303,16 @@ def build_conflicts(
     wanted = [part.strip() for part in types.split(",")]
     left_out: frozenset[str] = frozenset()
     found: dict[str, bool] | None = None
-    if screen is not None:
+    asked = {"samples": samples, "temperature": temperature, "limit": limit, "device": device, "dtype": dtype}
+    if screen is None:
+        for name, value in asked.items():
+            if value is not None:
+                raise EvalError(f"--{name} {value!r} is for --screen.", "Add --screen MODEL, or leave it out.")
+    else:
         if known is not None:
             raise EvalError("--known and --screen both say what is known.", "Give one of them.")
+        samples, temperature = 3 if samples is None else samples, 0.7 if temperature is None else temperature
+        check_number("--temperature", temperature, 0.01, 100.0)
         found, left_out = _screen(facts, out, screen, samples, temperature, limit, batch_size, seed, device, dtype)
     made = build(facts, wanted, out, known=found if found is not None else known, seed=seed, leave_out=left_out)
     for item in made.rejected:
