@@ -104,11 +104,12 @@ class RunningBatch:
 
     Attributes:
         rows: Those that have not ended, as of the last step.
+        around: As given; what is read of drafts beside the steps runs in it too.
     """
 
     def __init__(self, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         self.rows: list[Row] = []
-        self._around = around
+        self.around = around
         self._streams: TwoStreams | None = None
         self._joining: list[tuple[TwoStreams, list[Row]]] = []
 
@@ -129,7 +130,7 @@ class RunningBatch:
         """
         rows = [Row(plan, policy) for policy in plan.drafts.each]
         streams = plan.streams()
-        with self._around():
+        with self.around():
             logits = streams.prefill()
         _choose(rows, *logits)
         self._joining.append((streams, rows))
@@ -162,7 +163,7 @@ class RunningBatch:
         self._streams, *others = [streams for streams, _ in parts]
         if others:
             self._streams.join(others)
-        with self._around():
+        with self.around():
             logits = self._streams.step(torch.tensor(fed, device=self._streams.contextual.input_ids.device))
         _choose(self.rows, *logits)
 

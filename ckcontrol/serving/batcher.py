@@ -324,7 +324,7 @@ class Batcher:
         """Tell the jobs of a batch what their rows have become; those that ended leave it."""
         for job in running.jobs:
             if not job.dead:
-                self._settle(job)
+                self._settle(job, running.batch)
             if job.dead:
                 for row in job.rows:
                     row.ended = True
@@ -333,7 +333,7 @@ class Batcher:
         if not running.jobs and running in self._running:
             self._running.remove(running)
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, job: Job, batch: RunningBatch) -> None:
         for error in (row.error for row in job.rows if row.error is not None):
             log.warning("an answer failed", exc_info=None if isinstance(error, CKError) else error)
             return job.fail(_told(error, job.control))
@@ -348,9 +348,10 @@ class Batcher:
             row.ended = row.ended or bool(self._reason(job, row))
         if all(row.ended for row in job.rows):
             recorders = [row.recorder for row in job.rows if row.recorder is not None]
-            chosen = job.rows[0].plan.drafts.choose_one(
-                0, [row.tokens for row in job.rows], [recorder.evidence(0) for recorder in recorders]
-            )
+            with batch.around():
+                chosen = job.rows[0].plan.drafts.choose_one(
+                    0, [row.tokens for row in job.rows], [recorder.evidence(0) for recorder in recorders]
+                )
             given = next(i for i, draft in enumerate(chosen) if draft.given)
             for token in job.rows[given].tokens:
                 job.take(token)

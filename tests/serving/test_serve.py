@@ -305,6 +305,26 @@ def test_head_masks_are_each_requests_own(model, served: Served) -> None:
     assert made[0] != made[1] != made[3]
 
 
+def test_drafts_are_read_under_the_mask_that_they_were_written_under(model, served: Served) -> None:
+    """Also where they are read once more, after the passages alone."""
+    mask = [(0, 1), (1, 2)]
+    heads = [{"layer": layer, "head": head} for layer, head in mask]
+    reply = served.client.chat.completions.create(
+        model="tiny",
+        messages=ASKED,
+        temperature=0,
+        max_tokens=12,
+        extra_body={"ck": {"passages": PASSAGES, "method": "trustmargin", "heads": heads}, "return_token_ids": True},
+    )
+    with pruned(model[0], HeadMask.of(model[0], mask)):
+        answer = ck.generate(
+            *model, messages=ASKED, passages=PASSAGES, control=ck.Control("trustmargin"), max_new_tokens=12
+        )
+    told = [draft["evidence"] for draft in reply.model_extra["ck"]["drafts"]]
+    assert ids_of(reply) == list(answer.token_ids)
+    assert told == [None, pytest.approx(answer.drafts[1].evidence, rel=1e-4)]
+
+
 def test_a_schema_holds_answers(served: Served, model) -> None:
     pytest.importorskip("xgrammar")
     schema = {"type": "object", "properties": {"river": {"enum": ["Tellin", "Vess"]}}, "required": ["river"]}
