@@ -199,6 +199,7 @@ def calibrate(
         raise EvalError(f"{len(questions)} questions cannot tell settings apart.", f"Give at least {FEWEST}.")
     controls = {f"alpha {alpha:g}": Control("dial", alpha) for alpha in sorted((*ALPHAS, 0.5))}
     controls["adaptive"] = Control("dial", adaptive=True)
+    dials = {name: Dial(control.alpha, **control.params) for name, control in controls.items()}
     said: dict[str, list[str]] = {name: [] for name in controls}
     closed = 0
     for start in range(0, len(questions), batch):
@@ -206,9 +207,8 @@ def calibrate(
         pairs = (list(answer(some, Control("dial", alpha))) for alpha in (0.25, 0.75))
         for below, above in zip(*pairs, strict=True):
             closed += not above.passages
-            for name, control in controls.items():
-                side = above if control.params.get("adaptive") or (control.alpha or 0) >= 0.5 else below
-                said[name].append(_given(side, control))
+            for name, dial in dials.items():
+                said[name].append(_given(above if dial.adaptive or dial.position >= 0.5 else below, dial))
         if on_progress is not None:
             on_progress(min(start + batch, len(questions)), len(questions))
     right = {name: [q.right(text) for q, text in zip(questions, told, strict=True)] for name, told in said.items()}
@@ -247,12 +247,12 @@ def _question(row: Row) -> Question:
     )
 
 
-def _given(answer: Answer, control: Control) -> str:
-    """Return the text that `control` would give of the drafts of an answer on its side of the dial."""
+def _given(answer: Answer, dial: Dial) -> str:
+    """Return the text that `dial` would give of the drafts of an answer on its side of 0.5."""
     if len(answer.drafts) < 2:  # no passages: there was nothing to choose from
         return answer.text
     plain, other = answer.drafts
-    return (other if Dial(control.alpha, **control.params).takes(other.evidence, other.idle) else plain).text
+    return (other if dial.takes(other.evidence, other.idle) else plain).text
 
 
 def _best(settings: Sequence[Setting], without: int | None = None) -> Setting:

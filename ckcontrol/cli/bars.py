@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
+from ..views.safe_text import clean
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -11,9 +15,14 @@ __all__ = ["Bars"]
 
 
 class Bars:
-    """Draws progress reports on stderr: one bar per stage, which pulses while the length is unknown."""
+    """Draws progress reports on stderr: one bar per stage, which pulses while the length is unknown.
 
-    def __init__(self) -> None:
+    Args:
+        kept: Where what is done is kept, if the same command goes on there: Ctrl-C says so.
+    """
+
+    def __init__(self, kept: object = None) -> None:
+        self._kept = kept
         self._tasks: dict[str, TaskID] = {}
         self._current = ""
         self._bars: Progress
@@ -28,8 +37,10 @@ class Bars:
         self._bars.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
         self._bars.stop()
+        if kind is KeyboardInterrupt and self._kept is not None:
+            typer.echo(clean(f"What is done is in {self._kept}; the same command goes on there.", None), err=True)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Move the bar of a stage. A new stage finishes the one before; a total of 0 makes its bar pulse."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,19 +59,25 @@ def calibrate(
         raise EvalError(f"{missing[0].id} brings no passages.", "Give an index in place of -, or passages in each row.")
     opened = None if index == "-" else options.open_index(Path(index), embedder)
     loaded = given.load()
+    if opened is not None and missing:
+        hits = opened.search([question.text for question in missing], k, where=conditions, mode=mode.value)
+        found = {
+            question.id: tuple(hit.passage.text for hit in each if hit.passage.text.strip())
+            for question, each in zip(missing, hits, strict=True)
+        }
+        asked = [replace(question, passages=found.get(question.id, question.passages)) for question in asked]
 
     def answer(some: Sequence[Question], control: Control) -> Iterable[Answer]:
         from ..decoding.generate import generate
 
-        texts, found = [question.text for question in some], {}
-        if opened is not None:
-            hits = opened.search(texts, k, where=conditions, mode=mode.value)
-            found = {i: [hit.passage.text for hit in each if hit.passage.text.strip()] for i, each in enumerate(hits)}
-        passages = [
-            found[i] if question.passages is None else list(question.passages) for i, question in enumerate(some)
-        ]
         made: list[Answer] = generate(
-            *loaded, texts, passages, control=control, template=template, truncate="passages", options=drawn
+            *loaded,
+            [question.text for question in some],
+            [list(question.passages or ()) for question in some],
+            control=control,
+            template=template,
+            truncate="passages",
+            options=drawn,
         )
         return made
 

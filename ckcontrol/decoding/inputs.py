@@ -127,7 +127,6 @@ def plan_of(
     criteria: Sequence[Any] = (),
     structure: Structure | None = None,
     streamer: Any = None,
-    seeds: Sequence[int] | None = None,
 ) -> DecodingPlan:
     """Return the plan of a batch.
 
@@ -142,7 +141,6 @@ def plan_of(
         criteria: The caller's own, beside the end tokens, stop texts and longest answer.
         structure: What holds all answers to a grammar.
         streamer: transformers streamer.
-        seeds: One per question, instead of that of the options.
 
     Raises:
         ControlError: Processors or criteria are no list of functions.
@@ -202,7 +200,7 @@ def plan_of(
         criteria=ending,
         max_new_tokens=options.max_new_tokens,
         sample=options.do_sample,
-        seed=options.seed if seeds is None else seeds,
+        seed=options.seed,
         pad_token_id=pad,
         vocab_size=vocab_size,
         recorder=Recorder() if options.trace else None,

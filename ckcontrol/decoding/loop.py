@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,6 @@ from .recorder import Recorder
 from .rounds import Rounds
 from .segments import Segments
 from .streams import Stream, TwoStreams, streams_as_they_were
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Draw", "Generated", "decode", "run_streams"]
 

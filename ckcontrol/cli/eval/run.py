@@ -87,22 +87,18 @@ def run(
     for task in loaded:
         _say(f"{task.name}: {len(task.records):,} records. {_left_out(task)}Source: {task.source} ({task.licence})")
     engine = served or _local(model, drawn, style, device, dtype)
-    try:
-        with Bars() as bars:
-            outcome = evaluate(
-                engine,
-                loaded,
-                arms,
-                out,
-                seed=seed,
-                batch_size=batch_size,
-                shard=part,
-                on_progress=bars,
-                on_note=lambda text: bars.note(clean(text)),
-            )
-    except KeyboardInterrupt:
-        _say(f"What is done is in {out}; the same command goes on there.")
-        raise
+    with Bars(kept=out) as bars:
+        outcome = evaluate(
+            engine,
+            loaded,
+            arms,
+            out,
+            seed=seed,
+            batch_size=batch_size,
+            shard=part,
+            on_progress=bars,
+            on_note=lambda text: bars.note(clean(text)),
+        )
     estimated = "" if outcome.estimate is None else f"; estimated {clock(outcome.estimate)}"
     _say(f"Took {clock(outcome.seconds)}{estimated}. {_shared(engine)}")
     if speed:
@@ -244,23 +240,19 @@ def _screen(
 
     loaded = options.load(model, device, dtype)
     folder = out.with_name(f"{out.name}.screen")
-    try:
-        with Bars() as bars:
-            found = screen(
-                load_facts(facts)[0],
-                lambda drawn: Local(*loaded, model, options=drawn),
-                folder,
-                samples=samples,
-                temperature=temperature,
-                seed=seed,
-                limit=limit,
-                batch_size=batch_size,
-                on_progress=bars,
-                on_note=lambda text: bars.note(clean(text)),
-            )
-    except KeyboardInterrupt:
-        _say(f"What was asked is in {folder}; the same command goes on there.")
-        raise
+    with Bars(kept=folder) as bars:
+        found = screen(
+            load_facts(facts)[0],
+            lambda drawn: Local(*loaded, model, options=drawn),
+            folder,
+            samples=samples,
+            temperature=temperature,
+            seed=seed,
+            limit=limit,
+            batch_size=batch_size,
+            on_progress=bars,
+            on_note=lambda text: bars.note(clean(text)),
+        )
     return found.known, found.uncertain
 
 

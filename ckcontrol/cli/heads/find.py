@@ -61,22 +61,18 @@ def find(
     check_settings(form, n, known, batch_size)
     given = read_facts(facts, relation)
     loaded = options.load(model, device, dtype)
-    try:
-        with Bars() as bars:
-            scores = run(
-                *loaded,
-                given,
-                out,
-                formats=form,
-                n=n,
-                known=known,
-                seed=seed,
-                batch_size=batch_size,
-                on_progress=bars,
-            )
-    except KeyboardInterrupt:
-        typer.echo(f"What is done is in {out}.partial; the same command goes on there.", err=True)
-        raise
+    with Bars(kept=f"{out}.partial") as bars:
+        scores = run(
+            *loaded,
+            given,
+            out,
+            formats=form,
+            n=n,
+            known=known,
+            seed=seed,
+            batch_size=batch_size,
+            on_progress=bars,
+        )
     if json:
         typer.echo(json_module.dumps(summary(scores)))
     else:
