@@ -12,7 +12,7 @@ each question is judged at the setting that the others would have chosen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ckcontrol.policies.dial import Dial
 from .figures.intervals import Difference, difference
 from .items.readers import Row, read
 from .judging.verdict import verdict
+from .metrics import normalize
 from .records import Rejected, texts
 
 __all__ = ["ALPHAS", "OFF", "Calibration", "Question", "Setting", "calibrate", "read_questions"]
@@ -161,14 +162,14 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
     """
     data = read(str(path))
     kept: list[Question] = []
-    rejected = list(data.rejected)
+    rejected = [replace(row, id=_place(*row.id.rsplit(":", 1))) for row in data.rejected]
     for row in data.rows:
         try:
             kept.append(_question(row))
         except EvalError as error:
-            rejected.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
+            rejected.append(Rejected(_place(row.file, row.number), "malformed", str(error)))
     if len(kept) < FEWEST:
-        why = f"; {rejected[0].id}: {rejected[0].detail}" if rejected else ""
+        why = f" ({rejected[0].id}: {rejected[0].detail.rstrip('.')})" if rejected else ""
         raise EvalError(
             f"{str(path)!r} holds {len(kept)} questions with answers, too few to tell settings apart{why}.",
             f"Give at least {FEWEST}, better 40 or more: one JSON object per line, with question and answers.",
@@ -227,22 +228,30 @@ def calibrate(
     )
 
 
+def _place(file: str, number: int | str) -> str:
+    """Return how a row is named to whoever wrote the file: counted from 1."""
+    return f"{file}, row {int(number) + 1}"
+
+
 def _question(row: Row) -> Question:
     if not isinstance(row.data, Mapping):
         raise EvalError(f"{type(row.data).__name__} is not a question.", "Write one JSON object per line.")
     text = row.data.get("question")
     if not isinstance(text, str) or not text.strip():
-        raise EvalError(f"question is {text!r:.40}, which asks nothing.", "Give it some text.")
+        known = ", ".join(map(str, row.data))[:80]
+        raise EvalError(f"question is {text!r:.40}, which asks nothing; the row has: {known}.", "Give it some text.")
     listed = next((row.data[name] for name in _ANSWERS if row.data.get(name)), None)
     answers = tuple(item for item in texts(listed, "answers") if item.strip())
     if not answers:
         raise EvalError("answers is missing.", "Give the right answer, or a list of its spellings.")
-    passages = row.data.get("passages")
+    passages, wrong = row.data.get("passages"), texts(row.data.get("wrong"), "wrong")
+    if both := {normalize(a) for a in answers} & {normalize(w) for w in wrong}:
+        raise EvalError(f"{sorted(both)[0]!r} is in answers and in wrong.", "Leave it in one of them.")
     return Question(
-        f"{row.file}:{row.number}",
+        _place(row.file, row.number),
         text,
         answers,
-        texts(row.data.get("wrong"), "wrong"),
+        wrong,
         None if passages is None else texts(passages, "passages"),
     )
 

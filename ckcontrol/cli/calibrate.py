@@ -120,6 +120,12 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
     n, off, chosen = len(result.questions), result.off, result.proposed
     if result.closed_book:
         yield f"For {result.closed_book} of them no passage was found: no setting changes their answer."
+    if not any(map(any, (setting.right for setting in result.settings))):
+        yield (
+            f"No answer was right at any setting, so nothing can be told of {n} questions. Look at the answers "
+            "(--json): are they cut off (--max-new-tokens), or is the right one spelt otherwise than under answers?"
+        )
+        return
     if chosen is off:
         best = result.best
         yield (

@@ -54,7 +54,10 @@ def _read(name: str) -> str:
             with Path(name).open("rb") as file:
                 data = file.read(LIMIT + 1)
     except OSError as error:
-        raise PromptError(f"passage file {label} cannot be read: {error.strerror or error}.") from error
+        raise PromptError(
+            f"passage file {label} cannot be read: {error.strerror or error}.",
+            "Check the path; a passage itself is given with --passage-text.",
+        ) from error
     if len(data) > LIMIT:
         raise PromptError(f"passage file {label} is larger than {LIMIT // 1_000_000} MB.", "Split it.")
     try:

@@ -116,9 +116,12 @@ def check_model(model: PreTrainedModel) -> None:
     """Refuse, before any forward, a model that two streams of it would not be.
 
     Raises:
-        UnsupportedMode: An encoder-decoder model, one without a language-model head or without a cache of its past that
-            a stream could own, a PEFT adapter of the prompt-learning kind, or active dropout (training mode).
+        UnsupportedMode: Something that is no model, an encoder-decoder model, one without a language-model head or
+            without a cache of its past that a stream could own, a PEFT adapter of the prompt-learning kind, or active
+            dropout (training mode).
     """
+    if not hasattr(model, "config"):
+        raise UnsupportedMode(f"{type(model).__name__} is no model.", "Pass the model first, then its tokenizer.")
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedMode(f"{type(model).__name__} is an encoder-decoder model.", "Use a decoder-only model.")
     if model.get_output_embeddings() is None or not hasattr(model, "generate"):

@@ -211,7 +211,7 @@ def _reasoning(thought: str) -> dict[str, str]:
 
 
 def _id(reply: Mapping[str, Any]) -> str:
-    return "chatcmpl-" + str(reply.get("id", "")).removeprefix("cmpl-")
+    return "chatcmpl-" + str(reply.get("id", "")).removeprefix("chat").removeprefix("cmpl-")
 
 
 def _logprobs(given: Mapping[str, Any] | None) -> dict[str, Any] | None:

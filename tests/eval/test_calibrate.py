@@ -9,6 +9,7 @@ import pytest
 
 import ckcontrol as ck
 from ckcontrol.answer import Answer, Draft
+from ckcontrol.cli.main import main
 from ckcontrol.errors import EvalError
 from ckcontrol.eval.calibrate import FEWEST, OFF, Question, calibrate, read_questions
 
@@ -75,11 +76,21 @@ def test_luck_is_left_off() -> None:
 def test_bad_rows_are_named_and_few_are_refused(tmp_path: Path) -> None:
     good = [{"question": f"q{i}?", "answers": ["Rome", "Roma"], "wrong": "Oslo"} for i in range(FEWEST)]
     bad = [{"question": " ", "answers": "a"}, {"question": "q?"}, {"question": "q?", "answers": [["a"]]}, 7]
+    bad.append({"question": "q?", "answers": "The Rome", "wrong": ["Oslo", "rome"]})
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [*bad, *good]), encoding="utf-8")
     kept, rejected = read_questions(path)
     assert [question.answers for question in kept] == [("Rome", "Roma")] * FEWEST and kept[0].wrong == ("Oslo",)
-    assert [row.id for row in rejected] == [f"q.jsonl:{i}" for i in range(4)]
+    assert [row.id for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 6)]
+    assert "'rome' is in answers and in wrong" in rejected[-1].detail
     path.write_text("\n".join(json.dumps(row) for row in bad), encoding="utf-8")
     with pytest.raises(EvalError, match=rf"0 questions.*at least {FEWEST}"):
         read_questions(path)
+
+
+def test_where_nothing_is_right_nothing_is_advised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"q{i}?", "answers": "Orvendale", "passages": "A bell."} for i in range(FEWEST)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["calibrate", "-", str(tmp_path / "q.jsonl"), "--model", "tiny", "--max-new-tokens", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "No answer was right at any setting" in said and "Leave it off" not in said

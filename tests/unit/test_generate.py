@@ -13,7 +13,7 @@ import torch
 import ckcontrol as ck
 from ckcontrol.answer import read_jsonl, write_jsonl
 from ckcontrol.decoding import fused_step
-from ckcontrol.errors import NonFiniteLogits
+from ckcontrol.errors import NonFiniteLogits, UnsupportedMode
 
 ASK = ("Who did it?", ["It was the postman."])
 STEER = ck.Control("ck-plug", alpha=0.1, gate=3.0)
@@ -354,3 +354,8 @@ def test_the_loop_reads_one_flag_per_token_from_the_device(llama, monkeypatch):
         assert len(answer.tokens) == new
         counts.append(Reads.count)
     assert counts[1] - counts[0] == 10
+
+
+def test_model_and_tokenizer_the_other_way_round(llama) -> None:
+    with pytest.raises(UnsupportedMode, match=r"is no model.*model first"):
+        ck.generate(llama[1], llama[0], "Who?", ["Ann."])
