@@ -56,12 +56,14 @@ def test_every_data_file_is_packaged() -> None:
 
 
 def test_versions_agree() -> None:
-    version = project()["project"]["version"]
+    assert "version" in project()["project"]["dynamic"]
+    assert project()["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ckcontrol.__version__"}
     headings = re.findall(r"(?m)^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert ck.__version__ == version
-    assert headings[0] in (version, "Unreleased")
-    assert re.search(rf'(?m)^version: "?{re.escape(version)}"?$', citation)
+    requirement = (ROOT / "hub" / "ck-plug" / "custom_generate" / "requirements.txt").read_text(encoding="utf-8")
+    assert ck.__version__ in headings[:2] and headings[0] in (ck.__version__, "Unreleased")
+    assert re.search(rf'(?m)^version: "?{re.escape(ck.__version__)}"?$', citation)
+    assert requirement == f"ckcontrol>={ck.__version__}\n"
 
 
 # --- behaviour that a flag could switch off -------------------------------------------------------------------------
