@@ -23,6 +23,8 @@ Knows nothing of models or tensors. Every message names the offending value; `hi
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -132,7 +134,24 @@ class MissingExtra(CKError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed.", f'Run: pip install "ckcontrol[{extra}]"')
+        super().__init__(f"{package} is not installed.", f"Run: pip install {installable(extra)}")
+
+
+def installable(extra: str) -> str:
+    """Return what pip takes to add an extra to this installation: the folder or file it came from, or its name."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        told = json.loads(distribution("ckcontrol").read_text("direct_url.json") or "{}")
+        url, kept = urlsplit(told.get("url", "")), told.get("dir_info", {}).get("editable")
+    except (PackageNotFoundError, OSError, ValueError, AttributeError):
+        return f'"ckcontrol[{extra}]"'
+    path = url2pathname(url.path)
+    if url.scheme == "file" and os.path.exists(path):
+        return f'{"-e " if kept else ""}"{path}[{extra}]"'
+    return f'"ckcontrol[{extra}]"'
 
 
 class RetrievalError(CKError):
