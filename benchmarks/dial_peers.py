@@ -31,6 +31,8 @@ DRAWS = 4000
 GIVEN = {"plain": "unmodified", "closed book": "memory", "CAD 0.5": "context"}
 SETTINGS = (0.6, 0.75, 0.9)  # of the families that have some
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Line = dict[str, Any]
+Given = dict[str, list[Line]]  # the answer that each arm gives to each question
 
 
 class Sample:
@@ -46,7 +48,7 @@ class Sample:
         self.weights = np.vstack([np.ones(len(place)), counts[:, place]])  # the observed sample, then the draws
         self.peers = list(rows[0].get("peers", {}))
 
-    def given(self, arm: str | AnswerPolicy) -> list[dict[str, Any]]:
+    def given(self, arm: str | AnswerPolicy) -> list[Line]:
         """Return the answer that an arm gives to each question, as it was written down."""
         out = []
         for question, row in zip(self.questions, self.rows, strict=True):
@@ -74,64 +76,55 @@ def arms(sample: Sample) -> dict[str, str | AnswerPolicy]:
     return found | {"dial adaptive": ck.Control(adaptive=True).policy()} | {name: name for name in sample.peers}
 
 
-def interval(values: Floats, scale: float = 100) -> tuple[float, float, float]:
+def interval(values: Floats, scale: float = 100) -> list[float]:
     """Return the observed value and its 95 % interval over the draws."""
     low, high = np.nanquantile(values[1:], [0.025, 0.975])
-    return scale * values[0], scale * low, scale * high
+    return [round(float(scale * x), 3) for x in (values[0], low, high)]
 
 
-def told(values: Floats, scale: float = 100, digits: int = 0) -> str:
-    """Return a difference with its interval."""
-    return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*interval(values, scale), d=digits)
-
-
-def contrasts(ours: Floats, others: dict[str, Floats], scale: float = 100, digits: int = 0) -> list[str]:
-    """Return one line per other: its value, ours minus it, and p after Holm over all of them."""
+def contrasts(ours: Floats, others: dict[str, Floats], scale: float = 100) -> Line:
+    """Return our value and, for each other, its own, ours minus it, and p after Holm over all of them."""
     ps = []
     for other in others.values():
         gap = (ours - other)[1:]
         gap = gap[~np.isnan(gap)]
         ps.append(min(1.0, 2 * (1 + min((gap <= 0).sum(), (gap >= 0).sum())) / (1 + len(gap))))
-    rows = []
+    rows: Line = {"value": interval(ours, scale)}
     for (name, other), p in zip(others.items(), holm(ps), strict=True):
-        rows.append(f"| {name} | {scale * other[0]:.{digits}f} | {told(ours - other, scale, digits)} | {p:.3f} |")
+        rows[name] = {"value": interval(other, scale)[0], "minus": interval(ours - other, scale), "p": round(p, 4)}
     return rows
 
 
-def states(sample: Sample, given: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return the table of states."""
-    of_state = {state: [q.state == state for q in sample.questions] for state in {q.state: 0 for q in sample.questions}}
-    columns: list[tuple[str, str, list[bool]]] = []
-    for state, chosen in sorted(of_state.items()):
-        if state == "conflict":
-            known = [q.state == state and q.known for q in sample.questions]
-            columns += [("known conflicts: ParR", "parr", known), ("conflicts: ConR", "conr", chosen)]
-        else:
-            columns.append((state, "accuracy", chosen))
-    heads = [f"{name} (n={sum(chosen)})" for name, _, chosen in columns]
-    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+def states(sample: Sample, given: Given) -> Line:
+    """Return each state's questions and, per arm, its figure and that minus the plain model's."""
+    found = sorted({q.state for q in sample.questions})
+    columns = {s: ("accuracy", [q.state == s for q in sample.questions]) for s in found if s != "conflict"}
+    if "conflict" in found:
+        known = [q.state == "conflict" and q.known for q in sample.questions]
+        columns["known conflicts: ParR"] = ("parr", known)
+        columns["conflicts: ConR"] = ("conr", [q.state == "conflict" for q in sample.questions])
+    out: Line = {"n": {name: sum(chosen) for name, (_, chosen) in columns.items()}}
     for arm, answers in given.items():
-        cells = []
-        for _, metric, chosen in columns:
+        out[arm] = {}
+        for name, (metric, chosen) in columns.items():
             ours, plain = (
                 sample.share([a["judged"].get(metric, 0) for a in each], chosen) for each in (answers, given["plain"])
             )
-            cells.append(f"{100 * ours[0]:.0f}" + (f" ({told(ours - plain)})" if arm != "plain" else ""))
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return lines
+            out[arm][name] = {"value": interval(ours)[0], "minus plain": interval(ours - plain)}
+    return out
 
 
-def mixed(sample: Sample, answers: list[dict[str, Any]]) -> Floats:
+def mixed(sample: Sample, answers: list[Line]) -> Floats:
     """Return the mean accuracy of the five states, each with the same weight."""
     right = [a["judged"].get("accuracy", 0) for a in answers]
     return np.mean([sample.share(right, [q.state == s and q.state in FIVE for q in sample.questions]) for s in FIVE], 0)
 
 
-def areas(sample: Sample, given: dict[str, list[dict[str, Any]]]) -> dict[str, Floats]:
+def areas(sample: Sample, given: Given) -> dict[str, Floats]:
     """Return each family's area of ParR against *helpful*, its settings beside the two ends, which anyone has."""
-    families = {"dial": [f"dial {a:g}" for a in SETTINGS], "ck-plug": [f"ck-plug {a:g}" for a in SETTINGS]}
+    families = {name: [f"{name} {alpha:g}" for alpha in SETTINGS] for name in ("dial", "ck-plug")}
     families |= {name: [name] for name in ("dial adaptive", *sample.peers) if name not in families["ck-plug"]}
-    families |= {"no method": []}
+    families = {name: members for name, members in families.items() if members[0] in given} | {"no method": []}
     conflict = [q.state == "conflict" and q.known for q in sample.questions]
     helpful = [q.state == "helpful" for q in sample.questions]
     ends = ["plain", "closed book"]
@@ -164,47 +157,63 @@ def ranked(sample: Sample, rule: Callable[[Question], float], veto: bool) -> Flo
         return np.asarray(np.einsum("di,ij,dj->d", a, wins, b, optimize=True) / (a.sum(1) * b.sum(1)))
 
 
-def perplexity(sample: Sample, given: dict[str, list[dict[str, Any]]]) -> list[str]:
+def perplexity(sample: Sample, given: Given) -> Line:
     """Return each arm's perplexity under the unmodified model with the passages, over the plain answers'."""
     peaceful = [q.state != "conflict" for q in sample.questions]
 
-    def mean(answers: list[dict[str, Any]]) -> Floats:
+    def mean(answers: list[Line]) -> Floats:
         sums, sizes = ([f(a["ctx"]) for a in answers] for f in (math.fsum, len))
         return -sample.share(sums, peaceful) / sample.share(sizes, peaceful)
 
     plain = mean(given["plain"])
-    lines = [f"Perplexity, {sum(peaceful)} questions without conflict: plain {math.exp(plain[0]):.2f}; ratios to it:"]
-    ratios = {arm: np.exp(mean(answers) - plain) for arm, answers in given.items() if arm != "plain"}
-    told_ = ["{} {:.2f} [{:.2f}, {:.2f}]".format(arm, *interval(r, 1)) for arm, r in ratios.items()]
-    return [f"{lines[0]} {'; '.join(told_)}."]
+    ratios = {arm: interval(np.exp(mean(answers) - plain), 1) for arm, answers in given.items() if arm != "plain"}
+    return {"n": sum(peaceful), "plain": interval(np.exp(plain), 1), "ratios": ratios}
 
 
-def report(path: Path) -> str:
-    """Return the tables of one file."""
+def figures(path: Path) -> Line:
+    """Return everything that is told of a file."""
     sample = Sample(path)
     given = {name: sample.given(arm) for name, arm in arms(sample).items()}
-    head = "|---|---|---|---|"
-    blocks = [[f"## {sample.name}: {len(sample.questions)} questions"], states(sample, given)]
+    out: Line = {"name": sample.name, "n": len(sample.questions), "states": states(sample, given)}
     found = {q.state for q in sample.questions}
     if found.issuperset(FIVE):
         mixtures = {name: mixed(sample, answers) for name, answers in given.items()}
-        ours = mixtures.pop("dial adaptive")
-        rows = contrasts(ours, {n: m for n, m in mixtures.items() if not n.startswith("dial")})
-        blocks.append([f"| mean of five states: dial adaptive {100 * ours[0]:.0f} | % | minus it | p |", head, *rows])
+        others = {name: m for name, m in mixtures.items() if not name.startswith("dial")}
+        out["five states, %: dial adaptive"] = contrasts(mixtures["dial adaptive"], others)
     if {"conflict", "helpful"} <= found:
         area = areas(sample, given)
         for name in ("dial", "dial adaptive"):
-            ours = area[name]
-            rows = contrasts(ours, {n: a for n, a in area.items() if not n.startswith("dial")})
-            blocks.append([f"| area ParR x helpful: {name} {100 * ours[0]:.0f} | % | minus it | p |", head, *rows])
-        ours = ranked(sample, of(RULES["dial"]), True)
+            others = {other: a for other, a in area.items() if not other.startswith("dial")}
+            out[f"area ParR x helpful, %: {name}"] = contrasts(area[name], others)
+    ours = ranked(sample, of(RULES["dial"]), True)
+    if not math.isnan(ours[0]):
         rivals = {f"{n}, idle out": ranked(sample, of(r), True) for n, r in RULES.items() if n != "dial"}
         rivals |= {f"{n}, all drafts": ranked(sample, of(r), False) for n, r in RULES.items()}
         rivals |= {n: ranked(sample, r, False) for n, r in BASELINES.items() if "popularity" not in n}
-        rivals |= {"plain draft is short (tokens)": 1 - rivals["plain draft is long (tokens)"]}
-        value = "{:.2f} [{:.2f}, {:.2f}]".format(*interval(ours, 1))
-        blocks.append([f"| AUC: dial {value} | AUC | minus it | p |", head, *contrasts(ours, rivals, 1, 2)])
-    blocks.append(perplexity(sample, given))
+        out["AUC: dial"] = contrasts(ours, rivals, 1)
+    return out | {"perplexity": perplexity(sample, given)}
+
+
+def report(told: Line) -> str:
+    """Return figures as Markdown."""
+    sizes = told["states"].pop("n")
+    blocks = [[f"## {told['name']}: {told['n']} questions"]]
+    heads = " | ".join(f"{name} (n={n})" for name, n in sizes.items())
+    blocks.append([f"| | {heads} |", "|---" * (len(sizes) + 1) + "|"])
+    for arm, row in told["states"].items():
+        cells = [f"{c['value']:.0f} ({'{:+.0f} [{:+.0f}, {:+.0f}]'.format(*c['minus plain'])})" for c in row.values()]
+        blocks[-1].append(f"| {arm} | {' | '.join(cells)} |")
+    for name, rows in told.items():
+        if isinstance(rows, dict) and "value" in rows:
+            digits = 2 if "AUC" in name else 0
+            value = "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*rows.pop("value"), d=digits)
+            blocks.append([f"| {name} {value} | | minus it | p |", "|---|---|---|---|"])
+            for other, row in rows.items():
+                minus = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*row["minus"], d=digits)
+                blocks[-1].append(f"| {other} | {row['value']:.{digits}f} | {minus} | {row['p']:.3f} |")
+    p = told["perplexity"]
+    ratios = "; ".join("{} {:.2f} [{:.2f}, {:.2f}]".format(arm, *ratio) for arm, ratio in p["ratios"].items())
+    blocks.append([f"Perplexity, {p['n']} questions without conflict: plain {p['plain'][0]:.2f}; over it: {ratios}."])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -212,7 +221,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("drafts", type=Path, nargs="+")
-    print("\n\n".join(map(report, parser.parse_args().drafts)))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    found = [figures(path) for path in args.drafts]
+    if args.json:
+        args.json.write_text(json.dumps({each["name"]: each for each in found}, indent=1) + "\n", encoding="utf-8")
+    print("\n\n".join(map(report, found)))
 
 
 if __name__ == "__main__":
