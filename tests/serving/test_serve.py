@@ -161,7 +161,10 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ({"extra_body": {"ck": {"passages": ["x"], "heads": [{"layer": 9, "head": 0}]}}}, r"head 9\.0|9"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"extra_body": {"ck": {"retrieve": {"k": 2}}}}, "--index"),
-        ({"extra_body": {"ck": {"passages": ["x"], "alpha": 0.7, "segments": True}}}, "Leave segments out"),
+        (
+            {"extra_body": {"ck": {"passages": ["x"], "alpha": 0.7, "segments": True}}},
+            "segments=True.*Leave segments out",
+        ),
         ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "cannot be continued"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "tokens"),
         ({"response_format": {"type": "yaml"}}, "response_format.type='yaml'"),
