@@ -1,10 +1,10 @@
 """Few-row float32 matrix products on CPU, in the shapes BLAS is fast at.
 
-Decoding a pair multiplies 2B rows with every weight matrix. For few rows MKL's ``x @ W.T`` is far from memory speed, and
-slower with 2 rows than with 4. Two ways to the same product are faster (measured by benchmarks/matmul.py): up to 8 rows
-``(W @ x.T).T``; from there to 64, where W is tall, a batch of products with 192 rows of W each, which stay in the cache
-while they are packed and used. Knows torch functions; knows nothing of models. A single row is left alone, and so is
-everything on accelerators and in half precision; plain generation never comes here.
+Decoding a pair multiplies 2B rows with every weight matrix. For few rows MKL's ``x @ W.T`` is far from memory speed,
+and slower with 2 rows than with 4. Two ways to the same product are faster (measured by benchmarks/matmul.py): up to 8
+rows ``(W @ x.T).T``; from there to 64, where W is tall, a batch of products with 192 rows of W each, which stay in the
+cache while they are packed and used. Knows torch functions; knows nothing of models. A single row is left alone, and so
+is everything on accelerators and in half precision; plain generation never comes here.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from ckcontrol.decoding.matmul import few_row_products, few_row_linear
+from ckcontrol.decoding.matmul import few_row_linear, few_row_products
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.families import describe
 from ckcontrol.models.tiny import tiny_model
