@@ -1,9 +1,10 @@
 """A batch that questions join and leave while it runs: the loop of loop.py for a server, one step at a time.
 
 The prompts of those that join run apart, of one question or of several; their rows then step beside those that are
-there, and are dropped when they have ended. All rows share forwards and fusion; what is done to a row's scores, and its draw, is the row's
-own, so that its tokens are those of `generate`. The drafts of a question are one row of the streams until they part.
-What is wrong with one row ends that row. Knows plans, streams and scores; who owns a row says when it has ended.
+there, and are dropped when they have ended. All rows share forwards and fusion; what is done to a row's scores, and its
+draw, is the row's own, so that its tokens are those of `generate`. The drafts of a question are one row of the streams
+until they part. What is wrong with one row ends that row. Knows plans, streams and scores; who owns a row says when it
+has ended.
 """
 
 from __future__ import annotations

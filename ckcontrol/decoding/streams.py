@@ -189,9 +189,8 @@ def side_by_side(streams: Sequence[Stream]) -> Stream:
     longest = max(stream.input_ids.shape[1] for stream in streams)
     ids = torch.cat([_newest(stream.input_ids, 1, longest) for stream in streams])
     keep = torch.cat([_newest(stream._kept(), 1, longest) for stream in streams])
-    return Stream(
-        streams[0].model, ids.where(keep, ids[:, -1:]), keep
-    )  # padding of its own: no row meets another's ids
+    # Padding repeats a row's own id, so that no row meets an embedding that is not its own.
+    return Stream(streams[0].model, ids.where(keep, ids[:, -1:]), keep)
 
 
 def _newest(tensor: Tensor, dim: int, size: int) -> Tensor:

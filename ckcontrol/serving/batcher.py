@@ -1,9 +1,9 @@
 """Answers waiting questions with one model, in a thread of its own: they join a running batch, and leave when they end.
 
-Between two steps the one that has waited longest joins, or several with short prompts; these are run apart. Every row has its own control, draw,
-schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with it fails no other. Rows of
-one stream, of two, and of each head mask are batches of their own, which take turns step by step. Knows prompts, plans
-and rows; knows nothing of HTTP or JSON.
+Between two steps the one that has waited longest joins, or several with short prompts; these are run apart. Every row
+has its own control, draw, schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with
+it fails no other. Rows of one stream, of two, and of each head mask are batches of their own, which take turns step by
+step. Knows prompts, plans and rows; knows nothing of HTTP or JSON.
 """
 
 from __future__ import annotations

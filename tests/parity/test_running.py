@@ -37,7 +37,7 @@ def question(number: int, *, one_stream: bool = False) -> tuple[Any, ck.Control,
 
 
 def run(model: Any, tokenizer: Any, numbers: list[int], seed: int, one_stream: bool = False) -> dict[int, list[Row]]:
-    """Let questions join a batch at random steps, alone and together, some of them leaving early; return the others' rows."""
+    """Let questions join a batch at random steps, alone and together, some leaving early; return the others' rows."""
     rng = random.Random(seed)
     ends = sorted(eos_ids(model, tokenizer))
     batch, left, waiting = RunningBatch(), {}, list(numbers)
