@@ -1,9 +1,9 @@
 """Answers waiting questions with one model, in a thread of its own: they join a running batch, and leave when they end.
 
-Between two steps the one that has waited longest joins; its prompts are run apart. Every row has its own control, draw,
-schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with it fails no other. Rows of
-one stream, of two, and of each head mask are batches of their own, which take turns step by step. Knows prompts, plans
-and rows; knows nothing of HTTP or JSON.
+Between two steps the one that has waited longest joins, or several with short prompts; these are run apart. Every row
+has its own control, draw, schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with
+it fails no other. Rows of one stream, of two, and of each head mask are batches of their own, which take turns step by
+step. Knows prompts, plans and rows; knows nothing of HTTP or JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..control import Control
 from ..decoding.drafts import Drafts
 from ..decoding.inputs import plan_of
 from ..decoding.options import GenerateOptions
+from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
 from ..decoding.prompts import PromptPair
 from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Batcher", "End", "Job"]
 
 _PROMPTS = 1024  # tokens of prompts that rows under way wait for between two steps; at least one question joins
+_PADDED = 1.2  # how much longer padding may make prompts that are run together
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -242,8 +244,8 @@ class Batcher:
                     self._waiting.clear()
                     return
                 jobs = self._next()
-            for job in jobs:
-                self._begin(job)
+            for together in self._groups(jobs):
+                self._begin(together)
             for running in list(self._running):
                 self._step(running)
 
@@ -264,16 +266,44 @@ class Batcher:
             taken.append(self._waiting.popleft())
         return taken
 
-    def _begin(self, job: Job) -> None:
-        running = next((one for one in self._running if one.kind == job.kind and one.batch.joins), None)
-        running = running or _Running(self.model, job)
-        try:
-            job.stop = StopTexts(self.tokenizer, job.options.stop, 0) if job.options.stop else None
-            job.rows = running.batch.join(self._plan(job))
-        except Exception as error:
-            self._failed([job], error, beside=bool(self._running))
+    def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Return which jobs have their prompts run together: of one kind, short, and of like lengths."""
+        groups: list[list[Job]] = []
+        for job in sorted(jobs, key=lambda one: -len(one.pair.contextual)):  # equal ones in their order
+            for group in groups:
+                pairs = [one.pair for one in (*group, job)]
+                sides = [[len(pair.contextual) for pair in pairs], [len(pair.parametric) for pair in pairs]]
+                padded = sum(len(pairs) * max(lengths) for lengths in sides)
+                if group[0].kind == job.kind and padded <= min(_PROMPTS, _PADDED * sum(map(sum, sides))):
+                    group.append(job)
+                    break
+            else:
+                groups.append([job])
+        if can_share_forward(self.model):
+            return groups
+        return [[job] for job in jobs]  # may keep its past otherwise than in keys, or not take padding
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Run the prompts of jobs of one kind, which join a batch."""
+        plans: dict[Job, DecodingPlan] = {}
+        for job in jobs:
+            try:
+                job.stop = StopTexts(self.tokenizer, job.options.stop, 0) if job.options.stop else None
+                plans[job] = self._plan(job)
+            except Exception as error:
+                self._failed([job], error, beside=bool(self._running))
+        if not plans:
             return
-        running.jobs.append(job)
+        running = next((one for one in self._running if one.kind == jobs[0].kind and one.batch.joins), None)
+        running = running or _Running(self.model, jobs[0])
+        try:
+            made = running.batch.join_together(list(plans.values()))
+        except Exception as error:
+            self._failed(list(plans), error, beside=bool(self._running))
+            return
+        for job, rows in zip(plans, made, strict=True):
+            job.rows = rows
+            running.jobs.append(job)
         if running not in self._running:
             self._running.append(running)
         self._tell(running)
