@@ -108,7 +108,8 @@ def build(
         )
     again = "The same command goes on where this one stopped."
     progress = WriteProgress(out, context.command)
-    documents = _read(sources, progress, encoding, text_field)
+    with _nothing_made(progress):
+        documents = _read(sources, progress, encoding, text_field)
     loaded = options.load_embedder(embedder, normalize=metric is VectorMetric.cosine)
     with _resumable(again), _nothing_made(progress), progress:
         index = Index.build(
@@ -231,12 +232,27 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
 def _read(
     sources: list[str], progress: WriteProgress, encoding: str | None, text_field: str | None
 ) -> Iterator[Document]:
+    """Return what will read the sources; those that are not there, or hold nothing, are told now.
+
+    Raises:
+        EmptyCorpus: None of them is there.
+        ControlError: What is no path or no encoding.
+    """
     from ..retrieval import read
+    from ..retrieval.reading.files import as_paths, nothing_at
 
     try:
-        return read(
-            sources, on_skip=progress.on_skip, on_file=progress.on_file, encoding=encoding, text_field=text_field
-        )
+        there = []
+        for path in as_paths(sources):
+            if missing := nothing_at(path):
+                progress.on_skip(missing)
+            else:
+                there.append(path)
+        if not there:
+            raise EmptyCorpus
+        return read(there, on_skip=progress.on_skip, on_file=progress.on_file, encoding=encoding, text_field=text_field)
+    except EmptyCorpus:
+        raise
     except RetrievalError as error:  # an unknown encoding, a path that does not exist: bad input, nothing failed
         raise ControlError(str(error)) from error
 
