@@ -69,7 +69,7 @@ _WHY = {  # more than that a field cannot be honoured, where clients send it oft
     "use_beam_search": ("a beam ranks continuations of one distribution, and a policy mixes two.", _SEVERAL),
 }
 # Parameters of methods that only a whole batch, decoded at once, can honour.
-_OFFLINE = {"segments": "a sentence's drafts begin where the last chosen one ends, and rows of a server cannot."}
+_OFFLINE = {"segments": "drafts start anew from the one that was chosen, which rows of a server cannot."}
 # Chat fields that change the prompt; where we build the prompt from passages they would be lost.
 _NOT_WITH_PASSAGES: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
