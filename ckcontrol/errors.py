@@ -10,6 +10,7 @@
     ├── ModelUnavailable                a model name that could not be resolved or obtained
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
     ├── RetrievalError                  an index, embedder or retriever that cannot answer
+    │   ├── NoIndex (ValueError)        there is none where one was named
     │   ├── EmptyCorpus                 an index was to be made of nothing
     │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
     │   └── IndexLocked                 another process is writing the index
@@ -38,6 +39,7 @@ __all__ = [
     "IndexMismatch",
     "MissingExtra",
     "ModelUnavailable",
+    "NoIndex",
     "NonFiniteLogits",
     "PromptError",
     "PromptTooLong",
@@ -156,6 +158,10 @@ def installable(extra: str) -> str:
 
 class RetrievalError(CKError):
     """An index, embedder or retriever that cannot answer."""
+
+
+class NoIndex(RetrievalError, ValueError):
+    """There is no index where one was named."""
 
 
 class EmptyCorpus(RetrievalError):

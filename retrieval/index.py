@@ -144,7 +144,7 @@ class Index(PassageIndex):
             embedder: What made it. None: loaded by the name in the manifest when first needed.
 
         Raises:
-            RetrievalError: There is no index.
+            NoIndex: There is none.
             IndexMismatch: A file is damaged or foreign, or `embedder` did not make the index; `field` says what.
         """
         return cls(Path(path), embedder)

@@ -6,7 +6,7 @@ Knows files and `Index`; says what was done, what was left out and why, and how 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
@@ -108,7 +108,8 @@ def build(
         )
     again = "The same command goes on where this one stopped."
     progress = WriteProgress(out, context.command)
-    documents = _read(sources, progress, encoding, text_field)
+    with _nothing_made(progress):
+        documents = _read(_there(sources, progress), progress, encoding, text_field)
     loaded = options.load_embedder(embedder, normalize=metric is VectorMetric.cosine)
     with _resumable(again), _nothing_made(progress), progress:
         index = Index.build(
@@ -229,7 +230,7 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
 
 
 def _read(
-    sources: list[str], progress: WriteProgress, encoding: str | None, text_field: str | None
+    sources: Sequence[str | Path], progress: WriteProgress, encoding: str | None, text_field: str | None
 ) -> Iterator[Document]:
     from ..retrieval import read
 
@@ -239,6 +240,27 @@ def _read(
         )
     except RetrievalError as error:  # an unknown encoding, a path that does not exist: bad input, nothing failed
         raise ControlError(str(error)) from error
+
+
+def _there(sources: list[str], progress: WriteProgress) -> list[Path]:
+    """Return the sources that name files; the others are told now, before anything is loaded.
+
+    Raises:
+        EmptyCorpus: None of them does.
+        ControlError: One is no path.
+    """
+    from ..retrieval.reading.files import as_paths, nothing_at
+
+    try:
+        paths = as_paths(sources)
+    except RetrievalError as error:
+        raise ControlError(str(error)) from error
+    missing = {path: told for path in paths if (told := nothing_at(path)) is not None}
+    for told in missing.values():
+        progress.on_skip(told)
+    if len(missing) == len({*paths}):
+        raise EmptyCorpus
+    return [path for path in paths if path not in missing]
 
 
 @contextmanager

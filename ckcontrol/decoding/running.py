@@ -54,7 +54,8 @@ class Row:
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self.recorder = Recorder() if plan.recorder is not None or plan.drafts.several else None
+        recorded = plan.recorder is not None or plan.favourites is not None or plan.drafts.several
+        self.recorder = Recorder(plan.favourites or 0) if recorded else None
         self._ids = plan.contextual.input_ids
         seeds = None if plan.seed is None else [plan.seed] if isinstance(plan.seed, int) else plan.seed
         self._draw = Draw(plan.sample, seeds, self._ids.device)
@@ -237,6 +238,7 @@ def _choose_alike(rows: Sequence[Row], logits_ctx: Tensor, logits_par: Tensor | 
                 if row.recorder is not None:
                     here = slice(i, i + 1)
                     row.recorder.take(tokens[here], final[here], None if columns is None else columns[here])
+                    row.recorder.look(scores[here])
     for i, (row, token, stream) in enumerate(zip(rows, tokens.tolist(), broken.tolist(), strict=True)):
         if stream:
             row.error = NonFiniteLogits(0, len(row.tokens), _STREAMS[stream - 1])

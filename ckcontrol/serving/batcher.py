@@ -26,11 +26,12 @@ from ..decoding.options import GenerateOptions
 from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
 from ..decoding.prompts import PromptPair
+from ..decoding.recorder import Scored
 from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
-from ..errors import CKError, MissingExtra, NonFiniteLogits, UnsupportedMode
+from ..errors import CKError, MissingExtra, NonFiniteLogits
 from ..heads import HeadMask, pruned
 from ..heads.fingerprint import Fingerprint
 from ..policies.off import OFF
@@ -72,10 +73,12 @@ class Job:
         options: How its tokens are drawn; with a seed where it samples.
         structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
         mask: Of heads, for both streams; None changes nothing.
+        favourites: Tokens to keep of each step, the likeliest, in `scored`; None keeps nothing there.
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
         over: It has ended; `answered` if with an answer.
         ids: What was generated.
+        scored: Of each of them, before it is told: see `Recorder.scored`.
     """
 
     pair: PromptPair
@@ -83,11 +86,13 @@ class Job:
     options: GenerateOptions
     structured: Mapping[str, Any] = field(default_factory=dict)
     mask: HeadMask | None = None
+    favourites: int | None = None
     tell: Callable[[int | End | Exception], None] = print
     left: bool = False
     over: bool = False
     answered: bool = False
     ids: list[int] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         steered = self.pair.contextual != self.pair.parametric
@@ -106,12 +111,15 @@ class Job:
         """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
         return self.over or self.left
 
-    def take(self, token: int) -> None:
-        """Take the next token. When a batch is decoded again, those that were told already only have to agree."""
+    def take(self, row: Row) -> None:
+        """Take the row's next token. When a batch is decoded again, those that were told already only have to agree."""
         place = len(self.ids)
+        token = row.tokens[place]
         self.ids.append(token)
         if place >= len(self._told):
             self._told.append(token)
+            if self.favourites is not None and row.recorder is not None:
+                self.scored.append(row.recorder.scored(place))
             self.tell(token)
         elif self._told[place] != token:
             self.fail(Refusal(503, "the answer was interrupted and came out differently.", "Try again."))
@@ -319,11 +327,7 @@ class Batcher:
             ends=self.ends,
             structure=structure,
         )
-        if plan.segments is not None:
-            raise UnsupportedMode(
-                "segments=True starts drafts anew from the one that was chosen, which a batch that others join cannot.",
-                "Leave segments out to choose between whole answers, or use ckcontrol.generate.",
-            )
+        plan.favourites = job.favourites
         return plan
 
     def _step(self, running: _Running) -> None:
@@ -344,8 +348,7 @@ class Batcher:
             job.ids, job.rows, job.alone = [], [], True
         for job in left:
             if job not in again:
-                log.warning("an answer failed", exc_info=not isinstance(error, CKError))
-                job.fail(_told(error, job.control))
+                _fail(job, error)
         self._count([job for job in jobs if job.dead])
         with self._changed:
             self._waiting.extendleft(reversed(again))
@@ -365,12 +368,11 @@ class Batcher:
 
     def _settle(self, job: Job, batch: RunningBatch) -> None:
         for error in (row.error for row in job.rows if row.error is not None):
-            log.warning("an answer failed", exc_info=None if isinstance(error, CKError) else error)
-            return job.fail(_told(error, job.control))
+            return _fail(job, error)
         if not job.several:
             (row,) = job.rows
             if len(row.tokens) > len(job.ids):
-                job.take(row.tokens[-1])
+                job.take(row)
                 if (reason := self._reason(job, row)) and not job.over:
                     job.finish(End(reason, row.recorder.rows(0) if row.recorder is not None else ()))
             return None
@@ -383,8 +385,8 @@ class Batcher:
                     0, [row.tokens for row in job.rows], [recorder.evidence(0) for recorder in recorders]
                 )
             given = next(i for i, draft in enumerate(chosen) if draft.given)
-            for token in job.rows[given].tokens:
-                job.take(token)
+            for _ in job.rows[given].tokens:
+                job.take(job.rows[given])
             job.finish(End(self._reason(job, job.rows[given]), recorders[given].rows(0), chosen))
         return None
 
@@ -402,6 +404,14 @@ class Batcher:
 
 def _stopping() -> Refusal:
     return Refusal(503, "the server is stopping.", "Try again when it is back.")
+
+
+def _fail(job: Job, error: Exception) -> None:
+    """Fail a job; of what the client got wrong the log says nothing."""
+    told = _told(error, job.control)
+    if getattr(told, "status", 400) >= 500:
+        log.warning("an answer failed: %s", told, exc_info=None if isinstance(error, CKError) else error)
+    job.fail(told)
 
 
 def _told(error: Exception, control: Control) -> Exception:

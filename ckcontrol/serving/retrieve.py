@@ -10,7 +10,24 @@ from ..decoding.conversation import question_of, read_turns
 from ..errors import RetrievalError, ServingError
 from .read_request import Steered
 
-__all__ = ["Retriever"]
+__all__ = ["Retriever", "opened"]
+
+
+def opened(folder: str, embedder: str | None = None) -> Any:
+    """Open an index and load its embedder, from another place than it says where one is named.
+
+    Raises:
+        RetrievalError: There is no index, or the embedder is not its own or cannot be loaded.
+    """
+    from ..retrieval import Embedder, Index
+
+    index = Index.open(folder)
+    if embedder:
+        scaled = index.info()["embedder"]["normalize"]
+        index.close()
+        index = Index.open(folder, Embedder(embedder, normalize=scaled))
+    index.embedder  # noqa: B018  loads it
+    return index
 
 
 class Retriever:

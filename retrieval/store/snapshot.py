@@ -34,7 +34,7 @@ class Snapshot:
     """The index as it was at one moment.
 
     Raises:
-        RetrievalError: There is no index.
+        NoIndex: There is none.
         IndexMismatch: A file is damaged, or does not hold what the manifest says.
     """
 
