@@ -55,7 +55,7 @@ class VectorType(str, Enum):
 
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet."),
+    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet, nt, ttl."),
 ]
 Encoding = Annotated[
     str | None, typer.Option(help="Of text files. Default: what an HTML page names, else utf-8.", show_default=False)
@@ -91,6 +91,10 @@ def build(
     ] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Most tokens that neighbouring passages share.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    overrides: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Facts that outrank what is found: docs/overrides.md.", show_default=False),
+    ] = None,
     encoding: Encoding = None,
     text_field: TextField = None,
     json: options.AsJson = False,
@@ -102,6 +106,7 @@ def build(
     from ..retrieval import Index
     from ..retrieval.store.generations import CURRENT
 
+    facts = _facts(overrides)
     if not overwrite and (out / CURRENT).exists():
         raise ControlError(
             f"there is an index at {str(out)!r}.", "Add to it with ckcontrol index add, or pass --overwrite."
@@ -122,6 +127,7 @@ def build(
             chunk_size=chunk_size,
             overlap=overlap,
             overwrite=overwrite,
+            overrides=facts,
             on_skip=progress.on_skip,
             on_progress=progress.on_progress,
         )
@@ -172,6 +178,30 @@ def remove(
         typer.echo(f"Removed {_count(change.removed, 'passage')}; {_count(left, 'passage')} left.")
 
 
+@index_app.command("override", cls=TextCommand)
+def override(
+    index: options.Folder,
+    facts: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="jsonl, json, csv, parquet.", show_default=False)
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Take all overrides out.")] = False,
+    json: options.AsJson = False,
+) -> None:
+    """Set the facts that outrank what is found, in place of all before.
+
+    Each has answer or statement, and prompt or subject and relation; docs/overrides.md. Nothing is embedded.
+    """
+    if (facts is None) != none:
+        raise ControlError("which overrides?" if facts is None else "both a file and --none.", "Name a file, or --none.")
+    read = _facts(facts)
+    opened = options.open_index(index)
+    opened.override(read)
+    if json:
+        _echo_json({"overrides": len(read), "index": opened.info()})
+    else:
+        typer.echo(f"{_count(len(read), 'override')} in {clean(str(index))}.")
+
+
 @index_app.command("info", cls=TextCommand)
 def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
@@ -192,6 +222,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
             "kind": _why(data),
             "vectors": f"{settings['metric']}, {settings['dtype']}, {embedder['dim']} numbers each",
             "embedder": f"{embedder['name']}{revision}",
+            **({"overrides": f"{data['overrides']:,} that outrank what is found"} if data["overrides"] else {}),
             "tokens": cut,
             **({} if data["words"] else {"words": WORDS_OF_OLD}),
             "size": _size(data["bytes"]),
@@ -227,6 +258,15 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
 
 
 # --- shared ---------------------------------------------------------------------------------------
+
+
+def _facts(path: Path | None) -> list[Any]:
+    from ..retrieval import read_overrides
+
+    try:
+        return [] if path is None else list(read_overrides(path))
+    except RetrievalError as error:  # a record that is none: bad input, nothing failed
+        raise ControlError(str(error)) from error
 
 
 def _read(

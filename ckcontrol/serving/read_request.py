@@ -122,6 +122,7 @@ class Steered:
             told["passages"] = len(self.texts.passages)
         if self.texts.wanted is not None:
             told["hits"] = list(self.texts.hits)
+            told |= {"override": self.texts.override} if self.texts.override else {}
         if self.options.do_sample:
             told["seed"] = self.options.seed
         if self.heads:

@@ -58,6 +58,7 @@ class Texts:
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
         wanted: With ``retrieve``: what to search for; the passages are what was found.
         hits: Likewise: each passage as `Hit.to_dict` tells it.
+        override: Likewise: the id of the override that the question asked for, whose statement is the passage.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Texts:
     parametric: Any = None
     wanted: Wanted | None = None
     hits: tuple[Mapping[str, Any], ...] = ()
+    override: str = ""
 
     @property
     def asked(self) -> str:

@@ -38,7 +38,7 @@ UNFINISHED = "unfinished"
 LOCK = "lock"
 OURS = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK)
 NUMBER = re.compile(r"[1-9]\d{0,11}", re.ASCII)
-FILES = {NAME, "texts.sqlite", "vectors.faiss", "ann.faiss"}  # what a generation may hold
+FILES = {NAME, "texts.sqlite", "vectors.faiss", "ann.faiss", "overrides.json"}  # what a generation may hold
 POINTER = re.compile(rb"([1-9]\d{0,11}) ([0-9a-f]{64})\n")
 
 
