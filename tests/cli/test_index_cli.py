@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from ckcontrol.cli.main import app, main
 from ckcontrol.cli.progress import WriteProgress
 from ckcontrol.errors import ControlError
 from ckcontrol.retrieval import Index, Skipped
+
+from ..warm import Warm
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> tuple[str, str]:
@@ -213,7 +214,7 @@ def test_bad_options_are_code_2(tmp_path: Path, docs: Path, capsys: Any, args: l
     assert says in err and err.count("\n") == 1 and not (tmp_path / "i").exists()
 
 
-def test_interrupted_the_same_command_resumes(tmp_path: Path, embedder: str) -> None:
+def test_interrupted_the_same_command_resumes(tmp_path: Path, embedder: str, warm: Warm) -> None:
     lines = [json.dumps({"id": str(n), "text": f"Passage number {n} of many, and some words."}) for n in range(1000)]
     (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
     build = ["index", "build", str(tmp_path / "many.jsonl"), "--out", str(tmp_path / "i"), "--embedder", embedder]
@@ -229,11 +230,11 @@ def test_interrupted_the_same_command_resumes(tmp_path: Path, embedder: str) -> 
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     told_how: dict[str, Any] = {"env": environment, "capture_output": True, "text": True, "encoding": "utf-8"}
-    stopped = subprocess.run([sys.executable, "-c", interrupting, *build], **told_how)
+    stopped = subprocess.run([warm.python, "-c", interrupting, *build], **told_how)
     assert stopped.returncode == 130, stopped.stderr
     heard = stopped.stderr.splitlines()
     assert "The same command goes on where this one stopped." in heard and heard[-1] == "ckcontrol: interrupted."
-    command = [sys.executable, "-m", "ckcontrol", *build]
+    command = [warm.python, "-m", "ckcontrol", *build]
     done = subprocess.run([*command, "--json"], check=True, **told_how)
     change = json.loads(done.stdout)["change"]
     assert change["reused"] >= 256 and change["reused"] + change["embedded"] == change["added"] == 1000

@@ -15,7 +15,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ import ckcontrol.policies.base as registry
 from ckcontrol.cli.main import main
 
 from ..unit.test_packaging import project
+from ..warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the shell of POSIX")
@@ -42,11 +42,12 @@ def blocks(page: str) -> list[tuple[str, str]]:
 class Reader:
     """Somebody who types what a page says."""
 
-    def __init__(self, folder: Path, **instead: str) -> None:
-        self.folder, self.instead, self.servers = folder, instead, list[subprocess.Popen[str]]()
+    def __init__(self, folder: Path, commands: Path) -> None:
+        self.folder, self.servers = folder, list[subprocess.Popen[str]]()
+        self.instead: dict[str, str] = {}
         self.env = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PIP_NO_INDEX": "1",
@@ -100,10 +101,10 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def reader(tmp_path: Path, warm: Warm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    someone = Reader(tmp_path)
+    someone = Reader(tmp_path, warm.bin)
     yield someone
     someone.leaves()
 

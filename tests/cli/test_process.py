@@ -13,8 +13,9 @@ import pytest
 
 from ckcontrol.cli.process import stop_at_once
 
+from ..warm import Warm
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and signals of POSIX")
-COMMAND = f"{sys.executable} -m ckcontrol"
 ASK = "-q Who? --passage-text Ann. --model tiny --device cpu --max-new-tokens 4"
 
 
@@ -28,9 +29,12 @@ def shell(line: str) -> tuple[str, str]:
     "command",
     [f"explain {ASK} --html page.html", f"run --json {ASK}", f"run --stream {ASK}", "run --help", "--version"],
 )
-def test_a_reader_that_goes_away_is_no_failure(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_goes_away_is_no_failure(
+    command: str, warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    out, err = shell(f"{COMMAND} {command} | true; echo ${{PIPESTATUS[0]}}")
+    python = warm.python if ASK in command else sys.executable
+    out, err = shell(f"{python} -m ckcontrol {command} | true; echo ${{PIPESTATUS[0]}}")
     assert (out, err) == ("0\n", "")
     assert "page.html" not in command or "Ann." in (tmp_path / "page.html").read_text(encoding="utf-8")
 
@@ -44,10 +48,10 @@ def test_a_reader_that_goes_away_is_no_failure(command: str, tmp_path: Path, mon
         (f"run {ASK} >/dev/full", "1", "No space left on device"),
     ],
 )
-def test_closed_and_full_streams(line: str, code: str, says: str) -> None:
+def test_closed_and_full_streams(line: str, code: str, says: str, warm: Warm) -> None:
     if "/dev/full" in line and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    out, err = shell(f"{COMMAND} {line}; echo $?")
+    out, err = shell(f"{warm.python} -m ckcontrol {line}; echo $?")
     assert out == f"{code}\n" and says in err and err.count("\n") == bool(says)
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 
 import pytest
 
@@ -171,11 +170,11 @@ print(killed, *(hashlib.sha256((out / n / "results.json").read_bytes()).hexdiges
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_ten_times_ends_with_the_same_bytes(data, tmp_path):
+def test_killed_ten_times_ends_with_the_same_bytes(data, tmp_path, warm):
     script = tmp_path / "kills.py"
     script.write_text(KILLS)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(data), str(tmp_path)],
+        [warm.python, str(script), str(data), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=600,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ..warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
@@ -48,7 +49,7 @@ SAYS = {
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs(path: Path, tmp_path: Path) -> None:
+def test_example_runs(path: Path, tmp_path: Path, warm: Warm) -> None:
     offline = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -59,7 +60,7 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
         "COLUMNS": "120",
     }
     done = subprocess.run(
-        [sys.executable, str(path), "tiny"], cwd=tmp_path, env=offline, capture_output=True, encoding="utf-8"
+        [warm.python, str(path), "tiny"], cwd=tmp_path, env=offline, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     for pattern in SAYS[path.name]:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from ..warm import Warm
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,20 +54,20 @@ def blocks(kind: str) -> str:
     return str(found[0])
 
 
-def environment() -> dict[str, str]:
+def environment(warm: Warm) -> dict[str, str]:
     """The reader's: the commands of this installation, and no network."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{warm.bin}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 
 
 @pytest.mark.real
-def test_the_shell_lines_run_in_an_empty_folder(real, tmp_path: Path) -> None:
+def test_the_shell_lines_run_in_an_empty_folder(real, warm: Warm, tmp_path: Path) -> None:
     typed = [line.split("  #")[0].strip() for line in blocks("sh").splitlines()]
     assert typed[0] == "ckcontrol demo" and "serve" in typed[-1]  # the first in tests/demo's way; the last never ends
     said = ""
     for line in typed[1:-1]:
         done = subprocess.run(
-            line, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+            line, shell=True, cwd=tmp_path, env=environment(warm), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         said += done.stdout
@@ -76,7 +78,7 @@ def test_the_shell_lines_run_in_an_empty_folder(real, tmp_path: Path) -> None:
     served = subprocess.Popen(
         [*shlex.split(typed[-1]), "--port", str(port)],
         cwd=tmp_path,
-        env=environment(),
+        env=environment(warm),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

@@ -5,19 +5,22 @@ Knows both engines by their front doors; the vLLM one lives in a process of its 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ckcontrol import Control, GenerateOptions, generate
 from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.refusals import eos_ids
+
+from ..warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLS = [
@@ -126,23 +129,44 @@ def job(
     return {"model": folder, "engine": engine, "pairs": pairs, **more}
 
 
+SETTINGS = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+}
+ENGINE = (  # what an engine imports, three quarters of the time it takes to start
+    "vllm.engine.arg_utils",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.model_loader",
+    "vllm.model_executor.models.llama",
+    "compressed_tensors",
+)
+
+
+@cache
+def _warm() -> Warm:
+    started = Warm(ENGINE, **SETTINGS)
+    atexit.register(started.close)
+    return started
+
+
 def live(work: dict[str, Any], seconds: int = 900, path: str = "") -> dict[str, Any]:
     """Run a job in a fresh process; return its result. `path`: a folder of installed packages beside ours."""
-    settings = {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
+    settings = dict(SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         if path:
             settings["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), path]))
         task, result = Path(folder) / "job.json", Path(folder) / "result.json"
         task.write_text(json.dumps(work))
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "tests.vllm.live", str(task), str(result)],
+            [_warm().python, "-m", "tests.vllm.live", str(task), str(result)],
             cwd=ROOT,
             env={**os.environ, **settings},
             capture_output=True,
