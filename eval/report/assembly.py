@@ -27,6 +27,7 @@ from .tables import by_state, by_task, glance, other_metrics
 
 __all__ = ["curve_panels", "part_panels", "places", "report_markdown", "report_page"]
 
+WIDE = 920  # pixels of a chart that has no other beside it
 READING = (
     "Memory ratio (MR): of the answers that name memory's or the passages' answer, the share that names memory's; 0 % "
     "follows the passages, 100 % memory. Its n counts those answers; the others are told as neither. Accuracy: the "
@@ -119,7 +120,8 @@ def places(runs: Sequence[Run]) -> list[tuple[Run, str, str]]:
 
 def curve_panels(runs: Sequence[Run]) -> list[Canvas]:
     """Return the control curves of every task with generated answers in conflict."""
-    return [memory_ratio(run, task, head) for run, task, head in places(runs) if _conflicts(run, task)]
+    here = [place for place in places(runs) if _conflicts(place[0], place[1])]
+    return [memory_ratio(*place, width=470 if len(here) > 1 else WIDE) for place in here]
 
 
 def part_panels(runs: Sequence[Run]) -> list[Canvas]:
