@@ -50,6 +50,7 @@ def report_page(runs: Sequence[Run], items: int) -> str:
         runs: One or more.
         items: Items to show per task; 0 shows no text of any benchmark.
     """
+    width = WIDE if len(places(runs)) == 1 else 470
     told: dict[str, Any] = {
         "title": title(runs),
         "runs": runs,
@@ -57,7 +58,7 @@ def report_page(runs: Sequence[Run], items: int) -> str:
         "found": [(run, sentence) for run in runs for sentence in findings(run)],
         "reading": READING,
         "curves": curve_panels(runs),
-        "tradeoffs": [panel for run, task, head in places(runs) if (panel := tradeoff(run, task, head))],
+        "tradeoffs": [panel for run, task, head in places(runs) if (panel := tradeoff(run, task, head, width))],
         "parts": part_panels(runs),
         "beside": _beside(runs) if len(runs) > 1 else None,
         "items": [browser(run, choose(run.folder, items)) for run in runs] if items else [],
