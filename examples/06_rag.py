@@ -1,6 +1,6 @@
 """Retrieval and steering together: index a few sentences, ask two questions, see which passages each answer is from.
 
-    pip install "ckcontrol[demo]"
+    pip install '/path/to/clone[demo]'
     python examples/06_rag.py [model]
 
 With "tiny" a stand-in that compares letter triples takes the embedder's place, so nothing is downloaded.

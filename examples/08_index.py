@@ -1,6 +1,6 @@
 """An index on disk: files in, found by meaning, words and metadata, changed, checked, opened again.
 
-    pip install "ckcontrol[demo]"
+    pip install '/path/to/clone[demo]'
     python examples/08_index.py [model]
 
 With "tiny" a stand-in that compares letters takes the embedder's place, so nothing is downloaded.

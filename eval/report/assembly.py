@@ -27,6 +27,7 @@ from .tables import by_state, by_task, glance, other_metrics
 
 __all__ = ["curve_panels", "part_panels", "places", "report_markdown", "report_page"]
 
+WIDE = 920  # pixels of a chart that has no other beside it
 READING = (
     "Memory ratio (MR): of the answers that name memory's or the passages' answer, the share that names memory's; 0 % "
     "follows the passages, 100 % memory. Its n counts those answers; the others are told as neither. Accuracy: the "
@@ -49,6 +50,7 @@ def report_page(runs: Sequence[Run], items: int) -> str:
         runs: One or more.
         items: Items to show per task; 0 shows no text of any benchmark.
     """
+    width = WIDE if len(places(runs)) == 1 else 470
     told: dict[str, Any] = {
         "title": title(runs),
         "runs": runs,
@@ -56,7 +58,7 @@ def report_page(runs: Sequence[Run], items: int) -> str:
         "found": [(run, sentence) for run in runs for sentence in findings(run)],
         "reading": READING,
         "curves": curve_panels(runs),
-        "tradeoffs": [panel for run, task, head in places(runs) if (panel := tradeoff(run, task, head))],
+        "tradeoffs": [panel for run, task, head in places(runs) if (panel := tradeoff(run, task, head, width))],
         "parts": part_panels(runs),
         "beside": _beside(runs) if len(runs) > 1 else None,
         "items": [browser(run, choose(run.folder, items)) for run in runs] if items else [],
@@ -119,7 +121,8 @@ def places(runs: Sequence[Run]) -> list[tuple[Run, str, str]]:
 
 def curve_panels(runs: Sequence[Run]) -> list[Canvas]:
     """Return the control curves of every task with generated answers in conflict."""
-    return [memory_ratio(run, task, head) for run, task, head in places(runs) if _conflicts(run, task)]
+    here = [place for place in places(runs) if _conflicts(place[0], place[1])]
+    return [memory_ratio(*place, width=470 if len(here) > 1 else WIDE) for place in here]
 
 
 def part_panels(runs: Sequence[Run]) -> list[Canvas]:

@@ -5,11 +5,13 @@ Knows a `Run` and its tables. A sentence states a figure with its n and where to
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..figures.dial_curve import HARM_STATES
-from .number_texts import count, n_of, percent, points
-from .runs import Run, headline
+from ..figures.intervals import Difference
+from .number_texts import count, listed, n_of, percent, points
+from .runs import Run, Setting, headline
 from .tables import reach, worst
 
 __all__ = ["SMALL", "Sentence", "findings"]
@@ -43,26 +45,26 @@ def _widest(run: Run) -> list[Sentence]:
     span, task, (low, high), tasks = spans[name]
     n = min((e.n for a in run.methods[name] if (e := run.get(task, "conflict", a.name, "mr"))), default=0)
     equal = [other for other in spans if other != name and spans[other][0] >= span - 1e-6]
-    which = "has the widest dial" if len(spans) > 1 else "is the one dial"
-    which = f"has the widest dial, as have {', '.join(equal)}" if equal else which
-    where = "" if tasks == 1 else f" even where it is shortest, on {task},"
+    which = "has the widest dial: it moves" if len(spans) > 1 else "is the one dial: it moves"
+    which = "have the widest dials: they move" if equal else which
+    where = "" if tasks == 1 else ", where that is shortest"
     return [
         Sentence(
-            f"{name} {which}:{where} it moves the memory ratio in conflict from {percent(low)} to {percent(high)} %"
-            f"{f' on {task}' if tasks == 1 else ''}, {100 * span:.1f} points ({n_of(n)})."
+            f"{listed([name, *equal])} {which} the memory ratio in conflict from {percent(low)} to {percent(high)} % "
+            f"on {task}{where}, {100 * span:.1f} points ({n_of(n)})."
         )
     ]
 
 
 def _cost(run: Run) -> list[Sentence]:
-    found = []
+    found, free = [], {}
     for name in run.dials:
         hit = worst(run, run.methods[name], HARM_STATES)
         if hit is None:
             continue
         change, task, state, arm = hit
         if change.value >= 0:
-            found.append(Sentence(f"{name} loses no accuracy against off in any tested state and setting."))
+            free[name] = min(_tests(run, run.methods[name]), key=lambda test: test.n).n
             continue
         kind = "agreeing" if state == "agree" else state
         tested = "holds after Holm's correction" if change.sign else "is not told apart from zero"
@@ -73,17 +75,30 @@ def _cost(run: Run) -> list[Sentence]:
                 bad=True,
             )
         )
+    if free:
+        lose = "loses" if len(free) == 1 else "lose"
+        found.append(
+            Sentence(
+                f"{listed(list(free))} {lose} no accuracy against off in any tested state and setting "
+                f"(smallest {n_of(min(free.values()))})."
+            )
+        )
     return found
 
 
-def _tested(run: Run) -> list[Sentence]:
-    signs = [
-        change.sign
-        for arm in run.arms
+def _tests(run: Run, arms: Iterable[Setting]) -> list[Difference]:
+    """Return every paired comparison of accuracy with off where the passages are fine."""
+    return [
+        change
+        for arm in arms
         for task in run.tasks
         for state in HARM_STATES
         if (change := run.against_off(task, state, arm.name, "accuracy"))
     ]
+
+
+def _tested(run: Run) -> list[Sentence]:
+    signs = [change.sign for change in _tests(run, run.arms)]
     if not signs:
         return []
     return [

@@ -6,10 +6,11 @@ Knows numbers; knows nothing of HTML. A missing value is a dash, never a zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..figures.intervals import Estimate
 
-__all__ = ["LABELS", "MISSING", "count", "interval", "n_of", "percent", "plain", "points"]
+__all__ = ["LABELS", "MISSING", "count", "interval", "listed", "n_of", "percent", "plain", "points"]
 
 MISSING = "–"
 LABELS = {
@@ -49,6 +50,11 @@ def points(difference: float | None) -> str:
 def n_of(n: int) -> str:
     """Return "n = 177", which no line break parts."""
     return f"n\u00a0=\u00a0{n}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def count(number: int, word: str) -> str:

@@ -133,10 +133,10 @@ def test_records_are_values() -> None:
 
 def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingExtra, match=r"faiss-cpu.*ckcontrol\[retrieval\]"):
+    with pytest.raises(MissingExtra, match=r"faiss-cpu.*\[retrieval\]"):
         Index.build(corpus("gold"), Words())
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingExtra, match=r"sentence-transformers.*ckcontrol\[retrieval\]"):
+    with pytest.raises(MissingExtra, match=r"sentence-transformers.*\[retrieval\]"):
         Embedder("anywhere")
 
 

@@ -376,7 +376,7 @@ def test_servers_that_do_not_answer(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
-    with pytest.raises(MissingExtra, match=r"pymilvus.*ckcontrol\[milvus\]"):
+    with pytest.raises(MissingExtra, match=r"pymilvus.*\[milvus\]"):
         MilvusIndex.open(tmp_path / "index.db", Words())
 
 

@@ -148,5 +148,5 @@ def test_no_model_and_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(RetrievalError, match="could not be loaded"):
             Reranker(name, device="cpu")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingExtra, match=r"sentence-transformers.*ckcontrol\[retrieval\]"):
+    with pytest.raises(MissingExtra, match=r"sentence-transformers.*\[retrieval\]"):
         Reranker("anywhere")

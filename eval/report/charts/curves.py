@@ -22,7 +22,8 @@ __all__ = ["memory_ratio", "named"]
 TOP, BOTTOM, LEFT = 48, 42, 34
 HEIGHT = 292
 SLOT = 12  # pixels per method without a dial
-NAMES = 130  # pixels for the labels on the right
+NAMES = 130  # pixels for the labels on the right, more where names are long
+LETTER, LINE = 7.2, 14  # pixels of a label: of a letter, and from one to the next
 ALPHA_TICKS = ((0.0, "0"), (0.25, ".25"), (0.5, ".5"), (0.75, ".75"), (1.0, "1"))
 SHARE_TICKS = ((0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (1.0, "100"))
 ALPHA_NAME = "context  ←  alpha  →  memory"
@@ -40,13 +41,17 @@ def memory_ratio(run: Run, task: str, title: str, width: float = 470) -> Canvas:
         title: Over the chart.
         width: Pixels.
     """
-    canvas = Canvas(width, HEIGHT, f"{title}: memory ratio in conflict by alpha, every method")
     state, metric = "conflict", "mr"
     shown = {arm: found for arm in run.arms if (found := run.get(task, state, arm.name, metric))}
     beside = [arm for arm in shown if arm.alpha is None and arm.name not in DASHES]
-    y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
-    gutter = len(beside) * SLOT + 14 if beside else 8
-    x = Scale(0, 1, LEFT, width - NAMES - gutter)
+    lines = {arm.name if arm.alpha is None else arm.method for arm in shown}
+    height = max(HEIGHT, TOP + BOTTOM + LINE * len(lines))
+    names = max(NAMES, min(width / 3, 20 + LETTER * max(map(len, lines), default=0)))
+    canvas = Canvas(width, height, f"{title}: memory ratio in conflict by alpha, every method")
+    y = Scale(0, 1, height - BOTTOM, TOP)
+    slot = SLOT * max(1.0, width / 470)
+    gutter = len(beside) * slot + 14 if beside else 8
+    x = Scale(0, 1, LEFT, width - names - gutter)
     ns = {e.n for e in shown.values()}
     many = f"{min(ns)}" if len(ns) == 1 else f"{min(ns)} to {max(ns)}" if ns else ""
     note = f"memory ratio MR in conflict, %, n = {many}" if shown else "no memory ratio: nothing named either answer"
@@ -54,7 +59,7 @@ def memory_ratio(run: Run, task: str, title: str, width: float = 470) -> Canvas:
     labels: list[Label] = []
     for arm, found in shown.items():
         if arm.name in DASHES:
-            end = (width - NAMES - 6, y(found.value))
+            end = (width - names - 6, y(found.value))
             canvas.line([(x.start, end[1]), end], "text", 1.3, DASHES[arm.name])
             labels.append((end, arm.name, "text", False))
     for name, arms in run.methods.items():
@@ -65,12 +70,12 @@ def memory_ratio(run: Run, task: str, title: str, width: float = 470) -> Canvas:
             labels.append((end, name if len(points) > 1 else points[0][0].name, ink, len(points) > 1))
     for place, arm in enumerate(beside):
         ink, shape = look(run.inks[arm.method])
-        at = x.end + 14 + place * SLOT
+        at = x.end + 14 + place * slot
         labels.append((dot(canvas, at, shown[arm], y, ink, shape, _tip(arm.name, shown[arm])), arm.name, ink, False))
     if beside:
         canvas.text((x.end + 8 + gutter / 2, y.start + 17), "no dial", "muted", anchor="middle", size=11)
         canvas.line([(x.end + 5, y.start), (x.end + 5, y.end)], "line", 1, (1, 3))
-    _label(canvas, labels, width - NAMES + 10, y)
+    _label(canvas, labels, width - names + 10, y)
     return canvas
 
 
@@ -100,8 +105,8 @@ def _curve(
 
 def _label(canvas: Canvas, labels: Sequence[Label], left: float, y: Scale) -> None:
     """Write every name at the right edge, none over another, with a thin line to what it names."""
-    room = int((canvas.width - left) / 7.2)
-    places = dodge([at[1] for at, *_ in labels], 14, y.end, y.start)
+    room = int((canvas.width - left) / LETTER)
+    places = dodge([at[1] for at, *_ in labels], LINE, y.end, y.start)
     for (at, name, ink, bold), place in zip(labels, places, strict=True):
         if abs(at[1] - place) > 1 or left - at[0] > 12:
             canvas.line([(min(at[0] + 6, left - 8), at[1]), (left - 8, at[1]), (left - 2, place)], ink, 0.6)
