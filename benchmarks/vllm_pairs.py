@@ -215,9 +215,11 @@ def measure_engine(
         return time.perf_counter() - start
 
     def shares(count: int, now: Any) -> dict[str, Any]:
-        return step_shares(
+        made = step_shares(
             steered, core, PairLogitsProcessor, lambda c: seconds(c, control, 256, 12), prompts[:count], now
         )
+        print(count, made, flush=True, file=sys.stderr)
+        return made
 
     if alone:
         return {f"{count} pairs": shares(count, time.process_time) for count in counts}
