@@ -1,12 +1,13 @@
 """`ckcontrol serve` against `ckcontrol.generate`: what one request costs, and what concurrent ones gain.
 
     OMP_NUM_THREADS=1 python benchmarks/serve.py --model demo --new-tokens 24 --rounds 5
+    OMP_NUM_THREADS=1 python benchmarks/serve.py --model demo --new-tokens 24 --rounds 5 --parts
 
 The server runs in a process of its own, the official client here. In every round the same questions are asked of
 `generate` one by one, of the server one by one, and of the server all at once; greedy, ck-plug at alpha 0.2. Prints
 CPU seconds of the process that decodes (which on one thread are the time it takes on an idle machine), seconds by the
 clock, and ratios of CPU seconds: median, least and greatest of the rounds. Answers that differ are an error.
-Linux only.
+Linux only. With --parts the batcher runs in this process, without HTTP, and tells what its time went into.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +30,9 @@ from typing import Any
 from openai import OpenAI
 
 import ckcontrol as ck
+from ckcontrol.decoding import running
+from ckcontrol.decoding.streams import TwoStreams
+from ckcontrol.serving.batcher import Batcher, Job
 
 TOWNS = ["Orvendale", "Marrowick", "Tellin", "Quarrow", "Vess", "Ilmar", "Dunhallow", "Pell"]
 CASES = [
@@ -55,8 +61,11 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--parts", action="store_true", help="the batcher alone, and what its time goes into")
     given = parser.parse_args()
     model, tokenizer = ck.load(given.model, device="cpu")
+    if given.parts:
+        return tell_parts(model, tokenizer, given.new_tokens, given.rounds)
     line = [sys.executable, "-m", "ckcontrol", "serve", "--model", given.model, "--port", str(given.port)]
     server = subprocess.Popen([*line, "--device", "cpu"])
     client = OpenAI(base_url=f"http://127.0.0.1:{given.port}/v1", api_key="none", max_retries=0)
@@ -104,6 +113,61 @@ def main() -> int:
         "answers_that_differ": differing,
     }
     print(json.dumps({"model": given.model, "rounds": given.rounds, "questions": len(CASES), **told}, indent=1))
+    return 1 if differing else 0
+
+
+def tell_parts(model: Any, tokenizer: Any, new_tokens: int, rounds: int) -> int:
+    """Print seconds of the batcher's thread, one question after another and all at once: in all, and in its parts."""
+    spent: Counter[str] = Counter()
+
+    def timed(owner: Any, name: str, part: str) -> None:
+        function = getattr(owner, name)
+
+        def run(*args: Any, **more: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **more)
+            finally:
+                spent[part] += time.thread_time() - start
+
+        setattr(owner, name, run)
+
+    timed(TwoStreams, "prefill", "prompts")
+    timed(TwoStreams, "_shared_step", "steps")
+    timed(TwoStreams, "join", "joining")
+    timed(running, "_choose", "fusion and choice")
+    batcher = Batcher(model, tokenizer, len(CASES))
+
+    def answered(together: list[Any]) -> list[int]:
+        given: list[list[Any]] = [[] for _ in together]
+        over = threading.Semaphore(0)
+        options = ck.GenerateOptions(max_new_tokens=new_tokens, trace=False)
+        with batcher._changed:  # so that all are there when the first begins
+            for pair, got in zip(together, given, strict=True):
+
+                def tell(what: Any, got: list[Any] = got) -> None:
+                    got.append(what)
+                    if not isinstance(what, int):
+                        over.release()
+
+                batcher.submit(Job(pair, ck.Control(alpha=0.2), options, tell=tell))
+        for _ in together:
+            over.acquire()
+        return [token for got in given for token in got[:-1]]
+
+    pairs = [ck.build_pair(tokenizer, *case) for case in CASES]
+    answered(pairs[:1])
+    differing = 0
+    for _ in range(rounds):
+        found = []
+        for name, groups in (("one by one", [[pair] for pair in pairs]), ("at once", [pairs])):
+            spent.clear()
+            start = time.process_time()
+            found.append([token for group in groups for token in answered(group)])
+            took = time.process_time() - start
+            print(name, round(took, 2), {part: round(seconds, 2) for part, seconds in spent.items()}, flush=True)
+        differing += found[0] != found[1]
+    batcher.close()
     return 1 if differing else 0
 
 

@@ -3,6 +3,7 @@
     python benchmarks/vllm_pairs.py step                      scheduler and processor alone, no model
     python benchmarks/vllm_pairs.py engine --model FOLDER     pairs/s against plain requests/s and `ckcontrol.generate`,
                                                               same prompts and lengths; what of a step is ours
+    python benchmarks/vllm_pairs.py shares --model FOLDER     the last alone, in seconds of the processor
 
 Prints one JSON object; `--json FILE` writes it too. On CPU set VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1
 VLLM_ENABLE_V1_MULTIPROCESSING=0.
@@ -139,10 +140,11 @@ def measure_step(vocab: int, steps: int) -> dict[str, Any]:
 
 
 class Clock:
-    """Adds up the seconds spent in methods of a class, call by call."""
+    """Adds up the seconds, told by `now`, that are spent in methods of a class, call by call."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Any) -> None:
         self.spent = 0.0
+        self.now = now
 
     def wind(self, owner: Any, *names: str) -> None:
         """Time these methods of a class or an object from now on."""
@@ -151,11 +153,11 @@ class Clock:
 
     def _timed(self, method: Any) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = self.now()
             try:
                 return method(*args, **kwargs)
             finally:
-                self.spent += time.perf_counter() - start
+                self.spent += self.now() - start
 
         return timed
 
@@ -183,7 +185,9 @@ def spread(values: list[float], digits: int = 3) -> dict[str, float]:
     return {name: round(value, digits) for name, value in made.items()}
 
 
-def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[str, Any]:
+def measure_engine(
+    model: str, items: int, longest: int, rounds: int, counts: list[int], alone: bool = False
+) -> dict[str, Any]:
     """Pairs per second against plain requests and against `ckcontrol.generate`, and what of a step is ours."""
     from vllm import SamplingParams
 
@@ -194,7 +198,7 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
         model, dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=256, enable_prefix_caching=False
     )
     core = steered.llm.llm_engine.engine_core.engine_core
-    prompts = real_prompts(steered.llm.get_tokenizer(), max(items, 128))
+    prompts = real_prompts(steered.llm.get_tokenizer(), max(0 if alone else items, *counts))
     control, dial, options = Control("ck-plug", alpha=0.2), Control("dial", alpha=0.6), GenerateOptions()
     plain = SamplingParams(temperature=0, max_tokens=longest, **ENDLESS)
 
@@ -210,6 +214,15 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
         steered.llm.generate(given, asked, use_tqdm=False)
         return time.perf_counter() - start
 
+    def shares(count: int, now: Any) -> dict[str, Any]:
+        made = step_shares(
+            steered, core, PairLogitsProcessor, lambda c: seconds(c, control, 256, 12), prompts[:count], now
+        )
+        print(count, made, flush=True, file=sys.stderr)
+        return made
+
+    if alone:
+        return {f"{count} pairs": shares(count, time.process_time) for count in counts}
     for by in (None, control, dial):
         seconds(prompts[:2], by, 64)
     lengths = [
@@ -263,18 +276,13 @@ def measure_engine(model: str, items: int, longest: int, rounds: int) -> dict[st
         for name, each in rates.items()
         if name != "pairs, vLLM"
     }
-    found["step"] = {
-        f"{count} pairs": step_shares(
-            steered, core, PairLogitsProcessor, lambda c: seconds(c, control, 256, 12), prompts[:count]
-        )
-        for count in (1, 32, 128)
-    }
+    found["step"] = {f"{count} pairs": shares(count, time.perf_counter) for count in counts}
     return found
 
 
-def step_shares(steered: Any, core: Any, processor: Any, run: Any, prompts: list[Any]) -> dict[str, Any]:
+def step_shares(steered: Any, core: Any, processor: Any, run: Any, prompts: list[Any], now: Any) -> dict[str, Any]:
     """Milliseconds of a step in which all pairs decode; of processor and of scheduler (with vLLM's part) in it."""
-    ours, planned, steps = Clock(), Clock(), []
+    ours, planned, steps = Clock(now), Clock(now), []
     kept = {name: getattr(processor, name) for name in ("apply", "update_state")}
     ours.wind(processor, *kept)
     planned.wind(core.scheduler, "schedule", "update_from_output")
@@ -286,11 +294,11 @@ def step_shares(steered: Any, core: Any, processor: Any, run: Any, prompts: list
         return execute(output, *args, **kwargs)
 
     def step() -> Any:
-        before, start = (ours.spent, planned.spent), time.perf_counter()
+        before, start = (ours.spent, planned.spent), now()
         rows.clear()
         result = plain_step()
         if rows == [2 * len(prompts)]:
-            total = time.perf_counter() - start
+            total = now() - start
             steps.append((total, ours.spent - before[0], planned.spent - before[1]))
         return result
 
@@ -320,20 +328,22 @@ def step_shares(steered: Any, core: Any, processor: Any, run: Any, prompts: list
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", choices=["step", "engine"])
+    parser.add_argument("part", choices=["step", "engine", "shares"])
     parser.add_argument("--model", default="")
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--items", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 32, 128], help="at once, of which shares are told")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.part == "step":
         found = measure_step(given.vocab, given.steps)
     else:
-        found = measure_engine(given.model, given.items, given.new_tokens, given.rounds)
+        alone = given.part == "shares"
+        found = measure_engine(given.model, given.items, given.new_tokens, given.rounds, given.pairs, alone)
     text = json.dumps(found, indent=2)
     print(text)
     if given.json:

@@ -78,6 +78,7 @@ class _Buffer:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, [R] int64; see `PairCache.batch_select_indices`."""
+        rows = rows.to(self.keys.device)
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
     def rewind(self, cut: int, shift: Tensor | None) -> None:
@@ -85,6 +86,7 @@ class _Buffer:
         self.length -= cut
         if shift is None:
             return
+        shift = shift.to(self.keys.device)
         place = (torch.arange(self.length, device=shift.device)[None] - shift[:, None]).clamp_min(0)[:, None, :, None]
         for tensor in (self.keys, self.values):
             held = tensor[:, :, : self.length]
@@ -114,9 +116,10 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
             mine = slice(i * rows, (i + 1) * rows)
             buffer.append(key_states[mine], value_states[mine])
             parts.append(buffer.view(self.window))
+        device = key_states.device
         masks = (
-            self.owner.mask(0, parts[0][0].shape[2]),
-            self.owner.mask(1, parts[1][0].shape[2]),
+            self.owner.mask(0, parts[0][0].shape[2], device),
+            self.owner.mask(1, parts[1][0].shape[2], device),
         )
         return PairKV((parts[0][0], parts[1][0]), masks), PairKV((parts[0][1], parts[1][1]), masks)
 
@@ -159,7 +162,7 @@ class PairCache(Cache):  # type: ignore[misc]
         self.rows = contextual.layers[0].keys.shape[0]
         self.additive, self.dtype = additive, dtype
         self._keep = list(keep)
-        self._masks: dict[tuple[int, int], Tensor | None] = {}
+        self._masks: dict[tuple[int, int, torch.device], Tensor] = {}
         streams = zip(contextual.layers, parametric.layers, strict=True)
         super().__init__(layers=[PairLayer(pair, self, reserve) for pair in streams])
 
@@ -201,18 +204,24 @@ class PairCache(Cache):  # type: ignore[misc]
         """Return a cache of its own for each stream of a model of this config; the storage stays shared with these."""
         return parted(config, [[buffer.view(None) for buffer in layer.buffers] for layer in self.layers])
 
-    def mask(self, stream: int, length: int) -> Tensor | None:
-        """Return the mask over the newest `length` positions of a stream, [B, 1, 1, length]; None if all are kept."""
+    def mask(self, stream: int, length: int, device: torch.device) -> Tensor | None:
+        """Return the mask over the newest `length` positions of a stream, [B, 1, 1, length]; None if all are kept.
+
+        Args:
+            stream: 0 with the context, 1 without.
+            length: Of what the layer holds.
+            device: Of the layer: a model may lie on several.
+        """
         keep = self._keep[stream]
         if keep is None:
             return None
-        if (stream, length) not in self._masks:
+        if (stream, length, device) not in self._masks:
             mask = keep[:, None, None, -length:]
             if self.additive:
                 low = torch.finfo(self.dtype).min
                 mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, low)
-            self._masks[stream, length] = mask
-        return self._masks[stream, length]
+            self._masks[stream, length, device] = mask.to(device)
+        return self._masks[stream, length, device]
 
 
 def parted(config: Any, layers: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> tuple[DynamicCache, DynamicCache]:

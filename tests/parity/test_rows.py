@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache
 
 import ckcontrol as ck
+from ckcontrol.decoding.pair_cache import PairCache
 from ckcontrol.errors import UnsupportedMode
 
 from .test_doors import GREEDY, padded
@@ -184,3 +186,36 @@ def test_ngrams_of_the_prompt_are_free_under_generated(llama):
     plain = loop_ids(*llama, OFF, new=12, scope="all")
     free = loop_ids(*llama, OFF, new=12, scope="generated", no_repeat_ngram_size=12)
     assert free == plain
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_model_may_lie_on_several_devices(additive: bool) -> None:
+    """Each layer's keys and masks stay on its own device, wherever the rows to keep are named; "meta" is the second."""
+    devices = [torch.device("cpu"), torch.device("meta")]
+
+    def filled(length: int) -> DynamicCache:
+        cache = DynamicCache()
+        for layer, device in enumerate(devices):
+            cache.update(
+                torch.randn(3, 2, length, 4, device=device), torch.randn(3, 2, length, 4, device=device), layer
+            )
+        return cache
+
+    keep = torch.ones(3, 7, dtype=torch.bool)
+    keep[1, :2] = False
+    caches, masks = (filled(7), filled(5)), (keep, keep[:, :5])
+    pair = PairCache(*caches, masks, additive=additive, dtype=torch.float32, reserve=4)
+
+    def step(rows: int) -> None:
+        pair.begin_step()
+        for layer, device in zip(pair.layers, devices, strict=True):
+            new = torch.randn(2 * rows, 2, 1, 4, device=device)
+            for held in layer.update(new, new):
+                assert {part.device for part in held.parts} == {mask.device for mask in held.masks} == {device}
+                assert [mask.shape[-1] for mask in held.masks] == [part.shape[2] for part in held.parts]
+
+    step(3)
+    pair.batch_select_indices(torch.tensor([1, 0]))
+    step(2)
+    pair.rewind(torch.tensor([0, 1]), [1, 2])
+    step(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -15,9 +16,12 @@ import pytest
 import torch
 
 import ckcontrol as ck
+from ckcontrol.decoding.streams import TwoStreams
+from ckcontrol.errors import UnsupportedMode
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
+from ckcontrol.serving.batcher import Batcher, End, Job
 from ckcontrol.serving.prompt_pairs import BARE
 
 from ..retrieval.hashes import Hashes
@@ -99,6 +103,40 @@ def test_answers_in_mixed_batches_are_those_of_generate(model, served: Served) -
         assert ids_of(reply) == list(ck.generate(*model, **ours).token_ids)
     made = {name: value - before[name] for name, value in served.figures().items()}
     assert made["ckcontrol_answers_total"] == 24 and made["ckcontrol_steps_total"] < made["ckcontrol_tokens_total"]
+
+
+def test_short_prompts_that_wait_are_run_together(model, monkeypatch) -> None:
+    """Of one kind and of like lengths, in few forwards; one that cannot be planned fails alone."""
+    prefills, plain = [], TwoStreams.prefill
+    monkeypatch.setattr(
+        TwoStreams, "prefill", lambda self: prefills.append(len(self.contextual.position)) or plain(self)
+    )
+    lengths = [1, 2, 1, 80, 2, 1]
+    pairs = [ck.build_pair(model[1], f"Who is {i}?", ["Ada. " * n]) for i, n in enumerate(lengths)]
+    options = ck.GenerateOptions(max_new_tokens=8, trace=False)
+    controls = [ck.Control(alpha=0.2)] * 5 + [ck.Control("dial", alpha=0.8, segments=True)]
+    told: list[list[Any]] = [[] for _ in pairs]
+    ended = [threading.Event() for _ in pairs]
+
+    def teller(place: int) -> Any:
+        def tell(what: Any) -> None:
+            told[place].append(what)
+            if not isinstance(what, int):
+                ended[place].set()
+
+        return tell
+
+    batcher = Batcher(*model, rows=6)
+    with batcher._changed:
+        for i, pair in enumerate(pairs):
+            batcher.submit(Job(pair, controls[i], options, tell=teller(i)))
+    assert all(event.wait(120) for event in ended)
+    batcher.close()
+    assert sorted(prefills) == [1, 4]
+    assert isinstance(told[5][-1], UnsupportedMode)
+    for i, of in enumerate(told[:5]):
+        want = ck.generate(*model, f"Who is {i}?", ["Ada. " * lengths[i]], control=controls[i], options=options)
+        assert of[:-1] == list(want.token_ids) and isinstance(of[-1], End)
 
 
 @pytest.mark.parametrize("number", [1, 3, 8, 9])
