@@ -373,12 +373,6 @@ def test_bad_searches_are_refused(index: str, capsys: Any, args: list[str], code
     assert says in run(capsys, "search", index, "salt", *args, code=code)[1]
 
 
-def test_no_index_is_one_line(tmp_path: Path, capsys: Any) -> None:
-    for command in (["search", str(tmp_path / "no"), "x"], ["index", "info", str(tmp_path / "no")]):
-        _, err = run(capsys, *command, code=1)
-        assert "there is no index" in err and err.count("\n") == 1
-
-
 def test_another_embedder_is_refused(index: str, tmp_path: Path, embedder: str, capsys: Any) -> None:
     from safetensors.torch import load_file, save_file
 
