@@ -161,7 +161,8 @@ def test_a_missing_index_is_bad_input_in_every_command(
     tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing, questions = tmp_path / "none", tmp_path / "questions.jsonl"
-    questions.write_text('{"question": "Who?", "answer": "Me"}\n', encoding="utf-8")
+    rows = (f'{{"question": "Who is {i}?", "answer": "Me"}}\n' for i in range(8))
+    questions.write_text("".join(rows), encoding="utf-8")
     given = [{"INDEX": str(missing), "QUESTIONS": str(questions)}.get(word, word) for word in command]
     err = run(capsys, *given, code=2)[1].splitlines()[-1]
     assert err == f"ckcontrol: there is no index at {str(missing)!r}. Build one first: ckcontrol index build."
