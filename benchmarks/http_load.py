@@ -182,10 +182,10 @@ WRONG: list[Any] = [
     [], [[]], [None], ["x"] * 100, {}, {"a": {"b": []}}, [1, 2, 3], ["a", 5], [{"role": "user", "content": "x"}],
 ]  # fmt: skip
 NAMES = ["passages", "messages", "prompt", "method", "alpha", "gate", "adaptive", "candidates", "candidate_ratio",
-         "trace", "template", "heads", "cad_alpha", "pasages", "ck_pair", "self"]  # fmt: skip
+         "trace", "template", "heads", "cad_alpha", "segments", "pasages", "ck_pair", "self"]  # fmt: skip
 FIELDS = ["messages", "prompt", "model", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream",
           "echo", "logprobs", "top_logprobs", "logit_bias", "vllm_xargs", "ck_pair", "tools", "response_format",
-          "cache_salt", "presence_penalty", "repetition_penalty", "stop_token_ids", "min_tokens", "bad_words",
+          "tool_choice", "cache_salt", "presence_penalty", "repetition_penalty", "stop_token_ids", "min_tokens", "bad_words",
           "stream_options", "prompt_logprobs", "truncate_prompt_tokens", "ignore_eos"]  # fmt: skip
 
 
