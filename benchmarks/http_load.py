@@ -185,8 +185,8 @@ NAMES = ["passages", "messages", "prompt", "method", "alpha", "gate", "adaptive"
          "trace", "template", "heads", "cad_alpha", "segments", "pasages", "ck_pair", "self"]  # fmt: skip
 FIELDS = ["messages", "prompt", "model", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream",
           "echo", "logprobs", "top_logprobs", "logit_bias", "vllm_xargs", "ck_pair", "tools", "response_format",
-          "tool_choice", "cache_salt", "presence_penalty", "repetition_penalty", "stop_token_ids", "min_tokens", "bad_words",
-          "stream_options", "prompt_logprobs", "truncate_prompt_tokens", "ignore_eos"]  # fmt: skip
+          "cache_salt", "presence_penalty", "repetition_penalty", "stop_token_ids", "min_tokens", "bad_words",
+          "stream_options", "prompt_logprobs", "truncate_prompt_tokens", "ignore_eos", "tool_choice"]  # fmt: skip
 
 
 def fuzzed(rng: random.Random) -> tuple[str, bytes, bool]:
