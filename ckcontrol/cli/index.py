@@ -240,8 +240,11 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
     from rich.text import Text
 
     from ..retrieval import Index
+    from ..retrieval.store.generations import CURRENT
     from ..views.terminal import open_console
 
+    if not (index / CURRENT).exists():
+        Index.open(index).close()  # says that there is none
     with Console(stderr=True).status("Verifying ..."):
         findings = Index.verify(index)
     sound = all(finding.ok for finding in findings)

@@ -296,7 +296,7 @@ class LocalSource:
         for place, text in enumerate(texts, told):
             logp, likeliest = self._job.scored[place]
             before = ids[max(0, place - 4) : place]
-            tops = [(pieces(self._tokenizer, [*before, token])[-1], value) for token, value in likeliest]
+            tops: Any = [(pieces(self._tokenizer, [*before, token])[-1], value) for token, value in likeliest]
             if self._request.path != CHAT:  # named by their texts, of equal ones the likeliest
                 tops = dict([*reversed(tops), (text, logp)]) if tops else None
             form["token_logprobs"].append(logp)

@@ -95,7 +95,7 @@ def test_bad_options_cost_no_loading(index: str, capsys: Any, args: list[str], c
 
 def test_questions_and_indexes_that_are_none(index: str, tmp_path: Path, capsys: Any) -> None:
     assert main(["ask", index, "  ", *TINY]) == 2
-    assert main(["ask", str(tmp_path / "no"), "Who?", *TINY]) == 1
+    assert main(["ask", str(tmp_path / "no"), "Who?", *TINY]) == 2
     assert "there is no index" in capsys.readouterr().err
 
 

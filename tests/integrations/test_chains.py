@@ -29,9 +29,10 @@ RLM = (
 )
 
 
-def expected(llama: Any, written: str, **how: Any) -> str:
+def expected(llama: Any, written: str, system: str = "", **how: Any) -> str:
     """What the library answers to the prompt that a chain wrote."""
-    parted = part([{"role": "user", "content": written}], None, CONTEXT)
+    turns = [{"role": "user", "content": written}]
+    parted = part([{"role": "system", "content": system}, *turns] if system else turns, None, CONTEXT)
     assert parted.passages
     return ck.generate(*llama, **parted._asdict(), control=CONTROL, max_new_tokens=6, **how).text
 
@@ -158,7 +159,6 @@ def hashed(text: str) -> list[float]:
 def test_a_llama_index_query_engine(llama: Any, request: pytest.FixtureRequest, where: str) -> None:
     pytest.importorskip("llama_index.core")
     from llama_index.core import Document
-    from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT_TMPL
 
     from ckcontrol.integrations.llama_index import CKLLM
 
@@ -169,7 +169,9 @@ def test_a_llama_index_query_engine(llama: Any, request: pytest.FixtureRequest, 
     made = whole.query(asked)
     texts = [node.get_content() for node in made.source_nodes]
     assert len(texts) == 2 and texts[0] == DOCS[2]  # found by the index
-    wanted = expected(llama, DEFAULT_TEXT_QA_PROMPT_TMPL.format(context_str="\n\n".join(texts), query_str=asked))
+    prompt = whole.get_prompts()["response_synthesizer:text_qa_template"]
+    system, user = prompt.format_messages(llm=llm, context_str="\n\n".join(texts), query_str=asked)
+    wanted = expected(llama, user.content, system.content)
     assert str(made) == (wanted or "Empty Response")
     assert "".join(streamed.query(asked).response_gen) == wanted
     assert str(asyncio.run(whole.aquery(asked))) == str(made)
