@@ -360,7 +360,6 @@ class Rag:
                     made[place] = RagAnswer(other, tuple(hits), 0, fact)
         return made[0] if single else made
 
-
     def _asked_for(self, questions: list[str]) -> dict[int, tuple[Override, float]]:
         """Return the override that each question asks for, by its place; empty where none does."""
         store = self._overrides if self._overrides is not None else getattr(self.index, "overrides", None)
@@ -374,7 +373,9 @@ def _store(overrides: Any, index: Any) -> Overrides | None:
     facts = read_overrides(overrides)
     embedder = getattr(index, "embedder", None) if facts else None
     if facts and embedder is None:
-        raise RetrievalError("overrides= needs an embedder, and the index has none.", "Pass Overrides(facts, embedder).")
+        raise RetrievalError(
+            "overrides= needs an embedder, and the index has none.", "Pass Overrides(facts, embedder)."
+        )
     return Overrides(facts, embedder)
 
 

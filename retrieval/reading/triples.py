@@ -243,7 +243,7 @@ def _document(source: Source, triple: Any, names: Any, about: Mapping[str, str],
 
 
 def _key(triple: Any) -> str:
-    return " ".join(f'<{part}>' if not hasattr(part, "language") else part.n3() for part in triple)
+    return " ".join(f"<{part}>" if not hasattr(part, "language") else part.n3() for part in triple)
 
 
 def _statements(graph: Any) -> tuple[dict[Any, dict[str, str]], set[Any]]:
