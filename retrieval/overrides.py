@@ -1,8 +1,9 @@
 """Overrides: facts that outrank passages and memory where a question asks for them, and change nothing elsewhere.
 
-What WISE (Wang et al., arXiv 2405.14768) wants of an edit memory (reliable, general, local), without weights: a fact is
+What WISE (Wang et al., arXiv 2405.14768) wants of an edit memory (reliable, general, local), without weights. A fact is
 in scope when its subject's name stands in the question, whole, the rest of the question is near what is asked of the
-subject, and the answer is of the kind that an English "when" or "how many" asks for. Knows facts, questions and an embedder; what is done with a fact in scope is the caller's.
+subject, and the answer is of the kind that an English "when" or "how many" asks for. Knows facts, questions and an
+embedder; what is done with a fact in scope is the caller's.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_what_is_no_override_is_refused_with_its_place(tmp_path: Path, rows: lis
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RetrievalError, match="none.jsonl"):
+    with pytest.raises(RetrievalError, match=r"none\.jsonl"):
         read_overrides(tmp_path / "none.jsonl")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt"')
     with pytest.raises(RetrievalError, match="record 2"):
