@@ -23,7 +23,6 @@ import ckcontrol as ck
 from ckcontrol.rates import wilson
 from ckcontrol.retrieval import Embedder, Index, Overrides, Passage
 
-PASSAGES = 100  # of the demo's corpus: what is found beside the overrides
 TOKENS = 12
 BATCH = 20
 
@@ -76,7 +75,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--half", choices=("choose", "report"), default="report")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--sample", type=int, default=60, help="edits that are answered; 0: scope alone")
+    parser.add_argument("--sample", type=int, default=30, help="edits that are answered; 0: scope alone")
+    parser.add_argument("--same", type=int, default=20, help="questions of each other kind whose tokens are compared")
     parser.add_argument("--steer", action="store_true", help="compare ways to steer towards a statement, and stop")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -88,7 +88,7 @@ def main() -> None:
     embedder = Embedder("demo")
     store = Overrides(facts, embedder)
     start = time.process_time()
-    result: dict[str, Any] = {"half": given.half, "edits": len(half), "near": store.near, "passages": PASSAGES}
+    result: dict[str, Any] = {"half": given.half, "edits": len(half), "near": store.near}
     result["scope"] = scope(store, half, away, report)
     result["scope seconds"] = round(time.process_time() - start, 2)
     print(json.dumps(result, indent=1), flush=True)
@@ -127,9 +127,8 @@ def main() -> None:
         return
     if sample:
         lines = (Path(ck.__file__).parent / "demo" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
-        texts = sorted({json.loads(line)["text"] for line in lines}, key=order)[:PASSAGES]
-        index = Index.build([Passage(f"p{n}", text) for n, text in enumerate(texts)], embedder)
-        options = {"k": 1, "max_new_tokens": TOKENS}
+        index = Index.build([Passage(f"p{n}", json.loads(line)["text"]) for n, line in enumerate(lines)], embedder)
+        options = {"k": 1, "max_new_tokens": TOKENS, "trace": False}
         plain = ck.Rag(model, index, tokenizer=tokenizer, overrides=(), **options)
         edited = ck.Rag(model, index, tokenizer=tokenizer, overrides=store, **options)
         result["sample"] = len(sample)
@@ -139,9 +138,7 @@ def main() -> None:
             ("other wording", [(edit, questions(edit, report)[-1]) for edit in sample]),
         ):
             answers = asked(edited, [text for _, text in pairs])
-            before = asked(plain, [text for _, text in pairs])
             result[name] = rate([holds(edit, a.text) for (edit, _), a in zip(pairs, answers, strict=True)])
-            result[f"{name}, without"] = rate([holds(edit, a.text) for (edit, _), a in zip(pairs, before, strict=True)])
             in_scope = [a.override is not None for a in answers]
             result[f"{name}, applied"] = rate(in_scope)
             right = [holds(edit, a.text) for (edit, _), a in zip(pairs, answers, strict=True) if a.override]
@@ -155,7 +152,8 @@ def main() -> None:
                 json.dumps({key: value for key, value in result.items() if key.startswith(name)}, indent=1), flush=True
             )
         near = [others(edit, report)[place % 4] for place, edit in enumerate(sample)]
-        far = [questions(edit, report)[0] for edit in sorted(away, key=lambda edit: order(edit.subject))[: len(sample)]]
+        near = near[: given.same]
+        far = [questions(edit, report)[0] for edit in sorted(away, key=lambda edit: order(edit.subject))[: given.same]]
         both = zip(asked(edited, near + far), asked(plain, near + far), strict=True)
         same = [one.answer.token_ids == other.answer.token_ids and one.override is None for one, other in both]
         result["other questions: same tokens"] = rate(same[: len(near)])
