@@ -74,6 +74,7 @@ def read_overrides(source: str | PathLike[str] | Iterable[Mapping[str, Any] | Ov
     Raises:
         RetrievalError: Not such a record (its line is named), two of one id, or two that answer the same differently.
     """
+    rows: list[tuple[str, Any, Any]]
     if isinstance(source, (str, PathLike)):
         name = fspath(source)
         try:

@@ -100,7 +100,7 @@ def triple_record(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name = next(name for name in PREDICATES if name in fields)
     parts = {part: _readable(fields[part], part) for part in ("subject", name, "object")}
     given = {end: str(fields[end]).strip() for end in ENDS if fields.get(end) not in (None, "")}
-    text = sentence(*parts.values(), given)
+    text = sentence(parts["subject"], parts[name], parts["object"], given)
     return text, {**fields, **dates_of(given)}
 
 
