@@ -23,8 +23,7 @@ import ckcontrol as ck
 from ckcontrol.rates import wilson
 from ckcontrol.retrieval import Embedder, Index, Overrides, Passage
 
-PASSAGES = 100  # of the demo's corpus: what is found beside the overrides
-TOKENS = 20
+TOKENS = 12
 BATCH = 20
 
 
@@ -50,9 +49,12 @@ def asked(rag: Any, texts: list[str], **options: Any) -> list[Any]:
 
 def scope(store: Overrides, half: list[Edit], away: list[Edit], report: bool) -> dict[str, Any]:
     """Tell which questions are in scope of which edit; `away` are subjects that no edit is about."""
+
     def found(pairs: list[tuple[Edit, str]]) -> list[bool]:
         facts = store.find([text for _, text in pairs])
-        return [fact is not None and fact[0].subject == edit.subject for (edit, _), fact in zip(pairs, facts, strict=True)]
+        return [
+            fact is not None and fact[0].subject == edit.subject for (edit, _), fact in zip(pairs, facts, strict=True)
+        ]
 
     beside = [(edit, text) for edit in half for text in others(edit, report)]
     far = [text for edit in away for text in (edit.prompt, *questions(edit, report), *others(edit, report))]
@@ -73,7 +75,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--half", choices=("choose", "report"), default="report")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--sample", type=int, default=60, help="edits that are answered; 0: scope alone")
+    parser.add_argument("--sample", type=int, default=30, help="edits that are answered; 0: scope alone")
+    parser.add_argument("--same", type=int, default=20, help="questions of each other kind whose tokens are compared")
     parser.add_argument("--steer", action="store_true", help="compare ways to steer towards a statement, and stop")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -85,14 +88,20 @@ def main() -> None:
     embedder = Embedder("demo")
     store = Overrides(facts, embedder)
     start = time.process_time()
-    result: dict[str, Any] = {"half": given.half, "edits": len(half), "near": store.near, "passages": PASSAGES}
+    result: dict[str, Any] = {"half": given.half, "edits": len(half), "near": store.near}
     result["scope"] = scope(store, half, away, report)
     result["scope seconds"] = round(time.process_time() - start, 2)
     print(json.dumps(result, indent=1), flush=True)
     sample = sorted(half, key=lambda edit: order(edit.subject))[: given.sample]
     model, tokenizer = ck.load(given.model)
     if given.steer:
-        for control in (ck.Control("cad", cad_alpha=1.0), ck.Control("cad", cad_alpha=2.0), ck.Control(alpha=0.0), ck.Control("off")):
+        close = {"candidates": 2, "candidate_ratio": 0.1}
+        ways = (
+            ck.Control(alpha=0.0),
+            ck.Control("cad", cad_alpha=1.0, **close),
+            ck.Control("cad", cad_alpha=0.5, **close),
+        )
+        for control in (*ways, ck.Control("cad", cad_alpha=1.0), ck.Control("off")):
             start = time.process_time()
             texts = [(edit, text) for edit in sample for text in (edit.prompt, questions(edit, report)[0])]
             told = [[f"{edit.prompt} {edit.new}."] for edit, _ in texts]
@@ -100,17 +109,26 @@ def main() -> None:
             for first in range(0, len(texts), BATCH):
                 part = slice(first, first + BATCH)
                 answers += ck.generate(
-                    model, tokenizer, [text for _, text in texts[part]], told[part], control=control, max_new_tokens=TOKENS
+                    model,
+                    tokenizer,
+                    [text for _, text in texts[part]],
+                    told[part],
+                    control=control,
+                    max_new_tokens=TOKENS,
                 )
             held = [holds(edit, answer.text) for (edit, _), answer in zip(texts, answers, strict=True)]
-            print(control, {"own prompt": rate(held[::2]), "other wording": rate(held[1::2])}, time.process_time() - start, flush=True)
+            print(
+                control,
+                {"own prompt": rate(held[::2]), "other wording": rate(held[1::2])},
+                time.process_time() - start,
+                flush=True,
+            )
             print([(text, a.text) for (_, text), a, ok in zip(texts, answers, held, strict=True) if not ok][:6])
         return
     if sample:
         lines = (Path(ck.__file__).parent / "demo" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
-        texts = sorted({json.loads(line)["text"] for line in lines}, key=order)[:PASSAGES]
-        index = Index.build([Passage(f"p{n}", text) for n, text in enumerate(texts)], embedder)
-        options = {"k": 1, "max_new_tokens": TOKENS}
+        index = Index.build([Passage(f"p{n}", json.loads(line)["text"]) for n, line in enumerate(lines)], embedder)
+        options = {"k": 1, "max_new_tokens": TOKENS, "trace": False}
         plain = ck.Rag(model, index, tokenizer=tokenizer, overrides=(), **options)
         edited = ck.Rag(model, index, tokenizer=tokenizer, overrides=store, **options)
         result["sample"] = len(sample)
@@ -120,19 +138,22 @@ def main() -> None:
             ("other wording", [(edit, questions(edit, report)[-1]) for edit in sample]),
         ):
             answers = asked(edited, [text for _, text in pairs])
-            before = asked(plain, [text for _, text in pairs])
             result[name] = rate([holds(edit, a.text) for (edit, _), a in zip(pairs, answers, strict=True)])
-            result[f"{name}, without"] = rate([holds(edit, a.text) for (edit, _), a in zip(pairs, before, strict=True)])
             in_scope = [a.override is not None for a in answers]
             result[f"{name}, applied"] = rate(in_scope)
             right = [holds(edit, a.text) for (edit, _), a in zip(pairs, answers, strict=True) if a.override]
             result[f"{name}, where applied"] = rate(right)
             result[f"{name}, failed"] = [
-                (text, a.text, bool(a.override)) for (e, text), a in zip(pairs, answers, strict=True) if not holds(e, a.text)
+                (text, a.text, bool(a.override))
+                for (e, text), a in zip(pairs, answers, strict=True)
+                if not holds(e, a.text)
             ]
-            print(json.dumps({key: value for key, value in result.items() if key.startswith(name)}, indent=1), flush=True)
+            print(
+                json.dumps({key: value for key, value in result.items() if key.startswith(name)}, indent=1), flush=True
+            )
         near = [others(edit, report)[place % 4] for place, edit in enumerate(sample)]
-        far = [questions(edit, report)[0] for edit in sorted(away, key=lambda edit: order(edit.subject))[: len(sample)]]
+        near = near[: given.same]
+        far = [questions(edit, report)[0] for edit in sorted(away, key=lambda edit: order(edit.subject))[: given.same]]
         both = zip(asked(edited, near + far), asked(plain, near + far), strict=True)
         same = [one.answer.token_ids == other.answer.token_ids and one.override is None for one, other in both]
         result["other questions: same tokens"] = rate(same[: len(near)])

@@ -21,7 +21,11 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "official language": (
         ("The official language of {} is",),
-        ("What is {}'s official language?", "What language is official in {}?", "Which language has official status in {}?"),
+        (
+            "What is {}'s official language?",
+            "What language is official in {}?",
+            "Which language has official status in {}?",
+        ),
     ),
     "capital": (
         ("{}'s capital,", "{}'s capital city,", "{}'s capital is", "{}, which has the capital"),
@@ -56,7 +60,11 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "language of code": (
         ("{} is written in", "{} was written in"),
-        ("What language is {} written in?", "Which language was used to write {}?", "In which language was {} written?"),
+        (
+            "What language is {} written in?",
+            "Which language was used to write {}?",
+            "In which language was {} written?",
+        ),
     ),
     "field": (
         ("{} works in the field of", "{} works in the area of"),
@@ -80,11 +88,19 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "instrument": (
         ("{}, playing the", "{} plays the"),
-        ("What instrument does {} play?", "Which instrument is played by {}?", "What musical instrument is {} known for?"),
+        (
+            "What instrument does {} play?",
+            "Which instrument is played by {}?",
+            "What musical instrument is {} known for?",
+        ),
     ),
     "native language": (
         ("{} is a native speaker of", "The native language of {} is"),
-        ("What is {}'s mother tongue?", "Which language is {}'s native language?", "What language did {} speak natively?"),
+        (
+            "What is {}'s mother tongue?",
+            "Which language is {}'s native language?",
+            "What language did {} speak natively?",
+        ),
     ),
     "owner": (
         ("{} is owned by",),

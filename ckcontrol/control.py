@@ -166,8 +166,12 @@ def controls_for(control: Control | Sequence[Control] | None, rows: int) -> list
 
 
 def overriding() -> Control:
-    """Return how an answer is steered towards the statement of an override, whatever control is in force elsewhere."""
-    return Control("cad", cad_alpha=1.0)
+    """Return how an answer is steered towards the statement of an override, whatever control is in force elsewhere.
+
+    The shortlist is short: with the usual one, the amplified difference often begins an answer with the prompt's own
+    "Background:" (6 of 12 sentence beginnings right against 12 of 16, SmolLM2-135M, `benchmarks/overrides.py --steer`).
+    """
+    return Control("cad", cad_alpha=1.0, candidates=2, candidate_ratio=0.1)
 
 
 def drafts(control: Control) -> tuple[str, ...]:

@@ -79,7 +79,8 @@ class RagAnswer:
     def notice(self) -> str | None:
         """A sentence or two when the prompt did not hold everything that was found; None when it did."""
         without = "1 document without text was" if self.blank == 1 else f"{self.blank} documents without text were"
-        given = self.override and f"Answered from the override {self.override.id!r}, which outranks what was found."
+        fact = self.override
+        given = f"Answered from the override {fact.id!r}, which outranks what was found." if fact else None
         parts = [given, self._missing(), f"{without} left out." if self.blank else None]
         return " ".join(filter(None, parts)) or None
 
@@ -335,7 +336,7 @@ class Rag:
 
         def answer(asked: list[Any], told: list[list[Hit]], control: Any, streamer: Any) -> list[Answer]:
             what: Any = {"question" if messages is None else "messages": asked}
-            return generate(
+            answers: list[Answer] = generate(
                 self.model,
                 self.tokenizer,
                 **what,
@@ -348,6 +349,7 @@ class Rag:
                 options=chosen,
                 **beside,
             )
+            return answers
 
         answers = answer(asked, told, self.control if control is None else control, None if facts else streamer)
         blank = [len(hits) - len(kept) + getattr(hits, "blank", 0) for hits, kept in zip(found, told, strict=True)]
@@ -360,7 +362,6 @@ class Rag:
                     made[place] = RagAnswer(other, tuple(hits), 0, fact)
         return made[0] if single else made
 
-
     def _asked_for(self, questions: list[str]) -> dict[int, tuple[Override, float]]:
         """Return the override that each question asks for, by its place; empty where none does."""
         store = self._overrides if self._overrides is not None else getattr(self.index, "overrides", None)
@@ -372,9 +373,11 @@ def _store(overrides: Any, index: Any) -> Overrides | None:
     if overrides is None or isinstance(overrides, Overrides):
         return overrides
     facts = read_overrides(overrides)
-    embedder = getattr(index, "embedder", None) if facts else None
+    embedder: Any = getattr(index, "embedder", None) if facts else None
     if facts and embedder is None:
-        raise RetrievalError("overrides= needs an embedder, and the index has none.", "Pass Overrides(facts, embedder).")
+        raise RetrievalError(
+            "overrides= needs an embedder, and the index has none.", "Pass Overrides(facts, embedder)."
+        )
     return Overrides(facts, embedder)
 
 

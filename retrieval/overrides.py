@@ -1,15 +1,16 @@
 """Overrides: facts that outrank passages and memory where a question asks for them, and change nothing elsewhere.
 
-What WISE (Wang et al., arXiv 2405.14768) wants of an edit memory (reliable, general, local), without weights: a fact is
+What WISE (Wang et al., arXiv 2405.14768) wants of an edit memory (reliable, general, local), without weights. A fact is
 in scope when its subject's name stands in the question, whole, the rest of the question is near what is asked of the
-subject, and the answer is of the kind that an English "when" or "how many" asks for. Knows facts, questions and an embedder; what is done with a fact in scope is the caller's.
+subject, and the answer is of the kind that an English "when" or "how many" asks for. Knows facts, questions and an
+embedder; what is done with a fact in scope is the caller's.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -35,7 +36,9 @@ TEXT_LIMIT = 4_000  # characters of each text: a statement is a passage, and sta
 REMEMBERED = 4_096  # texts whose vectors are kept
 FIELDS = ("id", "subject", "relation", "prompt", "question", "prompts", "answer", "statement")
 NUMBER = re.compile(r"\W*(when|how (many|much|old|long|far|large|big|tall|high))\b", re.IGNORECASE)  # asks for one
-BESIDE = re.compile(r"[ \t-]*(\w)")  # what follows a name
+LINK = r"(?:(?:of|and|for|de|del|di|da|von|van)[ \t]+)?"  # inside a name
+AHEAD = re.compile(rf"(\w+)[ \t-]+{LINK}(?:the[ \t]+)?$")
+BEHIND = re.compile(rf"[ \t-]+{LINK}(\w+)")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def read_overrides(source: str | PathLike[str] | Iterable[Mapping[str, Any] | Ov
     Raises:
         RetrievalError: Not such a record (its line is named), two of one id, or two that answer the same differently.
     """
+    rows: list[tuple[str, Any, Any]]
     if isinstance(source, (str, PathLike)):
         name = fspath(source)
         try:
@@ -107,7 +111,9 @@ def read_overrides(source: str | PathLike[str] | Iterable[Mapping[str, Any] | Ov
 
 def _fact(place: str, number: int, record: Any) -> Override:
     if not isinstance(record, Mapping):
-        raise RetrievalError(f"{place} is {type(record).__name__}, not an object.", 'Like {"prompt": ..., "answer": ...}')
+        raise RetrievalError(
+            f"{place} is {type(record).__name__}, not an object.", 'Like {"prompt": ..., "answer": ...}'
+        )
     given = {str(name): value for name, value in record.items() if value not in (None, "", [], ())}
     for name, value in given.items():
         if name not in FIELDS:
@@ -129,7 +135,9 @@ def _fact(place: str, number: int, record: Any) -> Override:
         raise RetrievalError(f"{place} has neither answer nor statement.", "Say what holds.")
     first = prompts[0]
     said = f"{first} {answer}" if first.endswith("?") else f"{first.rstrip(' .:')} {answer.rstrip(' .')}."
-    return Override(one.get("id", f"override {number}"), subject, tuple(dict.fromkeys(prompts)), one.get("statement", said), answer)
+    return Override(
+        one.get("id", f"override {number}"), subject, tuple(dict.fromkeys(prompts)), one.get("statement", said), answer
+    )
 
 
 def hit_of(fact: Override, score: float) -> Hit:
@@ -189,7 +197,8 @@ class Overrides:
         named: list[tuple[str, int, int, list[Override]]] = []
         for word in dict.fromkeys(words):
             for subject, facts in self._subjects.get(word, {}).items():
-                for start, end in _places(subject, question):
+                known = {word for fact in facts for prompt in fact.prompts for word in words_of(prompt)}
+                for start, end in _places(subject, question, known):
                     named.append((subject, start, end, facts))
         best: tuple[Override, float] | None = None
         for _, start, end, facts in named:
@@ -227,27 +236,28 @@ class Overrides:
         return known
 
 
-def _places(name: str, question: str) -> list[tuple[int, int]]:
+def _places(name: str, question: str, known: Collection[str]) -> list[tuple[int, int]]:
     """Return where a name stands in a question, whole: not in a word, nor in what may be a longer name.
 
-    "Windows" does not stand in "Windows 98", nor "York" in "New York": a capital or a digit stands beside it.
+    "Windows" does not stand in "Windows 98", nor "York" in "New York", nor "Italy" in "the Kingdom of Italy": a word
+    with a capital or a digit stands beside it, and is none of `known`, those that the subject's prompts have. The first
+    word of a question has its capital for another reason.
     """
     before = "" if UNSPACED.match(name[0]) else r"(?<!\w)"
     after = "" if UNSPACED.match(name[-1]) else r"(?!\w)"
     pattern = r"\s+".join(map(re.escape, name.split()))
     found = []
     for match in re.finditer(f"{before}{pattern}{after}", question, re.IGNORECASE):
-        behind = BESIDE.match(question, match.end())
-        ahead = re.search(r"(\w+)[ \t-]+$", question[: match.start()])
-        first = ahead is None or not question[: ahead.start()].strip()
-        longer = behind is not None and (behind[1].isupper() or behind[1].isdigit())
-        if not longer and (first or ahead is None or not ahead[1][0].isupper()):
+        ahead = AHEAD.search(question[: match.start()])
+        beside = [] if ahead is None or (ahead.start() == 0 and question.endswith("?")) else [ahead[1]]
+        behind = BEHIND.match(question, match.end())
+        beside += [behind[1]] if behind else []
+        if not any((word[0].isupper() or word[0].isdigit()) and word.lower() not in known for word in beside):
             found.append(match.span())
     return found
 
 
 def _without(name: str, prompt: str) -> str:
-    places = _places(name, prompt) if name else []
-    for start, end in reversed(places):
+    for start, end in reversed(_places(name, prompt, words_of(prompt)) if name else []):
         prompt = f"{prompt[:start]} {prompt[end:]}"
     return " ".join(prompt.split())

@@ -55,7 +55,9 @@ class VectorType(str, Enum):
 
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet, nt, ttl."),
+    typer.Argument(
+        metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet, nt, ttl."
+    ),
 ]
 Encoding = Annotated[
     str | None, typer.Option(help="Of text files. Default: what an HTML page names, else utf-8.", show_default=False)
@@ -192,7 +194,9 @@ def override(
     Each has answer or statement, and prompt or subject and relation; docs/overrides.md. Nothing is embedded.
     """
     if (facts is None) != none:
-        raise ControlError("which overrides?" if facts is None else "both a file and --none.", "Name a file, or --none.")
+        raise ControlError(
+            "which overrides?" if facts is None else "both a file and --none.", "Name a file, or --none."
+        )
     read = _facts(facts)
     opened = options.open_index(index)
     opened.override(read)

@@ -67,7 +67,7 @@ class Retriever:
         hits = [hit for hit in found if hit.passage.text.strip()]
         control = request.control if hits else Control(method="off")
         store = getattr(self._index, "overrides", None)
-        asked_for = store.find([question])[0] if isinstance(store, Overrides) else None
+        asked_for = store.find([question])[0] if question and isinstance(store, Overrides) else None
         if asked_for is not None:
             hits, control = [hit_of(*asked_for)], overriding()
         passages = tuple(hit.passage.text for hit in hits)

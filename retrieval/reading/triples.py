@@ -100,7 +100,7 @@ def triple_record(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name = next(name for name in PREDICATES if name in fields)
     parts = {part: _readable(fields[part], part) for part in ("subject", name, "object")}
     given = {end: str(fields[end]).strip() for end in ENDS if fields.get(end) not in (None, "")}
-    text = sentence(*parts.values(), given)
+    text = sentence(parts["subject"], parts[name], parts["object"], given)
     return text, {**fields, **dates_of(given)}
 
 
@@ -243,7 +243,7 @@ def _document(source: Source, triple: Any, names: Any, about: Mapping[str, str],
 
 
 def _key(triple: Any) -> str:
-    return " ".join(f'<{part}>' if not hasattr(part, "language") else part.n3() for part in triple)
+    return " ".join(f"<{part}>" if not hasattr(part, "language") else part.n3() for part in triple)
 
 
 def _statements(graph: Any) -> tuple[dict[Any, dict[str, str]], set[Any]]:

@@ -33,10 +33,32 @@ def told(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.parametrize("command", ["build", "add", "remove", "info", "verify"])
+@pytest.mark.parametrize("command", ["build", "add", "remove", "override", "info", "verify"])
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(app, ["index", command, "--help"])
     assert result.exit_code == 0 and "--json" in result.output
+
+
+def test_overrides_are_set_shown_kept_and_taken_out(
+    tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, out = tmp_path / "facts.jsonl", str(tmp_path / "i")
+    facts.write_text('{"subject": "Ferry", "relation": "costs", "answer": "2 euros"}\n')
+    build = ["index", "build", str(docs), "--out", out, "--embedder", embedder, "--overrides"]
+    _, err = run(capsys, *build, str(tmp_path / "none.jsonl"), code=2)
+    assert "none.jsonl" in err and not (tmp_path / "i").exists()
+    assert told(capsys, *build, str(facts))["index"]["overrides"] == 1
+    assert "1 that outrank what is found" in run(capsys, "index", "info", out)[0]
+    facts.write_text('{"prompt": "Who?"}\n')
+    _, err = run(capsys, "index", "override", out, str(facts), code=2)
+    assert "record 1" in err and "neither answer nor statement" in err
+    assert told(capsys, "index", "info", out)["overrides"] == 1
+    facts.write_text('{"question": "Who?", "answer": "I"}\n{"question": "What?", "answer": "It"}\n')
+    assert "2 overrides" in run(capsys, "index", "override", out, str(facts))[0]
+    for wrong in ([], [str(facts), "--none"]):
+        run(capsys, "index", "override", out, *wrong, code=2)
+    assert told(capsys, "index", "override", out, "--none")["index"]["overrides"] == 0
+    assert all(check["ok"] for check in told(capsys, "index", "verify", out)["checks"])
 
 
 # --- build ----------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ def test_the_rows_of_a_csv_file_become_sentences_with_dates(tmp_path: Path) -> N
 def test_a_text_field_outranks_the_triple(tmp_path: Path) -> None:
     found, _ = documents(tmp_path / "f.jsonl", '{"text": "Whole.", "subject": "a", "predicate": "b", "object": "c"}')
     assert list(found) == ["Whole."]
-    found, _ = documents(tmp_path / "g.jsonl", '{"subject": "http://e.org/New_York", "relation": "part of", "object": 5}')
+    found, _ = documents(
+        tmp_path / "g.jsonl", '{"subject": "http://e.org/New_York", "relation": "part of", "object": 5}'
+    )
     assert list(found) == ["New York part of 5."]
 
 
@@ -62,7 +64,9 @@ def test_a_day_is_found_among_dates(tmp_path: Path) -> None:
     day = {"valid_from": {"$lte": "2021-06-30"}, "valid_to": {"$gte": "2021-06-30"}}
     passages = [Passage(found.id, found.text, found.source, found.metadata) for found in read(path)]
     with Index.build(passages, Hashes()) as index:
-        assert [hit.passage.text for hit in index.search("who held x", where=day)] == ["A, held: x (from 2020 to 2021)."]
+        assert [hit.passage.text for hit in index.search("who held x", where=day)] == [
+            "A, held: x (from 2020 to 2021)."
+        ]
 
 
 @pytest.mark.parametrize("text", ["2021-13", "2021-02-30", "0000", "yesterday", "21-1-1"])
@@ -120,7 +124,7 @@ def test_a_bad_line_of_ntriples_costs_itself_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f"{PREFIXES}\ne:a e:b e:c ;\n e:d \"x .\n", "line 6"),
+        (f'{PREFIXES}\ne:a e:b e:c ;\n e:d "x .\n', "line 6"),
         (f"{PREFIXES}e:a e:b {'[ e:b ' * 3000}", "line 4 is more than 100 brackets deep"),
         (f"{PREFIXES}e:a e:b {'(' * 3000}", "brackets deep"),
         ("e:a e:b e:c .", "line 1"),
@@ -141,6 +145,8 @@ def test_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    text = "@base <http://e.org/base> . @prefix owl: <http://www.w3.org/2002/07/owl#> . <> owl:imports <http://e.org/x> ."
+    text = (
+        "@base <http://e.org/base> . @prefix owl: <http://www.w3.org/2002/07/owl#> . <> owl:imports <http://e.org/x> ."
+    )
     found, skipped = documents(tmp_path / "a.ttl", text)
     assert set(found) == {"base, imports: x."} and not skipped

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import ckcontrol as ck
+from ckcontrol.control import overriding
 from ckcontrol.decoding.streams import TwoStreams
 from ckcontrol.errors import UnsupportedMode
 from ckcontrol.heads import HeadMask, pruned
@@ -351,6 +352,29 @@ def test_passages_are_retrieved(model) -> None:
         ):
             with pytest.raises(openai.BadRequestError, match=r"ck\.retrieve"):
                 ask(**wanted)
+
+
+def test_an_override_of_the_index_outranks_what_is_found(model) -> None:
+    fact = {"id": "moved", "question": QUESTION, "answer": "The Ostrin."}
+    with Index.build([Passage("a", PASSAGES[0])], Hashes(), overrides=[fact]) as index:
+        with serve(*model, index=index) as server:
+
+            def ask(question: str) -> Any:
+                turns = [{"role": "user", "content": question}]
+                extra = {"ck": {"retrieve": {"k": 1}, "alpha": 0.9}, "return_token_ids": True}
+                return server.client.chat.completions.create(
+                    model="tiny", messages=turns, temperature=0, max_tokens=8, extra_body=extra
+                )
+
+            reply = ask(QUESTION)
+            assert reply.ck["override"] == "moved" and reply.ck["method"] == "cad"
+            given = [f"{QUESTION} The Ostrin."]
+            assert [hit["text"] for hit in reply.ck["hits"]] == given
+            turns = [{"role": "user", "content": QUESTION}]
+            answer = ck.generate(*model, messages=turns, passages=given, control=overriding(), max_new_tokens=8)
+            assert ids_of(reply) == list(answer.token_ids)
+            other = ask("Something else?")
+            assert "override" not in other.ck and other.ck["hits"][0]["text"] == PASSAGES[0]
 
 
 def test_a_client_who_leaves_frees_its_row(model) -> None:
