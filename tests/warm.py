@@ -117,7 +117,8 @@ def keep(asked: socket.socket) -> list[str] | None:
         while True:
             ready, _, _ = select.select([asked, ended], [], [])
             if ended in ready:
-                asked.sendall(b"%d\n" % os.waitpid(pid, 0)[1])
+                with contextlib.suppress(OSError):  # the caller was killed meanwhile
+                    asked.sendall(b"%d\n" % os.waitpid(pid, 0)[1])
                 os._exit(0)
             sent = asked.recv(1)
             os.kill(pid, sent[0] if sent else signal.SIGKILL)
@@ -157,8 +158,8 @@ def become(program: list[str]) -> None:
     try:
         perform(program)
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        if status == 1 and end.code != 1:
+        status = end.code & 255 if isinstance(end.code, int) else int(end.code is not None)
+        if status and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
