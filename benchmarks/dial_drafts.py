@@ -5,7 +5,9 @@
 Asked are facts, TriState locations (screened: three wordings, greedy), counterfact, nq_swap (both passages), ramdocs
 and the questions of desk_questions.py. What stands in the file is not asked again, so a run that was stopped goes on.
 One JSON line per question: the record, whether the model knows it, and per draft its text and, token by token, the
-log-probability with the passages (ctx), without (par), and, if asked for, with them alone (told).
+log-probability with the passages (ctx) and without (par); with --peers also what other methods answer, decoded in the
+same pass. A task may be named several times, with more questions each time: then a run that is stopped holds the first
+questions of the seeded order.
 dial_rules.py compares rules on these files in seconds. Nothing of the data is committed.
 """
 
@@ -16,19 +18,21 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from desk_questions import desk
 
 import ckcontrol as ck
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.prompts import PromptTemplate, build_pair
+from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.eval.items.states import rank
 from ckcontrol.eval.judging.measures import measure
 from ckcontrol.eval.records import Record
+from ckcontrol.eval.running.fan import FanAnswer, fan
 from ckcontrol.eval.running.prompt_styles import Wording, raw
 from ckcontrol.eval.tasks.load import load_task, sample
 from ckcontrol.policies import CAD, AnswerPolicy, Evidence, Policy, register
@@ -36,23 +40,26 @@ from ckcontrol.policies.off import UNMODIFIED
 
 NEW_TOKENS = 24
 BATCH = 24
+PEERS = {
+    **{f"ck-plug {alpha:g}": ck.Control("ck-plug", alpha=alpha) for alpha in (0.6, 0.75, 0.9)},
+    "ck-plug adaptive": ck.Control("ck-plug", adaptive=True),
+    **{name: ck.Control(name) for name in ("adacad", "coiecd", "nwcad", "grd", "trustmargin")},
+}
 LIMITS = {"facts": 70, "desk": 200, "tristate": 100, "counterfact": 50, "nq_swap": 24, "ramdocs": 12}
 
 
 @register
 @dataclass(frozen=True)
 class Recording(AnswerPolicy):
-    """The three drafts of a question; what was found out about them goes to `seen`."""
+    """The three drafts of a question, for both streams to read them."""
 
     name: ClassVar[str] = "recording"
-    seen: ClassVar[list[list[Evidence]]] = []
 
     @property
     def drafts(self) -> Mapping[str, Policy]:
         return {"unmodified": UNMODIFIED, "memory": CAD(cad_alpha=-1.0), "context": CAD(cad_alpha=0.5)}
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
-        self.seen.append(list(drafts))
         return 0
 
     def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:
@@ -67,9 +74,11 @@ def half(name: str) -> str:
 class Model:
     """A model that answers records, in batches of similar length."""
 
-    def __init__(self, name: str, cloze: bool, told: bool) -> None:
+    def __init__(self, name: str, cloze: bool, peers: bool) -> None:
         self.model, self.tokenizer = ck.load(name)
-        self.wording, self.cloze, self.told = Wording("auto", self.tokenizer), cloze, told
+        self.wording, self.cloze = Wording("auto", self.tokenizer), cloze
+        self.peers = {peer: control.policy() for peer, control in PEERS.items()} if peers else {}
+        self.said: dict[tuple[bool, str], str] = {}
 
     def template(self, record: Record) -> PromptTemplate:
         return raw(record) if record.cloze else self.wording.templates["base"]
@@ -81,8 +90,8 @@ class Model:
 
     def closed(self, records: Sequence[Record]) -> dict[str, bool]:
         """Return whether each question is answered rightly without passages, greedily."""
-        found = {}
-        for batch in self.batches(records, 24):
+        new = {(r.cloze, r.question): r for r in records if (r.cloze, r.question) not in self.said}
+        for batch in self.batches(list(new.values()), BATCH):
             answers = ck.generate(
                 self.model,
                 self.tokenizer,
@@ -92,71 +101,42 @@ class Model:
                 max_new_tokens=NEW_TOKENS,
                 trace=False,
             )
-            for record, answer in zip(batch, answers, strict=True):
-                found[record.id] = measure(record, {"text": answer.text})["accuracy"][0] == 1
-        return found
+            self.said |= {(r.cloze, r.question): a.text for r, a in zip(batch, answers, strict=True)}
+        return {r.id: measure(r, {"text": self.said[r.cloze, r.question]})["accuracy"][0] == 1 for r in records}
 
     def drafts(self, batch: Sequence[Record]) -> list[dict[str, Any]]:
         """Return one row per record."""
-        Recording.seen.clear()
-        answers = ck.generate(
+        template, recording = self.template(batch[0]), Recording()
+        made = fan(
             self.model,
-            self.tokenizer,
-            [r.question for r in batch],
-            [list(r.passages) for r in batch],
-            template=self.template(batch[0]),
-            control=ck.Control("recording"),
-            max_new_tokens=NEW_TOKENS,
+            [build_pair(self.tokenizer, r.question, r.passages, template=template) for r in batch],
+            [*recording.drafts.values(), recording, *self.peers.values()],
+            options=GenerateOptions(max_new_tokens=NEW_TOKENS),
+            ends=sorted(eos_ids(self.model, self.tokenizer)),
+            pad=self.tokenizer.pad_token_id or 0,
+            vocab_size=len(self.tokenizer),
+            questions=[r.question for r in batch],
+            read=self.read,
         )
-        rows, jobs = [], []
-        for record, answer, seen in zip(batch, answers, Recording.seen, strict=True):
-            told = self.without_question(record)
-            row: dict[str, Any] = {"record": record.to_dict(), "drafts": {}}
-            for draft, found in zip(answer.drafts, seen, strict=True):
-                kept: dict[str, Any] = {"text": draft.text, "n": len(draft.token_ids)}
-                kept |= {"ctx": found.logp_ctx, "par": found.logp_par, "h_ctx": found.h_ctx, "h_par": found.h_par}
-                kept |= {"rank": found.rank_par, "best": found.best_par, "ended": answer.finish_reason}
-                kept["judged"] = {k: v[0] for k, v in measure(record, {"text": draft.text}).items()}
-                row["drafts"][draft.name] = kept
-                jobs.append((kept, told, draft.token_ids))
+        rows = []
+        for record, answers in zip(batch, made, strict=True):
+            row: dict[str, Any] = {"record": record.to_dict(), "drafts": {}, "peers": {}}
+            for name, answer in zip(recording.drafts, answers, strict=False):
+                columns = zip(("h_ctx", "h_par", "rank", "best"), zip(*answer.evidence, strict=True), strict=True)
+                row["drafts"][name] = self.kept(record, answer) | dict(columns)
+            for name, answer in zip(self.peers, answers[len(recording.drafts) + 1 :], strict=True):
+                row["peers"][name] = self.kept(record, answer)
             rows.append(row)
-        if self.told:
-            self.score(jobs)
         return rows
 
-    def without_question(self, record: Record) -> list[int]:
-        """Return the ids of the passages alone, in the frame of the record's prompt."""
-        template, question = self.template(record), record.question
-        one, other = (
-            build_pair(self.tokenizer, q, record.passages, template=template) for q in (question, "9@" + question[::-1])
-        )
-        same = 0
-        while same < len(one.parametric) and one.parametric[-1 - same] == other.parametric[-1 - same]:
-            same += 1
-        tail = one.contextual[len(one.contextual) - same :] if not record.cloze else ()
-        return [*one.contextual[: one.span[1]], *tail]
+    def read(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    @torch.no_grad()
-    def score(self, jobs: list[tuple[dict[str, Any], list[int], Sequence[int]]]) -> None:
-        """Write the log-probability of each draft's tokens after a prompt into its row."""
-        unique: dict[tuple[tuple[int, ...], tuple[int, ...]], list[dict[str, Any]]] = {}
-        for kept, prompt, ids in jobs:
-            unique.setdefault((tuple(prompt), tuple(ids)), []).append(kept)
-        order = sorted(unique, key=lambda k: len(k[0]) + len(k[1]))
-        for at in range(0, len(order), 24):
-            part = order[at : at + 24]
-            longest = max(len(p) + len(y) for p, y in part)
-            ids = torch.zeros(len(part), longest, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for i, (p, y) in enumerate(part):
-                ids[i, : len(p) + len(y)] = torch.tensor([*p, *y])
-                mask[i, : len(p) + len(y)] = 1
-            hidden = self.model.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-            for i, (p, y) in enumerate(part):
-                logits = self.model.lm_head(hidden[i, len(p) - 1 : len(p) + len(y) - 1]).float()
-                logp = logits.log_softmax(-1).gather(-1, torch.tensor(y)[:, None])[:, 0].tolist()
-                for kept in unique[p, y]:
-                    kept["told"] = logp
+    def kept(self, record: Record, answer: FanAnswer) -> dict[str, Any]:
+        """Return what is kept of an answer."""
+        text = self.read(answer.ids)
+        judged = {name: value[0] for name, value in measure(record, {"text": text}).items()}
+        return {"text": text, "ctx": answer.logp_ctx, "par": answer.logp_par, "judged": judged}
 
 
 def tristate(path: Path, model: Model, limit: int, side: str) -> list[Record]:
@@ -227,9 +207,11 @@ def both_passages(records: Sequence[Record], known: Mapping[str, bool]) -> Itera
             yield replace(r, meta=meta)
 
 
-def records(model: Model, data: Path, side: str, limits: Mapping[str, int]) -> Iterator[tuple[str, list[Record]]]:
+def records(
+    model: Model, data: Path, side: str, limits: Iterable[tuple[str, int]]
+) -> Iterator[tuple[str, list[Record]]]:
     """Yield the records of every task, screened for this model."""
-    for task, limit in limits.items():
+    for task, limit in limits:
         if task == "facts":
             yield task, facts(model, limit, side)
         elif task == "desk":
@@ -253,23 +235,25 @@ def main() -> None:
     parser.add_argument("--half", choices=["develop", "report"], default="develop")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cloze", action="store_true", help="facts as texts to complete, for a base model")
-    parser.add_argument("--told", action="store_true", help="score drafts without the question: twice the time")
+    parser.add_argument("--peers", action="store_true", help="other methods on the same questions: twice the time")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=N", help=f"instead of {LIMITS}")
     args = parser.parse_args()
-    limits = {name: int(n) for name, _, n in (task.partition("=") for task in args.tasks)} or LIMITS
-    began, model = time.perf_counter(), Model(args.model, args.cloze, args.told)
+    limits = [(name, int(n)) for name, _, n in (task.partition("=") for task in args.tasks)] or [*LIMITS.items()]
+    began, model = time.process_time(), Model(args.model, args.cloze, args.peers)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     written = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     done = {json.loads(line)["record"]["id"] for line in written}
     with args.out.open("a", encoding="utf-8") as file:
         for task, made in records(model, args.data, args.half, limits):
-            for batch in model.batches([r for r in made if r.id not in done], BATCH):
+            new = [r for r in made if r.id not in done]
+            done |= {r.id for r in new}
+            for batch in model.batches(new, BATCH):
                 for row in model.drafts(batch):
                     row |= {"task": task, "model": Path(args.model).name}
                     file.write(json.dumps(row, ensure_ascii=False, default=list) + "\n")
                 file.flush()
             known = sum(bool(r.meta.get("known")) for r in made)
-            told = f"{task}: {len(made)} records, {known} known, {time.perf_counter() - began:.0f} s"
+            told = f"{task}: {len(made)} records, {known} known, {time.process_time() - began:.0f} s of CPU"
             print(told, file=sys.stderr, flush=True)
 
 

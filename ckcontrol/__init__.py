@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 TYPE_CHECKING = False  # typing's own is imported by nothing here: before the command line answers Ctrl-C, less is more
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # name -> module that defines it; resolved on first use.
 _WHERE = {

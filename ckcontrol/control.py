@@ -165,6 +165,11 @@ def controls_for(control: Control | Sequence[Control] | None, rows: int) -> list
     return controls
 
 
+def overriding() -> Control:
+    """Return how an answer is steered towards the statement of an override, whatever control is in force elsewhere."""
+    return Control("cad", cad_alpha=1.0)
+
+
 def drafts(control: Control) -> tuple[str, ...]:
     """Return the names of the answers that a control's method chooses from; ``("",)`` where it does not choose."""
     from .policies import draft_policies

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .answer import Answer
 from .control import Control
 from .decoding.options import GenerateOptions
@@ -47,7 +48,7 @@ def environment() -> dict[str, str]:
     from .models.load import DEMO_EMBEDDER, DEMO_MODEL
 
     facts = {
-        "ckcontrol": _version("ckcontrol"),
+        "ckcontrol": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -10,6 +10,7 @@
     ├── ModelUnavailable                a model name that could not be resolved or obtained
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
     ├── RetrievalError                  an index, embedder or retriever that cannot answer
+    │   ├── NoIndex (ValueError)        there is none where one was named
     │   ├── EmptyCorpus                 an index was to be made of nothing
     │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
     │   └── IndexLocked                 another process is writing the index
@@ -23,6 +24,8 @@ Knows nothing of models or tensors. Every message names the offending value; `hi
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,6 +39,7 @@ __all__ = [
     "IndexMismatch",
     "MissingExtra",
     "ModelUnavailable",
+    "NoIndex",
     "NonFiniteLogits",
     "PromptError",
     "PromptTooLong",
@@ -132,11 +136,32 @@ class MissingExtra(CKError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed.", f'Run: pip install "ckcontrol[{extra}]"')
+        super().__init__(f"{package} is not installed.", f"Run: pip install {installable(extra)}")
+
+
+def installable(extra: str) -> str:
+    """Return what pip takes to add an extra to this installation: the folder or file it came from, or its name."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        told = json.loads(distribution("ckcontrol").read_text("direct_url.json") or "{}")
+        url, kept = urlsplit(told.get("url", "")), told.get("dir_info", {}).get("editable")
+    except (PackageNotFoundError, OSError, ValueError, AttributeError):
+        return f'"ckcontrol[{extra}]"'
+    path = url2pathname(url.path)
+    if url.scheme == "file" and os.path.exists(path):
+        return f'{"-e " if kept else ""}"{path}[{extra}]"'
+    return f'"ckcontrol[{extra}]"'
 
 
 class RetrievalError(CKError):
     """An index, embedder or retriever that cannot answer."""
+
+
+class NoIndex(RetrievalError, ValueError):
+    """There is no index where one was named."""
 
 
 class EmptyCorpus(RetrievalError):

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .answer import Answer
 from .arguments import check_integer
-from .control import Control, check_control, controls_for
+from .control import Control, check_control, controls_for, overriding
 from .decoding.conversation import conversations, question_of, read_turns
 from .decoding.endings import ends_streamer
 from .decoding.options import GenerateOptions
 from .decoding.plain_text import check_text
 from .decoding.refusals import check_model, check_tokenizer
 from .errors import ControlError, PromptError, RetrievalError, did_you_mean
+from .retrieval.overrides import Override, Overrides, hit_of, read_overrides
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -41,11 +42,13 @@ class RagAnswer:
         answer: The `Answer`, with its token trace. ``answer.passages`` are the texts as they stood in the prompt.
         hits: What was found, best first; empty when nothing was.
         blank: How many more documents were found that hold no text, and were left out.
+        override: The fact that the question asked for and that changed the answer; `hits` is its statement alone.
     """
 
     answer: Answer
     hits: tuple[Hit, ...]
     blank: int = 0
+    override: Override | None = None
 
     @property
     def text(self) -> str:
@@ -76,7 +79,8 @@ class RagAnswer:
     def notice(self) -> str | None:
         """A sentence or two when the prompt did not hold everything that was found; None when it did."""
         without = "1 document without text was" if self.blank == 1 else f"{self.blank} documents without text were"
-        parts = [self._missing(), f"{without} left out." if self.blank else None]
+        given = self.override and f"Answered from the override {self.override.id!r}, which outranks what was found."
+        parts = [given, self._missing(), f"{without} left out." if self.blank else None]
         return " ".join(filter(None, parts)) or None
 
     def _missing(self) -> str | None:
@@ -106,6 +110,7 @@ class RagAnswer:
             "text": self.text,
             "closed_book": self.closed_book,
             "notice": self.notice,
+            "override": None if self.override is None else self.override.to_dict(),
             "cited": [sentence.to_dict() for sentence in sentences],
             "hits": [
                 {**hit.to_dict(), "prompted": place < prompted, "cited": place in cited, "cut": place in cut}
@@ -171,6 +176,8 @@ class Rag:
         min_score: Leave out passages that score less, so that they are neither cited nor amplified; see `Index.search`.
         where: A filter that every search keeps to; the one `ask` gets can only narrow it.
         reranker: Puts what was found in a new order; see `Index.search`.
+        overrides: Facts that outrank what is found where a question asks for them, whatever `control` and `where` say:
+            an `Overrides`, or what `read_overrides` takes; None: those of the index; ``()``: none.
         truncate: "passages": a passage that does not fit the model's window is cut, or left out with those after it,
             and `RagAnswer.notice` says so. None: such a question raises `PromptTooLong`.
         options: How tokens are drawn and when to stop, as one value.
@@ -202,6 +209,7 @@ class Rag:
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
         reranker: Any = None,
+        overrides: Any = None,
         truncate: str | None = "passages",
         options: GenerateOptions | None = None,
         **keywords: Any,
@@ -223,6 +231,7 @@ class Rag:
         self.template, self.template_kwargs, self.truncate = template, template_kwargs, truncate
         self.min_score = min_score
         self.k, self.mode, self.where, self.reranker = k, mode, where, reranker
+        self._overrides = _store(overrides, index)
 
     @overload
     def ask(
@@ -287,7 +296,9 @@ class Rag:
     ) -> RagAnswer | list[RagAnswer]:
         """Retrieve passages and answer from them, from memory, or anywhere between.
 
-        A question for which nothing is found is answered closed book; `RagAnswer.notice` says so.
+        A question for which nothing is found is answered closed book; `RagAnswer.notice` says so. One that asks for an
+        override is answered twice, without it and from its statement alone, amplified; where that makes no difference
+        the override is silent. Every other question is answered as if there were none, token for token.
 
         Args:
             question: One question, or a list of them: one search and one batch.
@@ -320,23 +331,51 @@ class Rag:
         count = self.k if k is None else check_integer("k", k, 1, 10_000)
         found = self.index.search(queries, count, **{name: value for name, value in how.items() if value is not None})
         told = [[hit for hit in hits if hit.passage.text.strip()] for hits in found]
-        what: Any = {"question" if messages is None else "messages": asked}
-        answers: list[Answer] = generate(
-            self.model,
-            self.tokenizer,
-            **what,
-            passages=[[hit.passage.text for hit in hits] for hits in told],
-            control=self.control if control is None else control,
-            template=self.template,
-            template_kwargs=self.template_kwargs,
-            truncate=self.truncate,
-            streamer=streamer,
-            options=chosen,
-            **beside,
-        )
+        facts = self._asked_for(_queries(asked, None, single, "question" if messages is None else "messages"))
+
+        def answer(asked: list[Any], told: list[list[Hit]], control: Any, streamer: Any) -> list[Answer]:
+            what: Any = {"question" if messages is None else "messages": asked}
+            return generate(
+                self.model,
+                self.tokenizer,
+                **what,
+                passages=[[hit.passage.text for hit in hits] for hits in told],
+                control=control,
+                template=self.template,
+                template_kwargs=self.template_kwargs,
+                truncate=self.truncate,
+                streamer=streamer,
+                options=chosen,
+                **beside,
+            )
+
+        answers = answer(asked, told, self.control if control is None else control, None if facts else streamer)
         blank = [len(hits) - len(kept) + getattr(hits, "blank", 0) for hits, kept in zip(found, told, strict=True)]
         made = [RagAnswer(answer, tuple(hits), b) for answer, hits, b in zip(answers, told, blank, strict=True)]
+        if facts:
+            stated = [[hit_of(fact, score)] for fact, score in facts.values()]
+            others = answer([asked[place] for place in facts], stated, overriding(), streamer)
+            for (place, (fact, _)), hits, other in zip(facts.items(), stated, others, strict=True):
+                if other.token_ids != made[place].answer.token_ids:
+                    made[place] = RagAnswer(other, tuple(hits), 0, fact)
         return made[0] if single else made
+
+
+    def _asked_for(self, questions: list[str]) -> dict[int, tuple[Override, float]]:
+        """Return the override that each question asks for, by its place; empty where none does."""
+        store = self._overrides if self._overrides is not None else getattr(self.index, "overrides", None)
+        found = store.find(questions) if isinstance(store, Overrides) else []
+        return {place: fact for place, fact in enumerate(found) if fact is not None}
+
+
+def _store(overrides: Any, index: Any) -> Overrides | None:
+    if overrides is None or isinstance(overrides, Overrides):
+        return overrides
+    facts = read_overrides(overrides)
+    embedder = getattr(index, "embedder", None) if facts else None
+    if facts and embedder is None:
+        raise RetrievalError("overrides= needs an embedder, and the index has none.", "Pass Overrides(facts, embedder).")
+    return Overrides(facts, embedder)
 
 
 def _asked(question: Any, messages: Any) -> tuple[list[Any], bool]:

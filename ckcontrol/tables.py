@@ -93,7 +93,7 @@ def rows(data: bytes, name: str, limit: int) -> Iterable[TableRow]:
     """
     data = unpacked(data, limit)
     if not data.strip():
-        raise TableError("is empty.", "Fetch it again.")
+        raise TableError("is empty.", "Name a file that holds records, or write them into it.")
     if data[:4] == b"PAR1":
         return parquet_rows(io.BytesIO(data))
     if re.search(r"\.(csv|tsv)(\.gz)?$", name, re.IGNORECASE):
@@ -136,7 +136,7 @@ def unpacked(data: bytes, limit: int) -> bytes:
         with gzip.open(io.BytesIO(data)) as packed:
             data = packed.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise TableError(f"is a broken gzip file ({error}).", "Fetch it again.") from error
+        raise TableError(f"is a broken gzip file ({error}).", "Write or fetch it again.") from error
     if len(data) > limit:
         raise TableError(f"unpacks to more than {limit // 1_000_000} MB.", "Split it.")
     return data

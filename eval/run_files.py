@@ -328,7 +328,8 @@ def read_json(path: Path, *, errors: str = "strict") -> dict[str, Any]:
     except NotADirectoryError as error:
         raise EvalError(f"{path.parent} is not a folder.", "Give a run directory.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise EvalError(f"{path} cannot be read: {error}.", "Score the run again.") from error
+        why = getattr(error, "strerror", None) or error
+        raise EvalError(f"{path} cannot be read: {why}.", "Score the run again.") from error
     if not isinstance(found, dict):
         raise EvalError(f"{path} holds {type(found).__name__}, not an object.", "Score the run again.")
     return found

@@ -17,6 +17,7 @@ from .chunk import Chunker
 from .embed import Embedder, TextEncoder
 from .index import Index
 from .milvus.index import MilvusIndex
+from .overrides import Override, Overrides, read_overrides
 from .reading.read import read
 from .rerank import Reranker, TextScorer
 from .types import Document, Hit, Passage, Skipped
@@ -28,6 +29,8 @@ __all__ = [
     "Hit",
     "Index",
     "MilvusIndex",
+    "Override",
+    "Overrides",
     "Passage",
     "Reranker",
     "Retriever",
@@ -36,4 +39,5 @@ __all__ = [
     "TextScorer",
     "from_retriever",
     "read",
+    "read_overrides",
 ]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckcontrol.errors import EmptyCorpus, IndexMismatch, RetrievalError, did_you_mean
 
+from .overrides import Overrides, read_overrides
 from .passage_index import PassageIndex, check_removal
 from .store import generations
 from .store.manifest import Settings
@@ -56,6 +57,7 @@ class Index(PassageIndex):
         self.change: Change | None = None
         self._closed = self._told = False
         self._embedder = embedder
+        self._overrides: tuple[Any, Overrides] | None = None  # of which snapshot
         self._temporary: weakref.finalize[Any, Any] | None = None  # deletes the folder together with this object
         self._snapshot = Snapshot(path)
         try:
@@ -79,6 +81,7 @@ class Index(PassageIndex):
         chunk_size: int | None = None,
         overlap: int = 32,
         overwrite: bool = False,
+        overrides: Any = (),
         on_skip: OnSkip | None = None,
         on_progress: OnProgress | None = None,
     ) -> Index:
@@ -94,6 +97,7 @@ class Index(PassageIndex):
             chunk_size: Most tokens that a passage cut from a document has; None: 256, or what the window holds.
             overlap: Tokens that neighbouring passages share at most.
             overwrite: Replace an index that is there.
+            overrides: Facts that outrank what is found, a file or records; see `read_overrides` and `override`.
             on_skip: Told of every item that is left out (blank, or its id occurred before); None: raise instead.
             on_progress: Called with (stage, done, total); total 0: length unknown.
 
@@ -106,6 +110,7 @@ class Index(PassageIndex):
         from .store.writer import Writer
 
         faiss_module()
+        facts = read_overrides(overrides)
         choose(kind, 0)
         check_choice("metric", metric, METRICS)
         check_choice("dtype", dtype, DTYPES)
@@ -123,6 +128,8 @@ class Index(PassageIndex):
             with generations.write_lock(root):
                 number = _next_number(root, overwrite)
                 writer = Writer(root, None, settings, embedder, on_skip, on_progress, number, overwrite)
+                if facts:
+                    writer.override(facts)
                 change = _finish(writer, lambda writer: writer.add(items), empty=True)
                 generations.clean(root)
             index = cls(root, embedder)
@@ -144,7 +151,7 @@ class Index(PassageIndex):
             embedder: What made it. None: loaded by the name in the manifest when first needed.
 
         Raises:
-            RetrievalError: There is no index.
+            NoIndex: There is none.
             IndexMismatch: A file is damaged or foreign, or `embedder` did not make the index; `field` says what.
         """
         return cls(Path(path), embedder)
@@ -190,6 +197,22 @@ class Index(PassageIndex):
         """
         conditions = check_removal(documents, passages, where)
         return self._write(lambda writer: writer.remove(documents, passages, conditions))
+
+    def override(self, facts: Any) -> None:
+        """Make these the facts that outrank what is found, in place of all before; an empty list leaves none.
+
+        `Rag`, ``ckcontrol ask`` and both servers then answer from the fact that a question asks for, and every other
+        question as before. Later writes keep them.
+
+        Args:
+            facts: A file or records, as `read_overrides` takes them.
+
+        Raises:
+            RetrievalError: What `read_overrides` refuses; the index is as it was.
+            IndexLocked: Another process is writing.
+        """
+        read = read_overrides(facts)
+        self._write(lambda writer: writer.override(read))
 
     def _write(
         self,
@@ -266,6 +289,16 @@ class Index(PassageIndex):
         return snapshot.search(queries, vectors, k, conditions, mode, effort, nearest)
 
     @property
+    def overrides(self) -> Overrides | None:
+        """The facts that outrank what is found, to be asked whether a question asks for one; None without any."""
+        snapshot = self._snapshot
+        if not snapshot.overrides:
+            return None
+        if self._overrides is None or self._overrides[0] is not snapshot:
+            self._overrides = snapshot, Overrides(snapshot.overrides, self.embedder)
+        return self._overrides[1]
+
+    @property
     def embedder(self) -> TextEncoder:
         """What queries are embedded with; loaded by name when the index was opened without one.
 
@@ -295,6 +328,7 @@ class Index(PassageIndex):
         """Return what the manifest says, without the fingerprint; JSON-ready."""
         data = asdict(self._snapshot.manifest)
         data["embedder"].pop("fingerprint")
+        data["overrides"] = len(self._snapshot.overrides)
         data["dead"] = data["rows"] - data["texts"]
         data["bytes"] = sum(entry["bytes"] for entry in data["files"].values())
         return {"path": str(self.path), **data}
@@ -314,12 +348,12 @@ def _finish(writer: Writer, work: Callable[[Writer], None], empty: bool = False)
         change = writer.change
         if empty and not change.any:
             raise EmptyCorpus
-        if change.any:
+        if writer.changed:
             writer.publish()
     except BaseException:
         writer.abandon()
         raise
-    if not change.any:
+    if not writer.changed:
         writer.abandon(done=True)
     return change
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,12 @@ def demo(
     out.write_text(demo_html(result), encoding="utf-8")  # first: a pipe that breaks must not cost the page
     if json:
         typer.echo(escape_json(json_module.dumps(result.to_dict(), ensure_ascii=False, indent=2)))
+        typer.echo(f"Wrote {out}", err=True)
     else:
         print_demo(result, open_console())
-    typer.echo(f"Wrote {out}", err=json)
+        typer.echo(
+            f"Every answer, on one page: {out}\n\nGo on with your own documents, and with a page to turn the dial on:"
+        )
+        named = "" if model == "demo" else f" --model {shlex.quote(model)}"
+        typer.echo(f'  ckcontrol index build FOLDER --out idx/ && ckcontrol ask idx/ "A question?" --alpha 0.7{named}')
+        typer.echo(f"  ckcontrol serve --model {shlex.quote(model)}")

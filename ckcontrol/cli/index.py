@@ -6,7 +6,7 @@ Knows files and `Index`; says what was done, what was left out and why, and how 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
@@ -55,7 +55,7 @@ class VectorType(str, Enum):
 
 Sources = Annotated[
     list[str],
-    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet."),
+    typer.Argument(metavar="SRC", help="Files, folders, globs: txt, md, html, pdf, json, jsonl, csv, parquet, nt, ttl."),
 ]
 Encoding = Annotated[
     str | None, typer.Option(help="Of text files. Default: what an HTML page names, else utf-8.", show_default=False)
@@ -91,6 +91,10 @@ def build(
     ] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Most tokens that neighbouring passages share.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    overrides: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Facts that outrank what is found: docs/overrides.md.", show_default=False),
+    ] = None,
     encoding: Encoding = None,
     text_field: TextField = None,
     json: options.AsJson = False,
@@ -102,13 +106,15 @@ def build(
     from ..retrieval import Index
     from ..retrieval.store.generations import CURRENT
 
+    facts = _facts(overrides)
     if not overwrite and (out / CURRENT).exists():
         raise ControlError(
             f"there is an index at {str(out)!r}.", "Add to it with ckcontrol index add, or pass --overwrite."
         )
     again = "The same command goes on where this one stopped."
     progress = WriteProgress(out, context.command)
-    documents = _read(sources, progress, encoding, text_field)
+    with _nothing_made(progress):
+        documents = _read(_there(sources, progress), progress, encoding, text_field)
     loaded = options.load_embedder(embedder, normalize=metric is VectorMetric.cosine)
     with _resumable(again), _nothing_made(progress), progress:
         index = Index.build(
@@ -121,6 +127,7 @@ def build(
             chunk_size=chunk_size,
             overlap=overlap,
             overwrite=overwrite,
+            overrides=facts,
             on_skip=progress.on_skip,
             on_progress=progress.on_progress,
         )
@@ -171,6 +178,30 @@ def remove(
         typer.echo(f"Removed {_count(change.removed, 'passage')}; {_count(left, 'passage')} left.")
 
 
+@index_app.command("override", cls=TextCommand)
+def override(
+    index: options.Folder,
+    facts: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="jsonl, json, csv, parquet.", show_default=False)
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Take all overrides out.")] = False,
+    json: options.AsJson = False,
+) -> None:
+    """Set the facts that outrank what is found, in place of all before.
+
+    Each has answer or statement, and prompt or subject and relation; docs/overrides.md. Nothing is embedded.
+    """
+    if (facts is None) != none:
+        raise ControlError("which overrides?" if facts is None else "both a file and --none.", "Name a file, or --none.")
+    read = _facts(facts)
+    opened = options.open_index(index)
+    opened.override(read)
+    if json:
+        _echo_json({"overrides": len(read), "index": opened.info()})
+    else:
+        typer.echo(f"{_count(len(read), 'override')} in {clean(str(index))}.")
+
+
 @index_app.command("info", cls=TextCommand)
 def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
@@ -191,6 +222,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
             "kind": _why(data),
             "vectors": f"{settings['metric']}, {settings['dtype']}, {embedder['dim']} numbers each",
             "embedder": f"{embedder['name']}{revision}",
+            **({"overrides": f"{data['overrides']:,} that outrank what is found"} if data["overrides"] else {}),
             "tokens": cut,
             **({} if data["words"] else {"words": WORDS_OF_OLD}),
             "size": _size(data["bytes"]),
@@ -228,8 +260,17 @@ def verify(index: options.Folder, json: options.AsJson = False) -> None:
 # --- shared ---------------------------------------------------------------------------------------
 
 
+def _facts(path: Path | None) -> list[Any]:
+    from ..retrieval import read_overrides
+
+    try:
+        return [] if path is None else list(read_overrides(path))
+    except RetrievalError as error:  # a record that is none: bad input, nothing failed
+        raise ControlError(str(error)) from error
+
+
 def _read(
-    sources: list[str], progress: WriteProgress, encoding: str | None, text_field: str | None
+    sources: Sequence[str | Path], progress: WriteProgress, encoding: str | None, text_field: str | None
 ) -> Iterator[Document]:
     from ..retrieval import read
 
@@ -239,6 +280,27 @@ def _read(
         )
     except RetrievalError as error:  # an unknown encoding, a path that does not exist: bad input, nothing failed
         raise ControlError(str(error)) from error
+
+
+def _there(sources: list[str], progress: WriteProgress) -> list[Path]:
+    """Return the sources that name files; the others are told now, before anything is loaded.
+
+    Raises:
+        EmptyCorpus: None of them does.
+        ControlError: One is no path.
+    """
+    from ..retrieval.reading.files import as_paths, nothing_at
+
+    try:
+        paths = as_paths(sources)
+    except RetrievalError as error:
+        raise ControlError(str(error)) from error
+    missing = {path: told for path in paths if (told := nothing_at(path)) is not None}
+    for told in missing.values():
+        progress.on_skip(told)
+    if len(missing) == len({*paths}):
+        raise EmptyCorpus
+    return [path for path in paths if path not in missing]
 
 
 @contextmanager

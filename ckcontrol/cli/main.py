@@ -85,7 +85,7 @@ LISTED = {
     "eval": Listed(
         "eval.run:app",
         "Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",
-        joins=("eval.compare:compare",),
+        joins=("eval.compare:compare", "eval.export_pairs:export_pairs"),
     ),
 }
 
@@ -113,7 +113,7 @@ def _made(name: str, listed: Listed) -> Any:
     group = typer.main.get_group(found)
     group.name, group.help = name, listed.help
     for place in listed.joins:
-        group.add_command(_command(place.split(":")[1], _found(place)))
+        group.add_command(_command(place.split(":")[1].replace("_", "-"), _found(place)))
     return group
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..retrieval import Index
     from .stream import TextStream
 
-__all__ = ["Answering", "Mode", "load", "load_embedder", "load_reranker", "open_index", "spread"]
+__all__ = ["Answering", "Mode", "load", "load_embedder", "load_reranker", "open_index", "place_of", "spread"]
 
 
 class Mode(str, Enum):
@@ -274,9 +274,13 @@ def load_embedder(name: str, *, normalize: bool = True) -> Any:
     with Console(stderr=True).status(f"Loading the embedder {name} ...") as status:
         from ..retrieval import Embedder
 
-        path = Path(name).expanduser()
-        place = str(path.resolve()) if name != "demo" and path.is_dir() else name
-        return Embedder(place, normalize=normalize, on_status=status.update)
+        return Embedder(place_of(name), normalize=normalize, on_status=status.update)
+
+
+def place_of(embedder: str) -> str:
+    """Return an embedder's name, or the absolute path of its folder."""
+    path = Path(embedder).expanduser()
+    return str(path.resolve()) if embedder != "demo" and path.is_dir() else embedder
 
 
 def load_reranker(name: str | None) -> Any:

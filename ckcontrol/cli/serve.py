@@ -65,6 +65,8 @@ def serve(
     keys = api_key or [key for key in [os.environ.get(KEY)] if key]
     if not all(key.strip() for key in keys):
         raise ServingError("--api-key is empty.", "Give a key, or leave it out.")
+    if embedder is not None and index is None:
+        raise ServingError("--embedder is that of an index, and none is served.", "Name it: --index FOLDER.")
     opened = None if index is None else open_index(index, embedder, load=True)
     loaded, tokenizer = load(model, device, dtype)
     local = host in LOOPBACK

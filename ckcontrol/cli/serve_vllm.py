@@ -20,12 +20,13 @@ import typer
 from ..child_python import module_command
 from ..errors import MissingExtra, ServingError
 from .files import parse_params
+from .options import Embedder, place_of
 
 __all__ = ["command", "serve_vllm"]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
-INDEX = "CKCONTROL_VLLM_INDEX"  # as vllm.http.middleware.INDEX, which the command need not load
+INDEX, EMBEDDER = "CKCONTROL_VLLM_INDEX", "CKCONTROL_VLLM_EMBEDDER"  # as in vllm.http.middleware, not loaded here
 V2 = "VLLM_USE_V2_MODEL_RUNNER"
 MEMORY = ("VLLM_CPU_KVCACHE_SPACE", "--kv-cache-memory-bytes", "--gpu-memory-utilization")  # GiB of keys and values
 CONTAINER = (  # limit and use of the memory of a control group, in either version
@@ -45,6 +46,7 @@ def serve_vllm(
         Path | None,
         typer.Option("--index", metavar="INDEX", help="Index for requests with ck.retrieve.", show_default=False),
     ] = None,
+    embedder: Embedder = None,
     on_lost: Annotated[
         str,
         typer.Option(
@@ -65,7 +67,9 @@ def serve_vllm(
     told otherwise the server listens on 127.0.0.1 alone. Every other option goes to vLLM: --port 8001 --dtype bfloat16.
     """
     bounds = parse_params(limit)
-    line, variables = command(model, context.args, heads=heads, limits=bounds, on_lost=on_lost, index=index)
+    line, variables = command(
+        model, context.args, heads=heads, limits=bounds, on_lost=on_lost, index=index, embedder=embedder
+    )
     shown = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(line)])
     if dry_run:
         typer.echo(shown)
@@ -94,6 +98,7 @@ def command(
     limits: dict[str, Any] | None = None,
     on_lost: str = "fail",
     index: Path | None = None,
+    embedder: str | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of the server, and the environment variables it needs beside the present ones.
 
@@ -104,6 +109,7 @@ def command(
         limits: Bounds that differ from their defaults, as in `serving.limits.Limits`.
         on_lost: What happens when a pair is lost, as in `vllm.contract.fallback`.
         index: Folder of the index for ``ck.retrieve``.
+        embedder: Where its embedder is now; None is where the index says.
 
     Raises:
         ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
@@ -138,6 +144,10 @@ def command(
         variables[fallback.VARIABLE] = on_lost
     if index is not None:
         variables[INDEX] = str(index.resolve())
+    if embedder is not None:
+        if index is None:
+            raise ServingError("--embedder is that of an index, and none is served.", "Name it: --index FOLDER.")
+        variables[EMBEDDER] = place_of(embedder)
     return line + list(rest), variables | safe
 
 

@@ -24,6 +24,49 @@ OPTION_BOUNDS: dict[str, tuple[float, float]] = {
     "stop_token_ids": (0, 2**31),
 }
 
+_SEVERAL = "Repeat the question in a list with do_sample=True and no seed, or call once per seed."
+_BEAMS = "a beam ranks continuations of one distribution, and here a policy mixes two anew at every step."
+_PROCESSOR = "Pass transformers' own for it: processors=[...]."
+# Options of model.generate that mean something else here or nothing: why, and what to do instead.
+_ELSEWHERE: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ("num_beams", "num_beam_groups", "length_penalty", "early_stopping"),
+        (_BEAMS, "Leave it out: draw several answers, or let Control('dial', alpha=0.7) choose between whole ones."),
+    ),
+    **dict.fromkeys(
+        ("num_return_sequences", "n", "best_of"),
+        ("a question gets one answer, so that its trace and its drafts are one answer's.", _SEVERAL),
+    ),
+    **dict.fromkeys(
+        ("assistant_model", "prompt_lookup_num_tokens"),
+        ("what is drafted ahead follows one stream only.", "Leave it out."),
+    ),
+    "guidance_scale": (
+        "it is a second stream of its own.",
+        "Control('cad', cad_alpha=guidance_scale - 1, candidate_ratio=0) is the same.",
+    ),
+    **dict.fromkeys(
+        ("penalty_alpha", "dola_layers"),
+        ("it contrasts one stream with itself.", "For contrast with memory pass control=Control('cad', alpha=0.3)."),
+    ),
+    **dict.fromkeys(
+        ("min_p", "typical_p", "no_repeat_ngram_size", "bad_words_ids", "min_new_tokens", "sequence_bias"),
+        ("it acts on scores, which here are fused ones.", _PROCESSOR),
+    ),
+    "logits_processor": ("processors see the fused scores here.", "Pass processors=[...]."),
+    "stopping_criteria": ("it has another name here.", "Pass criteria=[...]."),
+    "stop_strings": ("it has another name here.", "Pass stop=(...)."),
+    "eos_token_id": ("the model's own end tokens are always in force.", "Pass further ones as stop_token_ids=(...)."),
+    "generation_config": (
+        "nothing is read from one, so that an answer is told by its options alone.",
+        "Pass max_new_tokens=, do_sample= and the like, or options=ckcontrol.GenerateOptions(...).",
+    ),
+    **dict.fromkeys(
+        ("return_dict_in_generate", "output_scores", "output_logits"),
+        ("an Answer is returned, with what was scored per token in answer.tokens.", "Leave it out."),
+    ),
+}
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -97,6 +140,9 @@ class GenerateOptions:
             if name not in known:
                 if meant := control_with(name, value):
                     raise ControlError(f"{name}={value!r:.40} belongs to the control.", f"Pass control={meant}.")
+                if name in _ELSEWHERE:
+                    why, instead = _ELSEWHERE[name]
+                    raise ControlError(f"{name}={value!r:.40}: {why}", instead)
                 raise ControlError(f"unknown option {name!r}.", did_you_mean(name, known))
         if base is None:
             return cls(**options)

@@ -43,6 +43,7 @@ class DecodingPlan:
         pad_token_id: What ended rows are filled with.
         vocab_size: Number of ids the tokenizer knows; higher ids can never win. None: the model's width.
         recorder: Collects the trace; None records nothing.
+        favourites: In a running batch, the likeliest tokens to record of each step; None records nothing for them.
         streamer: transformers streamer; gets every token, and `end()` exactly once.
         penalise: ``"all"`` shows penalties the prompt and the answer, ``"generated"`` only the answer.
         structure: Masks, in both streams, what a grammar forbids.
@@ -66,6 +67,7 @@ class DecodingPlan:
     pad_token_id: int
     vocab_size: int | None = None
     recorder: Recorder | None = None
+    favourites: int | None = None
     streamer: Any = None
     penalise: str = "all"
     structure: Structure | None = None

@@ -16,20 +16,28 @@ from ..answer import TokenTrace
 from ..fusion.signals import Signals
 from ..policies import Decision, Evidence
 
-__all__ = ["Recorder", "evidence", "measure", "record"]
+__all__ = ["Recorder", "Scored", "evidence", "measure", "record"]
 
 _COLUMNS = ("h_par", "h_ctx", "tau", "switched", "rank_par", "rank_ctx", "logp_par", "logp_ctx", "best_par")
 _EVIDENCE = ("logp_ctx", "logp_par", "h_ctx", "h_par", "rank_par", "best_par")
 
 
+Scored = tuple[float, list[tuple[int, float]]]  # see `Recorder.scored`
+
+
 class Recorder:
     """The trace of one run of the loop.
+
+    Args:
+        favourites: Likeliest tokens that `look` keeps of each step, for `scored`.
 
     Attributes:
         lengths: Tokens generated per row, the end token included; set when the loop ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, favourites: int = 0) -> None:
+        self.favourites = favourites
+        self._best: list[tuple[Tensor, Tensor]] = []
         self.lengths: list[int] = []
         self._ids: list[Tensor] = []
         self._final: list[Tensor] = []
@@ -45,6 +53,21 @@ class Recorder:
         self._final.append(final)
         if rows is not None:
             self._rows.append(rows)
+
+    def look(self, scores: Tensor) -> None:
+        """Keep the favourites of one step, from the scores that its tokens were drawn from, [B, V]."""
+        if self.favourites:
+            best, ids = scores.topk(min(self.favourites, scores.shape[-1]), dim=-1)
+            self._best.append((best - scores.logsumexp(-1, keepdim=True), ids))
+
+    def scored(self, step: int, row: int = 0) -> Scored:
+        """Return of one token its log-probability in the end, and the favourites that it could have been, best first.
+
+        Those that could not be drawn, of probability 0, are left out. In nats.
+        """
+        best, ids = self._best[step] if self._best else (None, None)
+        pairs = [] if best is None or ids is None else zip(ids[row].tolist(), best[row].tolist(), strict=True)
+        return self._final[step][row].item(), [(token, logp) for token, logp in pairs if logp > -torch.inf]
 
     def token_ids(self, row: int) -> list[int]:
         """Return the ids generated in a row, the end token included."""

@@ -1,16 +1,17 @@
 """A batch that questions join and leave while it runs: the loop of loop.py for a server, one step at a time.
 
-A question's prompts run apart, at their own lengths; its rows then step beside those that are there, and are dropped
-when they have ended. All rows share forwards and fusion; what is done to a row's scores, and its draw, is the row's
-own, so that its tokens are those of `generate`. The drafts of a question are one row of the streams until they part.
-What is wrong with one row ends that row. Knows plans, streams and scores; who owns a row says when it has ended.
+The prompts of those that join run apart, of one question or of several; their rows then step beside those that are
+there, and are dropped when they have ended. All rows share forwards and fusion; what is done to a row's scores, and its
+draw, is the row's own, so that its tokens are those of `generate`. The drafts of a question are one row of the streams
+until they part. What is wrong with one row ends that row. Knows plans, streams and scores; who owns a row says when it
+has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from .loop import Draw
 from .plan import DecodingPlan
 from .processing import penalise_answers
 from .recorder import Recorder, measure
-from .streams import TwoStreams
+from .streams import TwoStreams, side_by_side
 
 __all__ = ["Row", "RunningBatch"]
 
@@ -53,7 +54,8 @@ class Row:
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self.recorder = Recorder() if plan.recorder is not None or plan.drafts.several else None
+        recorded = plan.recorder is not None or plan.favourites is not None or plan.drafts.several
+        self.recorder = Recorder(plan.favourites or 0) if recorded else None
         self._ids = plan.contextual.input_ids
         seeds = None if plan.seed is None else [plan.seed] if isinstance(plan.seed, int) else plan.seed
         self._draw = Draw(plan.sample, seeds, self._ids.device)
@@ -119,21 +121,38 @@ class RunningBatch:
         first = self._streams or next((streams for streams, _ in self._joining), None)
         return first is None or first.joins
 
-    @torch.no_grad()
     def join(self, plan: DecodingPlan) -> list[Row]:
-        """Run the prompts of one question; return its rows, which have their first token and join the next step.
+        """Do as `join_together` for one question; return its rows."""
+        return self.join_together([plan])[0]
 
-        The streams of all questions of a batch must be the same: one or two, in shared forwards or not.
+    @torch.no_grad()
+    def join_together(self, plans: Sequence[DecodingPlan]) -> list[list[Row]]:
+        """Run the prompts of some questions; return the rows of each, which have a token and join the next step.
+
+        The streams of all questions of a batch must be the same: one or two, in shared forwards or not. Several
+        questions are padded to the longest prompt, so their model must take padding.
+
+        Args:
+            plans: Of one question each.
 
         Raises:
             Exception: Whatever the forward raises; the batch is as it was.
         """
-        rows = [Row(plan, policy) for policy in plan.drafts.each]
-        streams = plan.streams()
+        rows = [[Row(plan, policy, place) for policy in plan.drafts.each] for place, plan in enumerate(plans)]
+        whole = plans[0]
+        if len(plans) > 1:
+            whole = replace(
+                whole,
+                contextual=side_by_side([plan.contextual for plan in plans]),
+                parametric=lambda: side_by_side([plan.parametric() for plan in plans]),
+                max_new_tokens=max(plan.max_new_tokens for plan in plans),
+            )
+        streams = whole.streams()
         with self.around():
             logits = streams.prefill()
-        _choose(rows, *logits)
-        self._joining.append((streams, rows))
+        together = [row for of in rows for row in of]
+        _choose(together, *logits)
+        self._joining.append((streams, together))
         return rows
 
     @torch.no_grad()
@@ -219,6 +238,7 @@ def _choose_alike(rows: Sequence[Row], logits_ctx: Tensor, logits_par: Tensor | 
                 if row.recorder is not None:
                     here = slice(i, i + 1)
                     row.recorder.take(tokens[here], final[here], None if columns is None else columns[here])
+                    row.recorder.look(scores[here])
     for i, (row, token, stream) in enumerate(zip(rows, tokens.tolist(), broken.tolist(), strict=True)):
         if stream:
             row.error = NonFiniteLogits(0, len(row.tokens), _STREAMS[stream - 1])

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UnsupportedMode
 from ..policies import AnswerPolicy, Policy, sentence_end
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Segments", "check_segments", "seed_of_round", "segment", "segmented"]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-__all__ = ["Stream", "TwoStreams", "running_streams", "streams_as_they_were"]
+__all__ = ["Stream", "TwoStreams", "running_streams", "side_by_side", "streams_as_they_were"]
 
 _RUNNING: ContextVar[tuple[str, ...] | None] = ContextVar("running_streams", default=None)
 
@@ -182,6 +182,15 @@ class Stream:
         if self.cache is None:
             self.cache = getattr(output, self.cache_argument)
         return last_logits(output.logits)
+
+
+def side_by_side(streams: Sequence[Stream]) -> Stream:
+    """Return one stream with the rows of several of a model, padded on the left to the longest; none has been run."""
+    longest = max(stream.input_ids.shape[1] for stream in streams)
+    ids = torch.cat([_newest(stream.input_ids, 1, longest) for stream in streams])
+    keep = torch.cat([_newest(stream._kept(), 1, longest) for stream in streams])
+    # Padding repeats a row's own id, so that no row meets an embedding that is not its own.
+    return Stream(streams[0].model, ids.where(keep, ids[:, -1:]), keep)
 
 
 def _newest(tensor: Tensor, dim: int, size: int) -> Tensor:

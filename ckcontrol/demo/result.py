@@ -12,9 +12,10 @@ from typing import Any
 
 from ..answer import Answer
 
-__all__ = ["VERDICTS", "DemoResult", "DemoRow", "Item", "judge"]
+__all__ = ["ALPHAS", "VERDICTS", "DemoResult", "DemoRow", "Item", "judge"]
 
 VERDICTS = ("passage", "memory", "both", "neither")
+ALPHAS = tuple(step / 10 for step in range(11))  # where the dial is drawn
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class DemoRow:
         item: The question.
         passage: Text of the passage that retrieval ranked first.
         expected: That passage is the one written for the question.
-        closed_book: The answer without any passage.
+        closed_book: The answer without any passage, which is the one at alpha 1.
         knows: The closed-book answer names the truth and not the claim.
         answers: One answer per column.
         verdicts: What each answer relied on: one of `VERDICTS`, or ``agrees`` where passage and truth agree.
+        dial: The same at each of `ALPHAS`.
     """
 
     item: Item
@@ -62,6 +64,16 @@ class DemoRow:
     knows: bool
     answers: tuple[Answer, ...]
     verdicts: tuple[str, ...]
+    dial: tuple[str, ...]
+
+    @property
+    def turns(self) -> list[tuple[str, float, float]]:
+        """The stretches of the dial on which the verdict stays: verdict, first alpha and last."""
+        found: list[tuple[str, float, float]] = []
+        for alpha, verdict in zip(ALPHAS, self.dial, strict=True):
+            same = found and found[-1][0] == verdict
+            found[len(found) - bool(same) :] = [(verdict, found[-1][1] if same else alpha, alpha)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,7 @@ class DemoResult:
                     "expected_passage": row.expected,
                     "closed_book": row.closed_book.text,
                     "knows": row.knows,
+                    "dial": {f"{alpha:g}": said for alpha, said in zip(ALPHAS, row.dial, strict=True)},
                     "answers": {
                         name: {"text": answer.text, "relied_on": said, "switched": answer.switched}
                         for name, answer, said in zip(self.columns, row.answers, row.verdicts, strict=True)

@@ -1,5 +1,6 @@
-"""The demo's logic: retrieve a passage per question, ask the model closed book, answer at each setting.
+"""The demo's logic: retrieve a passage per question, answer on both sides of the dial, read off every setting.
 
+`dial` writes at most three drafts of an answer and its evidence does not depend on alpha: two passes tell all settings.
 Knows models, retrieval and metrics by their public names; draws nothing (`view.py` does) and prints nothing:
 a callback reports slow steps. Everything heavy is imported inside the functions.
 """
@@ -18,7 +19,7 @@ from typing import Any
 from ..answer import Answer
 from ..control import Control
 from ..decoding.options import GenerateOptions
-from .result import DemoResult, DemoRow, Item, judge
+from .result import ALPHAS, DemoResult, DemoRow, Item, judge
 
 __all__ = ["load_items", "run_demo", "settings"]
 
@@ -87,19 +88,21 @@ def run_demo(
         loaded = load(model, device=device, on_status=lambda text: report(text, 0, 0))
     with _timed(seconds, "answering"):
         columns = settings()
-        closed, *answered = _answer(loaded, items, hits, columns, max_new_tokens, report)
+        sides = _answer(loaded, items, hits, max_new_tokens, report)
     rows = []
-    for number, item in enumerate(items):
-        answers = tuple(column[number] for column in answered)
+    for item, hit, *side in zip(items, hits, *sides, strict=True):
+        answers = tuple(_at(*side, control, max_new_tokens) for control in columns.values())
+        dial = tuple(_at(*side, Control(alpha=alpha), max_new_tokens) for alpha in ALPHAS)
         rows.append(
             DemoRow(
                 item=item,
-                passage=hits[number].text,
-                expected=hits[number].id == item.passage_id,
-                closed_book=closed[number],
-                knows=judge(closed[number].text, item) in ("memory", "agrees"),
+                passage=hit.text,
+                expected=hit.id == item.passage_id,
+                closed_book=dial[-1],
+                knows=judge(dial[-1].text, item) in ("memory", "agrees"),
                 answers=answers,
                 verdicts=tuple(judge(answer.text, item) for answer in answers),
+                dial=tuple(judge(answer.text, item) for answer in dial),
             )
         )
     return DemoResult(tuple(rows), tuple(columns), _title(model), corpus_size, seconds)
@@ -135,26 +138,41 @@ def _answer(
     loaded: tuple[Any, Any],
     items: Sequence[Item],
     passages: Sequence[Any],
-    columns: dict[str, Control],
     max_new_tokens: int,
     report: Progress,
 ) -> list[list[Answer]]:
-    """Answer closed book, then once per column; return one list per column, closed book first."""
+    """Answer every question at alpha 0 and adaptively, whose drafts are those of every setting; one list each."""
     from .. import generate
 
-    drawn = GenerateOptions(max_new_tokens=max_new_tokens)
-    questions = [item.question for item in items]
-    steps = _Steps(report, max_new_tokens * (1 + len(columns)))
-    closed = generate(  # nothing to compare with: untraced, it runs one stream
-        *loaded, questions, control=Control("off"), options=replace(drawn, trace=False), streamer=steps
-    )
-    answers = [closed]
-    for number, control in enumerate(columns.values(), 1):
+    questions, given = [item.question for item in items], [[passage.text] for passage in passages]
+    sides = (Control(alpha=0.0), Control(adaptive=True))
+    steps = _Steps(report, max_new_tokens * len(sides))
+    answers = []
+    for number, control in enumerate(sides):
         steps.start = number * max_new_tokens
-        given = [[passage.text] for passage in passages]
-        answers.append(generate(*loaded, questions, given, control=control, options=drawn, streamer=steps))
+        options = GenerateOptions(max_new_tokens=max_new_tokens)
+        answers.append(generate(*loaded, questions, given, control=control, options=options, streamer=steps))
     report("Answering", steps.total, steps.total)
     return answers
+
+
+def _at(below: Answer, above: Answer, control: Control, max_new_tokens: int) -> Answer:
+    """Return the answer at a setting, from the drafts on its side of 0.5; traced where that draft was given there."""
+    dial: Any = control.policy()
+    side = above if dial.adaptive or dial.position >= 0.5 else below
+    plain, other = side.drafts
+    draft = other if dial.takes(other.evidence, other.idle) else plain
+    traced = [one for one in (below, above) if any(each.given and each.name == draft.name for each in one.drafts)]
+    chosen = len(dial.drafts) > 1
+    return replace(
+        side,
+        text=draft.text,
+        tokens=traced[0].tokens if traced else (),
+        token_ids=draft.token_ids,
+        control=control,
+        finish_reason="stop" if len(draft.token_ids) < max_new_tokens else "length",
+        drafts=tuple(replace(each, given=each is draft) for each in side.drafts) if chosen else (),
+    )
 
 
 class _Steps:

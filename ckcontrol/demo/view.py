@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..views.html import templates
 from ..views.safe_text import clean, short
-from .result import DemoResult, DemoRow
+from .result import ALPHAS, DemoResult, DemoRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ __all__ = ["SYMBOLS", "demo_html", "notes", "print_demo"]
 
 SYMBOLS = {"passage": "■", "memory": "◆", "both": "◧", "neither": "○", "agrees": "✓"}
 KEY = "■ relied on the passage · ◆ on memory · ◧ names both · ○ names neither · ✓ agrees with passage and truth"
-WIDE = 118
+RIGHT = ("memory", "agrees")
 
 
 def notes(result: DemoResult) -> list[str]:
@@ -77,31 +77,34 @@ def _says(row: DemoRow) -> str:
 
 
 def print_demo(result: DemoResult, console: Console) -> None:
-    """Print the questions, the totals, the notes and the token views of two telling questions."""
-    from rich.padding import Padding
+    """Print the dial question by question, the notes, and two telling questions with their answers."""
     from rich.text import Text
 
-    from ..views.terminal import answer_text, legend
+    from ..views.terminal import legend
 
-    console.print(Text("\nWhat each answer relied on", "bold"))
-    console.print(Text(KEY, "dim"))
-    if console.width >= WIDE:
-        console.print(_matrix(result))
-    else:
-        for row in result.rows:
-            console.print(_block(result, row))
-    console.print(Text("\nTotals, one symbol per question", "bold"))
-    console.print(_totals(result))
-    for line in notes(result):
-        console.print(Text(f"· {line}", "dim"), highlight=False)
-    console.print(Text("\nWhy: confidence gain, token by token", "bold"))
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(text, style), highlight=False)
+
+    line("\nWhom the answers believe, as the dial turns", "bold")
+    line(_about(result))
+    line(KEY, "dim")
+    for label, rows in _groups(result):
+        console.print(_turned(result, label, rows, console.width))
+    for note in notes(result):
+        line(f"· {note}", "dim")
     for row in result.telling():
-        console.print(Text().append(f"\n{clean(row.item.question)}", "bold").append(f"  passage: {_says(row)}", "dim"))
-        for name, answer, verdict in zip(result.columns, row.answers, row.verdicts, strict=True):
-            console.print(Text(f"  {name}: {SYMBOLS[verdict]} {verdict}, {answer.switched} switched", "dim"))
-            console.print(Padding(answer_text(answer), (0, 4)))
+        says = f"  the passage says: {_says(row)}" + " (false)" * (row.item.false and row.expected)
+        console.print(Text().append(f"\n{clean(row.item.question)}", "bold").append(says, "dim"))
+        console.print(_said(result, row, console.width))
     console.print(legend())
-    console.print(Text(f"\nTook {_times(result)}.", "dim"), highlight=False)
+    line(f"\nTook {_times(result)}.", "dim")
+
+
+def _about(result: DemoResult) -> str:
+    return (
+        f"{result.model} answered {len(result.rows)} questions, each with the passage that search ranked first among "
+        f"{result.corpus_size}; {len(result.false_rows())} of these passages are false on purpose."
+    )
 
 
 def _times(result: DemoResult) -> str:
@@ -109,78 +112,64 @@ def _times(result: DemoResult) -> str:
     return f"{sum(result.seconds.values()):.0f} s: {parts}"
 
 
-def _flag(row: DemoRow) -> Text:
+def _turned(result: DemoResult, label: str, rows: Sequence[DemoRow], width: int) -> Text:
+    """Return some questions with a mark per setting, and below them how many answers are right at it."""
     from rich.text import Text
 
-    text = Text(clean(_says(row)))
-    return text.append(" FALSE", "bold") if row.item.false and row.expected else text
+    cell = 2 if len(rows) < 10 else 3
+    dial = cell * len(ALPHAS) - cell + 1
+    aside = width >= 76  # else the marks stand below each question
+    room = min(max(len(row.item.question) for row in rows), width - dial - 14) if aside else 0
+    text = Text(f"\n{label}", "bold")
+
+    def put(name: str, marks: Sequence[str], last: str, style: str = "") -> None:
+        name = short(name, room if aside else width - 2)
+        lead = f"  {name}".ljust(room + 4) if aside else f"  {name}\n  " if name else "  "
+        marked = "".join(mark.ljust(cell) for mark in marks).rstrip()
+        text.append(f"\n{lead}", style).append(f"{marked}  ".ljust(dial + 2), "bold").append(last, "bold")
+
+    middle = "0.5".center(dial - 2)
+    text.append("\n" + " " * (room + 4 if aside else 2) + f"passage {'─' * (dial - 15)} memory", "dim")
+    put("", ["0" + middle + "1"], "adaptive", "dim")
+    for row in rows:
+        put(row.item.question, [SYMBOLS[verdict] for verdict in row.dial], SYMBOLS[row.verdicts[-1]])
+    right = [[verdict in RIGHT for verdict in (*row.dial, row.verdicts[-1])] for row in rows]
+    *counts, last = (str(sum(column)) for column in zip(*right, strict=True))
+    put("right answers", counts, last, "dim")
+    return text
 
 
-def _known(row: DemoRow) -> Text:
-    from rich.text import Text
+def _pointer(name: str) -> str:
+    """Return a small dial that stands where a setting of that name does."""
+    if not name.startswith("alpha "):
+        return "by itself".ljust(11)
+    place = round(10 * float(name.removeprefix("alpha ")))
+    return "".join("●" if i == place else "┼" if i == 5 else "─" for i in range(11))
 
-    text = Text().append("✓ knows\n" if row.knows else "✗ does not know\n", "bold")
-    return text.append(short(row.closed_book.text, 90), "dim")
 
-
-def _matrix(result: DemoResult) -> Table:
-    from rich import box
+def _said(result: DemoResult, row: DemoRow, width: int) -> Table:
+    """Return the answers to one question, each beside the dial; token by token where they were traced."""
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, expand=True, show_lines=True, padding=(0, 1), pad_edge=False)
-    grid.add_column("question", ratio=5)
-    grid.add_column("the passage says", ratio=3)
-    grid.add_column("closed book", ratio=4)
-    for name in result.columns:
-        grid.add_column(name, ratio=5)
-    for row in result.rows:
-        cells = [
-            Text().append(f"{SYMBOLS[verdict]} {verdict}\n", "bold").append(short(answer.text, 76), "dim")
-            for answer, verdict in zip(row.answers, row.verdicts, strict=True)
-        ]
-        grid.add_row(Text(clean(row.item.question)), _flag(row), _known(row), *cells)
-    return grid
+    from ..views.terminal import answer_text
 
-
-def _block(result: DemoResult, row: DemoRow) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 1), pad_edge=False)
-    grid.add_column(width=11, no_wrap=True)
-    grid.add_column(width=9, no_wrap=True)
+    grid = Table.grid(padding=(0, 2), pad_edge=False)
+    for _ in range(2 + (width >= 76)):
+        grid.add_column(no_wrap=True)
     grid.add_column()
-    grid.title, grid.title_justify = Text(f"\n{clean(row.item.question)}", "bold"), "left"
-    grid.add_row("passage", Text("FALSE" if row.item.false else "true", "bold"), Text(clean(_says(row))))
-    knows = Text("✓ knows" if row.knows else "✗ no", "bold")
-    grid.add_row("closed book", knows, Text(short(row.closed_book.text, 110), "dim"))
     for name, answer, verdict in zip(result.columns, row.answers, row.verdicts, strict=True):
-        said = Text(f"{SYMBOLS[verdict]} {verdict}", "bold")
-        grid.add_row(name, said, Text(short(answer.text, 110), "dim"))
-    return grid
-
-
-def _totals(result: DemoResult) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    grid.add_column("")
-    for name in result.columns:
-        grid.add_column(name)
-    for label, rows in _groups(result):
-        cells = []
-        for counts in result.totals(rows):
-            tally = _tally(counts)
-            cell = Text().append("".join(symbols for symbols, _ in tally), "bold")
-            cells.append(cell.append("\n" + "\n".join(words for _, words in tally), "dim"))
-        grid.add_row(label, *cells)
+        drawn = [Text(f"  {_pointer(name)}", "bold")] if width >= 76 else []
+        grid.add_row(*drawn, Text(f"{name}"), Text(f"{SYMBOLS[verdict]} {verdict}", "bold"), answer_text(answer))
     return grid
 
 
 # --- HTML ---
+
+
+def turned(row: DemoRow) -> str:
+    """Return in words what a question's answers relied on from one end of the dial to the other."""
+    return ", ".join(f"{verdict} {low:g}" + f" to {high:g}" * (low < high) for verdict, low, high in row.turns)
 
 
 def demo_html(result: DemoResult) -> str:
@@ -188,4 +177,5 @@ def demo_html(result: DemoResult) -> str:
     totals = [[label, *map(_tally, result.totals(group))] for label, group in _groups(result)]
     rows = [[row, row, row, *zip(row.answers, row.verdicts, strict=True)] for row in result.rows]
     told = {"result": result, "totals": totals, "rows": rows, "notes": notes(result), "times": _times(result)}
-    return templates("ckcontrol.demo").get_template("demo.html").render(told, says=_says, symbols=SYMBOLS, key=KEY)
+    names = {"says": _says, "symbols": SYMBOLS, "key": KEY, "turned": turned, "about": _about(result)}
+    return templates("ckcontrol.demo").get_template("demo.html").render(told, **names)

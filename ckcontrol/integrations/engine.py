@@ -76,6 +76,7 @@ class Engine:
         self.context = (*([context] if isinstance(context, str) else context), *CONTEXT)
         self.template_kwargs, self.name, self._warned = template_kwargs, str(model)[:80], False
         self._server: dict[str, Any] | None = None
+        self._served = ""  # what the server calls its model, once it was asked
         if isinstance(model, str) and model.startswith(("http://", "https://")):
             base = model.rstrip("/")
             base = base if base.endswith("/v1") else f"{base}/v1"
@@ -105,8 +106,9 @@ class Engine:
         parted, control, options = self._read(messages, **how)
         if self._server is not None:
             with _server_errors() as openai, openai.OpenAI(**self._server) as client:
-                model = client.models.list().data[0].id
-                return _reply(client.chat.completions.create(model=model, **self._body(parted, control, options)))
+                self._served = self._served or client.models.list().data[0].id
+                body = self._body(parted, control, options)
+                return _reply(client.chat.completions.create(model=self._served, **body))
         from ..decoding.generate import generate
 
         return _told(generate(*self._pair, **self._asked(parted, control, options)))
@@ -117,7 +119,8 @@ class Engine:
         if self._server is not None:
             with _server_errors() as openai:
                 async with openai.AsyncOpenAI(**self._server) as client:
-                    body = {"model": (await client.models.list()).data[0].id, **self._body(parted, control, options)}
+                    self._served = self._served or (await client.models.list()).data[0].id
+                    body = {"model": self._served, **self._body(parted, control, options)}
                     return _reply(await client.chat.completions.create(**body))
         from ..decoding.asynchronous import agenerate
 
@@ -137,7 +140,8 @@ class Engine:
             return
         with _server_errors() as openai:
             async with openai.AsyncOpenAI(**self._server) as client:
-                body = {"model": (await client.models.list()).data[0].id, **self._body(parted, control, options)}
+                self._served = self._served or (await client.models.list()).data[0].id
+                body = {"model": self._served, **self._body(parted, control, options)}
                 text, reason, told = "", "stop", dict[str, Any]()
                 async with await client.chat.completions.create(stream=True, **body) as events:
                     async for event in events:

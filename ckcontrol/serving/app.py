@@ -161,7 +161,7 @@ class _Server:
         if data.get("model") not in (None, self._name):
             raise Refusal(404, f"there is no model {shown(data['model'])} here.", f"It is {self._name!r}.")
         request = read_request(path, data, self._limits)
-        check_fields(request.body)
+        check_fields(path, request.body)
         return request
 
     def _told_model(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Answers waiting questions with one model, in a thread of its own: they join a running batch, and leave when they end.
 
-Between two steps the one that has waited longest joins; its prompts are run apart. Every row has its own control, draw,
-schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with it fails no other. Rows of
-one stream, of two, and of each head mask are batches of their own, which take turns step by step. Knows prompts, plans
-and rows; knows nothing of HTTP or JSON.
+Between two steps the one that has waited longest joins, or several with short prompts; these are run apart. Every row
+has its own control, draw, schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with
+it fails no other. Rows of one stream, of two, and of each head mask are batches of their own, which take turns step by
+step. Knows prompts, plans and rows; knows nothing of HTTP or JSON.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from ..control import Control
 from ..decoding.drafts import Drafts
 from ..decoding.inputs import plan_of
 from ..decoding.options import GenerateOptions
+from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
 from ..decoding.prompts import PromptPair
+from ..decoding.recorder import Scored
 from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
-from ..errors import CKError, MissingExtra, NonFiniteLogits, UnsupportedMode
+from ..errors import CKError, MissingExtra, NonFiniteLogits
 from ..heads import HeadMask, pruned
 from ..heads.fingerprint import Fingerprint
 from ..policies.off import OFF
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Batcher", "End", "Job"]
 
 _PROMPTS = 1024  # tokens of prompts that rows under way wait for between two steps; at least one question joins
+_PADDED = 1.2  # how much longer padding may make prompts that are run together
 log = logging.getLogger("ckcontrol.serving")
 
 
@@ -70,10 +73,12 @@ class Job:
         options: How its tokens are drawn; with a seed where it samples.
         structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
         mask: Of heads, for both streams; None changes nothing.
+        favourites: Tokens to keep of each step, the likeliest, in `scored`; None keeps nothing there.
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
         over: It has ended; `answered` if with an answer.
         ids: What was generated.
+        scored: Of each of them, before it is told: see `Recorder.scored`.
     """
 
     pair: PromptPair
@@ -81,11 +86,13 @@ class Job:
     options: GenerateOptions
     structured: Mapping[str, Any] = field(default_factory=dict)
     mask: HeadMask | None = None
+    favourites: int | None = None
     tell: Callable[[int | End | Exception], None] = print
     left: bool = False
     over: bool = False
     answered: bool = False
     ids: list[int] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         steered = self.pair.contextual != self.pair.parametric
@@ -104,12 +111,15 @@ class Job:
         """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
         return self.over or self.left
 
-    def take(self, token: int) -> None:
-        """Take the next token. When a batch is decoded again, those that were told already only have to agree."""
+    def take(self, row: Row) -> None:
+        """Take the row's next token. When a batch is decoded again, those that were told already only have to agree."""
         place = len(self.ids)
+        token = row.tokens[place]
         self.ids.append(token)
         if place >= len(self._told):
             self._told.append(token)
+            if self.favourites is not None and row.recorder is not None:
+                self.scored.append(row.recorder.scored(place))
             self.tell(token)
         elif self._told[place] != token:
             self.fail(Refusal(503, "the answer was interrupted and came out differently.", "Try again."))
@@ -242,8 +252,8 @@ class Batcher:
                     self._waiting.clear()
                     return
                 jobs = self._next()
-            for job in jobs:
-                self._begin(job)
+            for together in self._groups(jobs):
+                self._begin(together)
             for running in list(self._running):
                 self._step(running)
 
@@ -264,16 +274,44 @@ class Batcher:
             taken.append(self._waiting.popleft())
         return taken
 
-    def _begin(self, job: Job) -> None:
-        running = next((one for one in self._running if one.kind == job.kind and one.batch.joins), None)
-        running = running or _Running(self.model, job)
-        try:
-            job.stop = StopTexts(self.tokenizer, job.options.stop, 0) if job.options.stop else None
-            job.rows = running.batch.join(self._plan(job))
-        except Exception as error:
-            self._failed([job], error, beside=bool(self._running))
+    def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Return which jobs have their prompts run together: of one kind, short, and of like lengths."""
+        groups: list[list[Job]] = []
+        for job in sorted(jobs, key=lambda one: -len(one.pair.contextual)):  # equal ones in their order
+            for group in groups:
+                pairs = [one.pair for one in (*group, job)]
+                sides = [[len(pair.contextual) for pair in pairs], [len(pair.parametric) for pair in pairs]]
+                padded = sum(len(pairs) * max(lengths) for lengths in sides)
+                if group[0].kind == job.kind and padded <= min(_PROMPTS, _PADDED * sum(map(sum, sides))):
+                    group.append(job)
+                    break
+            else:
+                groups.append([job])
+        if can_share_forward(self.model):
+            return groups
+        return [[job] for job in jobs]  # may keep its past otherwise than in keys, or not take padding
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Run the prompts of jobs of one kind, which join a batch."""
+        plans: dict[Job, DecodingPlan] = {}
+        for job in jobs:
+            try:
+                job.stop = StopTexts(self.tokenizer, job.options.stop, 0) if job.options.stop else None
+                plans[job] = self._plan(job)
+            except Exception as error:
+                self._failed([job], error, beside=bool(self._running))
+        if not plans:
             return
-        running.jobs.append(job)
+        running = next((one for one in self._running if one.kind == jobs[0].kind and one.batch.joins), None)
+        running = running or _Running(self.model, jobs[0])
+        try:
+            made = running.batch.join_together(list(plans.values()))
+        except Exception as error:
+            self._failed(list(plans), error, beside=bool(self._running))
+            return
+        for job, rows in zip(plans, made, strict=True):
+            job.rows = rows
+            running.jobs.append(job)
         if running not in self._running:
             self._running.append(running)
         self._tell(running)
@@ -289,11 +327,7 @@ class Batcher:
             ends=self.ends,
             structure=structure,
         )
-        if plan.segments is not None:
-            raise UnsupportedMode(
-                "segments=True starts drafts anew from the one that was chosen, which a batch that others join cannot.",
-                "Leave segments out to choose between whole answers, or use ckcontrol.generate.",
-            )
+        plan.favourites = job.favourites
         return plan
 
     def _step(self, running: _Running) -> None:
@@ -314,8 +348,7 @@ class Batcher:
             job.ids, job.rows, job.alone = [], [], True
         for job in left:
             if job not in again:
-                log.warning("an answer failed", exc_info=not isinstance(error, CKError))
-                job.fail(_told(error, job.control))
+                _fail(job, error)
         self._count([job for job in jobs if job.dead])
         with self._changed:
             self._waiting.extendleft(reversed(again))
@@ -335,12 +368,11 @@ class Batcher:
 
     def _settle(self, job: Job, batch: RunningBatch) -> None:
         for error in (row.error for row in job.rows if row.error is not None):
-            log.warning("an answer failed", exc_info=None if isinstance(error, CKError) else error)
-            return job.fail(_told(error, job.control))
+            return _fail(job, error)
         if not job.several:
             (row,) = job.rows
             if len(row.tokens) > len(job.ids):
-                job.take(row.tokens[-1])
+                job.take(row)
                 if (reason := self._reason(job, row)) and not job.over:
                     job.finish(End(reason, row.recorder.rows(0) if row.recorder is not None else ()))
             return None
@@ -353,8 +385,8 @@ class Batcher:
                     0, [row.tokens for row in job.rows], [recorder.evidence(0) for recorder in recorders]
                 )
             given = next(i for i, draft in enumerate(chosen) if draft.given)
-            for token in job.rows[given].tokens:
-                job.take(token)
+            for _ in job.rows[given].tokens:
+                job.take(job.rows[given])
             job.finish(End(self._reason(job, job.rows[given]), recorders[given].rows(0), chosen))
         return None
 
@@ -372,6 +404,14 @@ class Batcher:
 
 def _stopping() -> Refusal:
     return Refusal(503, "the server is stopping.", "Try again when it is back.")
+
+
+def _fail(job: Job, error: Exception) -> None:
+    """Fail a job; of what the client got wrong the log says nothing."""
+    told = _told(error, job.control)
+    if getattr(told, "status", 400) >= 500:
+        log.warning("an answer failed: %s", told, exc_info=None if isinstance(error, CKError) else error)
+    job.fail(told)
 
 
 def _told(error: Exception, control: Control) -> Exception:

@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..answer import Draft
-from ..decoding.token_texts import TextSoFar, said
+from ..decoding.token_texts import TextSoFar, pieces, said
 from ..errors import ServingError, did_you_mean
 from .asgi import Gone, Message, Send, Shared
 from .batcher import Batcher, End, Job
-from .json_values import kind, shown
+from .json_values import flag, integer, kind, shown
 from .prompt_pairs import Room, make_pair
 from .read_request import CHAT, Steered
 from .replies import Part, Refusal
@@ -32,24 +32,50 @@ _KNOWN = {
     *("response_format", "structured_outputs", "chat_template_kwargs", "return_token_ids", "include_reasoning"),
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "logprobs"),
 }
-_NEUTRAL: dict[str, Any] = {"tools": [], "functions": [], "tool_choice": "none", "logprobs": False, "logit_bias": {}}
+_OF_CHATS = ("tools", "tool_choice", "top_logprobs")
+_NEUTRAL: dict[str, Any] = {"functions": [], "logit_bias": {}}
 _KINDS = ("json", "regex", "grammar")
+_MOST = 20  # tokens told beside each of the answer's
 
 
-def check_fields(body: Mapping[str, Any]) -> None:
+def check_fields(path: str, body: Mapping[str, Any]) -> None:
     """Refuse a field of a body that this server would silently ignore.
 
     Raises:
         ServingError: Naming it.
     """
+    known = {*_KNOWN, *(_OF_CHATS if path == CHAT else ())}
     for name, value in body.items():
         neutral = value is None or (name in _NEUTRAL and value == _NEUTRAL[name])
-        if not neutral and (name not in _KNOWN or name == "logprobs"):
-            proposal = did_you_mean(name[:64], _KNOWN) if name not in _NEUTRAL else "vLLM's server knows it."
+        if not neutral and name not in known:
+            proposal = did_you_mean(name[:64], known) if name not in _NEUTRAL else "vLLM's server knows it."
             raise ServingError(f"{name[:64]}={shown(value)}: this server does not know the field.", proposal)
     for name in ("stream_options", "response_format", "structured_outputs", "chat_template_kwargs"):
         if body.get(name) is not None and not isinstance(body[name], dict):
             raise ServingError(f"{name} is {kind(body[name])}, not an object.", "Leave it out.")
+
+
+def logprobs_of(path: str, body: Mapping[str, Any]) -> int | None:
+    """Return how many of the likeliest tokens are told at each token of the answer; None tells of none, nor of it.
+
+    Raises:
+        ServingError: A value of the wrong type or out of range, or thoughts that are to be hidden.
+    """
+    given = body.get("logprobs")
+    if path == CHAT:
+        top = body.get("top_logprobs")
+        if not flag("logprobs", given):
+            if top is not None and top != 0:
+                raise ServingError(f"top_logprobs={shown(top)} without logprobs.", 'Send "logprobs": true beside it.')
+            return None
+        most = 0 if top is None else integer("top_logprobs", top, 0, _MOST)
+    elif given is None or given is False:
+        return None
+    else:
+        most = integer("logprobs", given, 0, _MOST)
+    if body.get("include_reasoning") is False:
+        raise ServingError("include_reasoning=False hides tokens that logprobs tell.", "Leave it out.")
+    return most
 
 
 def structured_of(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +145,8 @@ class LocalEngine:
                 "the chat template opened a thought, and a thought is no structured answer.",
                 'Where the template can do without, send "chat_template_kwargs": {"enable_thinking": false}.',
             )
-        return Job(pair, request.control, options, structured, self.batcher.mask(request.heads))
+        mask, favourites = self.batcher.mask(request.heads), logprobs_of(request.path, request.body)
+        return Job(pair, request.control, options, structured, mask, favourites)
 
 
 class LocalSource:
@@ -154,7 +181,7 @@ class LocalSource:
             "model": name,
         }
         self._events: asyncio.Queue[Any] = asyncio.Queue()
-        self._seconds, self._drafts = seconds, list[Draft]()
+        self._seconds, self._drafts, self._length = seconds, list[Draft](), 0
         tokenizer = engine.batcher.tokenizer
         self._tokenizer = tokenizer
 
@@ -215,6 +242,8 @@ class LocalSource:
                 held.append(piece)
                 continue
             choice: dict[str, Any] = {"index": 0, "text": piece, "logprobs": None}
+            if self._job.favourites is not None:
+                choice["logprobs"] = await asyncio.to_thread(self._logprobs, ids, told)
             choice |= {"finish_reason": end.reason if end else None, "token_ids": ids[told:]}
             part: dict[str, Any] = self._base | {"choices": [choice]}
             told = len(ids)
@@ -258,6 +287,23 @@ class LocalSource:
     def _usage(self, ids: Sequence[int]) -> dict[str, int]:
         prompt = len(self._job.pair.contextual)
         return {"prompt_tokens": prompt, "completion_tokens": len(ids), "total_tokens": prompt + len(ids)}
+
+    def _logprobs(self, ids: Sequence[int], told: int) -> dict[str, Any]:
+        """Return, of the tokens from the place `told` on, what the distribution that each was drawn from says."""
+        start = max(0, told - 4)  # what a token adds to the text depends on those before it
+        texts = pieces(self._tokenizer, ids[start:])[told - start :]
+        form: dict[str, Any] = {"tokens": texts, "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for place, text in enumerate(texts, told):
+            logp, likeliest = self._job.scored[place]
+            before = ids[max(0, place - 4) : place]
+            tops = [(pieces(self._tokenizer, [*before, token])[-1], value) for token, value in likeliest]
+            if self._request.path != CHAT:  # named by their texts, of equal ones the likeliest
+                tops = dict([*reversed(tops), (text, logp)]) if tops else None
+            form["token_logprobs"].append(logp)
+            form["top_logprobs"].append(tops)
+            form["text_offset"].append(self._length)
+            self._length += len(text)
+        return form
 
     def _begin(self) -> None:
         if self.start is None:

@@ -13,7 +13,7 @@ from ..decoding.plain_text import LOCK
 from ..decoding.prompts import PromptPair, PromptTemplate, build_pair
 from ..errors import PromptTooLong, ServingError
 from .read_request import CHAT, Steered
-from .read_texts import BUILT, PLAIN
+from .read_texts import BUILT, PLAIN, tools_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,12 +74,14 @@ def _make(
             texts.question,
             texts.passages,
             messages=texts.messages,
+            tools=tools_of(body),
             template=request.template,
             truncate="passages" if texts.source == "retrieve" else None,
             **how,
         )
     if request.path == CHAT:
         how |= {"template": BARE, "template_kwargs": body.get("chat_template_kwargs")}
+        how["tools"] = tools_of(body)
         pair = build_pair(tokenizer, messages=body["messages"], **how)
         if texts.source == PLAIN:
             return pair

@@ -62,17 +62,24 @@ _NOT_WITH_CK: dict[str, tuple[Any, ...]] = {
     "documents": ([],),
     "chat_template": (),
 }
+_SEVERAL = "Send it once per answer, each with a seed of its own; they are answered side by side."
+_WHY = {  # more than that a field cannot be honoured, where clients send it often
+    "n": ("one request gets one answer here.", _SEVERAL),
+    "best_of": ("one request gets one answer here, and answers are not ranked.", _SEVERAL),
+    "use_beam_search": ("a beam ranks continuations of one distribution, and a policy mixes two.", _SEVERAL),
+}
+# Parameters of methods that only a whole batch, decoded at once, can honour.
+_OFFLINE = {"segments": "drafts start anew from the one that was chosen, which rows of a server cannot."}
 # Chat fields that change the prompt; where we build the prompt from passages they would be lost.
 _NOT_WITH_PASSAGES: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "reasoning_effort": (),
     "continue_final_message": (False,),
     "add_generation_prompt": (True,),
     "mm_processor_kwargs": (),
     "media_io_kwargs": (),
 }
+_OF_CHATS: dict[str, tuple[Any, ...]] = {"tools": ([],), "tool_choice": ("none", "auto")}
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class Steered:
             told["passages"] = len(self.texts.passages)
         if self.texts.wanted is not None:
             told["hits"] = list(self.texts.hits)
+            told |= {"override": self.texts.override} if self.texts.override else {}
         if self.options.do_sample:
             told["seed"] = self.options.seed
         if self.heads:
@@ -143,6 +151,8 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
     _refuse(body, _NOT_WITH_CK, "this server cannot honour it" if plain else "a steered request cannot honour it")
     if source in BUILT:
         _refuse(body, _NOT_WITH_PASSAGES, "it would be lost, as ckcontrol builds both prompts from the passages")
+        if path != CHAT:
+            _refuse(body, _OF_CHATS, f"only {CHAT} takes it")
     texts = read_texts(source, path == CHAT, body, limits)
     if source == "passages" and not texts.passages:  # nothing to steer, and rounding must not look like a conflict
         control = Control(method="off")
@@ -203,11 +213,17 @@ def _control(ck: Mapping[str, Any]) -> Control:
     if not isinstance(method, str) or method not in known:
         proposal = did_you_mean(method[:64] if isinstance(method, str) else "", known)
         raise ServingError(f"ck.method={shown(method)} is unknown.", proposal)
-    allowed = {*_OWN, *_parameters(method)}
+    allowed = {*_OWN, *_parameters(method)} - {*_OFFLINE}
     for name in ck:
+        if name in _OFFLINE:
+            if ck[name] in (None, False):
+                continue
+            hint = f"Leave {name} out to choose between whole answers, or use ckcontrol.generate."
+            raise ServingError(f"ck.{name}={shown(ck[name])}: {_OFFLINE[name]}", hint)
         if name not in allowed:
             raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], allowed))
-    values = {name: value for name, value in ck.items() if name not in (*SOURCES, "template", "trace", "heads")}
+    others = (*SOURCES, *_OFFLINE, "template", "trace", "heads")
+    values = {name: value for name, value in ck.items() if name not in others}
     for name, value in values.items():
         plain = value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 64)
         if not plain or (isinstance(value, int) and abs(value) >= 2**63):
@@ -262,7 +278,8 @@ def _refuse(body: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]], why: 
             continue
         if isinstance(value, float) and not math.isnan(value) and any(value == one for one in neutral):
             continue  # 0.0 for 0
-        raise ServingError(f"{name}={shown(value)}: {why}.", f"Leave {name} out.")
+        reason, instead = _WHY.get(name, (f"{why}.", f"Leave {name} out."))
+        raise ServingError(f"{name}={shown(value)}: {reason}", instead)
 
 
 def _check_stop(stop: Any) -> None:

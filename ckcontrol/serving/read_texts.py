@@ -19,7 +19,7 @@ from ..errors import ServingError, did_you_mean
 from .json_values import integer, kind, shown
 from .limits import Limits
 
-__all__ = ["BUILT", "PLAIN", "Texts", "Wanted", "read_template", "read_texts"]
+__all__ = ["BUILT", "PLAIN", "Texts", "Wanted", "read_template", "read_texts", "tools_of"]
 
 BUILT = ("passages", "retrieve")  # sources of which both prompts are built here
 PLAIN = "plain"  # the source of a request without ck
@@ -58,6 +58,7 @@ class Texts:
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
         wanted: With ``retrieve``: what to search for; the passages are what was found.
         hits: Likewise: each passage as `Hit.to_dict` tells it.
+        override: Likewise: the id of the override that the question asked for, whose statement is the passage.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Texts:
     parametric: Any = None
     wanted: Wanted | None = None
     hits: tuple[Mapping[str, Any], ...] = ()
+    override: str = ""
 
     @property
     def asked(self) -> str:
@@ -107,7 +109,7 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         turns = read_turns(messages)
         if len(turns) > limits.messages:
             raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
-        more = sum(len(json.dumps(turn.more)) for turn in turns)
+        more = sum(len(json.dumps(turn.more)) for turn in turns) + len(json.dumps(tools_of(body)))
         _bound(sizes + more + sum(len(turn.text) for turn in turns), limits)
         return Texts(source, messages=tuple(messages), passages=tuple(given), wanted=wanted)
     question = body.get("prompt")
@@ -125,8 +127,24 @@ def _plain(chat: bool, body: Mapping[str, Any], limits: Limits) -> Texts:
     turns = read_turns(body.get("messages"))
     if len(turns) > limits.messages:
         raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
-    _bound(sum(len(json.dumps(turn.more)) + len(turn.text) for turn in turns), limits)
+    tools = len(json.dumps(tools_of(body)))
+    _bound(tools + sum(len(json.dumps(turn.more)) + len(turn.text) for turn in turns), limits)
     return Texts(PLAIN)
+
+
+def tools_of(body: Mapping[str, Any]) -> list[Any]:
+    """Return the tools that the chat template of a body is to be told of: none where ``tool_choice`` is ``none``.
+
+    Raises:
+        ServingError: No list of objects, or a choice that would have to be forced on the model.
+    """
+    tools, choice = body.get("tools") or [], body.get("tool_choice")
+    if choice not in (None, "none", "auto"):
+        hint = "Send auto, or hold the answer to the call's schema by response_format."
+        raise ServingError(f"tool_choice={shown(choice)}: nothing here makes a model call a tool.", hint)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ServingError(f"tools is {kind(tools)}.", 'Like [{"type": "function", "function": {"name": "..."}}].')
+    return [] if choice == "none" else tools
 
 
 def _wanted(given: Any, limits: Limits) -> Wanted:

@@ -222,7 +222,7 @@ def _logprobs(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     tops = given.get("top_logprobs") or [None] * len(tokens)
     content = []
     for token, logprob, top in zip(tokens, chosen, tops, strict=False):
-        others = [_entry(name, value) for name, value in (top or {}).items()]
+        others = [_entry(name, value) for name, value in (top.items() if isinstance(top, Mapping) else top or ())]
         content.append(_entry(token, logprob) | {"top_logprobs": others})
     return {"content": content}
 

@@ -5,12 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..control import Control, drafts
+from ..control import Control, drafts, overriding
 from ..decoding.conversation import question_of, read_turns
 from ..errors import RetrievalError, ServingError
+from ..retrieval.overrides import Overrides, hit_of
 from .read_request import Steered
 
-__all__ = ["Retriever"]
+__all__ = ["Retriever", "opened"]
+
+
+def opened(folder: str, embedder: str | None = None) -> Any:
+    """Open an index and load its embedder, from another place than it says where one is named.
+
+    Raises:
+        RetrievalError: There is no index, or the embedder is not its own or cannot be loaded.
+    """
+    from ..retrieval import Embedder, Index
+
+    index = Index.open(folder)
+    if embedder:
+        scaled = index.info()["embedder"]["normalize"]
+        index.close()
+        index = Index.open(folder, Embedder(embedder, normalize=scaled))
+    index.embedder  # noqa: B018  loads it
+    return index
 
 
 class Retriever:
@@ -30,6 +48,8 @@ class Retriever:
     def find(self, request: Steered) -> Steered:
         """Return the request with the passages that were found, best first; without any it is closed book.
 
+        Where the question asks for an override of the index, its statement alone, amplified, whatever the request says.
+
         Raises:
             ServingError: There is no index, or it cannot search like that.
         """
@@ -45,7 +65,12 @@ class Retriever:
         except (RetrievalError, ValueError) as error:
             raise ServingError(f"ck.retrieve: {error}") from error
         hits = [hit for hit in found if hit.passage.text.strip()]
+        control = request.control if hits else Control(method="off")
+        store = getattr(self._index, "overrides", None)
+        asked_for = store.find([question])[0] if isinstance(store, Overrides) else None
+        if asked_for is not None:
+            hits, control = [hit_of(*asked_for)], overriding()
         passages = tuple(hit.passage.text for hit in hits)
-        control = request.control if passages else Control(method="off")
-        texts = replace(texts, passages=passages, hits=tuple(hit.to_dict() for hit in hits))
+        told = tuple(hit.to_dict() for hit in hits)
+        texts = replace(texts, passages=passages, hits=told, override=asked_for[0].id if asked_for else "")
         return replace(request, texts=texts, control=control, drafts=drafts(control))

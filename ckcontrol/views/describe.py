@@ -184,10 +184,14 @@ def summary_line(answer: AnswerShape) -> str:
 
 
 def draft_lines(answer: AnswerShape) -> list[tuple[str, str, str]]:
-    """Return for each draft who wrote it, its text on one line, and how it surprised both streams. Cleaned."""
+    """Return for each draft who wrote it, its text on one line, and how it surprised both streams. Cleaned.
+
+    Where an answer was decided by segments, the first also says of which segment, from 1.
+    """
+    several = any(draft.segment for draft in answer.drafts)
     return [
         (
-            f"{MARK if draft.given else ''}{draft.name}",
+            f"{f'segment {draft.segment + 1}, ' if several else ''}{MARK if draft.given else ''}{draft.name}",
             " ".join(clean(draft.text, 200).split()),
             f"surprise {number(draft.surprise_ctx)} with passages, {number(draft.surprise_par)} without",
         )

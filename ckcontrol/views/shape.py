@@ -117,6 +117,10 @@ class DraftShape(Protocol):
     def surprise_ctx(self) -> float:
         """How it surprised the contextual stream, in nats."""
 
+    @property
+    def segment(self) -> int:
+        """Which segment of the answer it is a draft of, from 0."""
+
 
 class PolicyShape(Protocol):
     """What chooses tau."""

@@ -9,6 +9,7 @@ import fnmatch
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from ckcontrol.errors import RetrievalError
 
 from ..types import Skipped
 
-__all__ = ["FoundFile", "as_paths", "find_files"]
+__all__ = ["FoundFile", "as_paths", "find_files", "nothing_at"]
 
 MAGIC = frozenset("*?[")
 
@@ -65,6 +66,12 @@ def find_files(paths: tuple[Path, ...]) -> Iterator[FoundFile | Skipped]:
                     continue
                 seen.add(item.name)
             yield item
+
+
+def nothing_at(path: Path) -> Skipped | None:
+    """Return why a path names no file at all; None if it names one."""
+    found = list(islice(find_files((path,)), 2))
+    return found[0] if len(found) == 1 and isinstance(found[0], Skipped) else None
 
 
 def _expand(path: Path) -> Iterator[FoundFile | Skipped]:

@@ -20,6 +20,7 @@ from ckcontrol.errors import RetrievalError
 
 from ..types import Document, Skipped
 from .one_text import Source, fit
+from .triples import is_triple, triple_record
 
 __all__ = ["read_csv", "read_json", "read_jsonl", "read_parquet"]
 
@@ -127,7 +128,7 @@ def read_parquet(file: BinaryIO, source: Source) -> Iterator[Document | Skipped]
 
 def _text_among(source: Source) -> Callable[[list[str]], object]:
     """Return what refuses columns of which none holds the text."""
-    return lambda names: find_text(dict.fromkeys(names, ""), source.text_field)
+    return lambda names: _is_triple(names, source.text_field) or find_text(dict.fromkeys(names, ""), source.text_field)
 
 
 def _encoding(file: BinaryIO, source: Source) -> str:
@@ -167,8 +168,9 @@ def _documents(
 def record_document(source: Source, number: int, record: Mapping[str, Any], plain: Callable[[Any], Any]) -> Document:
     """Turn the fields of a record into a document.
 
-    text: `source.text_field`, else the first of text, contents, content, page_content, body that is not null. A title
-        the text does not start with is put on a line before it, and kept as metadata.
+    text: `source.text_field`, else the first of text, contents, content, page_content, body that is not null, else the
+        sentence that subject, predicate (or relation) and object make; see `triple_record`. A title the text does not
+        start with is put on a line before it, and kept as metadata.
     id: the first of id, _id, doc_id that is a text or a number, else ``<file>#<number>``.
     source: the first of source, url that is a text, else the file.
     metadata: every other field, and the members of an object named metadata or meta; see `plain_value`. A name that an
@@ -184,8 +186,11 @@ def record_document(source: Source, number: int, record: Mapping[str, Any], plai
         RetrievalError: No such field, or it is not text, or `fit` refuses it.
     """
     fields = dict(record)
-    text_field = find_text(fields, source.text_field)
-    text = fields.pop(text_field)
+    if _is_triple(fields, source.text_field):
+        text, fields = triple_record(fields)
+    else:
+        text_field = find_text(fields, source.text_field)
+        text = fields.pop(text_field)
     if not isinstance(text, str):
         raise RetrievalError(
             f"the field {text_field!r} is {kind_of(text)}, not a text.", "Name another with text_field=."
@@ -212,6 +217,11 @@ def record_document(source: Source, number: int, record: Mapping[str, Any], plai
         if kept is not None:
             metadata[f"{key}_" if key in TAKEN else str(key)] = kept
     return fit(Document(own, text, where, metadata))
+
+
+def _is_triple(names: Iterable[str], wanted: str | None) -> bool:
+    """Return whether a record has no text of its own, and is a triple."""
+    return wanted is None and is_triple(names) and not any(field in names for field in TEXT_FIELDS)
 
 
 def find_text(names: Mapping[str, Any], wanted: str | None) -> str:

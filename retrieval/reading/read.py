@@ -18,6 +18,7 @@ from ..types import Document, Skipped
 from .files import FoundFile, as_paths, find_files
 from .many_texts import read_csv, read_json, read_jsonl, read_parquet
 from .one_text import Source, read_html, read_pdf, read_text
+from .triples import read_ntriples, read_turtle
 
 __all__ = ["read"]
 
@@ -35,6 +36,8 @@ READERS: dict[str, Callable[[BinaryIO, Source], Iterator[Document | Skipped]]] =
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".nt": read_ntriples,
+    ".ttl": read_turtle,
 }
 
 

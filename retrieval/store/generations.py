@@ -22,7 +22,7 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ckcontrol.errors import IndexLocked, IndexMismatch, MissingExtra, RetrievalError
+from ckcontrol.errors import IndexLocked, IndexMismatch, MissingExtra, NoIndex, RetrievalError
 
 from .manifest import NAME, Manifest, check_files
 
@@ -38,7 +38,7 @@ UNFINISHED = "unfinished"
 LOCK = "lock"
 OURS = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK)
 NUMBER = re.compile(r"[1-9]\d{0,11}", re.ASCII)
-FILES = {NAME, "texts.sqlite", "vectors.faiss", "ann.faiss"}  # what a generation may hold
+FILES = {NAME, "texts.sqlite", "vectors.faiss", "ann.faiss", "overrides.json"}  # what a generation may hold
 POINTER = re.compile(rb"([1-9]\d{0,11}) ([0-9a-f]{64})\n")
 
 
@@ -79,13 +79,13 @@ def open_current(root: Path) -> Generation:
     """Check and hold the published generation. Nothing is parsed before its digest has been checked.
 
     Raises:
-        RetrievalError: There is no index here.
+        NoIndex: There is none here.
         IndexMismatch: A file is missing, truncated or changed; `field` names it.
     """
     for _ in range(100):  # a writer may publish and clean between two lines of this
         found = pointer(root)
         if found is None:
-            raise RetrievalError(f"there is no index at {str(root)!r}.", _nothing(root))
+            raise NoIndex(f"there is no index at {str(root)!r}.", _nothing(root))
         number, digest = found
         folder = root / str(number)
         try:

@@ -6,6 +6,7 @@ queries come with their vectors.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any
 
 from ckcontrol.errors import IndexMismatch, RetrievalError
 
+from ..overrides import Override, read_overrides
 from ..types import Hit
 from ..where import Condition
 from .generations import Generation, open_current
 from .texts import TextReader
 from .vectors import DECIMALS, Rows, Vectors
+
+OVERRIDES = "overrides.json"
 
 __all__ = ["MODES", "Snapshot", "fuse_ranks"]
 
@@ -34,7 +38,7 @@ class Snapshot:
     """The index as it was at one moment.
 
     Raises:
-        RetrievalError: There is no index.
+        NoIndex: There is none.
         IndexMismatch: A file is damaged, or does not hold what the manifest says.
     """
 
@@ -51,6 +55,13 @@ class Snapshot:
         for index in filter(None, (self.vectors.exact, self.vectors.ann)):
             if (index.ntotal, index.d) != expected:
                 raise IndexMismatch("rows", f"a FAISS file is {index.ntotal} x {index.d}, not {expected}.", "Rebuild.")
+        self.overrides: list[Override] = []
+        if OVERRIDES in self.manifest.files:
+            try:
+                facts = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
+                self.overrides = read_overrides(Override(**{**f, "prompts": tuple(f["prompts"])}) for f in facts)
+            except (ValueError, TypeError, KeyError, RetrievalError) as error:
+                raise IndexMismatch(OVERRIDES, f"{OVERRIDES} cannot be read: {error}", "Set them again.") from error
         self._remembered: OrderedDict[str, Rows] = OrderedDict()
         self._lock = Lock()
 

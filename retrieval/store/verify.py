@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ckcontrol.errors import RetrievalError
+from ckcontrol.errors import NoIndex, RetrievalError
 
 from . import generations
 from .snapshot import Snapshot
@@ -40,9 +40,14 @@ def verify(path: Path) -> list[CheckResult]:
 
     Returns:
         One result per check; the index is sound when all are `ok`. A damaged index raises nothing.
+
+    Raises:
+        NoIndex: There is none.
     """
     try:
         snapshot = Snapshot(path)
+    except NoIndex:
+        raise
     except RetrievalError as error:
         return [CheckResult("files", False, str(error))]
     manifest = snapshot.manifest

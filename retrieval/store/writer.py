@@ -22,11 +22,13 @@ from ckcontrol.errors import IndexMismatch, RetrievalError
 from ckcontrol.words import VERSION as WORDS
 
 from ..embed import check_identity, identify
+from ..overrides import Override
 from ..types import Document, Passage
 from ..where import Condition
 from ..writing import ItemWriter, OnProgress, OnSkip, origin
 from . import generations, vectors
 from .manifest import Manifest, Settings, digest_of
+from .snapshot import OVERRIDES
 from .texts import NAME as TEXTS
 from .texts import CutDocument, TextWriter
 from .unfinished import EmbeddingCache
@@ -90,6 +92,7 @@ class Writer(ItemWriter):
                 if self._cache is not None:
                     self._cache.close()
                 raise
+        self._overrides: list[Override] | None = None  # those of the base stay
         self._exact: Any = None
         self._rows = base.manifest.rows if base is not None else 0
         self._pending: dict[str, CutDocument] = {}
@@ -199,6 +202,27 @@ class Writer(ItemWriter):
         with generations.storing(self._root):
             self._counts["removed"] += self._texts.remove(documents, passages, conditions)
 
+    # --- overriding -------------------------------------------------------------------------------
+
+    def override(self, facts: Sequence[Override]) -> None:
+        """Make these the overrides of the index, in place of all that it has."""
+        self._overrides = list(facts)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the index will differ from before."""
+        return self.change.any or self._overrides is not None
+
+    def _write_overrides(self) -> bool:
+        """Write the overrides, or share those of the last generation; False where there are none."""
+        if self._overrides is None and self._base is not None and OVERRIDES in self._base.manifest.files:
+            _link(self._base.folder / OVERRIDES, self._folder / OVERRIDES)
+            return True
+        if self._overrides:
+            facts = [fact.to_dict() for fact in self._overrides]
+            (self._folder / OVERRIDES).write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+        return bool(self._overrides)
+
     # --- publishing -------------------------------------------------------------------------------
 
     def abandon(self, done: bool = False) -> None:
@@ -244,6 +268,7 @@ class Writer(ItemWriter):
             self._texts.close()
             kind, trained = self._write_vectors(squeezed)
             names = [TEXTS, vectors.EXACT, *([vectors.ANN] if kind != "flat" else [])]
+            names += [OVERRIDES] if self._write_overrides() else []
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             manifest = Manifest(
                 generation=self._number,

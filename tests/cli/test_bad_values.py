@@ -39,13 +39,25 @@ GOOD: dict[Command, tuple[dict[str, str], dict[str, str]]] = {
     ("eval", "merge"): ({"folders": "run"}, {"--out": "new"}),
     ("eval", "report"): ({"folders": "run"}, {"--out": "report"}),
     ("eval", "compare"): ({"first": "run", "second": "run"}, {}),
+    ("eval", "export-pairs"): ({"folder": "run"}, {"--out": "new.jsonl"}),
     ("eval", "build-conflicts"): ({"facts": "facts.jsonl"}, {"--out": "new.jsonl"}),
     ("heads", "find"): ({}, {"--facts": "facts.jsonl", "--out": "new.json"}),
     ("heads", "show"): ({"scores": "scores.json"}, {}),
     ("heads", "tune"): ({"scores": "scores.json"}, {"--direction": "memory"}),
     ("heads", "export"): ({"heads": "scores.json"}, {"--prune": "memory:1", "--out": "new"}),
 }
-READING = {"facts", "folders", "first", "second", "scores", "heads", "model", "imported", "build-conflicts known"}
+READING = {
+    "facts",
+    "folders",
+    "export-pairs folder",
+    "first",
+    "second",
+    "scores",
+    "heads",
+    "model",
+    "imported",
+    "build-conflicts known",
+}
 FOLDERS = {"eval run out", "eval merge out", "eval report out", "heads export out", "heads export lora"}
 TAKEN: dict[str, set[str]] = {
     "limit": {HUGE},
@@ -61,6 +73,7 @@ TAKEN: dict[str, set[str]] = {
     "new_tokens": {"0"},
     "heads find seed": {"-1", "0", HUGE},
     "eval build-conflicts seed": {"-1", "0", HUGE},
+    "eval export-pairs seed": {"-1", "0", HUGE},
     "heads tune seed": {"-1", "0"},
     "temperature": {"1.5"},
 }

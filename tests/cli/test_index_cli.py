@@ -127,11 +127,46 @@ def test_an_index_of_nothing_is_bad_input_and_says_why(tmp_path: Path, index: st
     assert out == "" and told_why.startswith("ckcontrol: no index was made: every input was skipped (")
     assert "latin.txt: " in told_why and "rows.jsonl" in told_why
     assert "--text-field" in err and "text_field=" not in err
-    assert "there is no index" in run(capsys, "index", "info", str(tmp_path / "i"), code=1)[1]
     (tmp_path / "empty").mkdir()
     _, err = run(capsys, "index", "build", str(tmp_path / "empty"), *build[4:], code=2)
     assert "no index was made" in err
-    run(capsys, "index", "add", index, *sources, code=3)
+    run(capsys, "index", "add", index, *sources, str(tmp_path / "none"), code=3)
+    run(capsys, "index", "add", index, str(tmp_path / "none"), code=3)
+
+
+def test_sources_that_are_not_there_are_told_before_the_embedder_is_loaded(
+    tmp_path: Path, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ["--out", str(tmp_path / "i"), "--embedder", str(tmp_path / "no embedder")]
+    _, err = run(capsys, "index", "build", str(tmp_path / "none"), str(tmp_path / "*.xyz"), *build, code=2)
+    assert "every input was skipped" in err and "there is no such file or folder" in err and "no embedder" not in err
+    assert main(["index", "build", str(docs), str(tmp_path / "none"), *build]) in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("skipped  ") and "no embedder" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["search", "INDEX", "x"],
+        ["ask", "INDEX", "x"],
+        ["calibrate", "INDEX", "QUESTIONS"],
+        ["index", "info", "INDEX"],
+        ["index", "verify", "INDEX"],
+        ["index", "remove", "INDEX", "--document", "x"],
+        ["index", "add", "INDEX", "QUESTIONS"],
+        ["serve", "--model", "tiny", "--index", "INDEX"],
+    ],
+)
+def test_a_missing_index_is_bad_input_in_every_command(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing, questions = tmp_path / "none", tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "Who?", "answer": "Me"}\n', encoding="utf-8")
+    given = [{"INDEX": str(missing), "QUESTIONS": str(questions)}.get(word, word) for word in command]
+    err = run(capsys, *given, code=2)[1].splitlines()[-1]
+    assert err == f"ckcontrol: there is no index at {str(missing)!r}. Build one first: ckcontrol index build."
+    assert not missing.exists()
 
 
 def test_an_index_among_its_own_sources_is_not_read(

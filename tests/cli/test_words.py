@@ -32,7 +32,7 @@ class {name}(Policy):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["run", "-q", "Who?", *TINY, "--max-new-tokens", "0"], "--max-new-tokens 0 is not valid"),
+        (["run", "-q", "Who?", *TINY, "--max-new-tokens", "0"], "--max-new-tokens 0 is out of range"),
         (["run", "-q", "Who?", "--passage-text", LONG, *TINY], "or --truncate to cut them."),
         (["run", "-q", LONG, "--truncate", *TINY], "Shorten the question"),
         (["run", "-q", "Who?", *TINY, "--alpha", "2"], "alpha=2.0 is out of range"),

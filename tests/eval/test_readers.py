@@ -114,7 +114,7 @@ def test_parquet() -> None:
 
 def test_parquet_without_pyarrow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r'pip install "ckcontrol\[retrieval\]"'):
+    with pytest.raises(MissingExtra, match=r'pip install (-e )?".*\[retrieval\]"'):
         list(parse(b"PAR1....", "f.parquet"))
 
 

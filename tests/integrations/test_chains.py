@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from typing import Any, TypedDict
+from zlib import crc32
 
 import pytest
 
@@ -17,6 +18,7 @@ import ckcontrol as ck
 from ckcontrol.errors import ControlError, ServingError
 from ckcontrol.integrations.engine import Engine
 from ckcontrol.integrations.passages_in import CONTEXT, part
+from ckcontrol.words import words_of
 
 DOCS = ["The Tellin is 88 km long.", "It rises in Orvendale.", "The Brask is 97 km long."]
 CONTROL = ck.Control("cad", 0.2)
@@ -124,53 +126,70 @@ def test_a_langgraph_graph(langchain: Any, llama: Any) -> None:
 # --- LlamaIndex -------------------------------------------------------------------------------------------------------
 
 
-def test_a_llama_index_query_engine(llama: Any) -> None:
+def engines(llm: Any, documents: list[Any]) -> Iterator[Any]:
+    """The query engines of LlamaIndex's tutorial, over a real index of its own; only `llm` is not the tutorial's."""
+    from llama_index.core import VectorStoreIndex
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+
+    class Words(BaseEmbedding):
+        def _get_query_embedding(self, query: str) -> list[float]:
+            return self._get_text_embedding(query)
+
+        def _get_text_embedding(self, text: str) -> list[float]:
+            return hashed(text)
+
+        async def _aget_query_embedding(self, query: str) -> list[float]:
+            return self._get_text_embedding(query)
+
+    index = VectorStoreIndex.from_documents(documents, embed_model=Words())
+    for streaming in (False, True):
+        yield index.as_query_engine(llm=llm, similarity_top_k=2, streaming=streaming)
+
+
+def hashed(text: str) -> list[float]:
+    """A vector of the words of a text: texts that share words are near each other."""
+    vector = [0.0] * 256
+    for word in words_of(text):
+        vector[crc32(word.encode()) % 256] += 1.0
+    return vector
+
+
+@pytest.mark.parametrize("where", ["here", "server"])
+def test_a_llama_index_query_engine(llama: Any, request: pytest.FixtureRequest, where: str) -> None:
     pytest.importorskip("llama_index.core")
-    from llama_index.core import Document, VectorStoreIndex
-    from llama_index.core.embeddings import MockEmbedding
+    from llama_index.core import Document
+    from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT_TMPL
 
     from ckcontrol.integrations.llama_index import CKLLM
 
-    index = VectorStoreIndex.from_documents([Document(text=text) for text in DOCS], embed_model=MockEmbedding(8))
-    llm = CKLLM(llama, control=CONTROL, max_new_tokens=6)
-    made = index.as_query_engine(llm=llm, similarity_top_k=2).query("How long?")
+    model = llama if where == "here" else request.getfixturevalue("served").url
+    llm = CKLLM(model, control=CONTROL, max_new_tokens=6)
+    asked = "How long is the Brask?"
+    whole, streamed = engines(llm, [Document(text=text) for text in DOCS])
+    made = whole.query(asked)
     texts = [node.get_content() for node in made.source_nodes]
-    from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT_TMPL
+    assert len(texts) == 2 and texts[0] == DOCS[2]  # found by the index
+    wanted = expected(llama, DEFAULT_TEXT_QA_PROMPT_TMPL.format(context_str="\n\n".join(texts), query_str=asked))
+    assert str(made) == (wanted or "Empty Response")
+    assert "".join(streamed.query(asked).response_gen) == wanted
+    assert str(asyncio.run(whole.aquery(asked))) == str(made)
 
-    wanted = expected(llama, DEFAULT_TEXT_QA_PROMPT_TMPL.format(context_str="\n\n".join(texts), query_str="How long?"))
-    assert len(texts) == 2
-    told: dict[str, Any] = {}
-    chat, plain = llm.chat, "How long is the Brask?"
-    assert llm.complete(plain, passages=DOCS).raw["ck"]["passages"] == 3
-    told["stream"] = "".join(piece.delta or "" for piece in llm.stream_complete(plain, passages=DOCS))
-    assert told["stream"] == llm.complete(plain, passages=DOCS).text and chat is not None
+
+def test_a_llama_index_model_is_given_passages(llama: Any) -> None:
+    pytest.importorskip("llama_index.core")
+    from ckcontrol.integrations.llama_index import CKLLM
+
+    llm, plain = CKLLM(llama, control=CONTROL, max_new_tokens=6), "How long is the Brask?"
+    whole = llm.complete(plain, passages=DOCS)
+    assert whole.raw["ck"]["passages"] == 3
+    assert "".join(piece.delta or "" for piece in llm.stream_complete(plain, passages=DOCS)) == whole.text
 
     async def both() -> tuple[str, str]:
         stream = await llm.astream_complete(plain, passages=DOCS)
         pieces = [piece.delta or "" async for piece in stream]
         return (await llm.acomplete(plain, passages=DOCS)).text, "".join(pieces)
 
-    assert asyncio.run(both()) == (told["stream"], told["stream"])
-    seen: list[Any] = []
-    steered = Spy(llm, seen)
-    streamed = index.as_query_engine(llm=steered.llm, similarity_top_k=2, streaming=True).query("How long?")
-    assert "".join(streamed.response_gen) == str(made) or wanted in (str(made), "Empty Response")
-    assert seen and all(len(parted.passages) == 2 for parted in seen)
-
-
-class Spy:
-    """Keeps what an engine finds in the messages of a chain; the engine itself answers."""
-
-    def __init__(self, llm: Any, seen: list[Any]) -> None:
-        self.llm, engine = llm, llm._engine
-        read = engine._read
-
-        def told(*args: Any, **how: Any) -> Any:
-            made = read(*args, **how)
-            seen.append(made[0])
-            return made
-
-        engine._read = told
+    assert asyncio.run(both()) == (whole.text, whole.text)
 
 
 # --- Haystack ---------------------------------------------------------------------------------------------------------
@@ -257,6 +276,18 @@ def test_a_server_answers_as_the_model_does(llama: Any, served: Any) -> None:
         there.ask([{"role": "user", "content": " "}])
     with pytest.raises(ServingError, match="reached"):
         Engine("http://127.0.0.1:9").ask(plain)
+
+
+def test_a_server_is_asked_for_the_name_of_its_model_once(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openai.resources.models import Models
+
+    asked: list[Any] = []
+    listed = Models.list
+    monkeypatch.setattr(Models, "list", lambda client: asked.append(client) or listed(client))
+    engine = Engine(served.url, max_new_tokens=2)
+    for _ in range(3):
+        engine.ask([{"role": "user", "content": "How long?"}])
+    assert len(asked) == 1
 
 
 def test_a_control_without_passages_is_said_once(llama: Any, caplog: pytest.LogCaptureFixture) -> None:

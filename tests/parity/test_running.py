@@ -37,19 +37,23 @@ def question(number: int, *, one_stream: bool = False) -> tuple[Any, ck.Control,
 
 
 def run(model: Any, tokenizer: Any, numbers: list[int], seed: int, one_stream: bool = False) -> dict[int, list[Row]]:
-    """Let questions join a batch at random steps, some of them leaving early; return the rows of the others."""
+    """Let questions join a batch at random steps, alone and together, some leaving early; return the others' rows."""
     rng = random.Random(seed)
     ends = sorted(eos_ids(model, tokenizer))
     batch, left, waiting = RunningBatch(), {}, list(numbers)
     under_way: dict[int, list[Row]] = {}
     while waiting or under_way:
         for _ in range(rng.choice([0, 1, 1, 3]) if under_way else 1):
-            if waiting:
-                number = waiting.pop(0)
+            several = rng.choice([1, 1, 4])
+            numbers, waiting = waiting[:several], waiting[several:]
+            plans = []
+            for number in numbers:
                 asked, control, options = question(number, one_stream=one_stream)
                 pair = ck.build_pair(tokenizer, *asked, ends=ends)
+                plans.append(plan_of(model, tokenizer, [pair], [control], options, ends=ends))
+            if plans:
                 assert batch.joins
-                under_way[number] = batch.join(plan_of(model, tokenizer, [pair], [control], options, ends=ends))
+                under_way |= dict(zip(numbers, batch.join_together(plans), strict=True))
         for number, rows in list(under_way.items()):
             longest = rows[0].plan.max_new_tokens
             for row in rows:

@@ -91,6 +91,21 @@ def test_a_ragged_batch_equals_reference_and_its_rows(tiny, family, ends):
     assert max(rounds) > 2 and given == {"unmodified", "memory"}, "otherwise nothing is shown"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "qwen3"])
+def test_eager_attention_is_led_back_as_the_reference_begins_anew(tiny, family, ends, monkeypatch):
+    """Its masks are added numbers, over caches whose rows were dropped, repeated and filled up again."""
+    model, tokenizer = tiny(family)
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "eager")
+    given = set()
+    for control in (TURNS, SEGMENTS[2]):
+        answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=control, max_new_tokens=14)
+        assert ids(answers) == [expected(model, tokenizer, control, i, 14) for i in range(3)], control
+        given |= {(draft.segment, draft.name) for answer in answers for draft in answer.drafts if draft.given}
+    assert model.config._attn_implementation == "eager"
+    assert {"unmodified", "memory"} <= {name for _, name in given}, "otherwise nothing is led back"
+    assert max(given)[0] > 1, "nor twice"
+
+
 def test_a_mixed_batch_and_a_window_that_slides(tiny, ends):
     """Whole drafts, one draft and segments side by side; the reference knows of none of the others."""
     model, tokenizer = tiny("gemma3")

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
 from ckcontrol.views.palette import SATURATION, STEPS, ink_rules, palette_rules
 
+from ..browser import PHONE, WIDE, Page, posts, text_of
 from ..retrieval.hashes import Hashes
 from .served import TURNS, Served, serve
 
@@ -29,19 +29,6 @@ HOSTILE = (
     "<svg onload='hit=1'><style>@import '//evil.invalid'</style> javascript:hit=1 ${hit} {{hit}} \u202egnp.exe"
 )
 QUOTES = "Who said 'it''s \"done\"', $(touch x) `id` \\n \\\\ and\nwent? ünd 漢字 🎈 </script>"
-WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright, of the extra dev, is not installed")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("there is no Chromium on this machine (Debian: apt-get install chromium)")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,98 +52,9 @@ def indexed(model: Any) -> Iterator[Served]:
         yield server
 
 
-class Page:
-    """An open playground, and every address that it asked for."""
-
-    def __init__(self, page: Any, url: str) -> None:
-        self.page, self.url = page, url
-        self.asked: list[str] = []
-        self.wrong: list[str] = []
-        page.on("request", lambda request: self.asked.append(request.url))
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        page.on("console", lambda told: self.wrong.append(told.text) if "Content Security" in told.text else None)
-        page.set_default_timeout(120_000)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.page, name)
-
-    def open(self) -> Page:
-        self.page.goto(self.url)
-        self.page.wait_for_selector("#about:not(:has-text('Asking'))")
-        return self
-
-    def done(self) -> Page:
-        self.page.wait_for_selector("#stop:disabled")
-        self.page.wait_for_selector("#answers:not(:has(.waiting))")
-        return self
-
-    def ask(
-        self, question: str = "Which river?", passages: tuple[str, ...] = ("The Tellin.",), tokens: int = 12
-    ) -> Page:
-        while self.page.locator("#passages li").count():
-            self.page.locator("#passages button").first.click()
-        for text in passages:
-            self.page.click("#add")
-            self.page.locator("#passages textarea").last.fill(text)
-        self.page.fill("#question", question)
-        self.page.fill("#tokens", str(tokens))
-        self.page.click("#ask")
-        return self.done()
-
-    def turn(self, key: str) -> Page:
-        """Press a key on the dial, and wait for the answer that follows."""
-        self.page.focus("#alpha")
-        self.page.keyboard.press(key)
-        self.page.wait_for_selector("#stop:enabled", state="attached")
-        return self.done()
-
-    def tab_to(self, name: str) -> None:
-        for _ in range(60):
-            if self.page.evaluate("document.activeElement.id") == name:
-                return
-            self.page.keyboard.press("Tab")
-        raise AssertionError(f"Tab never comes to {name}")
-
-    def scrolls(self) -> bool:
-        return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
-
-
-@pytest.fixture
-def visit(chromium: Any) -> Iterator[Callable[..., Page]]:
-    contexts = []
-
-    def new(server: Served, size: dict[str, int] = WIDE, scheme: str = "light") -> Page:
-        context = chromium.new_context(viewport=size, color_scheme=scheme)
-        contexts.append(context)
-        return Page(context.new_page(), server.url + "/").open()
-
-    yield new
-    for context in contexts:
-        context.close()
-
-
-@contextmanager
-def posts(page: Page) -> Iterator[list[dict[str, Any]]]:
-    """Collect the bodies that the page sends."""
-    bodies: list[dict[str, Any]] = []
-    page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
-    yield bodies
-
-
 def answer_of(server: Served, question: str, tokens: int, **ck: Any) -> str:
     body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": tokens, "ck": ck}
     return str(server.post(body).json()["choices"][0]["message"]["content"])
-
-
-def text_of(page: Page, arm: str) -> str:
-    """The answer as the tokens hold it, without the mark of its end."""
-    return str(
-        page.evaluate(
-            "arm => { const e = document.querySelector(`.${arm} .answer`).cloneNode(true);"
-            " e.querySelectorAll('.t.end').forEach(one => one.remove()); return e.textContent; }",
-            arm,
-        )
-    )
 
 
 def test_three_settings_answer_what_the_server_answers_for_each(plain: Served, visit: Callable[..., Page]) -> None:

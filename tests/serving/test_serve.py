@@ -26,6 +26,7 @@ from .served import TURNS, Served, serve
 QUESTION = "Which river runs through Orvendale?"
 PASSAGES = ["The Tellin runs through Orvendale.", "Orvendale lies in the north, " * 3]
 ASKED = [{"role": "user", "content": QUESTION}]
+TOOL = {"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {"type": "object"}}}
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Who was here? <|eot|>"},
@@ -129,6 +130,86 @@ def test_without_ck_the_model_answers_unmodified(model, served: Served) -> None:
         assert ids_of(done) == made[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_logprobs_are_those_of_the_trace(model, served: Served, number: int) -> None:
+    asked, ours = case(number)
+    asked |= {"logprobs": True, "top_logprobs": 4}
+    reply, answer = served.client.chat.completions.create(**asked), ck.generate(*model, **ours)
+    told = reply.choices[0].logprobs.content
+    assert ids_of(reply) == list(answer.token_ids) and "trace" not in reply.model_extra["ck"]
+    assert [one.token for one in told] == [token.text for token in answer.tokens]
+    assert [one.logprob for one in told] == pytest.approx([token.logp_final for token in answer.tokens], abs=1e-5)
+    for one in told:
+        tops = [top.logprob for top in one.top_logprobs]
+        assert 0 < len(tops) <= 4 and tops == sorted(tops, reverse=True)
+        assert bytes(one.bytes).decode() == one.token
+        if not ours.get("do_sample"):
+            assert one.logprob == tops[0] and one.token in ("", one.top_logprobs[0].token)  # "": part of a character
+    chunks = list(served.client.chat.completions.create(**asked, stream=True))
+    streamed = [one for part in chunks if part.choices[0].logprobs for one in part.choices[0].logprobs.content]
+    assert streamed == told
+
+
+def test_the_favourites_are_those_of_the_model(model, served: Served) -> None:
+    plain, tokenizer = model
+    done = served.client.completions.create(model="tiny", prompt="Once upon", temperature=0, max_tokens=5, logprobs=3)
+    told, ids = done.choices[0].logprobs, tokenizer("Once upon")["input_ids"]
+    made = plain.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False)
+    logp = plain(made).logits[0, len(ids) - 1 : -1].float().log_softmax(-1)
+    assert told.token_logprobs == pytest.approx(logp.amax(-1).tolist(), abs=1e-4)
+    for step, top in zip(logp, told.top_logprobs, strict=True):
+        best = step.topk(3)
+        assert max(top.values()) == pytest.approx(best.values[0].item(), abs=1e-4)
+        named = {tokenizer.decode([token]) for token in best.indices.tolist()}
+        assert len(top) == len(named)
+    assert "".join(told.tokens).startswith(done.choices[0].text)
+    assert told.text_offset == [len("".join(told.tokens[:place])) for place in range(5)]
+    bare = served.client.completions.create(model="tiny", prompt="Once upon", temperature=0, max_tokens=5, logprobs=0)
+    assert bare.choices[0].logprobs.token_logprobs == told.token_logprobs
+    assert bare.choices[0].logprobs.top_logprobs == [None] * 5
+    plainly = served.client.completions.create(model="tiny", prompt="Once upon", temperature=0, max_tokens=5)
+    assert plainly.choices[0].logprobs is None and plainly.choices[0].text == done.choices[0].text
+
+
+def test_tools_and_variables_reach_the_chat_template() -> None:
+    model, tokenizer = tiny_model("llama")
+    told = (
+        "{% if tools %}{% for t in tools %}{{ t.function.name }}: {{ t.function.description }} {% endfor %}{% endif %}"
+    )
+    tokenizer.chat_template = told + TURNS
+    options: dict[str, Any] = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 8}
+    with serve(model.float(), tokenizer) as server:
+        for ck_object, more in (({"passages": PASSAGES, "alpha": 0.2}, {}), (None, {"template": BARE})):
+            for choice, tools in ((None, [TOOL]), ("auto", [TOOL]), ("none", None)):
+                extra = {"return_token_ids": True, "chat_template_kwargs": {"mood": "Brisk."}}
+                extra |= {} if ck_object is None else {"ck": ck_object}
+                extra |= {} if choice is None else {"tool_choice": choice}
+                reply = server.client.chat.completions.create(**options, tools=[TOOL], extra_body=extra)
+                answer = ck.generate(
+                    model,
+                    tokenizer,
+                    messages=ASKED,
+                    passages=(ck_object or {}).get("passages"),
+                    control=ck.Control(alpha=0.2) if ck_object else None,
+                    tools=tools,
+                    template_kwargs={"mood": "Brisk."},
+                    max_new_tokens=8,
+                    **more,
+                )
+                assert ids_of(reply) == list(answer.token_ids)
+                assert reply.usage.prompt_tokens == answer.context_tokens
+
+
+def test_what_the_client_got_wrong_is_not_in_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    bad = {"model": "tiny", "messages": ASKED, "max_tokens": 3, "top_logprobs": 4}
+    assert served.post(bad).status_code == 400
+    assert (
+        served.post({**bad, "response_format": schema, "ck": {"passages": ["x"], "segments": True}}).status_code == 400
+    )
+    assert not caplog.records
+
+
 def test_hand_made_pairs(model, served: Served) -> None:
     plain, tokenizer = model
     other = [{"role": "user", "content": "Which river?"}]
@@ -154,14 +235,23 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
     with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
         chat.create(model="other", messages=ASKED)
     for fields, sentence in [
-        ({"n": 2}, "n=2: this server cannot honour it"),
-        ({"logprobs": True}, "logprobs=True"),
+        ({"n": 2}, "n=2: one request gets one answer here. Send it once per answer"),
+        ({"logprobs": 3}, "logprobs=3"),
+        ({"top_logprobs": 3}, "top_logprobs=3 without logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "from 0 to 20"),
+        ({"logprobs": True, "extra_body": {"include_reasoning": False}}, "logprobs tell"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "nothing here makes a model call a tool"),
+        ({"tools": [TOOL]}, "no variable 'tools'"),
+        ({"tools": ["f"]}, "tools is a list"),
         ({"max_tokens": 5000}, "At most 1024"),
         ({"extra_body": {"max_token": 5}}, "Did you mean 'max_tokens'"),
         ({"extra_body": {"ck": {"passages": ["x"], "heads": [{"layer": 9, "head": 0}]}}}, r"head 9\.0|9"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"extra_body": {"ck": {"retrieve": {"k": 2}}}}, "--index"),
-        ({"extra_body": {"ck": {"passages": ["x"], "alpha": 0.7, "segments": True}}}, "Leave segments out"),
+        (
+            {"extra_body": {"ck": {"passages": ["x"], "method": "dial", "alpha": 0.7, "segments": True}}},
+            "segments.*Leave segments out",
+        ),
+        ({"extra_body": {"ck": {"passages": ["x"], "method": "dial", "sigments": 1}}}, r"Known: (?!.*segments)"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "cannot be continued"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "tokens"),
         ({"response_format": {"type": "yaml"}}, "response_format.type='yaml'"),

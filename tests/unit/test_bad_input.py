@@ -121,6 +121,42 @@ def test_what_belongs_to_the_control_is_shown_there(llama, keyword, meant):
         assert f"Pass control={meant}" in str(caught.value)
 
 
+@pytest.mark.parametrize(("value", "kind"), [(True, "a bool"), ("0.5", "a str"), ([0.5], "a list")])
+def test_a_number_of_another_kind_is_told_which(value, kind):
+    with pytest.raises(ControlError, match=f"alpha=.* is {kind}, not a number. Give a number from 0"):
+        ck.Control(alpha=value)
+    for name in ("temperature", "max_new_tokens", "seed"):
+        with pytest.raises(ControlError, match=f"{name}=.* is {kind}, not a"):
+            ck.GenerateOptions(**{name: value})
+
+
+def test_a_number_that_is_none_is_told_as_before():
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ControlError, match=r"alpha=.* is not a finite number"):
+            ck.Control(alpha=value)
+    with pytest.raises(ControlError, match=r"max_new_tokens=2\.5 is not a whole number"):
+        ck.GenerateOptions(max_new_tokens=2.5)
+    with pytest.raises(ControlError, match="a number of many digits is out of range"):
+        ck.GenerateOptions(seed=10**5000)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"num_beams": 4}, "num_beams=4: a beam ranks .* Control"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2: a question gets one answer.* Repeat the question"),
+        ({"n": 2}, "n=2: a question gets one answer"),
+        ({"generation_config": None}, "generation_config=None: nothing is read from one.* options="),
+        ({"min_p": 0.1}, "min_p=0.1: it acts on scores.* processors="),
+        ({"stopping_criteria": []}, "criteria="),
+        ({"guidance_scale": 2.0}, r"guidance_scale=2.0: .*Control\('cad'"),
+    ],
+)
+def test_options_of_transformers_are_refused_with_the_reason(llama, option, told):
+    with pytest.raises(ControlError, match=told):
+        ck.generate(*llama, "Who?", **option)
+
+
 def test_a_dial_in_the_place_of_the_method_is_shown_where_it_belongs():
     with pytest.raises(ControlError, match=r"Control\(alpha=0\.3\)"):
         ck.Control(0.3)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ckcontrol import generate, load
 from ckcontrol.answer import Answer, TokenTrace
 from ckcontrol.control import Control
 from ckcontrol.demo import DemoResult, Item, Row, judge, run_demo
@@ -37,6 +38,7 @@ def row(item: Item, *texts: str, closed: str = "Ottawa", expected: bool = True) 
         knows=judge(closed, item) in ("memory", "agrees"),
         answers=answers,
         verdicts=tuple(judge(text, item) for text in texts),
+        dial=tuple(judge(text, item) for text in (texts[0], *[texts[1]] * 7, *[texts[2]] * 3)),
     )
 
 
@@ -94,15 +96,23 @@ def test_notes_are_honest(result: DemoResult) -> None:
     assert "1 question retrieval ranked another passage first" in text
 
 
-@pytest.mark.parametrize("width", [60, 80, 140])
-def test_terminal_says_everything_without_colour(result: DemoResult, width: int) -> None:
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_terminal_draws_the_dial_without_colour(result: DemoResult, width: int) -> None:
     out = terminal(result, width)
     assert "\x1b" not in out
     assert max(len(line.rstrip()) for line in out.splitlines()) <= width
-    for verdict in ("memory", "passage", "both", "neither", "agrees"):
-        assert f"{SYMBOLS[verdict]} {verdict}" in out
-    assert "FALSE" in out and "(another" in out and "1 switched" in out
-    assert "○■" in out.replace(" ", "") or "■○" in out  # totals: one symbol a question
+    assert "Capital of Canada?" in out and "(false)" in out and "▸of of of" in out
+    drawn = [line.replace("Capital of Canada?", "").split() for line in out.splitlines() if "■ ■ ■" in line]
+    assert drawn[0] == ["○", *"■" * 7, *"◆" * 3, "◧"], "a mark for each tenth of the dial, and one for adaptive"
+    (counted, *_) = [line.split() for line in out.splitlines() if line.split()[-12:-1] == [*"0" * 8, *"1" * 3]]
+    assert counted[-1] == "0", "right answers at each setting: one that names both is not"
+    assert ("●" in out) is (width >= 76)
+
+
+def test_the_dial_is_in_the_data_and_in_words(result: DemoResult) -> None:
+    assert result.rows[0].turns == [("neither", 0.0, 0.0), ("passage", 0.1, 0.7), ("memory", 0.8, 1.0)]
+    assert "neither 0, passage 0.1 to 0.7, memory 0.8 to 1" in demo_html(result)
+    assert result.to_dict()["rows"][0]["dial"]["0.8"] == "memory"
 
 
 def test_page_holds_the_same_and_is_inert(result: DemoResult) -> None:
@@ -160,11 +170,21 @@ def test_a_whole_run_on_the_tiny_model() -> None:
     )
     assert [r.item for r in result.rows] == items
     assert all(len(r.answers) == len(result.columns) == 4 for r in result.rows)
-    assert all(r.answers[1].switched == 0 and r.closed_book.passages == () for r in result.rows)
     assert result.rows[0].answers[0].passages == (result.rows[0].passage.strip(),)
-    assert seen[-1] == ("Answering", 20, 20)
+    assert seen[-1] == ("Answering", 8, 8)
     assert [done for stage, done, _ in seen if stage == "Answering"] == sorted(
         done for stage, done, _ in seen if stage == "Answering"
     )
+    model = load("tiny", device="cpu")
+    for number, control in enumerate(settings().values()):  # two passes tell what a pass at each setting would
+        if control.alpha == 0.5:  # the tiny model alone also gives ids that its tokenizer does not know
+            continue
+        asked = [item.question for item in items]
+        alone = generate(*model, asked, [[r.passage] for r in result.rows], control=control, max_new_tokens=4)
+        for told, given in zip(alone, [r.answers[number] for r in result.rows], strict=True):
+            for part in ("text", "token_ids", "control", "finish_reason", "passages"):
+                assert getattr(given, part) == getattr(told, part), (control, part)
+            assert given.tokens == () or [t.id for t in given.tokens] == [t.id for t in told.tokens]
+    assert [r.closed_book.text for r in result.rows] == [r.answers[2].text for r in result.rows]
     assert set(result.seconds) == {"retrieval", "loading", "answering"}
     assert "tiny" in terminal(result, 80) + demo_html(result)

@@ -1,4 +1,4 @@
-"""The turned product is the same product, only where it helps, and never leaks out of its block."""
+"""The faster product is the same product, only where it helps, and never leaks out of its block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from ckcontrol.decoding.matmul import few_row_products, turned_linear
+from ckcontrol.decoding.matmul import few_row_linear, few_row_products
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.families import describe
 from ckcontrol.models.tiny import tiny_model
@@ -15,26 +15,30 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 12), (1, 7, 12), (64, 12), (3, 2, 5, 12)])
-@pytest.mark.parametrize("bias", [None, torch.randn(20)])
-def test_same_product_same_layout(shape, bias):
-    x, w = torch.randn(*shape), torch.randn(20, 12)
-    got, want = turned_linear(x, w, bias), linear(x, w, bias)
+@pytest.mark.parametrize("out", [20, 768, 1001])  # below, at and beside blocks of a tall weight
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_same_product_same_layout(shape, out, biased, turned):
+    x, w = torch.randn(*shape), torch.randn(12, out).t() if turned else torch.randn(out, 12)
+    bias = torch.randn(out) if biased else None
+    got, want = few_row_linear(x, w, bias), linear(x, w, bias)
     assert got.shape == want.shape and got.is_contiguous()
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_error_is_that_of_float32():
-    """Against float64 the turned product is as exact as torch's own."""
-    x, w = torch.randn(2, 576), torch.randn(1536, 576)
+@pytest.mark.parametrize("rows", [2, 16])
+def test_error_is_that_of_float32(rows):
+    """Against float64 the product is as exact as torch's own."""
+    x, w = torch.randn(rows, 576), torch.randn(1536, 576)
     exact = linear(x.double(), w.double())
-    ours, theirs = ((p - exact).abs().max().item() for p in (turned_linear(x, w), linear(x, w)))
+    ours, theirs = ((p - exact).abs().max().item() for p in (few_row_linear(x, w), linear(x, w)))
     assert ours < 3 * theirs
 
 
-def test_only_few_rows_are_turned(monkeypatch):
+def test_only_few_rows_are_ours(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "ckcontrol.decoding.matmul.turned_linear", lambda x, w, b=None: seen.append(x.shape[0]) or linear(x, w, b)
+        "ckcontrol.decoding.matmul.few_row_linear", lambda x, w, b=None: seen.append(x.shape[0]) or linear(x, w, b)
     )
     w = torch.randn(5, 4)
     with few_row_products(CPU, torch.float32):

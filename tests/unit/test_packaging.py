@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import sys
 from dataclasses import MISSING, fields
 from functools import cache
+from pathlib import Path
+
+import pytest
 
 import ckcontrol as ck
+from ckcontrol.errors import MissingExtra, installable
 
 from .test_repository import ROOT, TREES, python
 
@@ -56,12 +61,34 @@ def test_every_data_file_is_packaged() -> None:
 
 
 def test_versions_agree() -> None:
-    version = project()["project"]["version"]
+    assert "version" in project()["project"]["dynamic"]
+    assert project()["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ckcontrol.__version__"}
     headings = re.findall(r"(?m)^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert ck.__version__ == version
-    assert headings[0] in (version, "Unreleased")
-    assert re.search(rf'(?m)^version: "?{re.escape(version)}"?$', citation)
+    requirement = (ROOT / "hub" / "ck-plug" / "custom_generate" / "requirements.txt").read_text(encoding="utf-8")
+    assert ck.__version__ in headings[:2] and headings[0] in (ck.__version__, "Unreleased")
+    assert re.search(rf'(?m)^version: "?{re.escape(ck.__version__)}"?$', citation)
+    assert requirement == f"ckcontrol>={ck.__version__}\n"
+
+
+def test_a_missing_extra_is_named_as_this_installation_can_add_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone, info = tmp_path / "my clone", tmp_path / "site" / "ckcontrol-9.dist-info"
+    clone.mkdir()
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Name: ckcontrol\nVersion: 9\n")
+    monkeypatch.syspath_prepend(str(info.parent))
+    assert installable("serve") == '"ckcontrol[serve]"', "from an index"
+    came = {"url": clone.as_uri(), "dir_info": {}}
+    (info / "direct_url.json").write_text(json.dumps(came))
+    assert installable("serve") == f'"{clone}[serve]"'
+    (info / "direct_url.json").write_text(json.dumps({**came, "dir_info": {"editable": True}}))
+    assert installable("serve") == f'-e "{clone}[serve]"'
+    clone.rmdir()
+    assert installable("serve") == '"ckcontrol[serve]"', "the clone is gone"
+    (info / "direct_url.json").write_text("[1]")
+    assert f"Run: pip install {installable('serve')}" in str(MissingExtra("uvicorn", "serve"))
 
 
 # --- behaviour that a flag could switch off -------------------------------------------------------------------------

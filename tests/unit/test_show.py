@@ -389,6 +389,21 @@ def test_both_views_show_what_was_chosen_from():
     assert "Minsk is the capital." in page and f"{describe.MARK}memory" in page
 
 
+def test_drafts_of_segments_say_of_which():
+    both = drafted().drafts
+    later = [replace(draft, segment=1, given=not draft.given) for draft in both]
+    several = replace(drafted(), drafts=(*both, *later))
+    assert [name for name, _, _ in describe.draft_lines(several)] == [
+        "segment 1, unmodified",
+        f"segment 1, {describe.MARK}memory",
+        f"segment 2, {describe.MARK}unmodified",
+        "segment 2, memory",
+    ]
+    assert "segment 2, memory: Oslo" in printed(several) and "segment 2, memory" in answer_html(several)
+    assert [draft["segment"] for draft in several.to_dict()["drafts"]] == [0, 0, 1, 1]
+    assert "segment" not in printed(drafted()), "one decision needs no number"
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_drafts_are_inert(name):
     page = answer_html(drafted(HOSTILE[name]))

@@ -15,7 +15,7 @@ from transformers.generation import RepetitionPenaltyLogitsProcessor, SuppressTo
 import ckcontrol as ck
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.refusals import eos_ids
-from ckcontrol.errors import ControlError, MissingExtra
+from ckcontrol.errors import ControlError, MissingExtra, installable
 from ckcontrol.fusion.kernel import fuse
 from ckcontrol.fusion.signals import Signals
 from ckcontrol.models.tiny import tiny_model
@@ -102,7 +102,7 @@ def test_what_is_no_list_of_functions_is_refused(llama, given):
 
 def test_without_the_extra_the_error_says_how_to_get_it(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "xgrammar", None)
-    with pytest.raises(MissingExtra, match=re.escape('Run: pip install "ckcontrol[grammar]"')):
+    with pytest.raises(MissingExtra, match=re.escape(f"Run: pip install {installable('grammar')}")):
         ck.generate(*llama, *ASK, json_schema=NAME)
 
 

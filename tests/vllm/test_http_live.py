@@ -15,8 +15,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ import pytest
 import ckcontrol as ck
 from ckcontrol.heads import HeadMask, pruned
 
+from ..browser import Page, posts, text_of
 from . import stumbles
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,6 +145,25 @@ def test_the_page_asks_a_question(url: str, small: Any) -> None:
     )
     status, told = post(url, steered(8, ck={"passages": None, "retrieve": {"k": 2}}))
     assert status == 400 and "--index" in told["error"]["message"]
+
+
+def test_the_page_in_a_browser(url: str, visit: Callable[..., Page]) -> None:
+    page = visit(SimpleNamespace(url=url))
+    with posts(page) as bodies:
+        page.ask(QUESTION, tuple(PASSAGES), tokens=12)
+        page.turn("ArrowLeft")
+    settings = {(body["ck"]["method"], body["ck"].get("alpha"), len(body["ck"]["passages"])) for body in bodies}
+    assert {("off", None, 2), ("off", None, 0), ("dial", 0.75, 2)} < settings and len(settings) == 4
+    alpha = next(alpha for method, alpha, _ in settings if method == "dial" and alpha != 0.75)
+    for arm, more in {
+        "chosen": {"method": "dial", "alpha": alpha},
+        "plain": {"method": "off"},
+        "closed": {"method": "off", "passages": []},
+    }.items():
+        status, reply = post(url, steered(12, ck=more))
+        assert status == 200 and text_of(page, arm).strip() == reply["choices"][0]["message"]["content"].strip() != ""
+    assert page.locator("#drafts table tbody tr").count() == 2
+    assert all(one.startswith(url) for one in page.asked) and not page.wrong
 
 
 def test_answers_are_those_of_the_transformers_engine(url: str, small: Any) -> None:

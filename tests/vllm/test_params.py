@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -111,3 +112,16 @@ def test_a_method_that_chooses_between_answers_is_a_pair_a_draft() -> None:
     for control in (Control("dial"), Control("ck-plug", alpha=0.2)):
         with pytest.raises(ServingError, match="ck_draft"):
             params.extra_args(*pair, control, draft="memory")
+
+
+@pytest.mark.parametrize("how", [{"alpha": 0.2}, {"alpha": 0.7}, {"adaptive": True}], ids=repr)
+def test_segments_are_refused_with_value_and_remedy(how: dict[str, Any]) -> None:
+    control = Control("dial", segments=True, **how)
+    whole = params.extra_args(params.new_pair(), "contextual", Control("dial", **how), draft="unmodified")
+    refused = r"segments=True .*which vLLM cannot\. Leave segments out .* or use ckcontrol\.generate\."
+    with pytest.raises(ServingError, match=refused):
+        params.extra_args(params.new_pair(), "contextual", control, draft="unmodified")
+    with pytest.raises(ServingError, match=refused):  # a row that somebody else wrote
+        params.read(whole | {"ck_control": json.dumps(control.to_dict())})
+    neutral = Control("dial", alpha=0.5, segments=True)  # nothing to choose, nothing to refuse
+    assert params.read(params.extra_args(params.new_pair(), "contextual", neutral)).control == neutral

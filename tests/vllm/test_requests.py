@@ -108,6 +108,18 @@ def test_bad_values_of_ck_are_refused_with_a_sentence(ck: dict[str, Any]) -> Non
     assert 20 < len(got.message) < 700 and got.message.endswith((".", '"', "]", "}"))
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("how", [{"alpha": 0.2}, {"alpha": 0.7}, {"method": "dial", "adaptive": True}], ids=repr)
+def test_segments_are_refused_with_value_and_remedy(how: dict[str, Any], stream: bool, path: str) -> None:
+    """Before anything is streamed: a 400 is still possible."""
+    ask_for = {"prompt": "Who?", "ck": {"passages": ["A town."], "segments": True} | how, "stream": stream}
+    got = told(ask_for if path == COMPLETIONS else good(**{k: v for k, v in ask_for.items() if k != "prompt"}), path)
+    assert got.status == 400
+    assert "segments=True" in got.message and "vLLM cannot" in got.message
+    assert "Leave segments out" in got.message and "ckcontrol.generate" in got.message
+
+
 @pytest.mark.parametrize("ck", [5, "x", [], True, {}, HUGE[:100_000]], ids=range(6))
 def test_ck_is_an_object_that_says_what_to_steer_by(ck: Any) -> None:
     assert told(good(ck=ck)).status == 400

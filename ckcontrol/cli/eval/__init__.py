@@ -1,1 +1,1 @@
-"""The `ckcontrol eval` commands: run, merge, report, compare, build-conflicts."""
+"""The `ckcontrol eval` commands: run, merge, report, compare, export-pairs, build-conflicts."""

@@ -16,7 +16,7 @@ from ...decoding.prompts import build_pair, opens_with_thought
 from ...errors import ServingError
 from ...serving.json_values import HEADS, integer
 from ...serving.read_request import CHAT, COMPLETIONS, Steered
-from ...serving.read_texts import BUILT
+from ...serving.read_texts import BUILT, tools_of
 from ..contract.head_masks import pack, salt
 from ..contract.pair_params import CONTEXTUAL, PARAMETRIC, extra_args
 
@@ -90,16 +90,22 @@ class Bodies:
         contextual: Its answer is the reply.
         parametric: Its answer is thrown away.
         thinking: The prompts end in an open thought, as far as that can be known.
+        passages: Those that stand in the prompt; None where it was not made here.
     """
 
     path: str
     contextual: dict[str, Any]
     parametric: dict[str, Any]
     thinking: bool = False
+    passages: tuple[str, ...] | None = None
 
 
 def make_bodies(
-    request: Steered, pair: str, tokenizer: PreTrainedTokenizerBase | None = None, draft: str = ""
+    request: Steered,
+    pair: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    draft: str = "",
+    window: int | None = None,
 ) -> Bodies:
     """Build both bodies.
 
@@ -108,6 +114,7 @@ def make_bodies(
         pair: The pair's name, from `params.new_pair`.
         tokenizer: The served model's; needed with passages, and to know of a chat whether its prompt opens a thought.
         draft: One of `params.drafts`.
+        window: Longest prompt and answer together: passages that were found are cut to it. None cuts nothing.
 
     Raises:
         ServingError: No tokenizer, or a field of the wrong type.
@@ -115,12 +122,14 @@ def make_bodies(
     """
     body = dict(request.body)
     path = request.path
+    passages = None
     if request.texts.source in BUILT:
         if path == CHAT:
             body = _as_completion(body)
         path = COMPLETIONS
         body.pop("chat_template_kwargs", None)  # they are in the prompts
-        prompts = _prompts(request, tokenizer)
+        prompts = _prompts(request, tokenizer, body.get("max_tokens"), window)
+        passages = prompts.passages
         body["prompt"], other, thinking = list(prompts.contextual), list(prompts.parametric), prompts.thinking
     else:
         variables = body.get("chat_template_kwargs")
@@ -134,7 +143,7 @@ def make_bodies(
     field = "messages" if path == CHAT else "prompt"
     read = {"return_token_ids": True} if request.trace or draft else {}
     parametric = {key: value for key, value in body.items() if key not in _READ} | {field: other, "stream": False}
-    return _named(Bodies(path, body | read, parametric, thinking), request, pair, draft)
+    return _named(Bodies(path, body | read, parametric, thinking, passages), request, pair, draft)
 
 
 def redrafted(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
@@ -159,11 +168,23 @@ def _named(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
     )
 
 
-def _prompts(request: Steered, tokenizer: PreTrainedTokenizerBase | None) -> PromptPair:
+def _prompts(
+    request: Steered, tokenizer: PreTrainedTokenizerBase | None, most: int | None, window: int | None
+) -> PromptPair:
     if tokenizer is None:
         raise ServingError("this server cannot build prompts from passages.", "Give both: ck.prompt or ck.messages.")
-    texts, template = request.texts, request.template
-    return build_pair(tokenizer, texts.question, texts.passages, messages=texts.messages, template=template)
+    texts, tokens, found = request.texts, most or 1, request.texts.source == "retrieve"
+    return build_pair(
+        tokenizer,
+        texts.question,
+        texts.passages,
+        messages=texts.messages,
+        tools=tools_of(request.body),
+        template=request.template,
+        limit=None if window is None or not found else max(0, window - tokens),
+        max_new_tokens=tokens,
+        truncate="passages" if found else None,
+    )
 
 
 def _as_completion(chat: Mapping[str, Any]) -> dict[str, Any]:

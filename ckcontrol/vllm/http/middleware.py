@@ -24,7 +24,7 @@ from ...serving.page import SafeHeaders, is_page, page, told_model
 from ...serving.read_request import PATHS, Steered, read_request
 from ...serving.read_texts import BUILT
 from ...serving.replies import Refusal
-from ...serving.retrieve import Retriever
+from ...serving.retrieve import Retriever, opened
 from ...serving.steered_reply import SteeredReply, refuse
 from ..contract import fallback
 from ..contract.pair_params import new_pair
@@ -37,9 +37,10 @@ from .server import Server
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["INDEX", "CKMiddleware"]
+__all__ = ["EMBEDDER", "INDEX", "CKMiddleware"]
 
 INDEX = "CKCONTROL_VLLM_INDEX"  # the folder of the index for ck.retrieve
+EMBEDDER = "CKCONTROL_VLLM_EMBEDDER"  # where its embedder is now
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
 log = logging.getLogger("ckcontrol.vllm")
@@ -136,7 +137,7 @@ class CKMiddleware:
                 await server.check_lengths(request.body)
                 await server.check_lengths({**request.body, "prompt": request.texts.parametric})
             pairs = [new_pair() for _ in names]
-            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0])
+            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0], server.window)
             unfit = server.unfit(bodies)
             if unfit and not self._falls_back:
                 raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or have the cache enlarged.")
@@ -198,6 +199,7 @@ class CKMiddleware:
             send=send,
             translated=route.path != request.path,
             thinking=bodies.thinking,
+            passages=bodies.passages,
         )
         if not lost:
             if len(pairs) == 1:
@@ -216,13 +218,7 @@ class CKMiddleware:
 def _index_from_env() -> Any:
     """Open the index that `INDEX` names, and load its embedder; None where it is not set."""
     folder = os.environ.get(INDEX, "").strip()
-    if not folder:
-        return None
-    from ...retrieval import Index
-
-    index = Index.open(folder)
-    index.embedder  # noqa: B018  loads it
-    return index
+    return opened(folder, os.environ.get(EMBEDDER)) if folder else None
 
 
 async def _tokenizer(server: Server, request: Steered) -> PreTrainedTokenizerBase | None:

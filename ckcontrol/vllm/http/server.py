@@ -50,6 +50,14 @@ class Server:
         """Whether vLLM itself takes thoughts out of chats: the server was started with a reasoning parser."""
         return bool(getattr(self._args, "reasoning_parser", None))
 
+    @property
+    def window(self) -> int | None:
+        """Longest prompt and answer together, in tokens; None where it is not known."""
+        found = getattr(
+            getattr(getattr(self._client, "vllm_config", None), "model_config", None), "max_model_len", None
+        )
+        return found if isinstance(found, int) else None
+
     async def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the served model's tokenizer, with the server's chat template; loaded at the first call.
 

@@ -1,0 +1,147 @@
+"""Overrides on COUNTERFACT: do edits hold, do other wordings find them, and is everything else left alone?
+
+    python benchmarks/overrides.py COUNTERFACT.json --half choose --steer      which nearness, which steering
+    python benchmarks/overrides.py COUNTERFACT.json --json FILE                the report: docs/overrides.md
+
+Subjects are split in halves by their hash; wordings by `overrides_data`. Scope is told for every edit and question of
+the half, with all its edits in one store; answers are given to a sample by hash, as they cost a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from overrides_data import Edit, edits, is_report, others, questions
+
+import ckcontrol as ck
+from ckcontrol.rates import wilson
+from ckcontrol.retrieval import Embedder, Index, Overrides, Passage
+
+PASSAGES = 100  # of the demo's corpus: what is found beside the overrides
+TOKENS = 20
+BATCH = 20
+
+
+def order(text: str) -> str:
+    return hashlib.sha256(f"sample {text}".encode()).hexdigest()
+
+
+def holds(edit: Edit, text: str) -> bool:
+    """Return whether an answer gives the new fact, and not the old one before it."""
+    said = text.lower()
+    new, true = said.find(edit.new.lower()), said.find(edit.true.lower())
+    return new >= 0 and not 0 <= true < new
+
+
+def rate(hits: Sequence[bool]) -> dict[str, Any]:
+    count, low_high = sum(hits), wilson(sum(hits), len(hits))
+    return {"hits": count, "n": len(hits), "rate": round(count / max(len(hits), 1), 4), "interval": low_high}
+
+
+def asked(rag: Any, texts: list[str], **options: Any) -> list[Any]:
+    return [a for start in range(0, len(texts), BATCH) for a in rag.ask(texts[start : start + BATCH], **options)]
+
+
+def scope(store: Overrides, half: list[Edit], away: list[Edit], report: bool) -> dict[str, Any]:
+    """Tell which questions are in scope of which edit; `away` are subjects that no edit is about."""
+    def found(pairs: list[tuple[Edit, str]]) -> list[bool]:
+        facts = store.find([text for _, text in pairs])
+        return [fact is not None and fact[0].subject == edit.subject for (edit, _), fact in zip(pairs, facts, strict=True)]
+
+    beside = [(edit, text) for edit in half for text in others(edit, report)]
+    far = [text for edit in away for text in (edit.prompt, *questions(edit, report), *others(edit, report))]
+    wrong = store.find([text for _, text in beside])
+    elsewhere = store.find(far)
+    return {
+        "own prompt": rate(found([(edit, edit.prompt) for edit in half])),
+        "other wordings": rate(found([(edit, text) for edit in half for text in questions(edit, report)])),
+        "same subject, other question: silent": rate([fact is None for fact in wrong]),
+        "other subjects: silent": rate([fact is None for fact in elsewhere]),
+        "wrongly in scope": sorted({text for (_, text), fact in zip(beside, wrong, strict=True) if fact})[:20]
+        + sorted(text for text, fact in zip(far, elsewhere, strict=True) if fact)[:20],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--half", choices=("choose", "report"), default="report")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--sample", type=int, default=60, help="edits that are answered; 0: scope alone")
+    parser.add_argument("--steer", action="store_true", help="compare ways to steer towards a statement, and stop")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    report = given.half == "report"
+    every = edits(given.data)
+    half = [edit for edit in every if is_report(edit.subject) == report]
+    away = [edit for edit in every if is_report(edit.subject) != report]
+    facts = [{"subject": edit.subject, "prompt": edit.prompt, "answer": edit.new} for edit in half]
+    embedder = Embedder("demo")
+    store = Overrides(facts, embedder)
+    start = time.process_time()
+    result: dict[str, Any] = {"half": given.half, "edits": len(half), "near": store.near, "passages": PASSAGES}
+    result["scope"] = scope(store, half, away, report)
+    result["scope seconds"] = round(time.process_time() - start, 2)
+    print(json.dumps(result, indent=1), flush=True)
+    sample = sorted(half, key=lambda edit: order(edit.subject))[: given.sample]
+    model, tokenizer = ck.load(given.model)
+    if given.steer:
+        for control in (ck.Control("cad", cad_alpha=1.0), ck.Control("cad", cad_alpha=2.0), ck.Control(alpha=0.0), ck.Control("off")):
+            start = time.process_time()
+            texts = [(edit, text) for edit in sample for text in (edit.prompt, questions(edit, report)[0])]
+            told = [[f"{edit.prompt} {edit.new}."] for edit, _ in texts]
+            answers: list[Any] = []
+            for first in range(0, len(texts), BATCH):
+                part = slice(first, first + BATCH)
+                answers += ck.generate(
+                    model, tokenizer, [text for _, text in texts[part]], told[part], control=control, max_new_tokens=TOKENS
+                )
+            held = [holds(edit, answer.text) for (edit, _), answer in zip(texts, answers, strict=True)]
+            print(control, {"own prompt": rate(held[::2]), "other wording": rate(held[1::2])}, time.process_time() - start, flush=True)
+            print([(text, a.text) for (_, text), a, ok in zip(texts, answers, held, strict=True) if not ok][:6])
+        return
+    if sample:
+        lines = (Path(ck.__file__).parent / "demo" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = sorted({json.loads(line)["text"] for line in lines}, key=order)[:PASSAGES]
+        index = Index.build([Passage(f"p{n}", text) for n, text in enumerate(texts)], embedder)
+        options = {"k": 1, "max_new_tokens": TOKENS}
+        plain = ck.Rag(model, index, tokenizer=tokenizer, overrides=(), **options)
+        edited = ck.Rag(model, index, tokenizer=tokenizer, overrides=store, **options)
+        result["sample"] = len(sample)
+        start = time.process_time()
+        for name, pairs in (
+            ("own prompt", [(edit, edit.prompt) for edit in sample]),
+            ("other wording", [(edit, questions(edit, report)[-1]) for edit in sample]),
+        ):
+            answers = asked(edited, [text for _, text in pairs])
+            before = asked(plain, [text for _, text in pairs])
+            result[name] = rate([holds(edit, a.text) for (edit, _), a in zip(pairs, answers, strict=True)])
+            result[f"{name}, without"] = rate([holds(edit, a.text) for (edit, _), a in zip(pairs, before, strict=True)])
+            in_scope = [a.override is not None for a in answers]
+            result[f"{name}, applied"] = rate(in_scope)
+            right = [holds(edit, a.text) for (edit, _), a in zip(pairs, answers, strict=True) if a.override]
+            result[f"{name}, where applied"] = rate(right)
+            result[f"{name}, failed"] = [
+                (text, a.text, bool(a.override)) for (e, text), a in zip(pairs, answers, strict=True) if not holds(e, a.text)
+            ]
+            print(json.dumps({key: value for key, value in result.items() if key.startswith(name)}, indent=1), flush=True)
+        near = [others(edit, report)[place % 4] for place, edit in enumerate(sample)]
+        far = [questions(edit, report)[0] for edit in sorted(away, key=lambda edit: order(edit.subject))[: len(sample)]]
+        both = zip(asked(edited, near + far), asked(plain, near + far), strict=True)
+        same = [one.answer.token_ids == other.answer.token_ids and one.override is None for one, other in both]
+        result["other questions: same tokens"] = rate(same[: len(near)])
+        result["other subjects: same tokens"] = rate(same[len(near) :])
+        result["answer seconds"] = round(time.process_time() - start, 1)
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
