@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import io
 import json
 import os
 import runpy
@@ -30,7 +31,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve()
 AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH_", "VLLM_", "PYTHON", "LD_")  # variables that a fork would be too late for
-ANY_TIME = ("PYTHONIOENCODING", "PYTHONPATH")
+ANY_TIME = ("PYTHONIOENCODING", "PYTHONPATH", "PYTHONUNBUFFERED")
 MODELS = (
     "transformers.generation",
     "transformers.models.auto.modeling_auto",
@@ -73,6 +74,7 @@ class Warm:
 
 def serve(path: str, modules: list[str]) -> list[str] | None:
     """Wait for programs until stdin closes; in a fork, return the program that it is."""
+    sys.path.pop(0)  # this folder, which is nobody's
     for name in modules:
         try:
             importlib.import_module(name)
@@ -115,7 +117,8 @@ def keep(asked: socket.socket) -> list[str] | None:
         while True:
             ready, _, _ = select.select([asked, ended], [], [])
             if ended in ready:
-                asked.sendall(b"%d\n" % os.waitpid(pid, 0)[1])
+                with contextlib.suppress(OSError):  # the caller was killed meanwhile
+                    asked.sendall(b"%d\n" % os.waitpid(pid, 0)[1])
                 os._exit(0)
             sent = asked.recv(1)
             os.kill(pid, sent[0] if sent else signal.SIGKILL)
@@ -138,8 +141,9 @@ def keep(asked: socket.socket) -> list[str] | None:
         if number in told["streams"]:
             how = (errors or "strict") if number < 2 else "backslashreplace"
             stream = open(number, "w" if number else "r", encoding=encoding, errors=how, closefd=False)
-            if number == 2:
-                stream.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
+            if isinstance(stream, io.TextIOWrapper) and number:
+                at_once = bool(os.environ.get("PYTHONUNBUFFERED"))
+                stream.reconfigure(line_buffering=at_once or number == 2, write_through=at_once)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     return list(told["program"])
@@ -154,8 +158,8 @@ def become(program: list[str]) -> None:
     try:
         perform(program)
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        if status == 1 and end.code != 1:
+        status = end.code & 255 if isinstance(end.code, int) else int(end.code is not None)
+        if status and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
@@ -163,11 +167,12 @@ def become(program: list[str]) -> None:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
     except (OSError, ValueError) as error:
         with contextlib.suppress(OSError):
-            print(f"Exception ignored on flushing sys.stdout:\n{error}", file=sys.stderr)
+            print(f"Exception ignored:\n{type(error).__name__}: {error}", file=sys.stderr)
         status = 120
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
@@ -178,16 +183,19 @@ def become(program: list[str]) -> None:
 def perform(program: list[str]) -> None:
     """Run it; what it raises is raised."""
     how, *rest = program
-    if how == "-c":
-        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        exec(compile(rest[0], "<string>", "exec", dont_inherit=True), vars(sys.modules["__main__"]))
-    elif how == "-m":
-        sys.argv, sys.path[0] = rest, os.getcwd()
+    if how == "-m":
+        sys.argv, sys.path[:0] = rest, [os.getcwd()]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        return
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if how == "-c":
+        sys.argv, sys.path[:0] = ["-c", *rest[1:]], [""]
+        code, name = rest[0].encode(), "<string>"
     else:
-        sys.argv, sys.path[0] = program, str(Path(how).parent)
-        runpy.run_path(how, run_name="__main__")
+        sys.argv, sys.path[:0] = program, [os.path.dirname(os.path.abspath(how))]
+        code, name = Path(how).read_bytes(), os.path.abspath(how)
+        main.__file__ = name
+    exec(compile(code, name, "exec", dont_inherit=True), vars(main))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

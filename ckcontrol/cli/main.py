@@ -8,6 +8,7 @@ traceback is shown unless CKCONTROL_DEBUG=1.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -228,6 +229,8 @@ def _report(error: Exception, command: Any, given: Sequence[str] = ()) -> int:
         return 2 if bad else 1
     if isinstance(error, OSError) and error.strerror:  # of a stream, which has no name: a full disk
         _complain(f"{error.strerror}.")
+        with contextlib.suppress(OSError):
+            process.finish(1)  # drops what is left, or the interpreter complains of it too
         return 1
     _complain(f"unexpected {type(error).__name__}: {error} Set CKCONTROL_DEBUG=1 for the traceback.")
     return 1

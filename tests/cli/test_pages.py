@@ -8,6 +8,7 @@ pyproject.toml. The how-to is run on the tiny model.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -23,6 +24,7 @@ from pathlib import Path
 import pytest
 
 import ckcontrol.policies.base as registry
+from ckcontrol.cli import options
 from ckcontrol.cli.main import main
 
 from ..unit.test_packaging import project
@@ -104,6 +106,7 @@ class Reader:
 def reader(tmp_path: Path, warm: Warm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(options, "load", functools.cache(options.load))  # of what is called here: once for a page
     someone = Reader(tmp_path, warm.bin)
     yield someone
     someone.leaves()

@@ -46,9 +46,14 @@ def test_a_reader_that_goes_away_is_no_failure(
         (f"run {ASK} --stream >&-", "0", ""),
         (f"run {ASK} --alpha 2 2>&-", "2", ""),
         (f"run {ASK} >/dev/full", "1", "No space left on device"),
+        ("--version >/dev/full", "1", "No space left on device"),
     ],
 )
-def test_closed_and_full_streams(line: str, code: str, says: str, warm: Warm) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_closed_and_full_streams(
+    line: str, code: str, says: str, unbuffered: str, warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     if "/dev/full" in line and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     out, err = shell(f"{warm.python} -m ckcontrol {line}; echo $?")

@@ -20,9 +20,7 @@ _spec = importlib.util.spec_from_file_location("site_conf", DOCS / "conf.py")
 assert _spec is not None and _spec.loader is not None
 conf = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(conf)
-PAGES = [
-    path for path in tracked() if path.suffix == ".md" and path.parent.parts[len(ROOT.parts) :][:1] in ((), ("docs",))
-]
+PAGES = [path for path in tracked() if path.suffix == ".md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

@@ -38,8 +38,12 @@ def test_a_fork_is_like_a_start(name: str, warm: Warm, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full"])
-def test_it_has_the_streams_of_the_caller(streams: str, warm: Warm, tmp_path: Path) -> None:
-    code = "import sys; print(1); open('told', 'w').write(repr([s and s.fileno() for s in (sys.stdin, sys.stdout, sys.stderr)]))"
+def test_it_has_the_streams_of_the_caller(
+    streams: str, warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    streams_there = "[s is None or s.fileno() for s in (sys.stdin, sys.stdout, sys.stderr)]"
+    code = f"import sys; print(1); open('told', 'w').write(repr({streams_there}))"
     seen = []
     for python in (sys.executable, warm.python):
         line = f'{python} -c "{code}" {streams}; echo $?'
@@ -50,8 +54,8 @@ def test_it_has_the_streams_of_the_caller(streams: str, warm: Warm, tmp_path: Pa
 
 def test_it_hears_signals_and_has_what_was_imported(warm: Warm) -> None:
     code = (
-        "import sys, time\nprint('torch' in sys.modules, 'ckcontrol' in sys.modules, flush=True)\n"
-        "try: time.sleep(60)\nexcept KeyboardInterrupt: print('heard', flush=True)\ntime.sleep(60)"
+        "import sys, time\ntry:\n    print('torch' in sys.modules, 'ckcontrol' in sys.modules, flush=True)\n"
+        "    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('heard', flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([warm.python, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "True False\n"

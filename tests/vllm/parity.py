@@ -76,13 +76,25 @@ class Case:
     want: list[int]
     taus: list[float]
     final: list[float]
-    plain: list[int]
+    plain: list[int] | None
 
 
-def make_cases(model: Any, tokenizer: Any, count: int, *, longest: int = 1500, new_tokens: int = 24) -> list[Case]:
-    """Return `count` cases with contexts of 20 to `longest` tokens, every policy and way of drawing among them."""
+def make_cases(
+    model: Any,
+    tokenizer: Any,
+    count: int,
+    *,
+    longest: int = 1500,
+    new_tokens: int = 24,
+    first: int | None = None,
+    plain: bool = False,
+) -> list[Case]:
+    """Return `count` cases with contexts of 20 to `longest` tokens, every policy and way of drawing among them.
+
+    Or the `first` of them; `plain` says whether to ask without steering too.
+    """
     r, cases = random.Random(0), []
-    for i in range(count):
+    for i in range(count if first is None else first):
         control, draw = CONTROLS[i % len(CONTROLS)], DRAWS[(i // 2) % len(DRAWS)]
         options = GenerateOptions(max_new_tokens=new_tokens + i % 5, seed=100 + i, **draw)
         size = int(20 * (longest / 20) ** (i / max(1, count - 1)))
@@ -92,7 +104,8 @@ def make_cases(model: Any, tokenizer: Any, count: int, *, longest: int = 1500, n
         question = QUESTIONS[i % len(QUESTIONS)]
         pair = build_pair(tokenizer, question, passages)
         answer = generate(model, tokenizer, question, passages, control=control, **options.to_dict())
-        off = generate(model, tokenizer, question, passages, control=Control(method="off"), **options.to_dict())
+        off = Control("off")
+        alone = generate(model, tokenizer, question, passages, control=off, **options.to_dict()) if plain else None
         cases.append(
             Case(
                 list(pair.contextual),
@@ -102,7 +115,7 @@ def make_cases(model: Any, tokenizer: Any, count: int, *, longest: int = 1500, n
                 list(answer.token_ids),
                 [t.tau for t in answer.tokens],
                 [t.logp_final for t in answer.tokens],
-                list(off.token_ids),
+                list(alone.token_ids) if alone else None,
             )
         )
     return cases

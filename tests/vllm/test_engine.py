@@ -44,13 +44,13 @@ SCENARIOS = {
 @pytest.fixture(scope="session")
 def small_cases(small):
     _, model, tokenizer = small
-    return parity.make_cases(model, tokenizer, 33, new_tokens=16)
+    return parity.make_cases(model, tokenizer, 33, new_tokens=16, first=12 if V2 else None, plain=not V2)
 
 
 @pytest.fixture(scope="session")
 def tight_cases(small):
     _, model, tokenizer = small
-    return parity.make_cases(model, tokenizer, 16, longest=200, new_tokens=60)
+    return parity.make_cases(model, tokenizer, 16, longest=200, new_tokens=60, first=7 if V2 else None)
 
 
 def ordinary(cases: list[parity.Case], count: int = 4, **more: object) -> list[dict]:
@@ -105,7 +105,6 @@ def test_pairs_answer_as_generate_does(name: str, small, small_cases: list[parit
 def test_preempted_pairs_go_on_where_they_were(asynchronous: bool, small, tight_cases: list[parity.Case]) -> None:
     """The KV cache holds two pairs or three; on a CPU asynchronous scheduling is forced, one step ahead."""
     folder, model, tokenizer = small
-    tight_cases = tight_cases[:7] if V2 else tight_cases
     engine = {
         "max_model_len": 448,
         "block_size": 32,
