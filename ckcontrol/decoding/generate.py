@@ -15,12 +15,15 @@ from ..control import Control, controls_for
 from ..errors import ControlError, NonFiniteLogits, PromptError
 from .conversation import conversations
 from .endings import ends_streamer
-from .inputs import plan_of
+from .inputs import plan_of, with_sources
 from .loop import decode
 from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from .source_step import SourceRun
+from .source_step import told as told_sources
+from .sources import build_sources
 from .structured import structure_of
 from .token_texts import Said, pieces, said
 
@@ -98,6 +101,8 @@ def generate(
     truncate: str | None = None,
     processors: Sequence[Any] = (),
     criteria: Sequence[Any] = (),
+    sources: Any = None,
+    combine: Any = None,
     json_schema: Any = None,
     grammar: str | None = None,
     regex: str | None = None,
@@ -125,6 +130,11 @@ def generate(
         processors: transformers logits processors, or functions of ids [B, L] and scores [B, V] like them. They see
             the fused scores once, after the penalty and before temperature, top-k and top-p; row i is question i.
         criteria: transformers stopping criteria, beside the end tokens; row i is question i.
+        sources: ``"each"``: beside memory and all passages together, every passage is a source of its own, and the
+            streams of all run side by side; or a list with the places of each group's passages, from 0, and `Source`s:
+            see docs/sources.md. None: two streams.
+        combine: How the sources are put together. None: as `control` says of two streams, source by source;
+            ``"replug"``, ``"min-entropy"``, ``"avg-entropy"``; or weights by the sources' names, which sum to 1.
         json_schema: The answer is JSON that meets this schema: a mapping, a text or a pydantic class. Of two streams
             and of every draft alike, nothing else can be said. Needs the extra ``[grammar]``.
         grammar: The answer is derived from ``root`` of this EBNF grammar (xgrammar's form of GBNF) instead.
@@ -154,21 +164,24 @@ def generate(
     check_model(model)
     check_tokenizer(model, tokenizer)
     limit, model_ends = position_limit(model), eos_ids(model)
-    pairs = [
-        build_pair(
-            tokenizer,
-            passages=given,
-            **one,
-            tools=tools,
-            template=template,
-            template_kwargs=template_kwargs,
-            limit=None if limit is None else max(0, limit - chosen.max_new_tokens),
-            max_new_tokens=chosen.max_new_tokens,
-            truncate=truncate,
-            ends=model_ends,
-        )
-        for one, given in zip(asked, passage_lists, strict=True)
-    ]
+    how: dict[str, Any] = {
+        "tools": tools,
+        "template": template,
+        "template_kwargs": template_kwargs,
+        "limit": None if limit is None else max(0, limit - chosen.max_new_tokens),
+        "max_new_tokens": chosen.max_new_tokens,
+        "truncate": truncate,
+        "ends": model_ends,
+    }
+    if sources is None and combine is not None:
+        raise ControlError(f"combine={combine!r:.60} without sources.", "Pass sources='each' too.")
+    each = list(zip(asked, passage_lists, strict=True))
+    prompts = None
+    if sources is not None:
+        prompts = [build_sources(tokenizer, passages=given, sources=sources, **one, **how) for one, given in each]
+        pairs = [one.pair for one in prompts]
+    else:
+        pairs = [build_pair(tokenizer, passages=given, **one, **how) for one, given in each]
 
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     structure = structure_of(
@@ -197,12 +210,14 @@ def generate(
         structure=structure,
         streamer=streamer,
     )
+    if prompts is not None:
+        plan = with_sources(plan, model, tokenizer, prompts, combine, control)
     drafts, recorder = plan.drafts, plan.recorder
 
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
         return [
-            _answer(tokenizer, *row, ends, chosen, recorder, i)
+            _answer(tokenizer, *row, ends, chosen, recorder, i, plan.sources)
             for i, row in enumerate(zip(pairs, controls, ids, told, strict=True))
         ]
 
@@ -253,15 +268,17 @@ def _answer(
     chosen: GenerateOptions,
     recorder: Recorder | None,
     row: int,
+    sources: SourceRun | None = None,
 ) -> Answer:
     def read(token_ids: Sequence[int]) -> Said:
         return said(tokenizer, token_ids, stop=chosen.stop, ends=ends, thinking=pair.thinking)
 
     answer = read(ids)
+    tokens = () if recorder is None else recorder.traces(row, pieces(tokenizer, ids))
     stopped = bool(ids) and (ids[-1] in ends or len(ids) < chosen.max_new_tokens)
     return Answer(
         text=answer.text,
-        tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
+        tokens=tokens if sources is None else sources.traces(row, tokens),
         token_ids=tuple(ids),
         question=pair.question,
         passages=pair.passages,
@@ -271,4 +288,5 @@ def _answer(
         parametric_tokens=len(pair.parametric),
         drafts=tuple(replace(d, text=read(d.token_ids).text) for d in drafts),
         thinking=answer.thinking,
+        sources=() if sources is None else told_sources(sources.prompts[row]),
     )

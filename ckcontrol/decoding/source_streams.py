@@ -18,7 +18,7 @@ from torch import Tensor
 from ..fusion.distributions import entropy, log_probs
 from .attention_kernels import steady_attention
 from .matmul import few_row_products
-from .pair_cache import PairCache, can_share_forward, leave_pair_attention, pair_attention, parted
+from .pair_cache import PairCache, can_share_forward, pair_attention, parted
 from .sources import SourcePrompts
 from .streams import Stream, last_logits, running
 
@@ -155,7 +155,7 @@ class SourceStreams:
             for stream in streams:
                 stream.advance()
             fed = torch.cat([each[i] for i in group.places])[:, None]
-            with self._around(group.model, group.places), pair_attention(group.model, self):
+            with self._around(group.model, group.places), pair_attention(group.model, self.streams[-1]):
                 output = group.model(
                     input_ids=fed.to(streams[0].input_ids.device),
                     position_ids=torch.cat([stream.position for stream in streams]),
@@ -177,11 +177,6 @@ class SourceStreams:
         for group in self._groups:
             if group.pair is not None:
                 group.pair.batch_select_indices(rows)
-
-    def leave(self) -> None:
-        """Put every model's attention back; does no harm where it is in place."""
-        for group in self._groups:
-            leave_pair_attention(group.model, self)
 
     @torch.no_grad()
     def score(self, row: int, drafts: Sequence[Sequence[int]]) -> list[list[Reading]]:
@@ -224,7 +219,7 @@ class SourceStreams:
         stack.enter_context(running(*map(_role, places)))
         if any(group.shares for group in self._groups):
             stack.enter_context(few_row_products(model.device, model.dtype))
-            stack.enter_context(steady_attention(model.device, self))
+            stack.enter_context(steady_attention(model.device, self.streams[-1]))
         return stack
 
     def _join(self, group: _Group, caches: list[Any]) -> None:
