@@ -15,7 +15,7 @@ from typing import Any
 from .citations import Sentence, cite
 from .control import Control
 
-__all__ = ["Answer", "Draft", "TokenTrace"]
+__all__ = ["Answer", "Draft", "SourceTold", "TokenTrace"]
 
 SCHEMA = 1
 
@@ -85,6 +85,28 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class SourceTold:
+    """What one source says of the answer that was given, where answers are weighed across sources.
+
+    Attributes:
+        name: ``"memory"``, ``"passage 1"`` or ``"passages 1+3"`` (counted from 1), and ``"all"``.
+        passages: Places of its passages in the question's, from 0.
+        stance: ``"supports"``: it gives the same answer; ``"contradicts"``: another; ``"silent"``: it is beside the
+            point, or says nothing.
+        text: What it answers by itself.
+        surprise: Length of its surprises at the answer given, ``sqrt(sum(log p ** 2))``, in nats.
+        surprise_own: The same at its own answer.
+    """
+
+    name: str
+    passages: tuple[int, ...]
+    stance: str
+    text: str
+    surprise: float
+    surprise_own: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """One steered answer and the reasons for it.
 
@@ -101,6 +123,10 @@ class Answer:
         drafts: What the answer was chosen from, where the method chooses between whole answers; else empty.
         thinking: What the model thought before it answered (``<think>...</think>``, also where it ran out of tokens
             before it closed); None where it did not think.
+        sources: What every source says of this answer, with ``sources="each"`` and a method of whole answers; else
+            empty.
+        disputed: Passages that bear on the question give several answers, or memory knows another; False without
+            `sources`.
     """
 
     text: str
@@ -114,6 +140,8 @@ class Answer:
     parametric_tokens: int
     drafts: tuple[Draft, ...] = ()
     thinking: str | None = None
+    sources: tuple[SourceTold, ...] = ()
+    disputed: bool = False
 
     @property
     def switched(self) -> int:
@@ -152,7 +180,8 @@ class Answer:
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
         tokens = [{name: _finite(value) for name, value in asdict(token).items()} for token in self.tokens]
         drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
-        return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts}
+        sources = [{name: _finite(value) for name, value in asdict(source).items()} for source in self.sources]
+        return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts, "sources": sources}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the answer as one JSON object (one line unless `indent` is given, so answers append to JSONL)."""
@@ -165,6 +194,8 @@ class Answer:
         values["tokens"] = tuple(TokenTrace(**token) for token in values["tokens"])
         drafts = [{**draft, "token_ids": tuple(draft["token_ids"])} for draft in values.get("drafts", ())]
         values["drafts"] = tuple(Draft(**draft) for draft in drafts)
+        sources = [{**source, "passages": tuple(source["passages"])} for source in values.get("sources", ())]
+        values["sources"] = tuple(SourceTold(**source) for source in sources)
         values["control"] = Control.from_dict(values["control"])
         for name in ("token_ids", "passages"):
             values[name] = tuple(values[name])

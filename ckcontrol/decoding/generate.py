@@ -21,6 +21,7 @@ from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from .source_drafts import check_beside, sourced, tell
 from .structured import structure_of
 from .token_texts import Said, pieces, said
 
@@ -43,6 +44,7 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -60,6 +62,7 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -77,6 +80,7 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -101,6 +105,7 @@ def generate(
     json_schema: Any = None,
     grammar: str | None = None,
     regex: str | None = None,
+    sources: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -129,6 +134,9 @@ def generate(
             and of every draft alike, nothing else can be said. Needs the extra ``[grammar]``.
         grammar: The answer is derived from ``root`` of this EBNF grammar (xgrammar's form of GBNF) instead.
         regex: The answer is a full match of this regular expression instead.
+        sources: ``"each"``: with a method of whole answers, memory, every passage and all of them together each write
+            an answer and read the others', and what each says is told in `Answer.sources`; see `build_sources` for
+            lists. The order of the passages then does not matter, but at alpha 0.5.
         streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once, also if
             the question is refused.
         options: How tokens are drawn and when to stop, as one value.
@@ -153,21 +161,29 @@ def generate(
     controls = controls_for(control, len(asked))
     check_model(model)
     check_tokenizer(model, tokenizer)
-    limit, model_ends = position_limit(model), eos_ids(model)
+    limit = position_limit(model)
+    how: dict[str, Any] = {
+        "tools": tools,
+        "template": template,
+        "template_kwargs": template_kwargs,
+        "limit": None if limit is None else max(0, limit - chosen.max_new_tokens),
+        "max_new_tokens": chosen.max_new_tokens,
+        "truncate": truncate,
+        "ends": eos_ids(model),
+    }
+    if sources is not None:
+        check_beside(processors, criteria, chosen, json_schema, grammar, regex)
+
+        def plain(place: int) -> Answer:
+            one: dict[str, Any] = {**asked[place], "passages": passage_lists[place], "control": controls[place]}
+            one |= {name: how[name] for name in ("tools", "template", "template_kwargs", "truncate")}
+            return generate(model, tokenizer, **one, options=chosen)
+
+        made = sourced(model, tokenizer, asked, passage_lists, controls, chosen, sources=sources, how=how, plain=plain)
+        tell(streamer, made)
+        return made[0] if single else made
     pairs = [
-        build_pair(
-            tokenizer,
-            passages=given,
-            **one,
-            tools=tools,
-            template=template,
-            template_kwargs=template_kwargs,
-            limit=None if limit is None else max(0, limit - chosen.max_new_tokens),
-            max_new_tokens=chosen.max_new_tokens,
-            truncate=truncate,
-            ends=model_ends,
-        )
-        for one, given in zip(asked, passage_lists, strict=True)
+        build_pair(tokenizer, passages=given, **one, **how) for one, given in zip(asked, passage_lists, strict=True)
     ]
 
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
