@@ -23,7 +23,7 @@ from .segments import seed_of_round, segment, segmented
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-__all__ = ["reference_generate"]
+__all__ = ["reference_drafts", "reference_generate"]
 
 
 @torch.no_grad()
@@ -149,3 +149,42 @@ def reference_generate(
         ids, more = chosen(answer, number)
         answer, number = [*answer, *ids], number + 1
     return answer
+
+
+@torch.no_grad()
+def reference_drafts(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos: Collection[int] = (),
+    vocab_size: int | None = None,
+) -> tuple[list[list[int]], list[list[list[float]]]]:
+    """Let every source of a question write its own answer, greedily, and read those of all.
+
+    Args:
+        model: Any decoder-only model.
+        prompts: Ids of each source's prompt.
+        max_new_tokens: Longest answer.
+        eos: Ids that end an answer.
+        vocab_size: Number of ids the tokenizer knows; the others are never said. None: the model's width.
+
+    Returns:
+        The ids of each draft, [S][T], and the log-probability of each token of each draft in each source, [S][S][T].
+    """
+
+    def logp(ids: Sequence[int]) -> torch.Tensor:
+        row = torch.tensor([list(ids)], device=input_device(model))
+        return model(row, use_cache=False).logits[0, -1, :vocab_size].float().log_softmax(-1)  # type: ignore[no-any-return]
+
+    drafts = []
+    for prompt in prompts:
+        draft: list[int] = []
+        while len(draft) < max_new_tokens and not (draft and draft[-1] in eos):
+            draft.append(int(logp([*prompt, *draft]).argmax()))
+        drafts.append(draft)
+    read = [
+        [[float(logp([*prompt, *draft[:at]])[token]) for at, token in enumerate(draft)] for draft in drafts]
+        for prompt in prompts
+    ]
+    return drafts, read
