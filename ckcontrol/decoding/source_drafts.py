@@ -23,7 +23,7 @@ from ..policies import Dial, Policy, SourceDraft, first_sentence, surprise, weig
 from .inputs import processors_for, stream_of
 from .loop import Draw
 from .options import GenerateOptions
-from .prompts import passage_list, passage_text
+from .prompts import build_pair, passage_list, passage_text
 from .refusals import check_tokenizer, eos_ids
 from .source_streams import Reading, SourceStreams, slots
 from .sources import Source, SourcePrompts, build_sources, check_room, read_sources
@@ -277,8 +277,8 @@ def sourced(
     ends = sorted({*eos_ids(model, tokenizer), *options.stop_token_ids})
     policies = [check_answers(control.policy()) for control in controls]
     built = [_prompts(tokenizer, one, given, sources, how) for one, given in zip(asked, passages, strict=True)]
-    several = [place for place, (_, prompts) in enumerate(built) if prompts.several]
-    check_room(model, [built[place][1] for place in several], options.max_new_tokens)
+    several = [place for place, one in enumerate(built) if one.prompts.several]
+    check_room(model, [built[place].prompts for place in several], options.max_new_tokens)
     answers = {
         place: plain(place) for place in range(len(asked)) if place not in several or len(policies[place].drafts) == 1
     }
@@ -287,7 +287,7 @@ def sourced(
     made = write_drafts(
         model,
         tokenizer,
-        [built[place][1] for place in several],
+        [built[place].prompts for place in several],
         options,
         ends=ends,
         vocab_size=check_tokenizer(model, tokenizer),
@@ -297,11 +297,19 @@ def sourced(
         ],
     )
     for place, found in zip(several, made, strict=True):
-        order, prompts = built[place]
         answers[place] = _answer(
-            tokenizer, found, prompts, order, controls[place], policies[place], options, ends, answers.get(place)
+            tokenizer, found, built[place], controls[place], policies[place], options, ends, answers.get(place)
         )
     return [answers[place] for place in range(len(asked))]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question's prompts, whose places are canonical; `order` are those of the caller, `kept` what is in all's."""
+
+    prompts: SourcePrompts
+    order: Sequence[int]
+    kept: Sequence[str]
 
 
 def _prompts(
@@ -310,8 +318,12 @@ def _prompts(
     passages: Sequence[Any],
     sources: Any,
     how: Mapping[str, Any],
-) -> tuple[list[int], SourcePrompts]:
-    """Return the prompts of a question with its passages, and its sources, in their canonical order; and that order."""
+) -> _Asked:
+    """Return the prompts of a question, with its passages and its sources in an order that does not depend on theirs.
+
+    Where not all passages fit into one prompt, those at the end of the caller's order are cut there, as they are
+    without sources; each still speaks for itself.
+    """
     texts = [passage_text(f"passage {i + 1}", one) for i, one in enumerate(passage_list("passages", passages))]
     order = canonical(texts)
     wanted = [
@@ -319,14 +331,25 @@ def _prompts(
         for one in read_sources(sources, len(texts))
     ]
     wanted.sort(key=lambda one: (one.model is not None, list(one.passages or ())))
-    return order, build_sources(tokenizer, passages=[texts[place] for place in order], sources=wanted, **asked, **how)
+    rows = [texts[place] for place in order]
+    prompts = build_sources(tokenizer, passages=rows, sources=wanted, **asked, **how)
+    held = prompts.pair.passages
+    kept = [held[order.index(place)] for place in range(len(texts))] if len(held) == len(texts) else []
+    if how.get("truncate") and [" ".join(text.split()) for text in kept] != [" ".join(text.split()) for text in texts]:
+        kept = list(build_pair(tokenizer, passages=texts, **asked, **how).passages)
+        places = [place for place in order if place < len(kept)]
+        whole = build_pair(tokenizer, passages=[kept[place] for place in places], **asked, **how)
+        inside = tuple(order.index(place) for place in range(len(kept)))
+        prompts = replace(
+            prompts, pairs=(*prompts.pairs[:-1], whole), places=(*prompts.places[:-1], tuple(sorted(inside)))
+        )
+    return _Asked(prompts, order, kept)
 
 
 def _answer(
     tokenizer: PreTrainedTokenizerBase,
     found: SourceAnswer,
-    prompts: SourcePrompts,
-    order: Sequence[int],
+    asked: _Asked,
     control: Control,
     policy: Dial,
     options: GenerateOptions,
@@ -334,10 +357,11 @@ def _answer(
     plain: Answer | None,
 ) -> Answer:
     """Return the answer of one question; with `plain`, that one, and what its sources say of it."""
+    prompts = asked.prompts
     sources, question = found.told(prompts), prompts.pair.question
     weighed = weigh(sources, question, policy)
     given = weighed.given
-    places = [tuple(sorted(order[place] for place in own)) for own in prompts.places]
+    places = [tuple(sorted(asked.order[place] for place in own)) for own in prompts.places]
     told = [
         SourceTold(name, own, stance, source.text, source.surprises[given], source.surprises[place])
         for place, (name, own, stance, source) in enumerate(
@@ -356,13 +380,12 @@ def _answer(
     ]
     answer = said(tokenizer, ids, stop=options.stop, ends=ends, thinking=prompts.pair.thinking)
     stopped = ids[-1] in ends or len(ids) < options.max_new_tokens
-    kept = prompts.pair.passages
     return Answer(
         text=answer.text,
         tokens=tuple(tokens) if options.trace else (),
         token_ids=tuple(ids),
         question=question,
-        passages=tuple(text for _, text in sorted(zip(order, kept, strict=False))),
+        passages=tuple(asked.kept),
         control=control,
         finish_reason="stop" if stopped or answer.stopped else "length",
         context_tokens=len(prompts.ids[-1]),

@@ -176,3 +176,47 @@ def test_streamed_tokens_are_the_answer(llama):
     )
     assert [ids[0] for ids in kept.got[1:]] == list(answer.token_ids)
     assert kept.ends == 1
+
+
+def test_what_does_not_fit_is_cut_in_the_order_of_the_caller(llama):
+    passages = [*PASSAGES[0], "x" * 400, "Never in the prompt."]
+    template = ck.PromptTemplate()
+    room = len(ck.build_pair(llama[1], QUESTIONS[0], passages[:3], template=template).contextual) + 40
+    limit = llama[0].config.max_position_embeddings
+    llama[0].config.max_position_embeddings = room + NEW
+    try:
+        answer, plain = (
+            ck.generate(
+                *llama, QUESTIONS[0], passages, control=CONTROLS[1], truncate="passages", max_new_tokens=NEW, **more
+            )
+            for more in ({"sources": "each"}, {})
+        )
+    finally:
+        llama[0].config.max_position_embeddings = limit
+    assert answer.passages == plain.passages
+    assert answer.context_tokens == plain.context_tokens
+    assert answer.sources[-1].passages == (0, 1, 2, 3)
+    assert [source.name for source in answer.sources][5] == "passage 5"
+
+
+@pytest.mark.real
+def test_the_real_model_says_who_says_what(real):
+    passages = [
+        "Since 2021, Ines Novak has been the mayor of Tellin.",
+        "Tellin lies on a river.",
+        "The mayor of Tellin, Ines Novak, opened the bridge.",
+        "Carl Brandt is the mayor of Tellin, a visitor wrote.",
+    ]
+    for order in ([0, 1, 2, 3], [3, 2, 0, 1]):
+        answer = ck.generate(
+            *real,
+            "Who is the mayor of Tellin?",
+            [passages[place] for place in order],
+            control=ck.Control(alpha=0),
+            sources="each",
+            max_new_tokens=12,
+        )
+        assert "Novak" in answer.text
+        assert answer.disputed
+        told = {passages[order[source.passages[0]]]: source.stance for source in answer.sources[1:-1]}
+        assert (told[passages[0]], told[passages[2]], told[passages[3]]) == ("supports", "supports", "contradicts")
