@@ -50,10 +50,14 @@ class Reading:
 def slots(prompts: Sequence[SourcePrompts]) -> list[list[int | None]]:
     """Return, per stream, which prompt of each question it holds; None where the question has none there.
 
-    The streams lie in the order of `SourcePrompts`: memory first, all last.
+    The streams lie in the order of `SourcePrompts`: memory first, all last. A question whose only source is all it has,
+    beside others with several, has that prompt in both places.
     """
     most = max(len(one.names) for one in prompts)
-    inner = [[i if i < len(one.names) - 1 else None for one in prompts] for i in range(1, most - 1)]
+    inner = [
+        [i if i < max(len(one.names) - 1, 2 * (len(one.names) == 2)) else None for one in prompts]
+        for i in range(1, most - 1)
+    ]
     last = [[len(one.names) - 1 for one in prompts]] if most > 1 else []
     return [[0] * len(prompts), *inner, *last]
 

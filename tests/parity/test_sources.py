@@ -37,7 +37,7 @@ def naive(model, ids):
 
 
 def test_slots_put_memory_first_and_all_last(byte):
-    assert slots(prompts_of(byte)) == [[0, 0, 0], [1, None, None], [2, None, None], [3, None, None], [4, 1, 0]]
+    assert slots(prompts_of(byte)) == [[0, 0, 0], [1, 1, None], [2, None, None], [3, None, None], [4, 1, 0]]
 
 
 def test_every_stream_is_a_forward_of_its_own(any_model):

@@ -1,0 +1,146 @@
+"""The algebra of several sources: two are `fuse`, unit weights are copies, order does not matter, nothing is NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckcontrol.errors import ControlError, NonFiniteLogits
+from ckcontrol.fusion.distributions import Shortlist, log_probs
+from ckcontrol.fusion.kernel import average, blend, fuse, regauge, regauge_sources
+
+seeds = st.integers(0, 10_000)
+counts = st.integers(1, 6)
+
+
+def sources(seed: int, count: int, rows: int = 3, width: int = 257) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(count, rows, width, generator=g) * 4
+
+
+def weights_of(seed: int, count: int, rows: int = 3) -> torch.Tensor:
+    w = torch.randn(count, rows, generator=torch.Generator().manual_seed(seed + 1))
+    return torch.cat([w[:-1], 1 - w[:-1].sum(0, keepdim=True)])
+
+
+def listed(logp: torch.Tensor) -> torch.Tensor:
+    return torch.stack([Shortlist().mask(one) for one in logp]).any(0)
+
+
+@given(seeds, st.lists(st.floats(0, 40), min_size=3, max_size=3), st.booleans(), st.booleans())
+def test_two_sources_are_fuse_bit_for_bit(seed, taus, masked, shaped):
+    logits = sources(seed, 2)
+    if masked:
+        logits[0, :, 5:9], logits[1, :, 7:12] = -math.inf, -math.inf
+    tau = torch.tensor([*taus[:2], (0.0, 1.0)[seed % 2]])
+    scale = torch.tensor([0.5, 1.0, 2.0]) if shaped else None
+    truncate = torch.tensor([True, False, True]) if shaped else None
+    par, ctx = logp = log_probs(logits)
+    keep = listed(logp)
+    made = blend(logp, torch.stack([1 - tau, tau]), shortlisted=keep, scale=scale, truncate=truncate)
+    wanted = fuse(ctx, par, tau, shortlisted=keep, scale=scale, truncate=truncate)
+    assert torch.equal(made, wanted)
+    norm, plain = logits[1].logsumexp(-1, keepdim=True), torch.tensor([True, True, not shaped])
+    assert torch.equal(
+        regauge_sources(made, logits, norm, torch.stack([1 - tau, tau]), plain),
+        regauge(wanted, logits[1], logits[0], norm, tau, plain),
+    )
+
+
+@given(seeds)
+def test_weights_may_differ_between_tokens_as_tau_may(seed):
+    par, ctx = logp = log_probs(sources(seed, 2))
+    tau = torch.rand(3, 257, generator=torch.Generator().manual_seed(seed)) * 3
+    keep = listed(logp)
+    made = blend(logp, torch.stack([1 - tau, tau]), shortlisted=keep)
+    assert torch.equal(made, fuse(ctx, par, tau, shortlisted=keep))
+
+
+@given(seeds, counts)
+def test_a_unit_weight_is_a_copy(seed, count):
+    logp = log_probs(sources(seed, count))
+    for way in (blend, average):
+        for i in range(count):
+            weights = torch.zeros(count, 3)
+            weights[i] = 1
+            assert torch.equal(way(logp, weights), logp[i])
+
+
+@given(seeds, counts)
+def test_it_is_a_distribution_and_never_nan(seed, count):
+    logits = sources(seed, count)
+    mask = torch.rand(count, 3, 257, generator=torch.Generator().manual_seed(seed)) < 0.2
+    mask[-1] &= mask[0]
+    logits = logits.masked_fill(mask, -math.inf)
+    logp, weights = log_probs(logits), weights_of(seed, count)
+    out = blend(logp, weights, shortlisted=torch.ones_like(mask[0]))
+    assert out.dtype == torch.float32 and not out.isnan().any() and not (out == math.inf).any()
+    assert (out[logp[-1] == -math.inf] == -math.inf).all()
+    for part, one in zip(weights, logp, strict=True):
+        assert (out[(one == -math.inf) & (part > 0)[:, None]] == -math.inf).all()
+    some = (out > -math.inf).any(-1)
+    torch.testing.assert_close(out[some].exp().sum(-1), torch.ones(int(some.sum())), atol=1e-4, rtol=0)
+    shares = weights.abs() / weights.abs().sum(0)
+    mean = average(logp, shares)
+    assert not mean.isnan().any()
+    torch.testing.assert_close(mean.exp().sum(-1), torch.ones(3), atol=1e-4, rtol=0)
+
+
+@given(seeds, st.integers(2, 6))
+def test_the_order_of_sources_does_not_matter(seed, count):
+    """The last one leads, so it stays; what comes before may come in any order, up to the rounding of a sum."""
+    logp, weights = log_probs(sources(seed, count)), weights_of(seed, count)
+    order = [*torch.randperm(count - 1, generator=torch.Generator().manual_seed(seed)).tolist(), count - 1]
+    keep = listed(logp)
+    out = blend(logp, weights, shortlisted=keep)
+    torch.testing.assert_close(blend(logp[order], weights[order], shortlisted=keep), out, atol=1e-4, rtol=1e-4)
+    shares = weights.abs() / weights.abs().sum(0)
+    torch.testing.assert_close(average(logp[order], shares[order]), average(logp, shares), atol=1e-4, rtol=1e-4)
+
+
+@given(seeds, counts)
+def test_equal_sources_are_a_fixed_point(seed, count):
+    logp = log_probs(sources(seed, 1)).expand(count, -1, -1)
+    weights = weights_of(seed, count)
+    out = blend(logp, weights, shortlisted=torch.ones(3, 257, dtype=torch.bool))
+    torch.testing.assert_close(out, logp[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(average(logp, weights.abs() / weights.abs().sum(0)), logp[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_source_of_weight_nought_takes_no_part():
+    logits = sources(1, 3)
+    logits[1] = -math.inf
+    logits[1, :, 0] = 0.0
+    logp = log_probs(logits)
+    out = blend(logp, torch.tensor([0.4, 0.0, 0.6])[:, None].expand(3, 3))
+    torch.testing.assert_close(out, blend(logp[[0, 2]], torch.tensor([0.4, 0.6])[:, None].expand(2, 3)))
+
+
+def test_a_source_turned_away_from_leaves_where_it_is_impossible():
+    """(0.8, 1.2, -1) with the last-but-one at -inf on token 0: there the weights are (0.4, 0.6)."""
+    logp = log_probs(sources(2, 3))[[1, 0, 2]]
+    logp[1, :, 0] = -math.inf
+    weights = torch.tensor([0.8, -1.0, 1.2])[:, None].expand(3, 3)
+    out = blend(logp, weights, shortlisted=torch.ones(3, 257, dtype=torch.bool))
+    raw = 0.8 * logp[0] - logp[1] + 1.2 * logp[2]
+    raw[:, 0] = 0.4 * logp[0, :, 0] + 0.6 * logp[2, :, 0]
+    torch.testing.assert_close(out, log_probs(raw))
+
+
+def test_what_cannot_be_is_refused():
+    logp = log_probs(sources(1, 3))
+    with pytest.raises(ControlError, match=r"sum to 0\.6"):
+        blend(logp, torch.full((3, 3), 0.2))
+    with pytest.raises(ControlError, match="without a shortlist"):
+        blend(logp, torch.tensor([0.5, -0.5, 1.0])[:, None].expand(3, 3))
+    with pytest.raises(ControlError, match="without a shortlist"):
+        average(logp, torch.tensor([0.5, -0.5, 1.0])[:, None].expand(3, 3))
+    with pytest.raises(ControlError, match="sum to nan"):
+        blend(logp, torch.full((3, 3), math.nan))
+    logp[1, 2, 7] = math.nan
+    with pytest.raises(NonFiniteLogits, match="row 2, step 0, source 1 stream"):
+        blend(logp, torch.full((3, 3), 1 / 3))
