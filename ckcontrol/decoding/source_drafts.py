@@ -69,7 +69,7 @@ def check_answers(policy: Policy) -> Dial:
     """
     if not isinstance(policy, Dial):
         raise UnsupportedMode(
-            f"method {policy.name!r} chooses between two whole answers, not among those of several sources.",
+            f"method {policy.name!r} does not choose among whole answers of several sources.",
             "Use Control('dial'), or leave sources out.",
         )
     if policy.segmented:

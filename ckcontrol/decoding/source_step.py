@@ -52,9 +52,7 @@ def fuse_sources(policy: SourcePolicy, signals: SourceSignals, decision: SourceD
         used = part.any(-1)
         used[-1] = True
         weights, logits, logp = weights[used], logits[used], logp[used]
-    fused = blend(
-        logp, weights, shortlisted=listed, scale=decision.scale, truncate=decision.truncate, check=False
-    )
+    fused = blend(logp, weights, shortlisted=listed, scale=decision.scale, truncate=decision.truncate, check=False)
     return regauge_sources(fused, logits, norm, weights, plain)
 
 
@@ -100,9 +98,7 @@ class SourceRun:
 
     def start(self, reserve: int, vocab_size: int | None, *, keep: bool = False) -> SourceStreams:
         """Return the streams, not yet run; those of neutral answers run apart, as plain generation does."""
-        return SourceStreams(
-            self.streams, reserve=reserve, share=not self.neutral, keep=keep, vocab_size=vocab_size
-        )
+        return SourceStreams(self.streams, reserve=reserve, share=not self.neutral, keep=keep, vocab_size=vocab_size)
 
     def name(self, row: int, slot: int) -> str:
         """Return what a row's source is called in an error."""
