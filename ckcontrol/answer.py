@@ -15,7 +15,7 @@ from typing import Any
 from .citations import Sentence, cite
 from .control import Control
 
-__all__ = ["Answer", "AnswerSource", "Draft", "SourceTrace", "TokenTrace"]
+__all__ = ["Answer", "Draft", "SourceTold", "SourceTrace", "TokenTrace"]
 
 SCHEMA = 1
 
@@ -79,21 +79,6 @@ class TokenTrace:
 
 
 @dataclass(frozen=True)
-class AnswerSource:
-    """One of the sources that an answer was decoded from side by side.
-
-    Attributes:
-        name: ``"memory"``, ``"passage 1"``, ..., ``"all"``, or as it was named.
-        passages: Places of its passages, from 0, in what was given.
-        tokens: Length of its prompt.
-    """
-
-    name: str
-    passages: tuple[int, ...]
-    tokens: int
-
-
-@dataclass(frozen=True)
 class Draft:
     """One of the answers that a method like ``dial`` chose from.
 
@@ -122,6 +107,28 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class SourceTold:
+    """One of several sources, and what it says of the answer that was given, where whole answers were weighed.
+
+    Attributes:
+        name: ``"memory"``, ``"passage 1"`` or ``"passages 1+3"`` (counted from 1), and ``"all"``.
+        passages: Places of its passages in the question's, from 0.
+        stance: ``"supports"``: it gives the same answer; ``"contradicts"``: another; ``"silent"``: it is beside the
+            point, or says nothing; empty where tokens were fused.
+        text: What it answers by itself; likewise.
+        surprise: Length of its surprises at the answer given, ``sqrt(sum(log p ** 2))``, in nats; None likewise.
+        surprise_own: The same at its own answer.
+    """
+
+    name: str
+    passages: tuple[int, ...]
+    stance: str = ""
+    text: str = ""
+    surprise: float | None = None
+    surprise_own: float | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """One steered answer and the reasons for it.
 
@@ -138,7 +145,10 @@ class Answer:
         drafts: What the answer was chosen from, where the method chooses between whole answers; else empty.
         thinking: What the model thought before it answered (``<think>...</think>``, also where it ran out of tokens
             before it closed); None where it did not think.
-        sources: What it was decoded from, where that is more than memory and all passages; else empty.
+        sources: What it was decoded from with `sources=`: with a method of whole answers what every source says of this
+            answer, else their names and passages; empty without.
+        disputed: Passages that bear on the question give several answers, or memory knows another; False where whole
+            answers were not weighed across sources.
     """
 
     text: str
@@ -152,7 +162,8 @@ class Answer:
     parametric_tokens: int
     drafts: tuple[Draft, ...] = ()
     thinking: str | None = None
-    sources: tuple[AnswerSource, ...] = ()
+    sources: tuple[SourceTold, ...] = ()
+    disputed: bool = False
 
     @property
     def switched(self) -> int:
@@ -191,9 +202,8 @@ class Answer:
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
         tokens = [_plain(token) for token in self.tokens]
         drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
-        sources = [asdict(source) for source in data.pop("sources")]
-        data |= {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts}
-        return data | ({"sources": sources} if sources else {})
+        sources = [{name: _finite(value) for name, value in asdict(source).items()} for source in self.sources]
+        return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts, "sources": sources}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the answer as one JSON object (one line unless `indent` is given, so answers append to JSONL)."""
@@ -207,10 +217,10 @@ class Answer:
             TokenTrace(**{**token, "sources": tuple(SourceTrace(**source) for source in token.get("sources", ()))})
             for token in values["tokens"]
         )
-        sources = [{**source, "passages": tuple(source["passages"])} for source in values.get("sources", ())]
-        values["sources"] = tuple(AnswerSource(**source) for source in sources)
         drafts = [{**draft, "token_ids": tuple(draft["token_ids"])} for draft in values.get("drafts", ())]
         values["drafts"] = tuple(Draft(**draft) for draft in drafts)
+        sources = [{**source, "passages": tuple(source["passages"])} for source in values.get("sources", ())]
+        values["sources"] = tuple(SourceTold(**source) for source in sources)
         values["control"] = Control.from_dict(values["control"])
         for name in ("token_ids", "passages"):
             values[name] = tuple(values[name])

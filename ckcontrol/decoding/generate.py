@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..answer import Answer, Draft
 from ..control import Control, controls_for
 from ..errors import ControlError, NonFiniteLogits, PromptError
+from ..policies import AnswerPolicy
 from .conversation import conversations
 from .endings import ends_streamer
 from .inputs import plan_of, with_sources
@@ -21,9 +22,10 @@ from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from .source_drafts import check_beside, sourced, tell
 from .source_step import SourceRun
 from .source_step import told as told_sources
-from .sources import build_sources
+from .sources import SourcePrompts, build_sources
 from .structured import structure_of
 from .token_texts import Said, pieces, said
 
@@ -46,6 +48,8 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -63,6 +67,8 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -80,6 +86,8 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -130,11 +138,13 @@ def generate(
         processors: transformers logits processors, or functions of ids [B, L] and scores [B, V] like them. They see
             the fused scores once, after the penalty and before temperature, top-k and top-p; row i is question i.
         criteria: transformers stopping criteria, beside the end tokens; row i is question i.
-        sources: ``"each"``: beside memory and all passages together, every passage is a source of its own, and the
-            streams of all run side by side; or a list with the places of each group's passages, from 0, and `Source`s:
-            see docs/sources.md. None: two streams.
-        combine: How the sources are put together. None: as `control` says of two streams, source by source;
-            ``"replug"``, ``"min-entropy"``, ``"avg-entropy"``; or weights by the sources' names, which sum to 1.
+        sources: ``"each"``: memory, every passage and all of them together are sources that run side by side; or a list
+            with the places of each group's passages, from 0, and `Source`s. With a method of whole answers each writes
+            its own and reads the others', the order of passages does not matter but at alpha 0.5, and what each says is
+            told in `Answer.sources`; with a method of tokens their distributions are fused at every step.
+        combine: How distributions are fused, instead of by `control`: ``"replug"``, ``"min-entropy"``,
+            ``"avg-entropy"``, or weights by the sources' names, which sum to 1. ``"scores"``: by `control`, with
+            passages that were retrieved with a higher score counting more. None: by `control`, passages alike.
         json_schema: The answer is JSON that meets this schema: a mapping, a text or a pydantic class. Of two streams
             and of every draft alike, nothing else can be said. Needs the extra ``[grammar]``.
         grammar: The answer is derived from ``root`` of this EBNF grammar (xgrammar's form of GBNF) instead.
@@ -163,7 +173,7 @@ def generate(
     controls = controls_for(control, len(asked))
     check_model(model)
     check_tokenizer(model, tokenizer)
-    limit, model_ends = position_limit(model), eos_ids(model)
+    limit = position_limit(model)
     how: dict[str, Any] = {
         "tools": tools,
         "template": template,
@@ -171,17 +181,26 @@ def generate(
         "limit": None if limit is None else max(0, limit - chosen.max_new_tokens),
         "max_new_tokens": chosen.max_new_tokens,
         "truncate": truncate,
-        "ends": model_ends,
+        "ends": eos_ids(model),
     }
-    if sources is None and combine is not None:
-        raise ControlError(f"combine={combine!r:.60} without sources.", "Pass sources='each' too.")
-    each = list(zip(asked, passage_lists, strict=True))
-    prompts = None
-    if sources is not None:
-        prompts = [build_sources(tokenizer, passages=given, sources=sources, **one, **how) for one, given in each]
+    prompts = _prompts_of(tokenizer, asked, passage_lists, sources, combine, controls, how)
+    if sources is not None and prompts is None:
+        check_beside(processors, criteria, chosen, json_schema, grammar, regex)
+
+        def plain(place: int) -> Answer:
+            one: dict[str, Any] = {**asked[place], "passages": passage_lists[place], "control": controls[place]}
+            one |= {name: how[name] for name in ("tools", "template", "template_kwargs", "truncate")}
+            return generate(model, tokenizer, **one, options=chosen)
+
+        made = sourced(model, tokenizer, asked, passage_lists, controls, chosen, sources=sources, how=how, plain=plain)
+        tell(streamer, made)
+        return made[0] if single else made
+    if prompts is not None:
         pairs = [one.pair for one in prompts]
     else:
-        pairs = [build_pair(tokenizer, passages=given, **one, **how) for one, given in each]
+        pairs = [
+            build_pair(tokenizer, passages=given, **one, **how) for one, given in zip(asked, passage_lists, strict=True)
+        ]
 
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     structure = structure_of(
@@ -231,6 +250,26 @@ def generate(
     generated = made.sequences[:, plan.contextual.input_ids.shape[1] :].tolist()
     result = answers([ids[:length] for ids, length in zip(generated, made.lengths, strict=True)])
     return result[0] if single else result
+
+
+def _prompts_of(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Mapping[str, Any]],
+    passages: Sequence[Sequence[Any]],
+    sources: Any,
+    combine: Any,
+    controls: Sequence[Control],
+    how: Mapping[str, Any],
+) -> list[SourcePrompts] | None:
+    """Return the prompts of questions whose sources are fused token by token; None where that is not asked for."""
+    if sources is None:
+        if combine is not None:
+            raise ControlError(f"combine={combine!r:.60} without sources.", "Pass sources='each' too.")
+        return None
+    if combine is None and any(isinstance(control.policy(), AnswerPolicy) for control in controls):
+        return None  # whole answers are weighed
+    each = zip(asked, passages, strict=True)
+    return [build_sources(tokenizer, passages=given, sources=sources, **one, **how) for one, given in each]
 
 
 def _batch(question: Any, passages: Any, messages: Any) -> tuple[list[dict[str, Any]], list[list[Any]], bool]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..fusion.distributions import entropy, log_probs
 from .attention_kernels import steady_attention
 from .matmul import few_row_products
-from .pair_cache import PairCache, can_share_forward, pair_attention, parted
+from .pair_cache import PairCache, can_share_forward, leave_pair_attention, pair_attention, parted
 from .sources import SourcePrompts
 from .streams import Stream, last_logits, running
 
@@ -177,6 +177,11 @@ class SourceStreams:
         for group in self._groups:
             if group.pair is not None:
                 group.pair.batch_select_indices(rows)
+
+    def leave(self) -> None:
+        """Put every model's attention back; does no harm where it is in place."""
+        for group in self._groups:
+            leave_pair_attention(group.model, self.streams[-1])
 
     @torch.no_grad()
     def score(self, row: int, drafts: Sequence[Sequence[int]]) -> list[list[Reading]]:

@@ -17,7 +17,17 @@ from .prompts import PromptPair, build_pair, passage_list
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ALL", "MAX_SOURCES", "MEMORY", "Source", "SourcePrompts", "build_sources", "cache_bytes", "check_room"]
+__all__ = [
+    "ALL",
+    "MAX_SOURCES",
+    "MEMORY",
+    "Source",
+    "SourcePrompts",
+    "build_sources",
+    "cache_bytes",
+    "check_room",
+    "read_sources",
+]
 
 MAX_SOURCES = 16  # beside memory and all
 MEMORY, ALL = "memory", "all"
@@ -102,7 +112,7 @@ def build_sources(
             `MAX_SOURCES`; and as `build_pair`.
     """
     given = passage_list("passages", passages)
-    wanted = _read(sources, len(given))
+    wanted = read_sources(sources, len(given))
     if len(wanted) > MAX_SOURCES:
         raise PromptError(
             f"{len(wanted)} sources, and at most {MAX_SOURCES} are read side by side.",
@@ -122,8 +132,8 @@ def build_sources(
     return SourcePrompts(names, pairs, places, tuple(_score(passage) for passage in given), models)
 
 
-def _read(sources: Any, count: int) -> list[Source]:
-    """Return the sources that were asked for, with their places and names."""
+def read_sources(sources: Any, count: int) -> list[Source]:
+    """Return the sources that were asked for of so many passages, with their places and names; see `build_sources`."""
     if isinstance(sources, str):
         if sources != "each":
             raise PromptError(f"sources={sources!r:.40}.", 'Pass "each", or a list like [[0], [1, 2]].')

@@ -19,6 +19,7 @@ __all__ = [
     "PolicyShape",
     "RunningText",
     "SentenceShape",
+    "SourceShape",
     "TokenShape",
 ]
 
@@ -118,6 +119,30 @@ class DraftShape(Protocol):
         """How it surprised the contextual stream, in nats."""
 
 
+class SourceShape(Protocol):
+    """What one source says of an answer."""
+
+    @property
+    def name(self) -> str:
+        """Memory, a passage or all of them."""
+
+    @property
+    def stance(self) -> str:
+        """Supports, contradicts or silent."""
+
+    @property
+    def text(self) -> str:
+        """What it answers by itself."""
+
+    @property
+    def surprise(self) -> float:
+        """How the answer given surprised it, in nats."""
+
+    @property
+    def surprise_own(self) -> float:
+        """How its own did."""
+
+
 class PolicyShape(Protocol):
     """What chooses tau."""
 
@@ -162,6 +187,14 @@ class AnswerShape(RunningText[TokenShape], Protocol):
     @property
     def drafts(self) -> Sequence[DraftShape]:
         """What it was chosen from; else empty."""
+
+    @property
+    def sources(self) -> Sequence[SourceShape]:
+        """What each source says of it; else empty."""
+
+    @property
+    def disputed(self) -> bool:
+        """Sources that bear on the question give several answers."""
 
     @property
     def switched(self) -> int:
