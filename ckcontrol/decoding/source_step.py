@@ -90,6 +90,10 @@ class SourceRun:
             for slot, share in zip(inner, shares_of(places, scores) if inner else [], strict=True):
                 shares[slot, row] = share
         self.shares = shares.to(device)
+        # Closed book throughout: the model as it is, whatever the policy, as with two streams that are one.
+        closed = [len(set(one.ids)) == 1 and not any(m is not None for m in one.models) for one in self.prompts]
+        self._closed = torch.tensor(closed, device=device) if any(closed) else None
+        self._open = torch.tensor([row for row, same in enumerate(closed) if not same], device=device)
 
     @property
     def neutral(self) -> bool:
@@ -114,10 +118,13 @@ class SourceRun:
         """Decide and fuse one step; [S, B, V] float32, spare ids are masked in place."""
         known = logits.shape[-1]
         if not self.neutral and vocab_size is not None and vocab_size < known:
-            logits[:, self.policy.steered_rows(logits), vocab_size:] = -torch.inf
+            rows = self.policy.steered_rows(logits)
+            logits[:, self._open if isinstance(rows, slice) else rows, vocab_size:] = -torch.inf
             known = vocab_size
         signals = SourceSignals(logits, self.shares, self.present, shortlist=shortlist, known=known)
         decision = self.policy.weigh(signals)
+        if self._closed is not None:
+            decision = decision.unless(self._closed)
         scores = logits[-1].clone() if self.neutral else fuse_sources(self.policy, signals, decision)
         count = len(logits)
         places = torch.arange(1, count + 1, dtype=torch.uint8, device=logits.device)[:, None]

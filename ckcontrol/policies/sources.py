@@ -66,6 +66,15 @@ class SourceDecision:
     scale: Tensor | None = None
     truncate: Tensor | None = None
 
+    def unless(self, rows: Tensor) -> SourceDecision:
+        """Return the decision with weight 1 on all passages together in some rows, [B] bool."""
+        weights = self.weights.clone()
+        weights[:, rows] = 0.0
+        weights[-1, rows] = 1.0
+        scale = None if self.scale is None else self.scale.masked_fill(rows, 1.0)
+        truncate = None if self.truncate is None else self.truncate & ~rows
+        return SourceDecision(weights, self.switched & ~rows, scale, truncate)
+
     def pair(self) -> Decision:
         """Return it as a trace tells it of two streams: tau is everything that memory does not weigh."""
         return Decision(1 - self.weights[0], self.switched, self.scale, self.truncate)
