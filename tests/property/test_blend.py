@@ -9,9 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ckcontrol as ck
 from ckcontrol.errors import ControlError, NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, log_probs
 from ckcontrol.fusion.kernel import average, blend, fuse, regauge, regauge_sources
+from ckcontrol.fusion.signals import Signals
+from ckcontrol.fusion.source_signals import SourceSignals
+from ckcontrol.policies.sources import AvgEntropy, Lifted, MinEntropy, shares_of
 
 settings.register_profile("ck", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("ck")
@@ -147,3 +151,73 @@ def test_what_cannot_be_is_refused():
     logp[1, 2, 7] = math.nan
     with pytest.raises(NonFiniteLogits, match="row 2, step 0, source 1 stream"):
         blend(logp, torch.full((3, 3), 1 / 3))
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def step(seed: int, count: int) -> SourceSignals:
+    """Return three rows of memory, `count` sources of uneven shares, and all."""
+    logits = sources(seed, count + 2)
+    shares = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed)) + 0.1
+    none = torch.zeros(1, 3)
+    there = torch.ones(count + 2, 3, dtype=torch.bool)
+    return SourceSignals(logits, torch.cat([none, shares / shares.sum(0), none]), there)
+
+
+@given(seeds, counts, st.sampled_from(["cad-0.3", "cad-0.8", "arr", "acd", "adacad", "ck-plug-0.7", "coiecd"]))
+def test_a_control_over_sources_is_the_equation(seed, count, named):
+    method, _, alpha = named.rpartition("-") if named[-1].isdigit() else (named, "", None)
+    policy = ck.Control(method, alpha=None if alpha is None else float(alpha)).policy()
+    signals = step(seed, count)
+    made = Lifted(policy).weigh(signals)
+    weights = made.weights if made.weights.ndim == 3 else made.weights[..., None]
+    logp = log_probs(signals.logits)
+    wanted = torch.zeros(3, 257)
+    for i in range(1, count + 1):
+        tau = policy.decide(Signals(signals.logits[i], signals.logits[0])).tau
+        tau, v = tau if tau.ndim == 2 else tau[:, None], signals.shares[i][:, None]
+        low, high = tau.clamp_max(1), (tau - 1).clamp_min(0)
+        wanted += v * (low * logp[-1] + (1 - low) * logp[0] + high * (logp[i] - logp[0]))
+    torch.testing.assert_close((weights * logp).sum(0), wanted, atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]), atol=1e-4, rtol=0)
+
+
+@given(seeds, counts)
+def test_the_ends_of_the_dial_are_all_passages_and_memory_bit_for_bit(seed, count):
+    signals = step(seed, count)
+    for alpha, place in ((0.5, -1), (1.0, 0)):
+        weights = Lifted(ck.Control("cad", alpha=alpha).policy()).weigh(signals).weights
+        wanted = torch.zeros_like(weights)
+        wanted[place] = 1
+        assert torch.equal(weights, wanted)
+
+
+@given(seeds, counts)
+def test_order_of_sources_moves_weights_along(seed, count):
+    signals = step(seed, count)
+    order = [0, *(1 + torch.randperm(count, generator=torch.Generator().manual_seed(seed))).tolist(), count + 1]
+    moved = SourceSignals(signals.logits[order], signals.shares[order], signals.present)
+    for policy in (Lifted(ck.Control("arr").policy()), MinEntropy(), AvgEntropy()):
+        torch.testing.assert_close(
+            policy.weigh(moved).weights, policy.weigh(signals).weights[order], atol=1e-5, rtol=1e-4
+        )
+
+
+def test_entropy_rules_take_the_surest_and_leave_out_what_is_not_there():
+    signals = step(3, 3)
+    signals.logits[2, 1] *= 9
+    h = torch.stack([-(p.exp() * p).sum(-1) for p in log_probs(signals.logits)])
+    made = MinEntropy().weigh(signals).weights
+    assert made.argmax(0).tolist() == h.argmin(0).tolist() and made[2, 1] == 1
+    torch.testing.assert_close(AvgEntropy().weigh(signals).weights, (-h).softmax(0), atol=1e-4, rtol=1e-4)
+    signals.present[2, 1] = False
+    assert MinEntropy().weigh(signals).weights[2, 1] == 0 and AvgEntropy().weigh(signals).weights[2, 1] == 0
+
+
+def test_shares_are_a_softmax_of_scores_or_even():
+    assert shares_of([(0,), (1,)], [None, 2.0]) == [0.5, 0.5]
+    e = math.e
+    assert shares_of([(0,), (1,)], [1.0, 2.0]) == pytest.approx([1 / (1 + e), e / (1 + e)])
+    assert shares_of([(0, 1), (2,)], [0.0, 0.0, 0.0]) == pytest.approx([2 / 3, 1 / 3])
+    assert shares_of([(0,), (1,)], [1000.0, -1000.0]) == [1.0, 0.0]
