@@ -113,7 +113,7 @@ def decode(plan: DecodingPlan) -> Generated:
     Raises:
         NonFiniteLogits: A running row met NaN, +inf or an empty distribution.
     """
-    undo = [] if plan.sources is None else [plan.sources.leave]
+    undo: list[Callable[[], object]] = [] if plan.sources is None else [plan.sources.leave]
     if plan.streamer is None:
         return run_streams(plan.contextual, lambda: _decode_all(plan), *undo)
     once = Once(plan.streamer)

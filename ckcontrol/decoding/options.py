@@ -97,6 +97,8 @@ class GenerateOptions:
             if name not in known:
                 if meant := control_with(name, value):
                     raise ControlError(f"{name}={value!r:.40} belongs to the control.", f"Pass control={meant}.")
+                if name in ("sources", "combine"):
+                    raise ControlError(f"{name}={value!r:.40} is not taken here.", "Use ckcontrol.generate.")
                 raise ControlError(f"unknown option {name!r}.", did_you_mean(name, known))
         if base is None:
             return cls(**options)

@@ -68,9 +68,9 @@ class SourceDecision:
 
     def unless(self, rows: Tensor) -> SourceDecision:
         """Return the decision with weight 1 on all passages together in some rows, [B] bool."""
-        weights = self.weights.clone()
-        weights[:, rows] = 0.0
-        weights[-1, rows] = 1.0
+        unit = torch.zeros_like(self.weights)
+        unit[-1] = 1.0
+        weights = torch.where(rows if unit.ndim == 2 else rows[:, None], unit, self.weights)
         scale = None if self.scale is None else self.scale.masked_fill(rows, 1.0)
         truncate = None if self.truncate is None else self.truncate & ~rows
         return SourceDecision(weights, self.switched & ~rows, scale, truncate)
