@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any, overload
 from ..answer import Answer, Draft
 from ..control import Control, controls_for
 from ..errors import ControlError, NonFiniteLogits, PromptError
+from ..policies import AnswerPolicy
 from .conversation import conversations
 from .endings import ends_streamer
-from .inputs import plan_of
+from .inputs import plan_of, with_sources
 from .loop import decode
 from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from .source_drafts import check_beside, sourced, tell
+from .source_step import SourceRun
+from .source_step import told as told_sources
+from .sources import SourcePrompts, build_sources
 from .structured import structure_of
 from .token_texts import Said, pieces, said
 
@@ -45,6 +49,7 @@ def generate(
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
     sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -63,6 +68,7 @@ def generate(
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
     sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -81,6 +87,7 @@ def generate(
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
     sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -102,10 +109,11 @@ def generate(
     truncate: str | None = None,
     processors: Sequence[Any] = (),
     criteria: Sequence[Any] = (),
+    sources: Any = None,
+    combine: Any = None,
     json_schema: Any = None,
     grammar: str | None = None,
     regex: str | None = None,
-    sources: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -130,13 +138,17 @@ def generate(
         processors: transformers logits processors, or functions of ids [B, L] and scores [B, V] like them. They see
             the fused scores once, after the penalty and before temperature, top-k and top-p; row i is question i.
         criteria: transformers stopping criteria, beside the end tokens; row i is question i.
+        sources: ``"each"``: memory, every passage and all of them together are sources that run side by side; or a list
+            with the places of each group's passages, from 0, and `Source`s. With a method of whole answers each writes
+            its own and reads the others', the order of passages does not matter but at alpha 0.5, and what each says is
+            told in `Answer.sources`; with a method of tokens their distributions are fused at every step.
+        combine: How distributions are fused, instead of by `control`: ``"replug"``, ``"min-entropy"``,
+            ``"avg-entropy"``, or weights by the sources' names, which sum to 1. ``"scores"``: by `control`, with
+            passages that were retrieved with a higher score counting more. None: by `control`, passages alike.
         json_schema: The answer is JSON that meets this schema: a mapping, a text or a pydantic class. Of two streams
             and of every draft alike, nothing else can be said. Needs the extra ``[grammar]``.
         grammar: The answer is derived from ``root`` of this EBNF grammar (xgrammar's form of GBNF) instead.
         regex: The answer is a full match of this regular expression instead.
-        sources: ``"each"``: with a method of whole answers, memory, every passage and all of them together each write
-            an answer and read the others', and what each says is told in `Answer.sources`; see `build_sources` for
-            lists. The order of the passages then does not matter, but at alpha 0.5.
         streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once, also if
             the question is refused.
         options: How tokens are drawn and when to stop, as one value.
@@ -171,7 +183,8 @@ def generate(
         "truncate": truncate,
         "ends": eos_ids(model),
     }
-    if sources is not None:
+    prompts = _prompts_of(tokenizer, asked, passage_lists, sources, combine, controls, how)
+    if sources is not None and prompts is None:
         check_beside(processors, criteria, chosen, json_schema, grammar, regex)
 
         def plain(place: int) -> Answer:
@@ -182,9 +195,12 @@ def generate(
         made = sourced(model, tokenizer, asked, passage_lists, controls, chosen, sources=sources, how=how, plain=plain)
         tell(streamer, made)
         return made[0] if single else made
-    pairs = [
-        build_pair(tokenizer, passages=given, **one, **how) for one, given in zip(asked, passage_lists, strict=True)
-    ]
+    if prompts is not None:
+        pairs = [one.pair for one in prompts]
+    else:
+        pairs = [
+            build_pair(tokenizer, passages=given, **one, **how) for one, given in zip(asked, passage_lists, strict=True)
+        ]
 
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     structure = structure_of(
@@ -213,12 +229,14 @@ def generate(
         structure=structure,
         streamer=streamer,
     )
+    if prompts is not None:
+        plan = with_sources(plan, model, tokenizer, prompts, combine, control)
     drafts, recorder = plan.drafts, plan.recorder
 
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
         return [
-            _answer(tokenizer, *row, ends, chosen, recorder, i)
+            _answer(tokenizer, *row, ends, chosen, recorder, i, plan.sources)
             for i, row in enumerate(zip(pairs, controls, ids, told, strict=True))
         ]
 
@@ -232,6 +250,26 @@ def generate(
     generated = made.sequences[:, plan.contextual.input_ids.shape[1] :].tolist()
     result = answers([ids[:length] for ids, length in zip(generated, made.lengths, strict=True)])
     return result[0] if single else result
+
+
+def _prompts_of(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Mapping[str, Any]],
+    passages: Sequence[Sequence[Any]],
+    sources: Any,
+    combine: Any,
+    controls: Sequence[Control],
+    how: Mapping[str, Any],
+) -> list[SourcePrompts] | None:
+    """Return the prompts of questions whose sources are fused token by token; None where that is not asked for."""
+    if sources is None:
+        if combine is not None:
+            raise ControlError(f"combine={combine!r:.60} without sources.", "Pass sources='each' too.")
+        return None
+    if combine is None and any(isinstance(control.policy(), AnswerPolicy) for control in controls):
+        return None  # whole answers are weighed
+    each = zip(asked, passages, strict=True)
+    return [build_sources(tokenizer, passages=given, sources=sources, **one, **how) for one, given in each]
 
 
 def _batch(question: Any, passages: Any, messages: Any) -> tuple[list[dict[str, Any]], list[list[Any]], bool]:
@@ -269,15 +307,17 @@ def _answer(
     chosen: GenerateOptions,
     recorder: Recorder | None,
     row: int,
+    sources: SourceRun | None = None,
 ) -> Answer:
     def read(token_ids: Sequence[int]) -> Said:
         return said(tokenizer, token_ids, stop=chosen.stop, ends=ends, thinking=pair.thinking)
 
     answer = read(ids)
+    tokens = () if recorder is None else recorder.traces(row, pieces(tokenizer, ids))
     stopped = bool(ids) and (ids[-1] in ends or len(ids) < chosen.max_new_tokens)
     return Answer(
         text=answer.text,
-        tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
+        tokens=tokens if sources is None else sources.traces(row, tokens),
         token_ids=tuple(ids),
         question=pair.question,
         passages=pair.passages,
@@ -287,4 +327,5 @@ def _answer(
         parametric_tokens=len(pair.parametric),
         drafts=tuple(replace(d, text=read(d.token_ids).text) for d in drafts),
         thinking=answer.thinking,
+        sources=() if sources is None else told_sources(sources.prompts[row]),
     )

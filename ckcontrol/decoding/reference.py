@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..control import Control
-from ..fusion.kernel import fuse
+from ..fusion.distributions import Shortlist, log_probs
+from ..fusion.kernel import average, blend, fuse
 from ..fusion.signals import Signals
+from ..fusion.source_signals import SourceSignals
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, read_drafts
+from ..policies.sources import SourcePolicy
 from .refusals import input_device
 from .segments import seed_of_round, segment, segmented
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-__all__ = ["reference_drafts", "reference_generate"]
+__all__ = ["reference_drafts", "reference_generate", "reference_sources"]
 
 
 @torch.no_grad()
@@ -188,3 +191,59 @@ def reference_drafts(
         for prompt in prompts
     ]
     return drafts, read
+
+
+@torch.no_grad()
+def reference_sources(
+    models: Sequence[PreTrainedModel],
+    prompts: Sequence[Sequence[int]],
+    policy: SourcePolicy,
+    shares: Sequence[float],
+    *,
+    max_new_tokens: int,
+    eos: Collection[int] = (),
+    processors: LogitsProcessorList | None = None,
+    sample: bool = False,
+    seed: int = 0,
+    vocab_size: int | None = None,
+) -> list[int]:
+    """Return the ids of one question whose sources are fused token by token, each in a forward of its own.
+
+    Args:
+        models: What reads each prompt.
+        prompts: Ids of memory's prompt, the sources', and last the one with all passages.
+        policy: Puts them together.
+        shares: What each counts among those with passages of their own; 0 for memory and for all.
+        max_new_tokens: Longest answer.
+        eos: Ids that end the answer.
+        processors: As in `reference_generate`; they see the ids of the last prompt.
+        sample: As there.
+        seed: As there.
+        vocab_size: As there.
+    """
+    device = input_device(models[-1])
+    generator = torch.Generator(device).manual_seed(seed)
+    answer: list[int] = []
+    while len(answer) < max_new_tokens and not (answer and answer[-1] in eos):
+        rows = [torch.tensor([[*prompt, *answer]], device=device) for prompt in prompts]
+        each = [model(ids, use_cache=False).logits[:, -1].float() for model, ids in zip(models, rows, strict=True)]
+        logits = torch.stack(each)
+        scores = logits[-1]
+        if not policy.neutral:
+            logits[..., vocab_size:] = -torch.inf
+            there = torch.ones(len(prompts), 1, dtype=torch.bool, device=device)
+            made = policy.weigh(SourceSignals(logits, torch.tensor(shares, device=device)[:, None], there))
+            logp, weights = log_probs(logits), made.weights
+            if policy.averages:
+                fused = average(logp, weights)
+            else:
+                parts = weights if weights.ndim == 3 else weights[..., None]
+                takes = [one for one, part in zip(logp, parts, strict=True) if bool((part != 0).any())]
+                listed = torch.stack([Shortlist().mask(one) for one in takes]).any(0)
+                fused = blend(logp, weights, shortlisted=listed, scale=made.scale, truncate=made.truncate)
+            scores = fused + logits[-1].logsumexp(-1, keepdim=True)
+        if processors is not None:
+            scores = processors(rows[-1], scores)
+        chances = scores.softmax(-1)
+        answer.append(int(torch.multinomial(chances, 1, generator=generator)) if sample else int(scores.argmax()))
+    return answer

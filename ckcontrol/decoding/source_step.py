@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..answer import AnswerSource, SourceTrace, TokenTrace
+from ..answer import SourceTold, SourceTrace, TokenTrace
 from ..errors import ControlError, TokenizerMismatch
 from ..fusion.distributions import Shortlist, nonfinite_rows
 from ..fusion.kernel import average, blend, regauge_sources
@@ -171,12 +171,9 @@ class SourceStep(FusedStep):
     weights: SourceDecision
 
 
-def told(prompts: SourcePrompts) -> tuple[AnswerSource, ...]:
-    """Return what an `Answer` says of its sources."""
-    return tuple(
-        AnswerSource(name, tuple(places), len(ids))
-        for name, places, ids in zip(prompts.names, prompts.places, prompts.ids, strict=True)
-    )
+def told(prompts: SourcePrompts) -> tuple[SourceTold, ...]:
+    """Return what an `Answer` says of its sources where tokens are fused: which there were."""
+    return tuple(SourceTold(name, tuple(places)) for name, places in zip(prompts.names, prompts.places, strict=True))
 
 
 def check_models(prompts: SourcePrompts, policy: SourcePolicy, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -155,7 +155,7 @@ class SourceStreams:
             for stream in streams:
                 stream.advance()
             fed = torch.cat([each[i] for i in group.places])[:, None]
-            with self._around(group.model, group.places), pair_attention(group.model, self):
+            with self._around(group.model, group.places), pair_attention(group.model, self.streams[-1]):
                 output = group.model(
                     input_ids=fed.to(streams[0].input_ids.device),
                     position_ids=torch.cat([stream.position for stream in streams]),
@@ -181,7 +181,7 @@ class SourceStreams:
     def leave(self) -> None:
         """Put every model's attention back; does no harm where it is in place."""
         for group in self._groups:
-            leave_pair_attention(group.model, self)
+            leave_pair_attention(group.model, self.streams[-1])
 
     @torch.no_grad()
     def score(self, row: int, drafts: Sequence[Sequence[int]]) -> list[list[Reading]]:
@@ -224,7 +224,7 @@ class SourceStreams:
         stack.enter_context(running(*map(_role, places)))
         if any(group.shares for group in self._groups):
             stack.enter_context(few_row_products(model.device, model.dtype))
-            stack.enter_context(steady_attention(model.device, self))
+            stack.enter_context(steady_attention(model.device, self.streams[-1]))
         return stack
 
     def _join(self, group: _Group, caches: list[Any]) -> None:

@@ -93,9 +93,6 @@ class SourcePolicy(ABC):
         """As `Policy.steered_rows`."""
         return slice(None)
 
-    def check(self, names: Sequence[str]) -> None:
-        """Refuse the sources of a question, by their names, that this cannot put together."""
-
     @abstractmethod
     def weigh(self, signals: SourceSignals) -> SourceDecision:
         """Choose the weights of every row of one step, without synchronising with the device."""
@@ -263,7 +260,7 @@ def combination(combine: Any, policy: Policy, names: Sequence[Sequence[str]]) ->
             f"combine={combine!r:.60} says no way to put sources together.",
             f"Pass one of {', '.join(COMBINATIONS)}, or weights like {{'memory': 0.3, 'all': 0.7}}.",
         )
-    for one in names:
+    for one in names if isinstance(made, Weighed) else ():
         made.check(one)
     return made
 

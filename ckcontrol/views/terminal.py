@@ -144,7 +144,7 @@ def print_sources(answer: AnswerShape, console: Console | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    if not answer.sources:
+    if not any(source.stance for source in answer.sources):
         return
     console = console or open_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

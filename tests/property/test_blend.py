@@ -6,12 +6,15 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckcontrol.errors import ControlError, NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, log_probs
 from ckcontrol.fusion.kernel import average, blend, fuse, regauge, regauge_sources
+
+settings.register_profile("ck", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("ck")
 
 seeds = st.integers(0, 10_000)
 counts = st.integers(1, 6)
