@@ -136,7 +136,7 @@ def write_drafts(
     Args:
         model: Writes and reads; sources with a model of their own are read by it.
         tokenizer: Of all of them.
-        prompts: One per question.
+        prompts: One per question; of a question with another model among its sources, that one alone.
         options: How tokens are drawn and when to stop. With a seed, every source of a question draws with it.
         ends: End tokens.
         vocab_size: Number of ids the tokenizer knows; the others are never said.
@@ -145,16 +145,15 @@ def write_drafts(
     Raises:
         NonFiniteLogits: Of a source, named as its stream.
     """
+    if not prompts:
+        return []
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
     table = slots(prompts)
     held = [
         [one.ids[place if place is not None else 0] for one, place in zip(prompts, places, strict=True)]
         for places in table
     ]
-    models = [
-        next((m for one, p in zip(prompts, places, strict=True) if p is not None and (m := one.models[p])), model)
-        for places in table
-    ]
+    models = [(prompts[0].models[places[0] or 0] or model) if len(prompts) == 1 else model for places in table]
     streams = SourceStreams(
         [stream_of(each, rows, pad) for each, rows in zip(models, held, strict=True)],
         reserve=options.max_new_tokens,
@@ -284,22 +283,26 @@ def sourced(
     }
     if not several:
         return [answers[place] for place in range(len(asked))]
-    made = write_drafts(
-        model,
-        tokenizer,
-        [built[place].prompts for place in several],
-        options,
-        ends=ends,
-        vocab_size=check_tokenizer(model, tokenizer),
-        instead=[
-            (0 if policies[place].position == 1 else -1, answers[place].token_ids) if place in answers else None
-            for place in several
-        ],
-    )
-    for place, found in zip(several, made, strict=True):
-        answers[place] = _answer(
-            tokenizer, found, built[place], controls[place], policies[place], options, ends, answers.get(place)
+    known = check_tokenizer(model, tokenizer)
+    # A stream has one model: questions with another one among their sources are read by themselves.
+    alone = [place for place in several if any(built[place].prompts.models)]
+    for places in [[place for place in several if place not in alone], *([place] for place in alone)]:
+        made = write_drafts(
+            model,
+            tokenizer,
+            [built[place].prompts for place in places],
+            options,
+            ends=ends,
+            vocab_size=known,
+            instead=[
+                (0 if policies[place].position == 1 else -1, answers[place].token_ids) if place in answers else None
+                for place in places
+            ],
         )
+        for place, found in zip(places, made, strict=True):
+            answers[place] = _answer(
+                tokenizer, found, built[place], controls[place], policies[place], options, ends, answers.get(place)
+            )
     return [answers[place] for place in range(len(asked))]
 
 

@@ -16,7 +16,7 @@ Choice:    y_all is the unmodified model's answer to all passages, in an order t
 
 alpha = 0.5 is the unmodified model with the passages as they were given, and alpha = 1 the closed book: nothing is
 chosen there. Everything is a sum over passages, so their order does not matter. On either side of 0.5 an answer changes
-once at most, and T of the answer given never rises as alpha does. Where no passage bears, y_all stands below 0.5.
+once at most, and T of the answer given never rises with alpha below 1. Where no passage bears, y_all stands below 0.5.
 
 Knows what was written and how it surprised; knows no model. decoding/source_drafts.py writes and reads the drafts.
 """
@@ -64,6 +64,7 @@ class Weighed:
         given: The source whose draft is given.
         answers: Of each source, which answer its draft is; None where it says nothing.
         support: E of each source's draft; a passage counts 1 at most.
+        backing: T of each, its share that is the passages'.
         stances: Of each source, what it says of the answer given: `SUPPORTS`, `CONTRADICTS` or `SILENT`.
         evidence: Of memory's answer against the one it would replace, as in `dial`.
         disputed: Passages that bear on the question give several answers, or memory one that none of them gives and
@@ -73,6 +74,7 @@ class Weighed:
     given: int
     answers: Sequence[int | None]
     support: Sequence[float]
+    backing: Sequence[float]
     stances: Sequence[str]
     evidence: float
     disputed: bool
@@ -175,7 +177,7 @@ def weigh(sources: Sequence[SourceDraft], question: str, policy: Dial) -> Weighe
     told = {answers[i] for i in offered}
     disputed = len(told) > 1 or (answers[memory] not in {*told, answers[all_]} and found > ADAPTIVE)
     known = [None if nothing else answer for nothing, answer in zip(idle, answers, strict=True)]
-    return Weighed(given, known, whole, stances, found, disputed)
+    return Weighed(given, known, whole, support, stances, found, disputed)
 
 
 def _shares(surprises: Sequence[float], answers: Sequence[int]) -> dict[int, float]:

@@ -135,11 +135,11 @@ class SourceShape(Protocol):
         """What it answers by itself."""
 
     @property
-    def surprise(self) -> float:
-        """How the answer given surprised it, in nats."""
+    def surprise(self) -> float | None:
+        """How the answer given surprised it, in nats; None where tokens were fused."""
 
     @property
-    def surprise_own(self) -> float:
+    def surprise_own(self) -> float | None:
         """How its own did."""
 
 

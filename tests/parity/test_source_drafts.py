@@ -11,7 +11,7 @@ import ckcontrol as ck
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.reference import reference_drafts
 from ckcontrol.decoding.refusals import check_tokenizer, eos_ids
-from ckcontrol.decoding.source_drafts import write_drafts
+from ckcontrol.decoding.source_drafts import canonical, write_drafts
 from ckcontrol.decoding.sources import build_sources
 from ckcontrol.errors import ControlError, UnsupportedMode
 from ckcontrol.models.tiny import tiny_tokenizer
@@ -220,3 +220,19 @@ def test_the_real_model_says_who_says_what(real):
         assert answer.disputed
         told = {passages[order[source.passages[0]]]: source.stance for source in answer.sources[1:-1]}
         assert (told[passages[0]], told[passages[2]], told[passages[3]]) == ("supports", "supports", "contradicts")
+
+
+def test_a_second_model_reads_its_own_rows(tiny):
+    """In a batch whose other questions have more sources, none of which may be read by it."""
+    from ckcontrol.decoding.sources import Source
+    from ckcontrol.models.tiny import tiny_model
+
+    model, other = tiny("llama"), tiny_model("llama", seed=3)[0]
+    how = {"control": CONTROLS[1], "sources": [[0], [1], Source(model=other)], "max_new_tokens": NEW}
+    batch = ck.generate(*model, QUESTIONS, [PASSAGES[0], [*PASSAGES[1], "More."]], **how)
+    for question, passages, answer in zip(QUESTIONS, [PASSAGES[0], [*PASSAGES[1], "More."]], batch, strict=True):
+        alone = ck.generate(*model, question, passages, **how)
+        assert answer == alone
+        prompts = build_sources(model[1], question, [passages[p] for p in canonical(passages)], [Source(model=other)])
+        ids, _ = reference_drafts(other, [prompts.ids[1]], max_new_tokens=NEW, eos=eos_ids(*model), vocab_size=260)
+        assert list(next(d for d in answer.drafts if "second" in d.name).token_ids) == ids[0]

@@ -138,7 +138,9 @@ def test_monotone_finite_and_blind_to_order(seed):
         assert turned[other.given].text == some[weighed.given].text
         assert [other.stances[order.index(i)] for i in range(len(order))] == list(weighed.stances)
         assert other.disputed == weighed.disputed
-    below, above = dial[:10], dial[11:]
+    backing = [weighed.backing[weighed.given] for weighed in dial[:-1]]
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(backing))
+    below, above = dial[:10], dial[11:-1]
     for side in (below, above):
         texts = [some[w.given].text for w in side]
         assert len([1 for a, b in itertools.pairwise(texts) if a != b]) <= 1
