@@ -23,6 +23,7 @@ _WHERE = {
     "Recorder": ".decoding.recorder",
     "Shortlist": ".fusion.distributions",
     "Signals": ".fusion.signals",
+    "Source": ".decoding.sources",
     "TokenTrace": ".answer",
     "agenerate": ".decoding.asynchronous",
     "astream": ".decoding.asynchronous",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .decoding.prompts import PromptTemplate, build_pair
     from .decoding.recorder import Recorder
     from .decoding.reference import reference_generate
+    from .decoding.sources import Source
     from .decoding.transformers_loop import decoding_loop
     from .fusion.distributions import Shortlist, head_set
     from .fusion.kernel import fuse
@@ -69,6 +71,7 @@ __all__ = [
     "Recorder",
     "Shortlist",
     "Signals",
+    "Source",
     "TokenTrace",
     "agenerate",
     "astream",

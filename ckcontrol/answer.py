@@ -15,9 +15,28 @@ from typing import Any
 from .citations import Sentence, cite
 from .control import Control
 
-__all__ = ["Answer", "Draft", "TokenTrace"]
+__all__ = ["Answer", "Draft", "SourceTold", "SourceTrace", "TokenTrace"]
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class SourceTrace:
+    """What one of several sources made of one token, as `TokenTrace` tells it of two streams; in nats.
+
+    Attributes:
+        weight: Its exponent w_i at this token, or its share where probabilities are averaged.
+        h: Its entropy.
+        gain: Confidence gain over memory, ``h_par - h``.
+        logp: Log-probability of the token.
+        rank: Rank of the token; 0 is the favourite.
+    """
+
+    weight: float
+    h: float
+    gain: float
+    logp: float
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,8 @@ class TokenTrace:
         logp_par: Log-probability in the parametric distribution.
         logp_ctx: Log-probability in the contextual distribution.
         logp_final: Log-probability in the distribution it was drawn from (after processors and warpers).
+        sources: Of several sources each, in the order of `Answer.sources`; then `tau` is 1 less memory's weight, and
+            the contextual stream the one with all passages.
     """
 
     id: int
@@ -54,6 +75,7 @@ class TokenTrace:
     rank_ctx: int | None = None
     logp_par: float | None = None
     logp_ctx: float | None = None
+    sources: tuple[SourceTrace, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,28 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class SourceTold:
+    """One of several sources, and what it says of the answer that was given, where whole answers were weighed.
+
+    Attributes:
+        name: ``"memory"``, ``"passage 1"`` or ``"passages 1+3"`` (counted from 1), and ``"all"``.
+        passages: Places of its passages in the question's, from 0.
+        stance: ``"supports"``: it gives the same answer; ``"contradicts"``: another; ``"silent"``: it is beside the
+            point, or says nothing; empty where tokens were fused.
+        text: What it answers by itself; likewise.
+        surprise: Length of its surprises at the answer given, ``sqrt(sum(log p ** 2))``, in nats; None likewise.
+        surprise_own: The same at its own answer.
+    """
+
+    name: str
+    passages: tuple[int, ...]
+    stance: str = ""
+    text: str = ""
+    surprise: float | None = None
+    surprise_own: float | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """One steered answer and the reasons for it.
 
@@ -101,6 +145,10 @@ class Answer:
         drafts: What the answer was chosen from, where the method chooses between whole answers; else empty.
         thinking: What the model thought before it answered (``<think>...</think>``, also where it ran out of tokens
             before it closed); None where it did not think.
+        sources: What it was decoded from with `sources=`: with a method of whole answers what every source says of this
+            answer, else their names and passages; empty without.
+        disputed: Passages that bear on the question give several answers, or memory knows another; False where whole
+            answers were not weighed across sources.
     """
 
     text: str
@@ -114,6 +162,8 @@ class Answer:
     parametric_tokens: int
     drafts: tuple[Draft, ...] = ()
     thinking: str | None = None
+    sources: tuple[SourceTold, ...] = ()
+    disputed: bool = False
 
     @property
     def switched(self) -> int:
@@ -150,9 +200,10 @@ class Answer:
         data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()}
         data["cited"] = [sentence.to_dict() for sentence in self.cited]
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
-        tokens = [{name: _finite(value) for name, value in asdict(token).items()} for token in self.tokens]
+        tokens = [_plain(token) for token in self.tokens]
         drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
-        return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts}
+        sources = [{name: _finite(value) for name, value in asdict(source).items()} for source in self.sources]
+        return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts, "sources": sources}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the answer as one JSON object (one line unless `indent` is given, so answers append to JSONL)."""
@@ -162,9 +213,14 @@ class Answer:
     def from_dict(cls, data: dict[str, Any]) -> Answer:
         """Rebuild an answer from `to_dict`."""
         values = {k: v for k, v in data.items() if k not in ("schema", "summary", "cited")}
-        values["tokens"] = tuple(TokenTrace(**token) for token in values["tokens"])
+        values["tokens"] = tuple(
+            TokenTrace(**{**token, "sources": tuple(SourceTrace(**source) for source in token.get("sources", ()))})
+            for token in values["tokens"]
+        )
         drafts = [{**draft, "token_ids": tuple(draft["token_ids"])} for draft in values.get("drafts", ())]
         values["drafts"] = tuple(Draft(**draft) for draft in drafts)
+        sources = [{**source, "passages": tuple(source["passages"])} for source in values.get("sources", ())]
+        values["sources"] = tuple(SourceTold(**source) for source in sources)
         values["control"] = Control.from_dict(values["control"])
         for name in ("token_ids", "passages"):
             values[name] = tuple(values[name])
@@ -180,6 +236,13 @@ class Answer:
         from .views.html import answer_html
 
         return answer_html(self)
+
+
+def _plain(token: TokenTrace) -> dict[str, Any]:
+    """Return a token's record as JSON-ready values; its sources only where there are several."""
+    values = {name: _finite(value) for name, value in asdict(token).items() if name != "sources"}
+    each = [{name: _finite(value) for name, value in asdict(source).items()} for source in token.sources]
+    return values | ({"sources": each} if each else {})
 
 
 def _finite(value: Any) -> Any:

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Rag", "RagAnswer"]
 
-_BESIDE = ("tools", "processors", "criteria", "json_schema", "grammar", "regex")  # what `generate` takes, not options
+_BESIDE = (
+    "tools",
+    "processors",
+    "criteria",
+    "json_schema",
+    "grammar",
+    "regex",
+    "sources",
+)  # what `generate` takes, not options
 
 
 @dataclass(frozen=True)
@@ -314,7 +322,7 @@ class Rag:
             min_score: As for the object.
             streamer: transformers streamer; gets the prompt and every token, then ``end()`` exactly once.
             **options: Fields of `GenerateOptions` that replace the object's; and what `generate` takes beside them:
-                ``tools``, ``processors``, ``criteria``, ``json_schema``, ``grammar``, ``regex``.
+                ``tools``, ``processors``, ``criteria``, ``json_schema``, ``grammar``, ``regex``, ``sources``.
 
         Raises:
             ControlError, PromptError, RetrievalError: A bad option, question or filter; before anything slow.

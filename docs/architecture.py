@@ -24,7 +24,7 @@ TREES = {"ckcontrol": ROOT / "ckcontrol", "ckcontrol.retrieval": ROOT / "retriev
 # floor or above. A file directly in ckcontrol/ is a room of its own here.
 FLOORS = [
     ["errors"],
-    ["arguments", "child_python", "hub", "rates", "tables", "words"],
+    ["arguments", "child_python", "hub", "rates", "tables", "word_spans", "words"],
     ["citations", "fusion", "views"],
     ["policies"],
     ["control"],

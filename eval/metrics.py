@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ckcontrol.rates import wilson
-
-from .word_spans import content, find, readings, wanted
+from ckcontrol.word_spans import content, find, readings, wanted
 
 __all__ = ["Conflict", "mentions", "normalize", "wilson"]
 

@@ -24,6 +24,7 @@ def ask(
     min_score: options.MinScore = None,
     rerank: options.Rerank = None,
     embedder: options.Embedder = None,
+    sources: options.SourcesAs = None,
     *,
     given: options.Answering,
     explain: Annotated[
@@ -36,7 +37,7 @@ def ask(
     Prints the answer, what each of its sentences rests on, and the passages. Says so when passages had to be cut, or
     none were found.
     """
-    from ..views.terminal import print_cited, print_hits
+    from ..views.terminal import print_cited, print_hits, print_sources
 
     if not question.strip():
         raise PromptError("the question is empty.", "Ask something.")
@@ -64,7 +65,7 @@ def ask(
         reranker=reranker,
         options=drawn,
     )
-    answer = rag.ask(question, streamer=given.streamer(loaded[1]))
+    answer = rag.ask(question, streamer=given.streamer(loaded[1]), sources=sources and sources.value)
     if explain is not None:
         explain.write_text(answer.to_page(), encoding="utf-8")  # first: a pipe that breaks must not cost the page
     if given.json:
@@ -74,6 +75,7 @@ def ask(
             typer.echo(given.said(answer.answer))
         typer.echo()
         print_cited(answer.cited, answer.hits)
+        print_sources(answer.answer)
         print_hits(answer.prompted, question, notice=answer.notice)
     if explain is not None:
         typer.echo(f"Wrote {explain}", err=given.json)

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from ..retrieval import Index
     from .stream import TextStream
 
-__all__ = ["Answering", "Mode", "load", "load_embedder", "load_reranker", "open_index", "place_of", "spread"]
+__all__ = [
+    "Answering",
+    "Mode",
+    "Sources",
+    "load",
+    "load_embedder",
+    "load_reranker",
+    "open_index",
+    "place_of",
+    "spread",
+]
 
 
 class Mode(str, Enum):
@@ -39,6 +49,21 @@ class Mode(str, Enum):
     hybrid = "hybrid"
 
 
+class Sources(str, Enum):
+    """How passages are read as sources."""
+
+    each = "each"
+
+
+SourcesAs = Annotated[
+    Sources | None,
+    typer.Option(
+        "--sources",
+        help="each: every passage answers by itself, and so does memory; the answer they support is given, and the "
+        "table says who says what.",
+        show_default=False,
+    ),
+]
 Question = Annotated[str, typer.Option("-q", "--question", help="The question.")]
 PassageFiles = Annotated[
     list[str],

@@ -27,6 +27,7 @@ def answer(
     *,
     given: options.Answering,
     truncate: options.Truncate = False,
+    sources: options.SourcesAs = None,
     heads: options.Heads = None,
     prune: options.Prune = None,
     prune_stream: options.PruneStream = "both",
@@ -69,6 +70,7 @@ def answer(
             template_kwargs=variables,
             streamer=given.streamer(tokenizer),
             options=drawn,
+            sources=sources and sources.value,
         )
     if html is not None:
         from ..views.html import answer_page
@@ -83,6 +85,10 @@ def answer(
         print_table(made, summary=False)
     elif not given.stream:
         typer.echo(given.said(made))
+    if made.sources and not given.json:
+        from ..views.terminal import print_sources
+
+        print_sources(made)
     if html is not None:
         typer.echo(f"Wrote {html}", err=given.json or not explain)
 

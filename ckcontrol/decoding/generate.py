@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any, overload
 from ..answer import Answer, Draft
 from ..control import Control, controls_for
 from ..errors import ControlError, NonFiniteLogits, PromptError
+from ..policies import AnswerPolicy
 from .conversation import conversations
 from .endings import ends_streamer
-from .inputs import plan_of
+from .inputs import plan_of, with_sources
 from .loop import decode
 from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from .source_drafts import check_beside, sourced, tell
+from .source_step import SourceRun
+from .source_step import told as told_sources
+from .sources import SourcePrompts, build_sources
 from .structured import structure_of
 from .token_texts import Said, pieces, said
 
@@ -43,6 +48,8 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -60,6 +67,8 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -77,6 +86,8 @@ def generate(
     template: PromptTemplate | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     truncate: str | None = None,
+    sources: Any = None,
+    combine: Any = None,
     streamer: BaseStreamer | None = None,
     options: GenerateOptions | None = None,
     **keywords: Any,
@@ -98,6 +109,8 @@ def generate(
     truncate: str | None = None,
     processors: Sequence[Any] = (),
     criteria: Sequence[Any] = (),
+    sources: Any = None,
+    combine: Any = None,
     json_schema: Any = None,
     grammar: str | None = None,
     regex: str | None = None,
@@ -125,6 +138,13 @@ def generate(
         processors: transformers logits processors, or functions of ids [B, L] and scores [B, V] like them. They see
             the fused scores once, after the penalty and before temperature, top-k and top-p; row i is question i.
         criteria: transformers stopping criteria, beside the end tokens; row i is question i.
+        sources: ``"each"``: memory, every passage and all of them together are sources that run side by side; or a list
+            with the places of each group's passages, from 0, and `Source`s. With a method of whole answers each writes
+            its own and reads the others', the order of passages does not matter but at alpha 0.5, and what each says is
+            told in `Answer.sources`; with a method of tokens their distributions are fused at every step.
+        combine: How distributions are fused, instead of by `control`: ``"replug"``, ``"min-entropy"``,
+            ``"avg-entropy"``, or weights by the sources' names, which sum to 1. ``"scores"``: by `control`, with
+            passages that were retrieved with a higher score counting more. None: by `control`, passages alike.
         json_schema: The answer is JSON that meets this schema: a mapping, a text or a pydantic class. Of two streams
             and of every draft alike, nothing else can be said. Needs the extra ``[grammar]``.
         grammar: The answer is derived from ``root`` of this EBNF grammar (xgrammar's form of GBNF) instead.
@@ -153,22 +173,34 @@ def generate(
     controls = controls_for(control, len(asked))
     check_model(model)
     check_tokenizer(model, tokenizer)
-    limit, model_ends = position_limit(model), eos_ids(model)
-    pairs = [
-        build_pair(
-            tokenizer,
-            passages=given,
-            **one,
-            tools=tools,
-            template=template,
-            template_kwargs=template_kwargs,
-            limit=None if limit is None else max(0, limit - chosen.max_new_tokens),
-            max_new_tokens=chosen.max_new_tokens,
-            truncate=truncate,
-            ends=model_ends,
-        )
-        for one, given in zip(asked, passage_lists, strict=True)
-    ]
+    limit = position_limit(model)
+    how: dict[str, Any] = {
+        "tools": tools,
+        "template": template,
+        "template_kwargs": template_kwargs,
+        "limit": None if limit is None else max(0, limit - chosen.max_new_tokens),
+        "max_new_tokens": chosen.max_new_tokens,
+        "truncate": truncate,
+        "ends": eos_ids(model),
+    }
+    prompts = _prompts_of(tokenizer, asked, passage_lists, sources, combine, controls, how)
+    if sources is not None and prompts is None:
+        check_beside(processors, criteria, chosen, json_schema, grammar, regex)
+
+        def plain(place: int) -> Answer:
+            one: dict[str, Any] = {**asked[place], "passages": passage_lists[place], "control": controls[place]}
+            one |= {name: how[name] for name in ("tools", "template", "template_kwargs", "truncate")}
+            return generate(model, tokenizer, **one, options=chosen)
+
+        made = sourced(model, tokenizer, asked, passage_lists, controls, chosen, sources=sources, how=how, plain=plain)
+        tell(streamer, made)
+        return made[0] if single else made
+    if prompts is not None:
+        pairs = [one.pair for one in prompts]
+    else:
+        pairs = [
+            build_pair(tokenizer, passages=given, **one, **how) for one, given in zip(asked, passage_lists, strict=True)
+        ]
 
     ends = sorted({*eos_ids(model, tokenizer), *chosen.stop_token_ids})
     structure = structure_of(
@@ -197,12 +229,14 @@ def generate(
         structure=structure,
         streamer=streamer,
     )
+    if prompts is not None:
+        plan = with_sources(plan, model, tokenizer, prompts, combine, control)
     drafts, recorder = plan.drafts, plan.recorder
 
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
         return [
-            _answer(tokenizer, *row, ends, chosen, recorder, i)
+            _answer(tokenizer, *row, ends, chosen, recorder, i, plan.sources)
             for i, row in enumerate(zip(pairs, controls, ids, told, strict=True))
         ]
 
@@ -216,6 +250,26 @@ def generate(
     generated = made.sequences[:, plan.contextual.input_ids.shape[1] :].tolist()
     result = answers([ids[:length] for ids, length in zip(generated, made.lengths, strict=True)])
     return result[0] if single else result
+
+
+def _prompts_of(
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Mapping[str, Any]],
+    passages: Sequence[Sequence[Any]],
+    sources: Any,
+    combine: Any,
+    controls: Sequence[Control],
+    how: Mapping[str, Any],
+) -> list[SourcePrompts] | None:
+    """Return the prompts of questions whose sources are fused token by token; None where that is not asked for."""
+    if sources is None:
+        if combine is not None:
+            raise ControlError(f"combine={combine!r:.60} without sources.", "Pass sources='each' too.")
+        return None
+    if combine is None and any(isinstance(control.policy(), AnswerPolicy) for control in controls):
+        return None  # whole answers are weighed
+    each = zip(asked, passages, strict=True)
+    return [build_sources(tokenizer, passages=given, sources=sources, **one, **how) for one, given in each]
 
 
 def _batch(question: Any, passages: Any, messages: Any) -> tuple[list[dict[str, Any]], list[list[Any]], bool]:
@@ -253,15 +307,17 @@ def _answer(
     chosen: GenerateOptions,
     recorder: Recorder | None,
     row: int,
+    sources: SourceRun | None = None,
 ) -> Answer:
     def read(token_ids: Sequence[int]) -> Said:
         return said(tokenizer, token_ids, stop=chosen.stop, ends=ends, thinking=pair.thinking)
 
     answer = read(ids)
+    tokens = () if recorder is None else recorder.traces(row, pieces(tokenizer, ids))
     stopped = bool(ids) and (ids[-1] in ends or len(ids) < chosen.max_new_tokens)
     return Answer(
         text=answer.text,
-        tokens=() if recorder is None else recorder.traces(row, pieces(tokenizer, ids)),
+        tokens=tokens if sources is None else sources.traces(row, tokens),
         token_ids=tuple(ids),
         question=pair.question,
         passages=pair.passages,
@@ -271,4 +327,5 @@ def _answer(
         parametric_tokens=len(pair.parametric),
         drafts=tuple(replace(d, text=read(d.token_ids).text) for d in drafts),
         thinking=answer.thinking,
+        sources=() if sources is None else told_sources(sources.prompts[row]),
     )

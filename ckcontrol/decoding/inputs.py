@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..control import Control
-from ..errors import ControlError
-from ..policies import check_drafts
+from ..errors import ControlError, UnsupportedMode
+from ..policies import check_drafts, per_row
 from ..policies.off import OFF
+from ..policies.sources import Lifted, combination
 from .drafts import Drafts
 from .options import GenerateOptions
 from .pair_cache import can_share_forward
@@ -21,6 +23,9 @@ from .prompts import PromptPair
 from .recorder import Recorder
 from .refusals import check_tokenizer, input_device
 from .segments import Segments, check_segments
+from .source_step import SourceRun, check_models
+from .source_streams import slots
+from .sources import SourcePrompts, check_room
 from .streams import Stream
 from .token_texts import StopTexts, said
 
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 
     from .structured import Structure
 
-__all__ = ["functions", "passages_alone", "plan_of", "processors_for", "stream_of"]
+__all__ = ["functions", "passages_alone", "plan_of", "processors_for", "stream_of", "with_sources"]
 
 
 def functions(name: str, given: Any) -> list[Callable[..., Tensor]]:
@@ -210,3 +215,54 @@ def plan_of(
         structure=structure,
         segments=segments if by_segments else None,
     )
+
+
+def with_sources(
+    plan: DecodingPlan,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[SourcePrompts],
+    combine: Any,
+    control: Any,
+) -> DecodingPlan:
+    """Return the plan of a batch decoded from several sources; as it was where no question has more than a pair.
+
+    Args:
+        plan: Of the pairs with all passages.
+        model: Decodes it.
+        tokenizer: The model's own.
+        prompts: Of each question.
+        combine: As in `generate`.
+        control: As the caller gave it.
+
+    Raises:
+        ControlError: As `combination`; or both a control and another way to put sources together were given.
+        UnsupportedMode: Answers are to be chosen between, caches do not fit, or steps compiled.
+        TokenizerMismatch: As `check_models`.
+    """
+    if combine is not None and control is not None and combine != "scores":
+        raise ControlError(f"combine={combine!r:.60} puts the sources together; control would be ignored.", "Drop one.")
+    by_score = combine in ("scores", "replug") if isinstance(combine, str) else False
+    lifted = None if isinstance(combine, str) and combine == "scores" else combine
+    policy = combination(lifted, per_row(plan.drafts.each), [one.names for one in prompts])
+    for one in prompts:
+        check_models(one, policy, model, tokenizer)
+    most = max(len(one.names) for one in prompts)
+    if most == 1 or (most == 2 and isinstance(policy, Lifted)):
+        return plan  # a control of two streams
+    if plan.drafts.several:
+        chosen = next(p for p, row in zip(plan.drafts.policies, plan.drafts.items, strict=False) if p)
+        raise UnsupportedMode(
+            f"method {chosen.name!r} chooses between whole answers, which is not done across sources here.",
+            "Take a method of tokens, such as ckcontrol.Control('ck-plug', alpha=...), or combine='min-entropy'.",
+        )
+    if plan.compile:
+        raise UnsupportedMode("compile=True is not done for several sources.", "Leave compile out.")
+    check_room(model, prompts, plan.max_new_tokens)
+    streams = []
+    for places in slots(prompts)[:-1]:
+        rows = [one.ids[place or 0] for one, place in zip(prompts, places, strict=True)]
+        others = [one.models[place] for one, place in zip(prompts, places, strict=True) if place is not None]
+        other = next((each for each in others if each is not None), None)
+        streams.append(stream_of(model if other is None else other, rows, plan.pad_token_id))
+    return replace(plan, sources=SourceRun(prompts, policy, [*streams, plan.contextual], by_score))

@@ -25,6 +25,8 @@ from .processing import RowsOfQuestions, penalise_answers
 from .recorder import Recorder
 from .rounds import Rounds
 from .segments import Segments
+from .source_step import SourceStep
+from .source_streams import SourceStreams
 from .streams import Stream, TwoStreams, streams_as_they_were
 
 __all__ = ["Draw", "Generated", "decode", "run_streams"]
@@ -111,10 +113,11 @@ def decode(plan: DecodingPlan) -> Generated:
     Raises:
         NonFiniteLogits: A running row met NaN, +inf or an empty distribution.
     """
+    undo: list[Callable[[], object]] = [] if plan.sources is None else [plan.sources.leave]
     if plan.streamer is None:
-        return run_streams(plan.contextual, lambda: _decode_all(plan))
+        return run_streams(plan.contextual, lambda: _decode_all(plan), *undo)
     once = Once(plan.streamer)
-    return run_streams(plan.contextual, lambda: _decode_all(replace(plan, streamer=once)), once.end)
+    return run_streams(plan.contextual, lambda: _decode_all(replace(plan, streamer=once)), once.end, *undo)
 
 
 def run_streams(contextual: Stream, work: Callable[[], R], *undo: Callable[[], object]) -> R:
@@ -170,7 +173,7 @@ def _decode_drafts(plan: DecodingPlan) -> Generated:
 def _decode_segments(plan: DecodingPlan, segments: Segments) -> Generated:
     """Run the drafts to the end of a sentence, choose, and go on from what was chosen, until every question is done."""
     rounds = Rounds(plan, segments)
-    streams = plan.streams()
+    streams: Any = plan.streams()
     while rounds.open:
         ids, recorder = rounds.ids(), Recorder()
         part = rounds.part(ids.shape[1], recorder)
@@ -201,7 +204,7 @@ class Running:
         begun: The prompts have been run.
     """
 
-    streams: TwoStreams
+    streams: TwoStreams | SourceStreams
     ids: Tensor
     beginnings: Beginnings
     begun: bool
@@ -223,41 +226,46 @@ def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
     rows = ids.shape[0]
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
-    broken_at = torch.full((len(_STREAMS), rows), -1, dtype=torch.long, device=device)
+    kinds = len(_STREAMS) if plan.sources is None else 1 + len(plan.sources.slots)  # the last one is what is fused
+    broken_at = torch.full((kinds, rows), -1, dtype=torch.long, device=device)
     has_eos = any(hasattr(criterion, "eos_token_id") for criterion in plan.criteria)
     poll = _Poll(device, plan.streamer is not None)
     processors = plan.processors if plan.penalise == "all" else penalise_answers(plan.processors, prompt_length)
     asked = RowsOfQuestions(processors, plan.criteria, plan.drafts.items, device)
     at_once = not (plan.sample or plan.processors or plan.keep_scores or plan.recorder)
-    kinds = torch.arange(1, len(_STREAMS) + 1, device=device)[:, None]
+    codes = torch.arange(1, kinds + 1, device=device)[:, None]
     items = plan.drafts.items
     seeds = [plan.seed] * (1 + max(items)) if isinstance(plan.seed, int) else plan.seed
     draw = Draw(plan.sample, seeds if seeds is None else [seeds[item] for item in items], device)
 
     for step in range(plan.max_new_tokens):
-        # 1) One more position of both streams.
-        logits_ctx, logits_par = streams.prefill() if step == 0 and not begun else streams.step(fed)
+        # 1) One more position of both streams, or of all sources, of which the last has all passages.
+        logits = streams.prefill() if step == 0 and not begun else streams.step(fed)
+        logits_ctx, logits_par = (logits[-1], logits[:-1]) if isinstance(logits, Tensor) else logits
         if beginnings is not None and logits_par is not None:
             logits_ctx, logits_par = beginnings.widen(logits_ctx), beginnings.widen(logits_par)
         if plan.keep_logits:
             plan.logits.append(logits_ctx.clone())
         if plan.structure is not None:
-            plan.structure.mask(ids, unfinished, logits_ctx, logits_par)
+            plan.structure.mask(ids, unfinished, *(logits if isinstance(logits, Tensor) else (logits_ctx, logits_par)))
 
         # 2) Fuse the raw distributions; the greedy choice is made on the way where nothing lies between.
-        made = _fuse_step(plan, logits_ctx, logits_par, at_once)
+        if plan.sources is not None and isinstance(logits, Tensor):
+            made: FusedStep | None = plan.sources.step(logits, plan.shortlist, plan.vocab_size, at_once)
+        else:
+            made = _fuse_step(plan, logits_ctx, logits_par, at_once)
         broken = nonfinite_rows(logits_ctx).to(torch.uint8) if made is None else made.broken
         if made is not None and made.tokens is not None:
             tokens = made.tokens
         else:
             # 3) Processors and warpers see the fused scores once.
             scores = asked.process(ids, logits_ctx if made is None or made.scores is None else made.scores)
-            broken = torch.where((broken == 0) & nonfinite_rows(scores), 3, broken)
+            broken = torch.where((broken == 0) & nonfinite_rows(scores), kinds, broken)
             # 4) One draw per pair.
             tokens = draw(scores, broken > 0)
 
         # 5) Watch for NaN and infinities; rows that ended no longer count.
-        bad = (broken == kinds) & unfinished
+        bad = (broken == codes) & unfinished
         broken_at = torch.where((broken_at < 0) & bad, step, broken_at)
         if has_eos:
             tokens = torch.where(unfinished, tokens, plan.pad_token_id)
@@ -265,6 +273,8 @@ def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
             plan.scores.append(scores)
         if plan.recorder is not None:
             plan.recorder.add(tokens, scores, *((None, None) if made is None else (made.signals, made.decision)))
+        if plan.recorder is not None and plan.sources is not None and isinstance(made, SourceStep):
+            plan.sources.record(tokens, made)
         if plan.streamer is not None:
             plan.streamer.put(tokens.cpu())
 
@@ -277,7 +287,7 @@ def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
         fed = tokens if beginnings is None else beginnings.feed(tokens, streams.select)
     if plan.recorder is not None:
         plan.recorder.lengths = lengths.tolist()
-    _raise_if_broken(broken_at)
+    _raise_if_broken(broken_at, None if plan.sources is None else plan.sources.name)
     longest = int(lengths.max())
     del plan.scores[longest:], plan.logits[longest:]
     return Generated(ids[:, : prompt_length + longest], lengths.tolist())
@@ -293,10 +303,10 @@ def _fuse_step(plan: DecodingPlan, logits_ctx: Tensor, logits_par: Tensor | None
     )
 
 
-def _raise_if_broken(broken_at: Tensor) -> None:
+def _raise_if_broken(broken_at: Tensor, name: Callable[[int, int], str] | None = None) -> None:
     found = broken_at.cpu()
     if not bool((found >= 0).any()):
         return
     first = int(found[found >= 0].min())
     stream, row = (int(i) for i in (found == first).nonzero()[0])
-    raise NonFiniteLogits(row, first, _STREAMS[stream])
+    raise NonFiniteLogits(row, first, _STREAMS[stream] if name is None else name(row, stream))

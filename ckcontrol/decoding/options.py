@@ -41,6 +41,7 @@ _ELSEWHERE: dict[str, tuple[str, str]] = {
         ("assistant_model", "prompt_lookup_num_tokens"),
         ("what is drafted ahead follows one stream only.", "Leave it out."),
     ),
+    **dict.fromkeys(("sources", "combine"), ("this door decodes two streams.", "Use ckcontrol.generate.")),
     "guidance_scale": (
         "it is a second stream of its own.",
         "Control('cad', cad_alpha=guidance_scale - 1, candidate_ratio=0) is the same.",

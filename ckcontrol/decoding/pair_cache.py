@@ -1,10 +1,10 @@
-"""One decode forward for two streams: shared weights, separate attention.
+"""One decode forward for two streams, or several: shared weights, separate attention.
 
-A `PairCache` holds the keys and values of both streams, each at its own length. During a decode forward its
-`update` stores the new row of every stream and returns `PairKV` handles instead of tensors; the attention function
-registered here sees the handles and attends each stream to its own past with the model's own attention. So one
-forward reads the weights once for 2B rows, the short prompt is never padded to the long one, and storage is written
-in place instead of being concatenated at every token.
+A `PairCache` holds the keys and values of both streams, or of all sources, each at its own length. During a decode
+forward its `update` stores the new row of every stream and returns `PairKV` handles instead of tensors; the attention
+function registered here sees the handles and attends each stream to its own past with the model's own attention. So
+one forward reads the weights once for all rows, the short prompt is never padded to the long one, and storage is
+written in place instead of being concatenated at every token.
 
 Knows transformers' cache and attention interfaces; knows nothing of fusion or sampling. Models outside
 `SHARED_FORWARD` run as two forwards (see streams.py), which is always right and slower.
@@ -34,22 +34,22 @@ _PREFIX = "ckcontrol_pair_"
 
 
 class PairKV:
-    """Keys (or values) of both streams for one layer, with each stream's mask; stands in for a tensor."""
+    """Keys (or values) of all streams for one layer, with each stream's mask; stands in for a tensor."""
 
     __slots__ = ("masks", "parts")
 
-    def __init__(self, parts: tuple[Tensor, Tensor], masks: tuple[Tensor | None, Tensor | None]) -> None:
+    def __init__(self, parts: Sequence[Tensor], masks: Sequence[Tensor | None]) -> None:
         self.parts = parts  # each [B, H, T_stream, D]
         self.masks = masks  # each [B, 1, 1, T_stream] or None
 
     def attend(
         self, base: Callable[..., Any], module: torch.nn.Module, query: Tensor, value: PairKV, **kwargs: Any
     ) -> Tensor:
-        """Attend each stream to its own past with the model's attention `base`, [2B, H, 1, D] -> [2B, 1, H, D]."""
-        rows = query.shape[0] // 2
+        """Attend each stream to its own past with the model's attention `base`, [SB, H, 1, D] -> [SB, 1, H, D]."""
+        rows = query.shape[0] // len(self.parts)
         made = [
             base(module, query[i * rows : (i + 1) * rows], self.parts[i], value.parts[i], self.masks[i], **kwargs)[0]
-            for i in (0, 1)
+            for i in range(len(self.parts))
         ]
         return torch.cat(made)
 
@@ -99,9 +99,9 @@ class _Buffer:
 
 
 class PairLayer(DynamicLayer):  # type: ignore[misc]
-    """Both streams' buffers of one layer."""
+    """All streams' buffers of one layer."""
 
-    def __init__(self, streams: tuple[DynamicLayer, DynamicLayer], owner: PairCache, reserve: int) -> None:
+    def __init__(self, streams: Sequence[DynamicLayer], owner: PairCache, reserve: int) -> None:
         super().__init__()
         self.is_initialized = True
         self.owner = owner
@@ -109,7 +109,7 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
         self.buffers = tuple(_Buffer(layer.keys, layer.values, reserve) for layer in streams)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Store one position: rows [0, B) are the stream with the context, [B, 2B) the one without."""
+        """Store one position: rows [0, B) are the first stream's, with the context in a pair, [B, 2B) the second's."""
         rows = self.owner.rows
         parts = []
         for i, buffer in enumerate(self.buffers):
@@ -117,19 +117,16 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
             buffer.append(key_states[mine], value_states[mine])
             parts.append(buffer.view(self.window))
         device = key_states.device
-        masks = (
-            self.owner.mask(0, parts[0][0].shape[2], device),
-            self.owner.mask(1, parts[1][0].shape[2], device),
-        )
-        return PairKV((parts[0][0], parts[1][0]), masks), PairKV((parts[0][1], parts[1][1]), masks)
+        masks = [self.owner.mask(i, keys.shape[2], device) for i, (keys, _) in enumerate(parts)]
+        return PairKV([keys for keys, _ in parts], masks), PairKV([values for _, values in parts], masks)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows of both streams."""
+        """Keep these rows of every stream."""
         for buffer in self.buffers:
             buffer.select(indices)
 
     def get_seq_length(self) -> int:
-        """Length with the context; only transformers' unused mask creation asks."""
+        """Length of the first stream; only transformers' unused mask creation asks."""
         return self.buffers[0].length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -138,11 +135,10 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class PairCache(Cache):  # type: ignore[misc]
-    """The caches of two prefilled streams, ready for shared decode forwards.
+    """The caches of prefilled streams, ready for shared decode forwards.
 
     Args:
-        contextual: Filled `DynamicCache` of the prompts with passages, B rows.
-        parametric: Filled `DynamicCache` of the prompts without, B rows.
+        caches: Filled `DynamicCache` of each stream, B rows; of a pair the one with passages first.
         keep: Per stream, [B, L] bool attention mask of the prompt, or None where nothing is padded.
         additive: The attention adds its mask (eager) instead of testing it (sdpa).
         dtype: Dtype of an additive mask.
@@ -151,20 +147,19 @@ class PairCache(Cache):  # type: ignore[misc]
 
     def __init__(
         self,
-        contextual: DynamicCache,
-        parametric: DynamicCache,
-        keep: tuple[Tensor | None, Tensor | None],
+        caches: Sequence[DynamicCache],
+        keep: Sequence[Tensor | None],
         *,
         additive: bool,
         dtype: torch.dtype,
         reserve: int,
     ) -> None:
-        self.rows = contextual.layers[0].keys.shape[0]
+        self.rows = caches[0].layers[0].keys.shape[0]
         self.additive, self.dtype = additive, dtype
         self._keep = list(keep)
         self._masks: dict[tuple[int, int, torch.device], Tensor] = {}
-        streams = zip(contextual.layers, parametric.layers, strict=True)
-        super().__init__(layers=[PairLayer(pair, self, reserve) for pair in streams])
+        streams = zip(*(cache.layers for cache in caches), strict=True)
+        super().__init__(layers=[PairLayer(layers, self, reserve) for layers in streams])
 
     def begin_step(self) -> None:
         """Extend the padding masks by the token about to be decoded."""
@@ -174,7 +169,7 @@ class PairCache(Cache):  # type: ignore[misc]
                 self._keep[i] = torch.cat([keep, keep.new_ones(keep.shape[0], 1)], dim=1)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows of both streams, in this order, [R] int64; a row named twice goes on as two."""
+        """Keep these rows of every stream, in this order, [R] int64; a row named twice goes on as two."""
         super().batch_select_indices(indices)
         self.rows = len(indices)
         self._masks.clear()
@@ -200,7 +195,7 @@ class PairCache(Cache):  # type: ignore[misc]
                 keep = keep.gather(1, place.clamp_min(0)) & (place >= 0)
             self._keep[i] = keep
 
-    def parted(self, config: Any) -> tuple[DynamicCache, DynamicCache]:
+    def parted(self, config: Any) -> tuple[DynamicCache, ...]:
         """Return a cache of its own for each stream of a model of this config; the storage stays shared with these."""
         return parted(config, [[buffer.view(None) for buffer in layer.buffers] for layer in self.layers])
 
@@ -224,14 +219,14 @@ class PairCache(Cache):  # type: ignore[misc]
         return self._masks[stream, length, device]
 
 
-def parted(config: Any, layers: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> tuple[DynamicCache, DynamicCache]:
-    """Return two caches.
+def parted(config: Any, layers: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> tuple[DynamicCache, ...]:
+    """Return a cache for each stream.
 
     Args:
         config: Of the model.
-        layers: Of each layer the keys and values of both streams, [B, H, T, D].
+        layers: Of each layer the keys and values of every stream, [B, H, T, D].
     """
-    made = DynamicCache(config=config), DynamicCache(config=config)
+    made = tuple(DynamicCache(config=config) for _ in layers[0])
     for i, streams in enumerate(layers):
         for cache, (keys, values) in zip(made, streams, strict=True):
             layer = cache.layers[i]
@@ -303,7 +298,7 @@ def _own_implementation(config: Any) -> str:
 
 
 def can_share_forward(model: PreTrainedModel) -> bool:
-    """Whether the model can decode both streams in one forward; otherwise two forwards are used."""
+    """Whether the model can decode all streams in one forward; otherwise each has its own."""
     config = model.config
     return (
         config.model_type in SHARED_FORWARD

@@ -20,6 +20,8 @@ from .streams import Stream, TwoStreams
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
+    from .source_step import SourceRun
+    from .source_streams import SourceStreams
     from .structured import Structure
 
 __all__ = ["DecodingPlan"]
@@ -51,6 +53,7 @@ class DecodingPlan:
         keep_logits: Keep the raw contextual logits of each step.
         compile: How steered steps run; see `static_step.static_streams`.
         segments: What ends a segment, where answers are decided by segments; None decides each as a whole.
+        sources: Where there are more than two streams; `contextual` is the last of them.
         scores: What `keep_scores` kept, [rows, V] per step.
         logits: What `keep_logits` kept, likewise.
     """
@@ -75,11 +78,14 @@ class DecodingPlan:
     keep_logits: bool = False
     compile: bool | None = None
     segments: Segments | None = None
+    sources: SourceRun | None = None
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
-    def streams(self) -> TwoStreams:
-        """Return both streams; the contextual one alone if nothing is steered and nothing recorded."""
+    def streams(self) -> TwoStreams | SourceStreams:
+        """Return both streams, or all sources; the contextual one alone if nothing is steered and nothing recorded."""
+        if self.sources is not None and not (self.sources.neutral and self.recorder is None):
+            return self.sources.start(self.max_new_tokens, self.vocab_size)
         from .pair_cache import can_share_forward
         from .static_step import static_streams
 

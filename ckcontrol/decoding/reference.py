@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..control import Control
-from ..fusion.kernel import fuse
+from ..fusion.distributions import Shortlist, log_probs
+from ..fusion.kernel import average, blend, fuse
 from ..fusion.signals import Signals
+from ..fusion.source_signals import SourceSignals
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, read_drafts
+from ..policies.sources import SourcePolicy
 from .refusals import input_device
 from .segments import seed_of_round, segment, segmented
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-__all__ = ["reference_generate"]
+__all__ = ["reference_drafts", "reference_generate", "reference_sources"]
 
 
 @torch.no_grad()
@@ -148,4 +151,99 @@ def reference_generate(
     while more and len(answer) < max_new_tokens:
         ids, more = chosen(answer, number)
         answer, number = [*answer, *ids], number + 1
+    return answer
+
+
+@torch.no_grad()
+def reference_drafts(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos: Collection[int] = (),
+    vocab_size: int | None = None,
+) -> tuple[list[list[int]], list[list[list[float]]]]:
+    """Let every source of a question write its own answer, greedily, and read those of all.
+
+    Args:
+        model: Any decoder-only model.
+        prompts: Ids of each source's prompt.
+        max_new_tokens: Longest answer.
+        eos: Ids that end an answer.
+        vocab_size: Number of ids the tokenizer knows; the others are never said. None: the model's width.
+
+    Returns:
+        The ids of each draft, [S][T], and the log-probability of each token of each draft in each source, [S][S][T].
+    """
+
+    def logp(ids: Sequence[int]) -> torch.Tensor:
+        row = torch.tensor([list(ids)], device=input_device(model))
+        return model(row, use_cache=False).logits[0, -1, :vocab_size].float().log_softmax(-1)  # type: ignore[no-any-return]
+
+    drafts = []
+    for prompt in prompts:
+        draft: list[int] = []
+        while len(draft) < max_new_tokens and not (draft and draft[-1] in eos):
+            draft.append(int(logp([*prompt, *draft]).argmax()))
+        drafts.append(draft)
+    read = [
+        [[float(logp([*prompt, *draft[:at]])[token]) for at, token in enumerate(draft)] for draft in drafts]
+        for prompt in prompts
+    ]
+    return drafts, read
+
+
+@torch.no_grad()
+def reference_sources(
+    models: Sequence[PreTrainedModel],
+    prompts: Sequence[Sequence[int]],
+    policy: SourcePolicy,
+    shares: Sequence[float],
+    *,
+    max_new_tokens: int,
+    eos: Collection[int] = (),
+    processors: LogitsProcessorList | None = None,
+    sample: bool = False,
+    seed: int = 0,
+    vocab_size: int | None = None,
+) -> list[int]:
+    """Return the ids of one question whose sources are fused token by token, each in a forward of its own.
+
+    Args:
+        models: What reads each prompt.
+        prompts: Ids of memory's prompt, the sources', and last the one with all passages.
+        policy: Puts them together.
+        shares: What each counts among those with passages of their own; 0 for memory and for all.
+        max_new_tokens: Longest answer.
+        eos: Ids that end the answer.
+        processors: As in `reference_generate`; they see the ids of the last prompt.
+        sample: As there.
+        seed: As there.
+        vocab_size: As there.
+    """
+    device = input_device(models[-1])
+    generator = torch.Generator(device).manual_seed(seed)
+    answer: list[int] = []
+    while len(answer) < max_new_tokens and not (answer and answer[-1] in eos):
+        rows = [torch.tensor([[*prompt, *answer]], device=device) for prompt in prompts]
+        each = [model(ids, use_cache=False).logits[:, -1].float() for model, ids in zip(models, rows, strict=True)]
+        logits = torch.stack(each)
+        scores = logits[-1]
+        if not policy.neutral:
+            logits[..., vocab_size:] = -torch.inf
+            there = torch.ones(len(prompts), 1, dtype=torch.bool, device=device)
+            made = policy.weigh(SourceSignals(logits, torch.tensor(shares, device=device)[:, None], there))
+            logp, weights = log_probs(logits), made.weights
+            if policy.averages:
+                fused = average(logp, weights)
+            else:
+                parts = weights if weights.ndim == 3 else weights[..., None]
+                takes = [one for one, part in zip(logp, parts, strict=True) if bool((part != 0).any())]
+                listed = torch.stack([Shortlist().mask(one) for one in takes]).any(0)
+                fused = blend(logp, weights, shortlisted=listed, scale=made.scale, truncate=made.truncate)
+            scores = fused + logits[-1].logsumexp(-1, keepdim=True)
+        if processors is not None:
+            scores = processors(rows[-1], scores)
+        chances = scores.softmax(-1)
+        answer.append(int(torch.multinomial(chances, 1, generator=generator)) if sample else int(scores.argmax()))
     return answer

@@ -147,7 +147,7 @@ class RunningBatch:
                 parametric=lambda: side_by_side([plan.parametric() for plan in plans]),
                 max_new_tokens=max(plan.max_new_tokens for plan in plans),
             )
-        streams = whole.streams()
+        streams: Any = whole.streams()  # two: nothing that joins is asked with several sources
         with self.around():
             logits = streams.prefill()
         together = [row for of in rows for row in of]

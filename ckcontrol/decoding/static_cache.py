@@ -244,7 +244,7 @@ class StaticPair(Cache):  # type: ignore[misc]
         for track in self._tracks.values():
             track.used += 1
 
-    def parted(self, config: Any) -> tuple[DynamicCache, DynamicCache]:
+    def parted(self, config: Any) -> tuple[DynamicCache, ...]:
         """See `PairCache.parted`."""
         layers = [
             [

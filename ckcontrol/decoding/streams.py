@@ -25,13 +25,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-__all__ = ["Stream", "TwoStreams", "running_streams", "side_by_side", "streams_as_they_were"]
+__all__ = [
+    "Stream",
+    "TwoStreams",
+    "last_logits",
+    "running",
+    "running_streams",
+    "side_by_side",
+    "streams_as_they_were",
+]
 
 _RUNNING: ContextVar[tuple[str, ...] | None] = ContextVar("running_streams", default=None)
 
 
 def running_streams() -> tuple[str, ...] | None:
-    """Return whose rows the running forward of `TwoStreams` holds: one stream's, or both in equal halves, in order.
+    """Return whose rows the running forward holds: one stream's, or those of several in equal parts, in order.
 
     None outside such a forward. For hooks that treat the streams differently (heads/apply.py).
     """
@@ -45,7 +53,8 @@ def streams_as_they_were() -> Callable[[], object]:
 
 
 @contextmanager
-def _running(*streams: str) -> Iterator[None]:
+def running(*streams: str) -> Iterator[None]:
+    """Say whose rows the forward of this block holds, see `running_streams`; for who runs streams by hand."""
     token = _RUNNING.set(streams)
     try:
         yield
@@ -99,10 +108,15 @@ class Stream:
         return self._forward(self.input_ids, self.position)
 
     @torch.no_grad()
-    def read(self, positions: int) -> Tensor:
-        """Run the rows once, keeping nothing; return the logits of the last positions, [B, positions, V] float32."""
+    def read(self, positions: int, name: str = "contextual") -> Tensor:
+        """Run the rows once, keeping nothing; return the logits of the last positions, [B, positions, V] float32.
+
+        Args:
+            positions: How many.
+            name: What the stream is to `running_streams`.
+        """
         kept = {"logits_to_keep": positions} if "logits_to_keep" in self._fixed else {}
-        with _running("contextual"):
+        with running(name):
             output = self.model(
                 input_ids=self.input_ids,
                 attention_mask=None if self.keep is None else self.keep.long(),
@@ -408,7 +422,7 @@ class TwoStreams:
     def _runs(self, *streams: str) -> Iterator[None]:
         """A forward of these streams; of steered ones with kernels that take any length as it comes."""
         with (
-            _running(*streams),
+            running(*streams),
             steady_attention(self.contextual.input_ids.device, self.contextual) if self.steered else nullcontext(),
         ):
             yield
@@ -423,8 +437,7 @@ class TwoStreams:
 
         model = first.model
         self._pair = PairCache(
-            first.cache,
-            second.cache,
+            (first.cache, second.cache),
             (first.keep, second.keep),
             additive=str(model.config._attn_implementation).endswith("eager"),
             dtype=model.dtype,

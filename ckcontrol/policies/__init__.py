@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .acd import ACD
 from .adacad import AdaCAD
-from .answer_policy import AnswerPolicy, Evidence, check_drafts, draft_policies, stand_in, token_policy
+from .answer_policy import AnswerPolicy, Evidence, check_drafts, draft_policies, stand_in, surprise, token_policy
 from .arr import ARR
 from .base import TAU_MAX, Decision, Policy, build, names, register, tau_from_alpha
 from .cad import CAD
@@ -13,10 +13,11 @@ from .ck_plug_repo import CKPlugRepo
 from .coiecd import COIECD
 from .dial import Dial
 from .grd import GRD
-from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, idle, read_drafts, sentence_end
+from .idle_drafts import ABSTENTIONS, FUNCTION_WORDS, first_sentence, idle, read_drafts, sentence_end
 from .nwcad import NWCAD
 from .off import Off
 from .per_row import PerRow, per_row
+from .source_answers import SourceDraft, Weighed, weigh
 from .trustmargin import TrustMargin
 
 __all__ = [
@@ -39,10 +40,13 @@ __all__ = [
     "Off",
     "PerRow",
     "Policy",
+    "SourceDraft",
     "TrustMargin",
+    "Weighed",
     "build",
     "check_drafts",
     "draft_policies",
+    "first_sentence",
     "idle",
     "names",
     "per_row",
@@ -50,6 +54,8 @@ __all__ = [
     "register",
     "sentence_end",
     "stand_in",
+    "surprise",
     "tau_from_alpha",
     "token_policy",
+    "weigh",
 ]

@@ -22,7 +22,17 @@ from functools import cache
 
 from .answer_policy import Evidence
 
-__all__ = ["ABSTENTIONS", "FUNCTION_WORDS", "first_sentence", "idle", "read_drafts", "sentence_end"]
+__all__ = [
+    "ABSTENTIONS",
+    "FUNCTION_WORDS",
+    "bears",
+    "first_sentence",
+    "follows",
+    "idle",
+    "read_drafts",
+    "sentence_end",
+    "silent",
+]
 
 # By language: what an answer says that has none. Compared without case, accents, apostrophes and punctuation.
 ABSTENTIONS: dict[str, Sequence[str]] = {
@@ -165,11 +175,50 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
 
 def _bearing(question: str, passages: Sequence[str]) -> tuple[set[str], set[str]]:
     """Return the words of the passages that bear on the question, and those of all passages."""
-    _, *later = _WORD.findall(_plain(question)) or [""]
-    names = {_word(word) for word in later if word[0].isupper()} - _function_words()
-    needed = names or set(_words(question)) - _function_words()
+    needed = _needed(question)
     texts = [set(_words(passage)) for passage in passages]
     return set().union(*(words for words in texts if not needed or needed & words)), set().union(*texts)
+
+
+def _needed(question: str) -> set[str]:
+    """Return of which words a passage that bears on the question has one; empty where every passage does."""
+    _, *later = _WORD.findall(_plain(question)) or [""]
+    names = {_word(word) for word in later if word[0].isupper()} - _function_words()
+    return names or set(_words(question)) - _function_words()
+
+
+def bears(question: str, passages: Sequence[str]) -> bool:
+    """Whether one of the passages has a name of the question, or one of its words where it holds no names.
+
+    Example:
+        >>> bears("Who runs Tellin?", ["Tellin lies on a river."]), bears("Who runs Tellin?", ["Oslo is a city."])
+        (True, False)
+    """
+    needed = _needed(question)
+    return any(not needed or bool(needed & set(_words(passage))) for passage in passages)
+
+
+def follows(text: str, question: str, passages: Sequence[str]) -> bool:
+    """Whether most of what a draft's first sentence adds to the question stands in the passages.
+
+    Example:
+        >>> follows("It is Ms Novak.", "Who runs Tellin?", ["Novak runs Tellin, Ms Novak."])
+        True
+        >>> follows("It is Mr Brandt.", "Who runs Tellin?", ["Ms Novak runs Tellin."])
+        False
+    """
+    own = set(_words(_sentence(text))) - set(_words(question)) - _function_words()
+    return 2 * len(own & set().union(*map(set, map(_words, passages)))) > len(own)
+
+
+def silent(text: str, question: str) -> bool:
+    """Whether a draft abstains, or has no word beside the question's and `FUNCTION_WORDS`.
+
+    Example:
+        >>> silent("Peru is the capital of Peru.", "What is the capital of Peru?")
+        True
+    """
+    return _abstains(text) or not set(_words(text)) - set(_words(question)) - _function_words()
 
 
 def _names(text: str, words: set[str], inside: bool = False) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "PolicyShape",
     "RunningText",
     "SentenceShape",
+    "SourceShape",
     "TokenShape",
 ]
 
@@ -122,6 +123,30 @@ class DraftShape(Protocol):
         """Which segment of the answer it is a draft of, from 0."""
 
 
+class SourceShape(Protocol):
+    """What one source says of an answer."""
+
+    @property
+    def name(self) -> str:
+        """Memory, a passage or all of them."""
+
+    @property
+    def stance(self) -> str:
+        """Supports, contradicts or silent."""
+
+    @property
+    def text(self) -> str:
+        """What it answers by itself."""
+
+    @property
+    def surprise(self) -> float | None:
+        """How the answer given surprised it, in nats; None where tokens were fused."""
+
+    @property
+    def surprise_own(self) -> float | None:
+        """How its own did."""
+
+
 class PolicyShape(Protocol):
     """What chooses tau."""
 
@@ -166,6 +191,14 @@ class AnswerShape(RunningText[TokenShape], Protocol):
     @property
     def drafts(self) -> Sequence[DraftShape]:
         """What it was chosen from; else empty."""
+
+    @property
+    def sources(self) -> Sequence[SourceShape]:
+        """What each source says of it; else empty."""
+
+    @property
+    def disputed(self) -> bool:
+        """Sources that bear on the question give several answers."""
 
     @property
     def switched(self) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "print_answer",
     "print_cited",
     "print_hits",
+    "print_sources",
     "print_table",
 ]
 
@@ -135,6 +136,28 @@ def print_cited(sentences: Sequence[SentenceShape], hits: Sequence[HitShape], co
         )
     if sentences:
         console.print()
+
+
+def print_sources(answer: AnswerShape, console: Console | None = None) -> None:
+    """Print who says what: a row per source, how much it minds the answer given, and its own; nothing without any."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if not any(source.stance for source in answer.sources):
+        return
+    console = console or open_console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("source", "says", "nats", "own", "its answer"):
+        table.add_column(name, justify="right" if name in ("nats", "own") else "left", no_wrap=name != "its answer")
+    for source in answer.sources:
+        surprises = describe.number(source.surprise), describe.number(source.surprise_own)
+        table.add_row(
+            Text(clean(source.name)), source.stance, *surprises, Text(" ".join(clean(source.text, 200).split()))
+        )
+    console.print(table)
+    told = "The sources disagree." if answer.disputed else "The passages that bear on the question agree."
+    console.print(Text(told, "bold yellow" if answer.disputed else "dim"), highlight=False)
 
 
 def print_hits(

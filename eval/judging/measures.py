@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckcontrol.errors import EvalError
+from ckcontrol.word_spans import words
 
 from ..metrics import normalize
 from ..records import Record
-from ..word_spans import words
 from .verdict import Verdict, exact_match, set_match, verdict
 
 __all__ = [

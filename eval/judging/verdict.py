@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckcontrol.errors import EvalError, did_you_mean
+from ckcontrol.word_spans import Word, find, fold, readings, wanted
 
 from ..records import squad
-from ..word_spans import Word, find, fold, readings, wanted
 
 __all__ = ["MODES", "REACH", "Verdict", "exact_match", "set_match", "verdict"]
 

@@ -113,3 +113,14 @@ def test_the_dial_turns_over_a_false_passage(tmp_path: Path, real: Any, capsys: 
         )
         said[alpha] = json.loads(capsys.readouterr().out)["text"]
     assert "Lyon" in said["0.4"] and "Paris" in said["1"]
+
+
+def test_sources_say_who_says_what(index: str, llama: Any, capsys: Any) -> None:
+    out, _ = ask(capsys, index, "--k", "3", "--alpha", "0.3", "--sources", "each")
+    assert all(name in out for name in ("memory", "passage 1", "passage 3", "all"))
+    data = json.loads(ask(capsys, index, "--k", "3", "--alpha", "0.3", "--sources", "each", "--json")[0])
+    with Index.open(index) as opened:
+        rag = Rag(llama, opened, k=3, control=Control(alpha=0.3), max_new_tokens=6)
+        answer = rag.ask(QUESTION, sources="each")
+    assert data == json.loads(answer.to_json())
+    assert len(answer.answer.sources) == 5

@@ -379,3 +379,16 @@ def test_module_runs() -> None:
 def test_typer_errors_do_not_leak_boxes(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(app, typer.Typer)
     assert "╭" not in failure(capsys, "run", "--alpha")[1]
+
+
+def test_sources_say_who_says_what(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["run", "-q", "Who?", "--passage-text", "It was A.", "--passage-text", "It was B.", *TINY, "--alpha", "0.3"]
+    assert main([*asked, "--sources", "each"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("memory", "passage 1", "passage 2", "all", "its answer"))
+    assert main([*asked, "--sources", "each", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [source["passages"] for source in told["sources"]] == [[], [0], [1], [0, 1]]
+    assert isinstance(told["disputed"], bool)
+    assert main([*asked, "--sources", "all"]) == 2
+    assert "each" in capsys.readouterr().err

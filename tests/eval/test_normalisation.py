@@ -8,7 +8,7 @@ import pytest
 
 from ckcontrol.eval import mentions, normalize
 from ckcontrol.eval.judging.verdict import exact_match, set_match, spoken, verdict
-from ckcontrol.eval.word_spans import fold
+from ckcontrol.word_spans import fold
 
 SAME = [
     # numbers and their units

@@ -11,7 +11,7 @@ import pytest
 
 from ckcontrol.errors import EvalError
 from ckcontrol.eval.judging.verdict import exact_match, set_match, verdict
-from ckcontrol.eval.word_spans import words
+from ckcontrol.word_spans import words
 
 P, C, B, N = "parametric", "contextual", "both", "neither"
 
@@ -252,8 +252,8 @@ def test_words_keep_their_place_in_any_text() -> None:
         verdict(text, [text[:3]], [text[3:6]])
 
 
-@pytest.mark.parametrize("module", ["judging.verdict", "word_spans"])
+@pytest.mark.parametrize("module", ["eval.judging.verdict", "word_spans"])
 def test_examples_in_docstrings(module: str) -> None:
-    done = doctest.testmod(sys.modules[f"ckcontrol.eval.{module}"])
+    done = doctest.testmod(sys.modules[f"ckcontrol.{module}"])
     assert done.attempted
     assert not done.failed

@@ -1,4 +1,4 @@
-"""A text as words with offsets: the one normalisation that `metrics` and the verdicts match on.
+"""A text as words with offsets: the one normalisation by which answers are found and compared.
 
 First `fold`: Unicode's compatibility composition (NFKC), without format characters, with ASCII digits and one kind of
 apostrophe. Then words, and of each its forms without case and diacritics. Knows characters, not answers or verdicts.
