@@ -21,7 +21,7 @@ test: check
 
 # One thread a process: with more, vLLM's CPU workers wait for each other on a busy machine.
 VLLM_TESTS := VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 \
-	TOKENIZERS_PARALLELISM=false timeout 1200 $(VLLM_VENV)/bin/python -m pytest -q
+	TOKENIZERS_PARALLELISM=false timeout 2700 $(VLLM_VENV)/bin/python -m pytest -q
 
 test-vllm: $(VLLM_VENV)/.ready
 	$(VLLM_TESTS) tests/vllm -m "not real"
