@@ -90,9 +90,9 @@ def run_demo(
         columns = settings()
         sides = _answer(loaded, items, hits, max_new_tokens, report)
     rows = []
-    for item, hit, *side in zip(items, hits, *sides, strict=True):
-        answers = tuple(_at(*side, control, max_new_tokens) for control in columns.values())
-        dial = tuple(_at(*side, Control(alpha=alpha), max_new_tokens) for alpha in ALPHAS)
+    for item, hit, below, above in zip(items, hits, *sides, strict=True):
+        answers = tuple(_at(below, above, control, max_new_tokens) for control in columns.values())
+        dial = tuple(_at(below, above, Control(alpha=alpha), max_new_tokens) for alpha in ALPHAS)
         rows.append(
             DemoRow(
                 item=item,
@@ -140,7 +140,7 @@ def _answer(
     passages: Sequence[Any],
     max_new_tokens: int,
     report: Progress,
-) -> list[list[Answer]]:
+) -> tuple[list[Answer], list[Answer]]:
     """Answer every question at alpha 0 and adaptively, whose drafts are those of every setting; one list each."""
     from .. import generate
 
@@ -153,7 +153,7 @@ def _answer(
         options = GenerateOptions(max_new_tokens=max_new_tokens)
         answers.append(generate(*loaded, questions, given, control=control, options=options, streamer=steps))
     report("Answering", steps.total, steps.total)
-    return answers
+    return answers[0], answers[1]
 
 
 def _at(below: Answer, above: Answer, control: Control, max_new_tokens: int) -> Answer:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckcontrol.eval.report.assembly import curve_panels
 from ckcontrol.eval.report.charts.axes import Scale, look, nice_range
 from ckcontrol.eval.report.charts.curves import memory_ratio, named
 from ckcontrol.eval.report.charts.forest import forest
@@ -73,6 +74,15 @@ def test_every_method_is_named_and_no_text_covers_another(run):
     assert set(run.methods) <= words
     assert overlaps(canvas) == []
     assert all(0 <= left and right <= canvas.width + 1 for _, left, _, right, _ in boxes(canvas))
+
+
+def test_a_chart_that_stands_alone_is_wide_and_its_names_are_whole(tmp_path):
+    flat = ("off", "closed-book", "prompt", "a-method-with-a-very-long-name", *(f"method-{i}" for i in range(12)))
+    (lone,) = read_runs([write_run(tmp_path / "r", tasks=("capitals",), listed=arms(flat=flat), per_state=1)])
+    (canvas,) = curve_panels([lone])
+    words = {shape.words for shape in canvas.shapes if isinstance(shape, Text)}
+    assert canvas.width == 920 and set(lone.methods) <= words
+    assert overlaps(canvas) == []
 
 
 def test_baselines_are_dashed_lines_at_their_height(run):
