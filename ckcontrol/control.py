@@ -168,8 +168,8 @@ def controls_for(control: Control | Sequence[Control] | None, rows: int) -> list
 def overriding() -> Control:
     """Return how an answer is steered towards the statement of an override, whatever control is in force elsewhere.
 
-    The shortlist is short: with the usual one, the amplified difference often begins an answer with the prompt's own
-    "Background:" (6 of 12 sentence beginnings right against 12 of 16, SmolLM2-135M, `benchmarks/overrides.py --steer`).
+    The shortlist is short: with the usual one, the amplified difference begins more answers with the prompt's own
+    "Background:". Chosen on few questions; docs/overrides.md has what it reaches.
     """
     return Control("cad", cad_alpha=1.0, candidates=2, candidate_ratio=0.1)
 
