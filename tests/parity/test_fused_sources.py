@@ -118,8 +118,8 @@ def test_the_middle_is_the_unmodified_model_and_the_end_memory(tiny, family):
             made = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], sources="each", control=control, **how)
             assert made.token_ids == plain.token_ids
             assert [t.logp_final for t in made.tokens] == [t.logp_final for t in plain.tokens]
-        memory = ck.generate(model, tokenizer, QUESTIONS[0], [], **how)
         control = ck.Control("cad", alpha=1.0)
+        memory = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, **how)
         made = ck.generate(model, tokenizer, QUESTIONS[0], PASSAGES[0], sources="each", control=control, **how)
         assert made.token_ids == memory.token_ids
 
@@ -208,7 +208,9 @@ def test_another_model_is_one_more_source(llama):
         )
         wanted = expected(model, tokenizer, QUESTIONS[3], PASSAGES[3], sources, combine=combine, max_new_tokens=6)
         assert list(answer.token_ids) == wanted
-    alone = ck.generate(other, tokenizer, QUESTIONS[3], PASSAGES[3], control=ck.Control("off"), max_new_tokens=6)
+    alone = ck.generate(
+        other, tokenizer, QUESTIONS[3], PASSAGES[3], sources="each", combine={"all": 1}, max_new_tokens=6
+    )
     made = ck.generate(
         model, tokenizer, QUESTIONS[3], PASSAGES[3], sources=[Source(model=other, name="it")], combine={"it": 1},
         max_new_tokens=6,
