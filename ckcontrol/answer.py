@@ -200,7 +200,7 @@ class Answer:
         data: dict[str, Any] = {"schema": SCHEMA, "summary": self.summary()}
         data["cited"] = [sentence.to_dict() for sentence in self.cited]
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
-        tokens = [_plain(token) for token in self.tokens]
+        tokens = [plain_trace(token) for token in self.tokens]
         drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
         sources = [{name: _finite(value) for name, value in asdict(source).items()} for source in self.sources]
         return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts, "sources": sources}
@@ -238,7 +238,7 @@ class Answer:
         return answer_html(self)
 
 
-def _plain(token: TokenTrace) -> dict[str, Any]:
+def plain_trace(token: TokenTrace) -> dict[str, Any]:
     """Return a token's record as JSON-ready values; its sources only where there are several."""
     values = {name: _finite(value) for name, value in asdict(token).items() if name != "sources"}
     each = [{name: _finite(value) for name, value in asdict(source).items()} for source in token.sources]

@@ -41,4 +41,9 @@ def a_kind(value: Any) -> str:
 
 
 def _shown(value: float) -> str:
-    return f"{value!r}" if abs(value) < 1e100 else "a number of many digits"  # Python writes out no more than 4,300
+    if abs(value) < 1e100:
+        return f"{value!r}"
+    try:
+        return f"{str(value)[:60]}..."
+    except ValueError:  # Python writes out no more than 4,300 digits
+        return "a number of many digits"

@@ -16,8 +16,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ckcontrol import tables
 from ckcontrol.errors import RetrievalError
 from ckcontrol.words import UNSPACED, words_of
@@ -226,6 +224,8 @@ class Overrides:
             known = {text: self._vectors[text] for text in texts if text in self._vectors}
         fresh = [text for text in dict.fromkeys(texts) if text not in known]
         if fresh:
+            import numpy as np
+
             rows = np.asarray(self._embedder.encode(fresh, query=True), np.float32)
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
             known |= dict(zip(fresh, rows, strict=True))

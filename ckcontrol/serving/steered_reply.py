@@ -10,9 +10,9 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..answer import plain_trace
 from ..citations import cite
 from ..decoding.recorder import record
 from ..decoding.token_texts import Thoughts, pieces
@@ -266,4 +266,4 @@ def told_trace(
     """
     count = min(len(ids), len(rows))
     texts = pieces(tokenizer, ids[:count]) if tokenizer is not None else [""] * count
-    return [asdict(record(ids[i], texts[i], rows[i][0], rows[i][1:])) for i in range(count)]
+    return [plain_trace(record(ids[i], texts[i], rows[i][0], rows[i][1:])) for i in range(count)]

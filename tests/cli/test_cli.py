@@ -63,7 +63,9 @@ def test_the_overview_says_what_the_commands_say() -> None:
         command = made[name]
         assert command.name == name and command is made.get(name)
         assert overview == listed.help == " ".join(command.help.split("\n\n")[0].split()), name
-        assert set(place.split(":")[1] for place in listed.joins) <= set(getattr(command, "commands", ()))
+        assert set(place.split(":")[1].replace("_", "-") for place in listed.joins) <= set(
+            getattr(command, "commands", ())
+        )
 
 
 def test_the_overview_imports_no_command() -> None:

@@ -204,7 +204,7 @@ def test_a_model_may_lie_on_several_devices(additive: bool) -> None:
     keep = torch.ones(3, 7, dtype=torch.bool)
     keep[1, :2] = False
     caches, masks = (filled(7), filled(5)), (keep, keep[:, :5])
-    pair = PairCache(*caches, masks, additive=additive, dtype=torch.float32, reserve=4)
+    pair = PairCache(caches, masks, additive=additive, dtype=torch.float32, reserve=4)
 
     def step(rows: int) -> None:
         pair.begin_step()

@@ -79,7 +79,7 @@ def test_the_command_line_as_a_module_ignores_the_working_folder(folder: Path) -
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "ckcontrol", "index", "info", "no-such-index"]
     done = subprocess.run(line, env=environ, capture_output=True, text=True)
-    assert done.returncode == 1 and "no-such-index" in done.stderr
+    assert done.returncode == 2 and "no-such-index" in done.stderr
     assert marks(folder) == ""
 
 

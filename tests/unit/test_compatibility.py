@@ -123,12 +123,14 @@ def test_a_run_is_added_up_to_the_same_bytes_and_drawn(tmp_path: Path, capsys: p
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the run names its data file with slashes")
-def test_a_finished_run_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_gone_on_with_by_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(OLD / "run", tmp_path / "run")
     data = Path(__file__).resolve().parents[1] / "eval" / "fixtures" / "canonical.jsonl"
     before = (folder / "samples.jsonl").read_bytes()
     arguments = ["--model", "tiny", "--methods", "off,closed-book,ck-plug@0", "--max-new-tokens", "4"]
-    assert main(["eval", "run", "--tasks", str(data), *arguments, "--out", str(folder)]) == 0
+    assert main(["eval", "run", "--tasks", str(data), *arguments, "--out", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert "versions.ckcontrol is '0.1.0' there" in told and "--out" in told
     assert (folder / "samples.jsonl").read_bytes() == before
     assert (folder / "results.json").read_bytes() == (OLD / "run" / "results.json").read_bytes()
     capsys.readouterr()
