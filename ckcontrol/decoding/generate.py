@@ -190,11 +190,14 @@ def generate(
         def plain(place: int) -> Answer:
             one: dict[str, Any] = {**asked[place], "passages": passage_lists[place], "control": controls[place]}
             one |= {name: how[name] for name in ("tools", "template", "template_kwargs", "truncate")}
-            return generate(model, tokenizer, **one, options=chosen)
+            answer: Answer = generate(model, tokenizer, **one, options=chosen)
+            return answer
 
-        made = sourced(model, tokenizer, asked, passage_lists, controls, chosen, sources=sources, how=how, plain=plain)
-        tell(streamer, made)
-        return made[0] if single else made
+        weighed = sourced(
+            model, tokenizer, asked, passage_lists, controls, chosen, sources=sources, how=how, plain=plain
+        )
+        tell(streamer, weighed)
+        return weighed[0] if single else weighed
     if prompts is not None:
         pairs = [one.pair for one in prompts]
     else:

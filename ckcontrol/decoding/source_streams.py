@@ -54,11 +54,11 @@ def slots(prompts: Sequence[SourcePrompts]) -> list[list[int | None]]:
     beside others with several, has that prompt in both places.
     """
     most = max(len(one.names) for one in prompts)
-    inner = [
+    inner: list[list[int | None]] = [
         [i if i < max(len(one.names) - 1, 2 * (len(one.names) == 2)) else None for one in prompts]
         for i in range(1, most - 1)
     ]
-    last = [[len(one.names) - 1 for one in prompts]] if most > 1 else []
+    last: list[list[int | None]] = [[len(one.names) - 1 for one in prompts]] if most > 1 else []
     return [[0] * len(prompts), *inner, *last]
 
 

@@ -124,7 +124,7 @@ def build_sources(
 
     everything = tuple(range(len(given)))
     memory, whole = pair(()), pair(everything)
-    rows = [(MEMORY, memory, (), None)]
+    rows: list[tuple[str, PromptPair, tuple[int, ...], Any]] = [(MEMORY, memory, (), None)]
     rows += [(s.name, pair(s.passages or ()), tuple(s.passages or ()), s.model) for s in wanted]
     if given or wanted:
         rows.append((ALL, whole, everything, None))
@@ -176,8 +176,9 @@ def _name(places: Sequence[int], count: int, model: Any) -> str:
 
 def _score(passage: Any) -> float | None:
     score = getattr(passage, "score", None)
-    number = isinstance(score, (int, float)) and not isinstance(score, bool) and abs(score) < float("inf")
-    return float(score) if number else None
+    if not isinstance(score, (int, float)) or isinstance(score, bool) or not abs(score) < float("inf"):
+        return None
+    return float(score)
 
 
 def cache_bytes(model: PreTrainedModel, positions: int) -> int:

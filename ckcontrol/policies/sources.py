@@ -259,19 +259,18 @@ def combination(combine: Any, policy: Policy, names: Sequence[Sequence[str]]) ->
     if isinstance(combine, str):
         if combine not in COMBINATIONS:
             raise ControlError(f"combine={combine!r:.40}.", did_you_mean(combine[:40], COMBINATIONS))
-        made: SourcePolicy = COMBINATIONS[combine]()
-    elif isinstance(combine, Mapping):
+        return COMBINATIONS[combine]()
+    if isinstance(combine, Mapping):
         made = Weighed(tuple(combine.items()), tuple(tuple(one) for one in names))
-    elif isinstance(combine, SourcePolicy):
-        made = combine
-    else:
-        raise ControlError(
-            f"combine={combine!r:.60} says no way to put sources together.",
-            f"Pass one of {', '.join(COMBINATIONS)}, or weights like {{'memory': 0.3, 'all': 0.7}}.",
-        )
-    for one in names if isinstance(made, Weighed) else ():
-        made.check(one)
-    return made
+        for one in names:
+            made.check(one)
+        return made
+    if isinstance(combine, SourcePolicy):
+        return combine
+    raise ControlError(
+        f"combine={combine!r:.60} says no way to put sources together.",
+        f"Pass one of {', '.join(COMBINATIONS)}, or weights like {{'memory': 0.3, 'all': 0.7}}.",
+    )
 
 
 def shares_of(places: Sequence[Sequence[int]], scores: Sequence[float | None]) -> list[float]:
