@@ -2,14 +2,12 @@
 
 An interrupt (Ctrl-C) may arrive between any two instructions, also between entering a context manager and its body. So
 whatever a run changes is put back here once more by steps that may be repeated, under two `finally`s: an interrupt in
-the first leaves the second. Knows torch's modes and streamers; knows no model.
+the first leaves the second. Knows torch's gradient mode and streamers; knows no model.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
-import traceback
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Once", "ends_streamer", "function_modes_as_they_were", "torch_as_it_was", "whatever_happens"]
+__all__ = ["Once", "ends_streamer", "torch_as_it_was", "whatever_happens"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,43 +40,11 @@ def whatever_happens(work: Callable[[], R], *undo: Callable[[], object]) -> R:
 
 
 def torch_as_it_was() -> Callable[[], None]:
-    """Return a function that puts torch's gradient mode and function modes of this thread back to what they are now."""
+    """Return a function that puts torch's gradient mode of this thread back to what it is now."""
     import torch
 
-    grad, modes = torch.is_grad_enabled(), function_modes_as_they_were()
-
-    def put_back() -> None:
-        _close_what_an_interrupt_left_open()
-        torch.set_grad_enabled(grad)
-        modes()
-
-    return put_back
-
-
-def _close_what_an_interrupt_left_open() -> None:
-    """Clear the frames an interrupt went through.
-
-    torch takes its function mode off the stack in a context manager; where an interrupt hits that one's `__enter__`,
-    the frame lives as long as the traceback, and whenever it dies the mode is pushed, long after the run.
-    """
-    error = sys.exc_info()[1]
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-def function_modes_as_they_were() -> Callable[[], None]:
-    """Return a function that takes every mode off torch's function stack that is pushed from now on."""
-    from torch import _C
-
-    height = _C._len_torch_function_stack()
-
-    def put_back() -> None:
-        while _C._len_torch_function_stack() > height:
-            _C._pop_torch_function_stack()
-
-    return put_back
+    grad = torch.is_grad_enabled()
+    return lambda: torch.set_grad_enabled(grad)
 
 
 class Once:

@@ -129,6 +129,7 @@ def run_streams(contextual: Stream, work: Callable[[], R], *undo: Callable[[], o
         undo: What else is to be put back; see `whatever_happens`.
     """
     from .attention_kernels import leave_steady_attention
+    from .matmul import leave_few_row_products
     from .pair_cache import leave_pair_attention
     from .static_step import leave_capture
 
@@ -136,6 +137,7 @@ def run_streams(contextual: Stream, work: Callable[[], R], *undo: Callable[[], o
         leave_capture()
         leave_steady_attention(contextual)
         leave_pair_attention(contextual.model, contextual)
+        leave_few_row_products(contextual.model, contextual)
 
     leave()  # a copy made while another run was going may carry ours
     return whatever_happens(work, leave, torch_as_it_was(), streams_as_they_were(), *undo)

@@ -3,55 +3,36 @@
 Decoding a pair multiplies 2B rows with every weight matrix. For few rows MKL's ``x @ W.T`` is far from memory speed,
 and slower with 2 rows than with 4. Two ways to the same product are faster (measured by benchmarks/matmul.py): up to 8
 rows ``(W @ x.T).T``; from there to 64, where W is tall, a batch of products with 192 rows of W each, which stay in the
-cache while they are packed and used. Knows torch functions; knows nothing of models. A single row is left alone, and so
-is everything on accelerators and in half precision; plain generation never comes here.
+cache while they are packed and used. A single row is left alone, and so is everything on accelerators and in half
+precision; plain generation never comes here. Knows `torch.nn.Linear`; knows nothing else of models.
+
+Layers are reached by a forward of their own, for the time of one forward of the model. (A torch function mode would
+reach every product, but is asked about every one of a thousand operations besides: a fifth of a step of one pair.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
-from .endings import function_modes_as_they_were
-
-__all__ = ["few_row_products"]
+__all__ = ["few_row_products", "leave_few_row_products"]
 
 _MOST_TURNED, _MOST_ROWS = 8, 64
 _BLOCK = 192  # rows of W; with 576 columns 432 KiB
 _TALL = 4 * _BLOCK
-_PLAIN = (
-    Tensor,
-    torch.nn.Parameter,
-)  # torchao's quantised weights have a type, and a product, of their own
+_PLAIN = (Tensor, nn.Parameter)  # torchao's quantised weights have a type, and a product, of their own
 
-
-class _FewRows(TorchFunctionMode):
-    """Computes `F.linear` of 2 to 64 float32 CPU rows by `few_row_linear`; thread-local while active.
-
-    It leaves torch's stack by height, not by one pop: torch takes a mode off the stack while its function runs, and an
-    interrupt there loses it.
-    """
-
-    def __enter__(self) -> _FewRows:
-        self._put_back = function_modes_as_they_were()
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._put_back()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.linear and not kwargs and 2 <= args[0].shape[:-1].numel() <= _MOST_ROWS:
-            if type(args[1]) in _PLAIN:
-                return few_row_linear(*args)
-        return func(*args, **(kwargs or {}))
+_LOCK = threading.Lock()
+_USERS: dict[int, weakref.WeakSet[Any]] = {}  # id of a model -> who decodes with it just now
+_LAYERS: weakref.WeakKeyDictionary[Any, dict[int, list[nn.Linear]]] = weakref.WeakKeyDictionary()  # user -> model ->
+_HERE = threading.local()  # `on` while this thread decodes
 
 
 def few_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -60,7 +41,7 @@ def few_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if len(rows) <= _MOST_TURNED:
         result = torch.mm(weight, rows.t()).t().contiguous()
     elif out < _TALL or weight.stride() != (width, 1):
-        result = torch.nn.functional.linear(rows, weight)
+        result = nn.functional.linear(rows, weight)
     else:
         whole = out // _BLOCK * _BLOCK
         result = rows.new_empty(len(rows), out)
@@ -73,8 +54,69 @@ def few_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return result if bias is None else result + bias
 
 
-def few_row_products(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Return a context in which a decode forward on `device` multiplies fast; does nothing where that is not needed."""
-    if device.type == "cpu" and dtype == torch.float32:
-        return _FewRows()
-    return nullcontext()
+@contextmanager
+def few_row_products(model: nn.Module, user: object) -> Iterator[None]:
+    """Multiply few rows fast in this thread while the block runs: one forward of the model, or a few.
+
+    Other threads that run the model meanwhile get torch's own products. Layers with a forward that somebody else gave
+    them keep it, and so do those that would gain nothing: see the top of this file.
+
+    Args:
+        model: Whose linear layers.
+        user: Any object that stands for the run, and does not outlive it.
+    """
+    try:
+        with _LOCK:
+            _USERS.setdefault(id(model), weakref.WeakSet()).add(user)
+            found = _LAYERS.setdefault(user, {})
+            if id(model) not in found:
+                found[id(model)] = [layer for layer in model.modules() if _gains(layer)]
+            for layer in found[id(model)]:
+                layer.__dict__.setdefault("forward", MethodType(_forward, layer))
+        _HERE.on = True
+        yield
+    finally:
+        _HERE.on = False
+        with _LOCK:
+            if _is_last(model, user):
+                _put_back(_LAYERS.get(user, {}).get(id(model), ()))
+
+
+def leave_few_row_products(model: nn.Module, user: object) -> None:
+    """Give the model's layers their own forward back, unless others use ours. Does no harm where it is in place."""
+    _HERE.on = False
+    with _LOCK:
+        _LAYERS.pop(user, None)
+        if _is_last(model, user):
+            _put_back(model.modules())
+
+
+def _is_last(model: nn.Module, user: object) -> bool:
+    users = _USERS.get(id(model), weakref.WeakSet())
+    users.discard(user)
+    if not users:
+        _USERS.pop(id(model), None)
+    return not users
+
+
+def _put_back(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        if _is_ours(module):
+            del module.__dict__["forward"]
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return getattr(module.__dict__.get("forward"), "__func__", None) is _forward
+
+
+def _gains(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    if type(layer).forward is not nn.Linear.forward or ("forward" in layer.__dict__ and not _is_ours(layer)):
+        return False
+    weight = layer.weight
+    return type(weight) in _PLAIN and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _forward(layer: nn.Linear, input: Tensor) -> Tensor:
+    if getattr(_HERE, "on", False) and 2 <= input.shape[:-1].numel() <= _MOST_ROWS:
+        return few_row_linear(input, layer.weight, layer.bias)
+    return nn.functional.linear(input, layer.weight, layer.bias)

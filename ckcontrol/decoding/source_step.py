@@ -20,6 +20,7 @@ from ..fusion.kernel import average, blend, regauge_sources
 from ..fusion.source_signals import SourceSignals
 from ..policies.sources import Lifted, SourceDecision, SourcePolicy, shares_of
 from .fused_step import FusedStep
+from .matmul import leave_few_row_products
 from .pair_cache import leave_pair_attention
 from .refusals import check_model, check_tokenizer
 from .source_streams import SourceStreams, slots
@@ -113,6 +114,7 @@ class SourceRun:
         """Put the attention of every model back; does no harm where it is in place."""
         for stream in self.streams:
             leave_pair_attention(stream.model, self.streams[-1])
+            leave_few_row_products(stream.model, self.streams[-1])
 
     def step(self, logits: Tensor, shortlist: Shortlist, vocab_size: int | None, pick: bool) -> SourceStep:
         """Decide and fuse one step; [S, B, V] float32, spare ids are masked in place."""

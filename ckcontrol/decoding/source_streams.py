@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..fusion.distributions import entropy, log_probs
 from .attention_kernels import steady_attention
-from .matmul import few_row_products
+from .matmul import few_row_products, leave_few_row_products
 from .pair_cache import PairCache, can_share_forward, leave_pair_attention, pair_attention, parted
 from .sources import SourcePrompts
 from .streams import Stream, last_logits, running
@@ -182,6 +182,7 @@ class SourceStreams:
         """Put every model's attention back; does no harm where it is in place."""
         for group in self._groups:
             leave_pair_attention(group.model, self.streams[-1])
+            leave_few_row_products(group.model, self.streams[-1])
 
     @torch.no_grad()
     def score(self, row: int, drafts: Sequence[Sequence[int]]) -> list[list[Reading]]:
@@ -223,7 +224,7 @@ class SourceStreams:
         stack = ExitStack()
         stack.enter_context(running(*map(_role, places)))
         if any(group.shares for group in self._groups):
-            stack.enter_context(few_row_products(model.device, model.dtype))
+            stack.enter_context(few_row_products(model, self.streams[-1]))
             stack.enter_context(steady_attention(model.device, self.streams[-1]))
         return stack
 

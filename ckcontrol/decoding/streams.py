@@ -430,7 +430,7 @@ class TwoStreams:
     def _products(self) -> AbstractContextManager[Any]:
         """Fast few-row products where streams share forwards; otherwise the model's own, bit for bit."""
         model = self.contextual.model
-        return few_row_products(model.device, model.dtype) if self.share else nullcontext()
+        return few_row_products(model, self.contextual) if self.share else nullcontext()
 
     def _join(self, first: Stream, second: Stream) -> None:
         from .pair_cache import PairCache

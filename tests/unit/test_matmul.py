@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+
 import pytest
 import torch
 from torch.nn.functional import linear
 
-from ckcontrol.decoding.matmul import few_row_linear, few_row_products
+from ckcontrol.decoding.matmul import few_row_linear, few_row_products, leave_few_row_products
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.families import describe
 from ckcontrol.models.tiny import tiny_model
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 12), (1, 7, 12), (64, 12), (3, 2, 5, 12)])
@@ -35,17 +36,74 @@ def test_error_is_that_of_float32(rows):
     assert ours < 3 * theirs
 
 
-def test_only_few_rows_are_ours(monkeypatch):
+class Run:
+    """Stands for a run."""
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The numbers of rows that our product is asked for."""
     seen = []
     monkeypatch.setattr(
         "ckcontrol.decoding.matmul.few_row_linear", lambda x, w, b=None: seen.append(x.shape[0]) or linear(x, w, b)
     )
-    w = torch.randn(5, 4)
-    with few_row_products(CPU, torch.float32):
-        for rows in (1, 2, 64, 65):
-            linear(torch.randn(rows, 4), w)
-    linear(torch.randn(2, 4), w)
-    assert seen == [2, 64]
+    return seen
+
+
+def own_forwards(model):
+    return [name for name, module in model.named_modules() if "forward" in module.__dict__]
+
+
+def test_only_few_rows_are_ours_and_only_inside(seen):
+    model, run = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU()), Run()
+    for _ in range(2):
+        with few_row_products(model, run):
+            assert own_forwards(model) == ["0"]
+            for rows in (1, 2, 64, 65):
+                model(torch.randn(rows, 4))
+        model(torch.randn(2, 4))
+        assert own_forwards(model) == []
+    assert seen == [2, 64] * 2
+
+
+def test_another_thread_keeps_torchs_product_and_the_last_one_out_puts_back(seen):
+    model, first, second = torch.nn.Linear(4, 5), Run(), Run()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        model(torch.randn(3, 4))  # the forward is ours, the thread is not
+        with few_row_products(model, second):
+            entered.set()
+            leave.wait(10)
+            model(torch.randn(4, 4))
+
+    with few_row_products(model, first):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(10)
+        model(torch.randn(2, 4))
+    assert own_forwards(model) == [""]
+    leave.set()
+    thread.join()
+    assert own_forwards(model) == []
+    assert seen == [2, 4]
+
+
+def test_a_forward_that_somebody_gave_a_layer_is_kept(seen):
+    model, run = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)), Run()
+    model[0].forward = theirs = lambda x: x + 1
+    with few_row_products(model, run):
+        model(torch.randn(2, 4))
+    assert seen == [2] and model[0].forward is theirs and own_forwards(model) == ["0"]
+
+
+def test_a_copy_made_inside_and_what_an_interrupt_left_are_put_back():
+    model, run = torch.nn.Sequential(torch.nn.Linear(4, 5)), Run()
+    with few_row_products(model, run):
+        copied = copy.deepcopy(model)
+    assert copied[0].forward.__self__ is copied[0]
+    leave_few_row_products(copied, run)
+    assert own_forwards(copied) == own_forwards(model) == []
 
 
 class Packed(torch.Tensor):
@@ -58,12 +116,13 @@ class Packed(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def test_a_weight_of_its_own_type_multiplies_by_its_own_rule():
-    x, w = torch.randn(2, 1, 12), torch.randn(20, 12)
-    want = linear(x, w)
-    with few_row_products(CPU, torch.float32):
-        got = linear(x, w.as_subclass(Packed))
-    assert torch.equal(got.as_subclass(torch.Tensor), want)
+def test_a_weight_of_its_own_type_multiplies_by_its_own_rule(seen):
+    layer, x, run = torch.nn.Linear(12, 20, bias=False), torch.randn(2, 1, 12), Run()
+    want = layer(x)
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Packed))
+    with few_row_products(layer, run):
+        got = layer(x)
+    assert torch.equal(got.as_subclass(torch.Tensor), want) and not seen
 
 
 def test_heads_of_such_weights_are_refused():
@@ -74,7 +133,8 @@ def test_heads_of_such_weights_are_refused():
         describe(model)
 
 
-def test_nothing_happens_in_half_precision_or_elsewhere():
-    for device, dtype in ((CPU, torch.bfloat16), (torch.device("cuda"), torch.float32)):
-        with few_row_products(device, dtype) as mode:
-            assert mode is None
+@pytest.mark.parametrize("where", [{"dtype": torch.bfloat16}, {"device": "meta"}])
+def test_nothing_happens_in_half_precision_or_elsewhere(where):
+    layer, run = torch.nn.Linear(4, 5, **where), Run()
+    with few_row_products(layer, run):
+        assert own_forwards(layer) == []
