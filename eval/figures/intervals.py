@@ -16,7 +16,7 @@ covers it 93 to 98 times from 84 groups on, 94 to 97 from 200, and below, where 
 - t has the degrees of freedom of the effective number of groups, ``sum(w)² / sum(w²) - 1`` (Kish, 1965).
 
 Where all groups are equal, a bootstrap has no width; then each group counts as one observation, so 0 of 20 groups gives
-[0, 0.16], and 20 groups without a difference give ±0.16.
+[0, 0.16], 20 groups without a difference ±0.16, 20 that differ by 1 [0.68, 1], and a single one tells nothing.
 """
 
 from __future__ import annotations
@@ -278,7 +278,9 @@ def _around(value: float, error: float, t: float, size: float, groups: int, boun
         half = t * error if error > 0 else math.nan
         return value - half, value + half
     width = bounds[1] - bounds[0]
-    half = t * math.hypot(error, width / (size + 2)) if error > 0 else width * wilson(0, groups)[1]
+    # Where all groups differ by the same, the unseen ones may differ by as much the other way as is left.
+    unseen = (width + abs(value)) * wilson(0, groups)[1]
+    half = t * math.hypot(error, width / (size + 2)) if error > 0 else unseen
     return max(value - half, -width), min(value + half, width)
 
 

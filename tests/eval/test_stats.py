@@ -236,13 +236,22 @@ def test_p_is_never_zero() -> None:
     assert found.p == 0.001
     assert found.value == 1
     assert found.high == 1
-    assert 0.9 < found.low < 1
+    assert found.low == pytest.approx(1 - 2 * wilson(0, 50)[1])
 
 
 def test_no_difference_anywhere() -> None:
     found = difference([1, 0] * 20, [1, 0] * 20, range(40))
     assert (found.value, found.p, found.ties) == (0, 1, 40)
     assert -found.low == found.high == wilson(0, 40)[1]
+
+
+@pytest.mark.parametrize(("groups", "low"), [(1, -0.587), (5, 0.131), (20, 0.678)])
+def test_groups_that_all_differ_by_1_say_no_more_than_their_number(groups: int, low: float) -> None:
+    """The groups not seen may differ by 1 the other way, so one pair tells nothing of the sign."""
+    found = difference([1] * groups, [0] * groups, range(groups))
+    assert (found.value, found.high) == (1, 1) and found.low == pytest.approx(low, abs=1e-3)
+    turned = difference([0] * groups, [1] * groups, range(groups))
+    assert (turned.low, turned.high) == (-1, -found.low)
 
 
 def test_one_discordant_question_in_40_is_not_taken_for_certain() -> None:
