@@ -136,7 +136,25 @@ class MissingExtra(CKError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed.", f"Run: pip install {installable(extra)}")
+        verb = "are" if " and " in package else "is"
+        super().__init__(f"{package} {verb} not installed.", f"Run: pip install {installable(extra)}")
+
+
+def require(extra: str, **packages: str) -> None:
+    """Do nothing where an extra is installed, so that a command says what it lacks before it works.
+
+    Args:
+        extra: Its name.
+        **packages: What can be imported -> what pip calls it.
+
+    Raises:
+        MissingExtra: Names all of them that are not installed.
+    """
+    from importlib.util import find_spec
+
+    missing = [package for module, package in packages.items() if find_spec(module) is None]
+    if missing:
+        raise MissingExtra(" and ".join(missing), extra)
 
 
 def installable(extra: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import MissingExtra, ServingError
+from ..errors import ServingError, require
 from .files import import_policies, parse_params
 from .options import Device, Dtype, Embedder, Import, load, open_index
 
@@ -51,8 +50,7 @@ def serve(
     --index {"retrieve": {"k": 4}, "alpha": 0.3}. For one machine and a few users; for many, see serve-vllm. Unless told
     otherwise the server listens on 127.0.0.1 alone.
     """
-    if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise MissingExtra("starlette and uvicorn", "serve")
+    require("serve", starlette="starlette", uvicorn="uvicorn")
     import uvicorn
 
     from ..serving.app import create_app

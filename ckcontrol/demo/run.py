@@ -19,6 +19,7 @@ from typing import Any
 from ..answer import Answer
 from ..control import Control
 from ..decoding.options import GenerateOptions
+from ..errors import require
 from .result import ALPHAS, DemoResult, DemoRow, Item, judge
 
 __all__ = ["load_items", "run_demo", "settings"]
@@ -75,6 +76,8 @@ def run_demo(
     Raises:
         CKError: A model could not be obtained, or an extra is missing.
     """
+    if embedder == "demo":
+        require("demo", faiss="faiss-cpu", sentence_transformers="sentence-transformers")
     report = on_progress or (lambda stage, done, total: None)
     items = list(load_items() if items is None else items)
     seconds: dict[str, float] = {}

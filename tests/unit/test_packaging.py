@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ckcontrol as ck
-from ckcontrol.errors import MissingExtra, installable
+from ckcontrol.errors import MissingExtra, installable, require
 
 from .test_repository import ROOT, TREES, python
 
@@ -89,6 +89,14 @@ def test_a_missing_extra_is_named_as_this_installation_can_add_it(
     assert installable("serve") == '"ckcontrol[serve]"', "the clone is gone"
     (info / "direct_url.json").write_text("[1]")
     assert f"Run: pip install {installable('serve')}" in str(MissingExtra("uvicorn", "serve"))
+
+
+def test_a_command_says_at_once_all_that_it_lacks() -> None:
+    require("demo", json="json")
+    with pytest.raises(MissingExtra, match=r"no-such and none-such are not installed\. Run: pip install .*\[demo\]"):
+        require("demo", json="json", no_such="no-such", none_such="none-such")
+    with pytest.raises(MissingExtra, match=r"^no-such is not installed"):
+        require("demo", no_such="no-such")
 
 
 # --- behaviour that a flag could switch off -------------------------------------------------------------------------
