@@ -79,6 +79,7 @@ FUNCTION_WORDS: dict[str, Sequence[str]] = {
 # A full stop after two letters or digits ("U.S. state" goes on), then white space; or a line's end.
 _END = re.compile(r"(?<=[^\W_]{2})[.!?]+[\"”’)]*\s|[。！？]|\n")
 _BEGINS = re.compile(r"[.!?:\n]\s*$")  # what stands between two words of which the second begins a sentence
+_QUOTES = tuple('"“„«‹')
 _WORD = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
 # Scripts that put no space between words: each character counts by itself.
@@ -290,7 +291,8 @@ def _read(text: str, function: frozenset[str], answer: bool = False) -> Iterator
     """Yield each word as it stands, as it is compared, and whether it has a capital that no sentence begins with.
 
     Compared are words without case; but what is written as a name is none of the function words: not "US", and not "As"
-    inside a sentence or where it is all of an answer. Of a script without spaces each character is a word.
+    inside a sentence (a quotation begins like one) or where it is all of an answer. Of a script without spaces each
+    character is a word.
     """
     text = _plain(text)
     words, end = list(_WORD.finditer(text)), 0
@@ -300,5 +302,5 @@ def _read(text: str, function: frozenset[str], answer: bool = False) -> Iterator
             yield from ((char, char, False) for char in word)
             continue
         inside = word[0].isupper() and found is not words[0] and not _BEGINS.search(before)
-        name = inside or word.isupper() or (answer and len(words) == 1)
+        name = (inside and before[-1:] not in _QUOTES) or word.isupper() or (answer and len(words) == 1)
         yield word, word if len(word) > 1 and word[0].isupper() and name and folded in function else folded, inside

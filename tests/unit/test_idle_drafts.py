@@ -57,6 +57,7 @@ MEMORY, CONTEXT = ["unmodified", "memory"], ["unmodified", "context"]
         ("Quel est le symbole de l'or ?", "Ag", "C'est Au.", False),
         ("Wo liegt der Ort?", "In Gap.", "In Die.", False),
         ("Who?", "Mr Osei.", "It is.", True),
+        ("On which day do salaries arrive?", "Friday.", 'The question is "On which day do salaries arrive?"', True),
     ],
 )
 def test_what_says_nothing(question, first, other, nothing):
