@@ -215,7 +215,8 @@ def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
     prompt_length, device = ids.shape[1], ids.device
     if plan.streamer is not None:
         plan.streamer.put(ids.cpu())
-    beginnings, begun = None, False
+    beginnings: Beginnings | None = None
+    begun = False
     if running is not None:
         beginnings, begun = running.beginnings, running.begun
     elif plan.drafts.several:  # of ended rows too, who keeps scores may read what the model would go on with
