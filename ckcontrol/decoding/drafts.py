@@ -143,31 +143,48 @@ def choose(
 
 
 class Beginnings:
-    """One row of the streams for all drafts of a question, until the first of them part.
+    """Which row of the streams each draft reads: drafts of a question share one until they part, ended ones have none.
 
     Args:
         items: Draft to question.
-        device: Of the streams. Whether drafts have parted cannot be seen on an accelerator without waiting for it, so
-            there every draft has a row of its own from the first token.
+        device: Of the streams. Whether drafts have parted or ended cannot be seen on an accelerator without waiting for
+            it, so there every draft has a row of its own from the first token to the last.
+        drop: Give up the rows of drafts that have ended; not where anything goes on from them.
 
     Attributes:
-        shared: There still is one row per question.
+        places: Draft to row of the streams; of a draft without one, any row.
     """
 
-    def __init__(self, items: Sequence[int], device: torch.device) -> None:
-        self._items = torch.tensor(items, device=device)
-        self._first = torch.tensor([list(items).index(item) for item in range(max(items) + 1)], device=device)
-        self.shared = True
+    def __init__(self, items: Sequence[int], device: torch.device, drop: bool) -> None:
+        self.places = list(items)
+        self._device, self._drop, self._held = device, drop, 1 + max(items)
+        self._read: Tensor | None = torch.tensor(self.places, device=device)
 
     def widen(self, rows: Tensor) -> Tensor:
         """Return one row per draft, from what the streams gave, [rows of the streams, ...]."""
-        return rows[self._items] if self.shared else rows
+        return rows if self._read is None else rows[self._read]
 
-    def feed(self, tokens: Tensor, select: Callable[[Tensor], None]) -> Tensor:
-        """Return the tokens that the streams take next, from one per draft; `select` gives every draft its own row."""
-        if self.shared:
-            if tokens.device.type == "cpu" and torch.equal(tokens, tokens[self._first][self._items]):
-                return tokens[self._first]
-            select(self._items)
-            self.shared = False
-        return tokens
+    def feed(self, tokens: Tensor, unfinished: Tensor, select: Callable[[Tensor], None]) -> Tensor:
+        """Return the tokens that the streams take next, from one per draft.
+
+        Args:
+            tokens: Of every draft, [drafts] int64.
+            unfinished: Which have not ended, one of them at least, [drafts] bool.
+            select: Keeps rows of the streams, as `TwoStreams.select`.
+        """
+        before, fed = self.places, tokens
+        if self._device.type == "cpu":
+            each, going = list(zip(before, tokens.tolist(), strict=True)), unfinished.tolist()
+            rows = dict.fromkeys(pair for pair, goes in zip(each, going, strict=True) if goes or not self._drop)
+            kept, fed = [place for place, _ in rows], torch.tensor([token for _, token in rows])
+            found = {pair: row for row, pair in enumerate(rows)}
+            self.places = [found.get(pair, 0) for pair in each]
+        else:
+            kept, self.places = before, list(range(len(before)))
+        if kept != list(range(self._held)):
+            select(torch.tensor(kept, device=self._device))
+            self._held = len(kept)
+        if self.places != before:
+            same = self.places == list(range(self._held))
+            self._read = None if same else torch.tensor(self.places, device=self._device)
+        return fed

@@ -179,7 +179,7 @@ def _decode_segments(plan: DecodingPlan, segments: Segments) -> Generated:
     while rounds.open:
         ids, recorder = rounds.ids(), Recorder()
         part = rounds.part(ids.shape[1], recorder)
-        beginnings = Beginnings(part.drafts.items, ids.device)
+        beginnings = Beginnings(part.drafts.items, ids.device, drop=False)
         try:
             _decode(part, Running(streams, ids, beginnings, begun=rounds.number > 0))
         except NonFiniteLogits as error:
@@ -187,8 +187,7 @@ def _decode_segments(plan: DecodingPlan, segments: Segments) -> Generated:
         rows, drop = rounds.decide(part.drafts, recorder)
         rounds.stream(plan.streamer)
         if rows:
-            kept = [part.drafts.items[row] for row in rows] if beginnings.shared else rows
-            streams.rewind(torch.tensor(kept, device=ids.device), drop)
+            streams.rewind(torch.tensor([beginnings.places[row] for row in rows], device=ids.device), drop)
     rounds.fill(plan.recorder)
     plan.drafts.made = [question.made for question in rounds.questions]
     sequences = torch.cat([plan.contextual.input_ids, rounds.answers()], dim=1)
@@ -218,10 +217,12 @@ def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
     prompt_length, device = ids.shape[1], ids.device
     if plan.streamer is not None:
         plan.streamer.put(ids.cpu())
-    beginnings = Beginnings(plan.drafts.items, device) if plan.drafts.several else None
+    beginnings: Beginnings | None = None
     begun = False
     if running is not None:
         beginnings, begun = running.beginnings, running.begun
+    elif plan.drafts.several:  # of ended rows too, who keeps scores may read what the model would go on with
+        beginnings = Beginnings(plan.drafts.items, device, drop=not (plan.keep_scores or plan.keep_logits))
     fed = ids[:, -1]
     if beginnings is not None:
         ids = beginnings.widen(ids)
@@ -286,7 +287,7 @@ def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
         unfinished = unfinished & ~asked.stop(ids, plan.scores if plan.keep_scores else None)
         if poll(~unfinished.any() | (broken_at >= 0).any()):
             break
-        fed = tokens if beginnings is None else beginnings.feed(tokens, streams.select)
+        fed = tokens if beginnings is None else beginnings.feed(tokens, unfinished, streams.select)
     if plan.recorder is not None:
         plan.recorder.lengths = lengths.tolist()
     _raise_if_broken(broken_at, None if plan.sources is None else plan.sources.name)

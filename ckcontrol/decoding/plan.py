@@ -101,4 +101,5 @@ class DecodingPlan:
             share=steered and can_share_forward(self.contextual.model),
             reserve=self.max_new_tokens,
             steered=steered,
+            alike=self.drafts.several,
         )

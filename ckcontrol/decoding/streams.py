@@ -94,10 +94,39 @@ class Stream:
         if "logits_to_keep" in accepted:
             self._fixed["logits_to_keep"] = 1
 
-    def prefill(self) -> Tensor:
-        """Run the prompts; return the logits of the next token, [B, V] float32."""
+    def prefill(self, like: Stream | None = None) -> Tensor:
+        """Run the prompts; return the logits of the next token, [B, V] float32.
+
+        Args:
+            like: A stream that has been prefilled; what the prompts begin with as its do is taken from it, where
+                that can be done. The logits then differ by rounding from those of prompts run whole.
+        """
         _check_itself(self)
-        return self._start()
+        begun = 0 if like is None else self._begin_like(like)
+        return self._forward(self.input_ids[:, begun:], self.position[:, begun:]) if begun else self._start()
+
+    def _begin_like(self, other: Stream) -> int:
+        """Take the columns of every prompt's beginning from another stream of the model; return how many there are."""
+        if not other.joins or any(layer.is_sliding for layer in other.cache.layers) or _hooked(self.model):  # type: ignore[union-attr]
+            return 0
+        ours, theirs = self._kept().int(), other._kept().int()
+        skip, shift = ours.argmax(1), theirs.argmax(1) - ours.argmax(1)  # padding, and how much more of it there is
+        size = ours.shape[1] - 1
+        column = torch.arange(size, device=shift.device)[None] + shift[:, None]
+        held = column.clamp(0, theirs.shape[1] - 1)
+        same = (other.input_ids.gather(1, held) == self.input_ids[:, :size]) & (column == held)
+        same |= torch.arange(size, device=skip.device)[None] < skip[:, None]  # padding is like any other
+        begun = int(same.all(0).int().cumprod(0).sum())
+        if begun < _WORTHWHILE:
+            return 0
+        from transformers.cache_utils import DynamicCache
+
+        self.cache, place = DynamicCache(config=self.model.config), held[:, None, :begun, None]
+        for layer, source in zip(self.cache.layers, other.cache.layers, strict=True):  # type: ignore[union-attr]
+            taken = [x.gather(2, place.expand(-1, x.shape[1], -1, x.shape[3])) for x in (source.keys, source.values)]
+            layer.lazy_initialization(*taken)
+            layer.keys, layer.values = taken
+        return begun
 
     def _start(self) -> Tensor:
         from transformers.cache_utils import DynamicCache
@@ -240,6 +269,7 @@ _OUTSIDE = (
 )
 _INSTEAD = "Use ckcontrol.reference_generate, which needs no cache."
 
+_WORTHWHILE = 8  # columns; fewer are run again as fast as they are copied
 _CHECKED: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # models that passed `_check_itself`
 
 
@@ -284,6 +314,11 @@ def _check_itself(stream: Stream) -> None:
     _CHECKED[model] = True
 
 
+def _hooked(model: PreTrainedModel) -> bool:
+    """Whether anything listens to the model's forwards, which may treat the streams differently (heads/apply.py)."""
+    return any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
 def last_logits(logits: Tensor) -> Tensor:
     """Return the last position as a float32 copy of its own, [B, L, V] -> [B, V]."""
     return logits[:, -1].to(dtype=torch.float32, copy=True)
@@ -298,6 +333,8 @@ class TwoStreams:
         share: Decode both in one forward. The logits then differ from two forwards by rounding only.
         reserve: Number of tokens to decode, for allocation.
         steered: Answers are steered, so attention need not use the kernels of plain generation; None: if `share`.
+        alike: Run what the prompts of both begin with once (a chat's system prompt), on a CPU, where a forward's time
+            grows with its tokens; the parametric stream then is not that of the closed book to the last bit.
     """
 
     def __init__(
@@ -308,12 +345,14 @@ class TwoStreams:
         share: bool,
         reserve: int,
         steered: bool | None = None,
+        alike: bool = False,
     ) -> None:
         self.contextual = contextual
         self.parametric = parametric
         self.share = share and parametric is not None
         self.steered = self.share if steered is None else steered
         self.reserve = reserve
+        self.alike = alike and self.share and contextual.input_ids.device.type == "cpu"
         self._pair: Any = None
 
     def prefill(self) -> tuple[Tensor, Tensor | None]:
@@ -324,7 +363,7 @@ class TwoStreams:
             logits_par = None
             if self.parametric is not None:
                 with self._runs("parametric"):
-                    logits_par = self.parametric.prefill()
+                    logits_par = self.parametric.prefill(self.contextual if self.alike else None)
         if self.share and self.parametric is not None:
             self._join(self.contextual, self.parametric)
         return logits_ctx, logits_par

@@ -10,13 +10,15 @@ that has no name and no number against an answer with one ("by a team of printer
 memory writes that has never heard of the matter, fluently. A name is a word with a capital inside a sentence. Function
 words (`FUNCTION_WORDS`) and phrases of not knowing (`ABSTENTIONS`) are listed by language; where a language is missing
 fewer drafts are recognised, and none wrongly. Both are there to be extended: ``ABSTENTIONS["eo"] = ("mi ne scias",)``.
+A function word is one in the question's language only ("la" is a note where English is asked), and none where it is
+written as a name: with a capital inside a sentence or as the whole answer ("As", the symbol of arsenic).
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -63,16 +65,21 @@ FUNCTION_WORDS: dict[str, Sequence[str]] = {
         "would should also known called named located found answer question through i you we his her their my your"
     ).split(),
     "de": "der die das des dem den ein eine einer eines ist sind war waren hat haben von in im an am zu und es er sie "
-    "heißt wird als auf für mit".split(),
-    "fr": "le la les l un une des du de d est sont était a ont en dans et il elle c ce qui que au aux pour".split(),
-    "es": "el la los las un una de del es son era está en y que se por para con su al llama".split(),
-    "it": "il lo la i gli le un una di del della è sono era in e che si per con nel nella chiama".split(),
-    "pt": "o a os as um uma de do da é são era está em e que se por para com no na chama".split(),
-    "nl": "de het een is zijn was van in en op aan te dat die wordt heet".split(),
+    "heißt wird als auf für mit wer was wie wo wann warum welche welcher welches".split(),
+    "fr": "le la les l un une des du de d est sont était a ont en dans et il elle c ce qui que au aux pour "
+    "quel quelle où quand comment pourquoi".split(),
+    "es": "el la los las un una de del es son era está en y que se por para con su al llama quién cuál dónde cuándo "
+    "cómo".split(),
+    "it": "il lo la i gli le un una di del della è sono era in e che si per con nel nella chiama chi quale dove "
+    "quando come".split(),
+    "pt": "o a os as um uma de do da é são era está em e que se por para com no na chama quem qual onde quando "
+    "como".split(),
+    "nl": "de het een is zijn was van in en op aan te dat die wordt heet wie wat waar wanneer hoe welke".split(),
 }
 # A full stop after two letters or digits ("U.S. state" goes on), then white space; or a line's end.
 _END = re.compile(r"(?<=[^\W_]{2})[.!?]+[\"”’)]*\s|[。！？]|\n")
-_BEGINS = re.compile(r"(^|[.!?:\n])\s*$")  # what stands before the first word of a sentence
+_BEGINS = re.compile(r"[.!?:\n]\s*$")  # what stands between two words of which the second begins a sentence
+_QUOTES = tuple('"“„«‹')
 _WORD = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['’]s\b", re.IGNORECASE)
 # Scripts that put no space between words: each character counts by itself.
@@ -155,36 +162,39 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
         >>> idle(both, ["They go to Ms Novak.", "They go to a secure place."], "Where do letters go?")
         [False, True]
     """
-    asked, (first, *others) = set(_words(question)), texts
-    plain = asked | _function_words()
-    said = set(_words(first)) - plain
+    function = _function_words(question, *passages, *texts)
+    asked, (first, *others) = set(_words(question, function)), texts
+    plain = asked | function
+    said = _said(first, function) - plain
     told = [False]
     for name, text in zip(names[1:], others, strict=True):
-        own = set(_words(text)) - plain
+        own = _said(text, function) - plain
         nothing = _abstains(text) or (bool(said) and not own - said)
         if name != "context":
-            nothing = nothing or (_names(first, said - own, inside=True) and not _names(text, own - said))
+            nothing = nothing or (
+                _names(first, said - own, function, inside=True) and not _names(text, own - said, function)
+            )
         elif passages:
-            bearing, other = _bearing(question, passages)
-            kept = set(_words(_sentence(first))) - plain - set(_words(_sentence(text)))
+            bearing, other = _bearing(question, passages, function)
+            kept = _said(_sentence(first), function) - plain - _said(_sentence(text), function)
             nothing = nothing or not (own - said) & bearing or bool((own - said) & other - bearing)
             nothing = nothing or (bool(kept) and kept <= bearing)
         told.append(nothing)
     return told
 
 
-def _bearing(question: str, passages: Sequence[str]) -> tuple[set[str], set[str]]:
+def _bearing(question: str, passages: Sequence[str], function: frozenset[str]) -> tuple[set[str], set[str]]:
     """Return the words of the passages that bear on the question, and those of all passages."""
-    needed = _needed(question)
-    texts = [set(_words(passage)) for passage in passages]
+    needed = _needed(question, function)
+    texts = [set(_words(passage, function)) for passage in passages]
     return set().union(*(words for words in texts if not needed or needed & words)), set().union(*texts)
 
 
-def _needed(question: str) -> set[str]:
+def _needed(question: str, function: frozenset[str]) -> set[str]:
     """Return of which words a passage that bears on the question has one; empty where every passage does."""
-    _, *later = _WORD.findall(_plain(question)) or [""]
-    names = {_word(word) for word in later if word[0].isupper()} - _function_words()
-    return names or set(_words(question)) - _function_words()
+    words = list(_read(question, function))
+    names = {word for found, word, _ in words[1:] if found[0].isupper()} - function
+    return names or set(_words(question, function)) - function
 
 
 def bears(question: str, passages: Sequence[str]) -> bool:
@@ -194,8 +204,9 @@ def bears(question: str, passages: Sequence[str]) -> bool:
         >>> bears("Who runs Tellin?", ["Tellin lies on a river."]), bears("Who runs Tellin?", ["Oslo is a city."])
         (True, False)
     """
-    needed = _needed(question)
-    return any(not needed or bool(needed & set(_words(passage))) for passage in passages)
+    function = _function_words(question, *passages)
+    needed = _needed(question, function)
+    return any(not needed or bool(needed & set(_words(passage, function))) for passage in passages)
 
 
 def follows(text: str, question: str, passages: Sequence[str]) -> bool:
@@ -207,8 +218,9 @@ def follows(text: str, question: str, passages: Sequence[str]) -> bool:
         >>> follows("It is Mr Brandt.", "Who runs Tellin?", ["Ms Novak runs Tellin."])
         False
     """
-    own = set(_words(_sentence(text))) - set(_words(question)) - _function_words()
-    return 2 * len(own & set().union(*map(set, map(_words, passages)))) > len(own)
+    function = _function_words(question, *passages, text)
+    own = _said(_sentence(text), function) - set(_words(question, function)) - function
+    return 2 * len(own & {word for passage in passages for word in _words(passage, function)}) > len(own)
 
 
 def silent(text: str, question: str) -> bool:
@@ -218,16 +230,16 @@ def silent(text: str, question: str) -> bool:
         >>> silent("Peru is the capital of Peru.", "What is the capital of Peru?")
         True
     """
-    return _abstains(text) or not set(_words(text)) - set(_words(question)) - _function_words()
+    function = _function_words(question, text)
+    return _abstains(text) or not _said(text, function) - set(_words(question, function)) - function
 
 
-def _names(text: str, words: set[str], inside: bool = False) -> bool:
+def _names(text: str, words: set[str], function: frozenset[str], inside: bool = False) -> bool:
     """Tell whether one of `words` is a number or begins with a capital; `inside`: not at a sentence's beginning."""
-    text = _plain(text)
     return any(
-        any(char.isdigit() for char in word) or (word[0].isupper() and not (inside and _BEGINS.search(text[:at])))
-        for word, at in ((found.group(), found.start()) for found in _WORD.finditer(text))
-        if _word(word) in words
+        any(char.isdigit() for char in found) or (found[0].isupper() and (within or not inside))
+        for found, word, within in _read(text, function, answer=True)
+        if word in words
     )
 
 
@@ -238,18 +250,25 @@ def _sentence(text: str) -> str:
 
 
 @cache
-def _listed(lists: tuple[tuple[str, ...], ...]) -> frozenset[str]:
-    return frozenset(word.casefold() for words in lists for word in map(_plain, words))
+def _listed(lists: tuple[tuple[str, ...], ...]) -> list[frozenset[str]]:
+    return [frozenset(word.casefold() for word in map(_plain, words)) for words in lists]
 
 
-def _function_words() -> frozenset[str]:
-    return _listed(tuple(map(tuple, FUNCTION_WORDS.values())))
+def _function_words(*texts: str) -> frozenset[str]:
+    """Return those of the language of which the first text that has any has most; of all such languages in a tie."""
+    lists = _listed(tuple(map(tuple, FUNCTION_WORDS.values())))
+    for text in texts:
+        words = [word.casefold() for word in _WORD.findall(_plain(text))]
+        counts = [sum(word in each for word in words) for each in lists]
+        if any(counts):
+            return frozenset().union(*(each for each, n in zip(lists, counts, strict=True) if n == max(counts)))
+    return frozenset()
 
 
 def _abstains(text: str) -> bool:
-    said = f" {' '.join(_words(text)).lower()} "
+    said = f" {' '.join(_words(text))} "
     phrases = (phrase for each in ABSTENTIONS.values() for phrase in each)
-    return any(f" {' '.join(_words(phrase)).lower()} " in said for phrase in phrases)
+    return any(f" {' '.join(_words(phrase))} " in said for phrase in phrases)
 
 
 def _plain(text: str) -> str:
@@ -258,15 +277,30 @@ def _plain(text: str) -> str:
     return "".join(char for char in decomposed if not unicodedata.combining(char) and char not in "'’")
 
 
-def _words(text: str) -> list[str]:
-    """Return the words of a text as they are compared; where a script has no spaces, its characters."""
-    found: list[str] = []
-    for word in _WORD.findall(_plain(text)):
-        found += list(word) if _UNSPACED.search(word) else [_word(word)]
-    return found
+def _words(text: str, function: frozenset[str] = frozenset()) -> list[str]:
+    """Return the words of a text as they are compared."""
+    return [word for _, word, _ in _read(text, function)]
 
 
-def _word(word: str) -> str:
-    """Return a word without case; but "US" and "IT" are not the function words "us" and "it"."""
-    folded = word.casefold()
-    return word if len(word) > 1 and word.isupper() and folded in _function_words() else folded
+def _said(text: str, function: frozenset[str]) -> set[str]:
+    """Return the words of an answer as they are compared."""
+    return {word for _, word, _ in _read(text, function, answer=True)}
+
+
+def _read(text: str, function: frozenset[str], answer: bool = False) -> Iterator[tuple[str, str, bool]]:
+    """Yield each word as it stands, as it is compared, and whether it has a capital that no sentence begins with.
+
+    Compared are words without case; but what is written as a name is none of the function words: not "US", and not "As"
+    inside a sentence (a quotation begins like one) or where it is all of an answer. Of a script without spaces each
+    character is a word.
+    """
+    text = _plain(text)
+    words, end = list(_WORD.finditer(text)), 0
+    for found in words:
+        word, folded, before, end = found.group(), found.group().casefold(), text[end : found.start()], found.end()
+        if _UNSPACED.search(word):
+            yield from ((char, char, False) for char in word)
+            continue
+        inside = word[0].isupper() and found is not words[0] and not _BEGINS.search(before)
+        name = (inside and before[-1:] not in _QUOTES) or word.isupper() or (answer and len(words) == 1)
+        yield word, word if len(word) > 1 and word[0].isupper() and name and folded in function else folded, inside

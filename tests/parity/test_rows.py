@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 import ckcontrol as ck
 from ckcontrol.decoding.pair_cache import PairCache
+from ckcontrol.decoding.streams import Stream
 from ckcontrol.errors import UnsupportedMode
 
 from .test_doors import GREEDY, padded
@@ -219,3 +220,40 @@ def test_a_model_may_lie_on_several_devices(additive: bool) -> None:
     step(2)
     pair.rewind(torch.tensor([0, 1]), [1, 2])
     step(2)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma3"])
+def test_what_prompts_begin_with_alike_is_run_once(tiny, family):
+    """Ragged rows that share 9, 14 and 12 tokens, the last one all but its final token."""
+    model, _ = tiny(family)
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(9, 20, 6), (14, 5, 9), (12, 11, 1)]  # alike; then with the passages; then without
+
+    def stream(part: int) -> Stream:
+        rows = [torch.cat([heads[i], tails[part][i]]) for i in range(len(sizes))]
+        longest = max(map(len, rows))
+        ids = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in rows])
+        mask = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows])
+        return Stream(model, ids, mask)
+
+    heads = [torch.randint(5, 200, (same,), generator=draw) for same, _, _ in sizes]
+    tails = [[torch.randint(5, 200, (size[part],), generator=draw) for size in sizes] for part in (1, 2)]
+    tails[1] = [torch.cat([(tails[0][i][:1] + 1) % 200, tail[1:]]) for i, tail in enumerate(tails[1])]  # they part here
+    run: list[int] = []
+    other, alone, like = stream(0), stream(1), stream(1)
+    with torch.no_grad():
+        other.prefill()
+        wanted = [alone.prefill(), alone.step(torch.tensor([7, 8, 9])), alone.step(torch.tensor([3, 3, 3]))]
+        forward = like._forward
+        like._forward = lambda ids, position: run.append(ids.shape[1]) or forward(ids, position)
+        made = [like.prefill(other), like.step(torch.tensor([7, 8, 9])), like.step(torch.tensor([3, 3, 3]))]
+    for ours, theirs in zip(made, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    longest = max(same + without for same, _, without in sizes)
+    begun = min(longest - without for _, _, without in sizes)
+    assert run == [longest if family == "gemma3" else longest - begun, 1, 1]  # a window may have passed the beginning
+    handle = model.register_forward_pre_hook(lambda *_: None)
+    try:
+        assert stream(1)._begin_like(other) == 0  # whatever listens may treat the streams differently
+    finally:
+        handle.remove()

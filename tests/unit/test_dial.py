@@ -311,22 +311,27 @@ def test_a_broken_model_is_told_by_question(llama):
     assert caught.value.partial is not None and len(caught.value.partial) == 3
 
 
-def test_drafts_share_their_rows_until_they_part(llama):
+def test_drafts_share_their_rows_until_they_part_and_give_them_up_when_they_end(llama):
     model, tokenizer = llama
+    controls = [ck.Control("dial", alpha=0.2, amplify=amplify) for amplify in (0.2, 0.2, 0.5)]
+    first = ck.generate(model, tokenizer, QUESTIONS[2], PASSAGES[2], control=controls[2], max_new_tokens=10).drafts[1]
     rows: list[int] = []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
     )
-    controls = [ck.Control("dial", alpha=0.2, amplify=0.2)] * 2
+    eos = model.generation_config.eos_token_id
     try:
-        answers = ck.generate(model, tokenizer, QUESTIONS[:2], PASSAGES[:2], control=controls, max_new_tokens=10)
+        model.generation_config.eos_token_id = [first.token_ids[5]]  # so that some drafts end before others
+        answers = ck.generate(model, tokenizer, QUESTIONS, PASSAGES, control=controls, max_new_tokens=10)
     finally:
         handle.remove()
-    drafts = [[d.token_ids for d in answer.drafts] for answer in answers]
-    common = min(next((i for i, pair in enumerate(zip(*each, strict=False)) if len({*pair}) > 1), 9) for each in drafts)
-    assert 0 < common < 9, "the case must have drafts that begin alike and part"
-    # Two prefills of two rows; a step holds both streams, of every question first and then of every draft.
-    assert rows == [2, 2, *[4] * common, *[8] * (9 - common)]
+        model.generation_config.eos_token_id = eos
+    drafts = {(i, d.token_ids) for i, answer in enumerate(answers) for d in answer.drafts}
+    lengths = [len(ids) for _, ids in drafts]
+    # Two prefills; then a step holds both streams of every beginning that some draft goes on from.
+    going = [{(i, ids[:step]) for i, ids in drafts if len(ids) > step} for step in range(1, max(lengths))]
+    assert rows == [3, 3, *(2 * len(each) for each in going)]
+    assert max(lengths) > min(lengths) and len({*map(len, going)}) > 2, "the case must have drafts that part and end"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,28 @@ MEMORY, CONTEXT = ["unmodified", "memory"], ["unmodified", "context"]
         ("What is the currency of Germany?", "Manat", "The euro", False),  # a capital that any first word has
         ("Wer hilft?", "Frau Novak.", "Eine Gruppe von Druckern.", False),  # German nouns have capitals
         ("Quelle est la capitale du Pérou ?", "Bakou.", "La capitale du Perou est Lima.", False),
+        # echoes, each told by the function words of its language
+        ("Was ist die Hauptstadt von Peru?", "Baku.", "Die Hauptstadt von Peru ist Peru.", True),
+        ("Quelle est la capitale du Pérou ?", "Bakou.", "La capitale du Pérou est le Pérou.", True),
+        ("¿Cuál es la capital del Perú?", "Bakú.", "La capital del Perú es el Perú.", True),
+        ("Qual è la capitale del Perù?", "Baku.", "La capitale del Perù è il Perù.", True),
+        ("Qual é a capital do Peru?", "Baku.", "A capital do Peru é o Peru.", True),
+        ("Wat is de hoofdstad van Peru?", "Bakoe.", "De hoofdstad van Peru is Peru.", True),
+        ("Peru capital?", "Baku.", "It is the capital of Peru.", True),  # the drafts tell the language
+        # a function word elsewhere
+        ("Which note comes after sol?", "do", "la", False),
+        ("What is the symbol of gold?", "Ag", "au", False),
+        ("Wer leitet das Werk in Riga?", "Herr Osei.", "The.", False),
+        ("Who wrote the song?", "Osei", "Van", False),
+        # a function word of the language, written as a name
+        ("What is the symbol of arsenic?", "Ag", "As", False),
+        ("What is the symbol of arsenic?", "Ag", "The symbol of arsenic is As.", False),
+        ("What is the symbol of arsenic?", "Ag", "The symbol of arsenic is as.", True),
+        ("What is the symbol of helium?", "Ar.", "He.", False),
+        ("Quel est le symbole de l'or ?", "Ag", "C'est Au.", False),
+        ("Wo liegt der Ort?", "In Gap.", "In Die.", False),
+        ("Who?", "Mr Osei.", "It is.", True),
+        ("On which day do salaries arrive?", "Friday.", 'The question is "On which day do salaries arrive?"', True),
     ],
 )
 def test_what_says_nothing(question, first, other, nothing):
@@ -59,6 +81,8 @@ def test_what_says_nothing(question, first, other, nothing):
         ("How are refunds handled?", ["Refunds are handled in Porto.", "Parcels leave Riga."], "Porto, Riga.", True),
         ("How are refunds handled?", [], "Parcels leave Riga.", False),  # passages that are not known
         ("Who?", ["It was the postman, always."], "The postman", False),
+        ("What is the symbol of arsenic?", ["The symbol of arsenic is As."], "It is As.", False),
+        ("What is the symbol of arsenic?", ["The symbol of arsenic is As.", "As ever."], "As", False),
         # the plain answer follows a passage already
         ("What is Chile's capital?", ["Chile's capital is Lima.", "Chile's capital is Baku."], "It is Baku.", True),
         ("What is Chile's capital?", ["Peru's capital is Lima.", "Chile's capital is Baku."], "It is Baku.", False),
@@ -67,6 +91,13 @@ def test_what_says_nothing(question, first, other, nothing):
 def test_what_is_beside_the_point(question, passages, other, nothing):
     assert idle(CONTEXT, ["It is Lima.", other], question, passages) == [False, nothing]
     assert not idle(MEMORY, ["It is low.", other], question, passages)[1]  # memory need follow no passage
+
+
+def test_a_plain_answer_that_looks_like_a_function_word_has_followed_its_passage():
+    for symbol, metal in (("Au", "gold"), ("As", "arsenic"), ("In", "indium")):
+        question, passages = f"What is the symbol of {metal}?", [f"The symbol of {metal} is {symbol}. Pupils learn it."]
+        assert idle(CONTEXT, [symbol, "Pupils learn it by heart."], question, passages) == [False, True]
+        assert idle(CONTEXT, ["Ag", symbol], question, passages) == [False, False]
 
 
 @pytest.mark.parametrize(
