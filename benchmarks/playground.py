@@ -56,7 +56,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1240})
+        page = browser.new_page(viewport={"width": 1200, "height": 1180})
         page.set_default_timeout(600_000)
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_selector("#about:not(:has-text('Asking'))")
