@@ -122,11 +122,13 @@ async def load(
     unlike: list[dict[str, Any]] = []
     deadline = time.monotonic() + 60 * minutes
     resident: list[int] = []
+    asked: list[int] = []  # requests that were over by then: a server that stands still is flat, too
 
     async def watch() -> None:
         while pid is not None and time.monotonic() < deadline:
             await asyncio.sleep(1.2 * minutes)
             resident.append(mebibytes(pid))
+            asked.append(sum(counts.values()) - counts["compared"])
 
     async def worker(number: int) -> None:
         rng = random.Random(seed + 1 + number)
@@ -155,6 +157,7 @@ async def load(
         "errors": dict(errors),
         "unlike the idle answer": unlike,
         "resident MiB": resident,
+        "requests over by then": asked,
         "MiB a minute in the second half": slope(resident[len(resident) // 2 :], 0.02 * minutes),
     }
 

@@ -10,6 +10,7 @@ each sentence rests on. Needs the extras ``serve``, ``retrieval`` and ``dev``, a
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import socket
 import threading
@@ -30,8 +31,8 @@ QUESTION = "Who painted The Starry Night?"
 
 def served(port: int) -> uvicorn.Server:
     """Return a running server of the demo."""
-    corpus = Path(ckcontrol.__file__).with_name("demo") / "corpus.jsonl"
-    index = Index.build(read(corpus), Embedder("demo"))
+    os.chdir(Path(ckcontrol.__file__).with_name("demo"))  # a source is the path as given: no folder of this machine
+    index = Index.build(read("corpus.jsonl"), Embedder("demo"))
     app = create_app(*load("demo", device="cpu"), name="demo", index=index)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", ws="none"))
     threading.Thread(target=server.run, daemon=True).start()
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--all", action="store_true", help="every size and theme, the whole page")
     args = parser.parse_args()
+    args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -54,7 +56,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1240})
+        page = browser.new_page(viewport={"width": 1200, "height": 1180})
         page.set_default_timeout(600_000)
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_selector("#about:not(:has-text('Asking'))")
@@ -69,9 +71,11 @@ def main() -> None:
         page.locator(".plain .answer .t").nth(6).hover()
         page.screenshot(path=args.out / "playground.png")
         for width, scheme in product((1200, 360), ("light", "dark")) if args.all else ():
-            page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme=scheme)
-            page.screenshot(path=args.out / f"playground-{width}-{scheme}.png", full_page=True)
+            page.set_viewport_size({"width": width, "height": 900})
+            height = page.evaluate("document.documentElement.scrollHeight")
+            page.set_viewport_size({"width": width, "height": height})  # else what sticks to the screen lies in between
+            page.screenshot(path=args.out / f"playground-{width}-{scheme}.png")
         browser.close()
     server.should_exit = True
 

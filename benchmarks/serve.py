@@ -117,8 +117,12 @@ def main() -> int:
 
 
 def tell_parts(model: Any, tokenizer: Any, new_tokens: int, rounds: int) -> int:
-    """Print seconds of the batcher's thread, one question after another and all at once: in all, and in its parts."""
+    """Print seconds of the batcher's thread, one question after another and all at once: in all, and in its parts.
+
+    Of each part seconds and how often it ran.
+    """
     spent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
 
     def timed(owner: Any, name: str, part: str) -> None:
         function = getattr(owner, name)
@@ -129,6 +133,7 @@ def tell_parts(model: Any, tokenizer: Any, new_tokens: int, rounds: int) -> int:
                 return function(*args, **more)
             finally:
                 spent[part] += time.thread_time() - start
+                calls[part] += 1
 
         setattr(owner, name, run)
 
@@ -161,11 +166,12 @@ def tell_parts(model: Any, tokenizer: Any, new_tokens: int, rounds: int) -> int:
     for _ in range(rounds):
         found = []
         for name, groups in (("one by one", [[pair] for pair in pairs]), ("at once", [pairs])):
-            spent.clear()
+            spent.clear(), calls.clear()
             start = time.process_time()
             found.append([token for group in groups for token in answered(group)])
             took = time.process_time() - start
-            print(name, round(took, 2), {part: round(seconds, 2) for part, seconds in spent.items()}, flush=True)
+            parts = {part: (round(seconds, 2), calls[part]) for part, seconds in spent.items()}
+            print(name, round(took, 2), parts, flush=True)
         differing += found[0] != found[1]
     batcher.close()
     return 1 if differing else 0

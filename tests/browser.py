@@ -61,6 +61,10 @@ class Page:
             self.page.keyboard.press("Tab")
         raise AssertionError(f"Tab never comes to {name}")
 
+    def shown(self, text: str) -> str:
+        """What the page makes of an answer: characters that hide or reorder it are named."""
+        return str(self.page.evaluate("async text => (await import('./why.js')).shown(text)", text)).strip()
+
     def scrolls(self) -> bool:
         return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
 

@@ -35,6 +35,7 @@ __all__ = [
     "streams_as_they_were",
 ]
 
+_ALIKE = 16  # tokens that rows must begin with alike, such as a system's turn, for these to be run once
 _RUNNING: ContextVar[tuple[str, ...] | None] = ContextVar("running_streams", default=None)
 
 
@@ -87,6 +88,7 @@ class Stream:
             self.position = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         else:
             self.position = (keep.long().cumsum(-1) - 1).masked_fill(~keep, 0)
+        self.alike = 0  # with how many tokens all rows begin alike; these are run once
         self.cache: Cache | None = None
         self.cache_argument = cache_name(model) or "past_key_values"
         accepted = accepted_inputs(model)
@@ -134,7 +136,29 @@ class Stream:
         # As transformers' generate decides it: models with a cache class of their own make one and return it.
         takes_dynamic = getattr(bare(self.model), "_supports_default_dynamic_cache", lambda: True)()
         self.cache = DynamicCache(config=self.model.config) if takes_dynamic else None
+        if self.alike and self.cache is not None and not any(layer.is_sliding for layer in self.cache.layers):
+            return self._start_once(self.cache, self.alike)
         return self._forward(self.input_ids, self.position)
+
+    def _start_once(self, cache: Cache, alike: int) -> Tensor:
+        """Run what all rows begin with once, and behind it the rest of each; the cache is that of `_start`."""
+        keep, position, (rows, length) = self.keep, self.position, self.input_ids.shape
+        first = self.input_ids[:1] if keep is None else self.input_ids[keep.all(1)][:1]  # the longest has no padding
+        self.keep, self.position = None, torch.arange(alike, device=position.device)[None]
+        self._forward(first[:, :alike], self.position)
+        cache.batch_repeat_interleave(rows)
+        if keep is not None:  # between the beginning and the rest, for now
+            self.keep = torch.cat([keep.new_ones(rows, alike), keep[:, : length - alike]], dim=1)
+        logits = self._forward(self.input_ids[:, alike:], position[:, alike:])
+        self.keep, self.position = keep, position
+        if keep is not None:
+            column, padding = torch.arange(length, device=position.device)[None], (~keep).sum(1, keepdim=True)
+            place = torch.where(column < padding + alike, (column - padding).clamp_min(0), column)[:, None, :, None]
+            for layer in cache.layers:
+                for name in ("keys", "values"):
+                    held = getattr(layer, name)
+                    setattr(layer, name, held.gather(2, place.expand(-1, held.shape[1], -1, held.shape[3])))
+        return logits
 
     @torch.no_grad()
     def read(self, positions: int, name: str = "contextual") -> Tensor:
@@ -233,7 +257,12 @@ def side_by_side(streams: Sequence[Stream]) -> Stream:
     ids = torch.cat([_newest(stream.input_ids, 1, longest) for stream in streams])
     keep = torch.cat([_newest(stream._kept(), 1, longest) for stream in streams])
     # Padding repeats a row's own id, so that no row meets an embedding that is not its own.
-    return Stream(streams[0].model, ids.where(keep, ids[:, -1:]), keep)
+    made = Stream(streams[0].model, ids.where(keep, ids[:, -1:]), keep)
+    own = [row[kept] for row, kept in zip(ids, keep, strict=True)]
+    least = min(map(len, own)) - 1  # one token is left to each
+    alike = torch.stack([row[:least] == own[0][:least] for row in own]).all(0).cumprod(0).sum() if least > 0 else 0
+    made.alike = int(alike) if alike >= _ALIKE else 0
+    return made
 
 
 def _newest(tensor: Tensor, dim: int, size: int) -> Tensor:

@@ -16,7 +16,7 @@ from ..answer import plain_trace
 from ..citations import cite
 from ..decoding.recorder import record
 from ..decoding.token_texts import Thoughts, pieces
-from ..errors import CKError
+from ..errors import CKError, PromptTooLong
 from .asgi import Message, Send
 from .read_request import CHAT, Steered, constrained
 from .read_texts import PLAIN
@@ -245,8 +245,10 @@ def _said(choice: dict[str, Any]) -> str:
 
 async def refuse(send: Send, error: CKError) -> None:
     """Answer a client with an error; nothing was sent before."""
-    status = getattr(error, "status", 400)
-    data = json.dumps(error_object(status, str(error)), ensure_ascii=True).encode()
+    status, told = getattr(error, "status", 400), str(error)
+    if isinstance(error, PromptTooLong):  # in the words of a body
+        told = told.replace("max_new_tokens", "max_tokens").replace(", or truncate='passages' to cut them", "")
+    data = json.dumps(error_object(status, told), ensure_ascii=True).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     if status in (429, 503):
         headers.append((b"retry-after", b"1"))

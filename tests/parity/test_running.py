@@ -13,6 +13,7 @@ from ckcontrol.decoding import static_step
 from ckcontrol.decoding.inputs import plan_of
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.decoding.running import Row, RunningBatch
+from ckcontrol.decoding.streams import Stream, side_by_side
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.models.tiny import tiny_model
 
@@ -132,6 +133,48 @@ def test_tokens_are_those_of_the_reference() -> None:
             model, pair.contextual, pair.parametric, control, max_new_tokens=12, eos=ends, vocab_size=len(tokenizer)
         )
         assert row.tokens[: len(want)] == want
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_prompts_begin_with_is_run_once(family: str) -> None:
+    """And leaves the logits and the past that prompts run whole leave; not where layers keep a window only."""
+    model, tokenizer = tiny_model(family)
+    fed: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, given, made: fed.append(given[0].numel()))
+    prompts = [
+        tuple(tokenizer("You answer in one word. " + rest)["input_ids"]) for rest in ("Who?", "Where is it?", "W")
+    ]
+    streams = [Stream(model, torch.tensor([prompt]), None) for prompt in prompts]
+    once, whole = side_by_side(streams), side_by_side(streams)
+    alike, longest = once.alike, max(map(len, prompts))
+    assert 16 <= alike < min(map(len, prompts))
+    whole.alike = 0
+    with torch.no_grad():
+        wanted = whole.prefill()
+        fed.clear()
+        found = once.prefill()
+        slides = any(layer.is_sliding for layer in once.cache.layers)
+        assert sum(fed) == (3 * longest if slides else alike + 3 * (longest - alike))
+        assert torch.allclose(found, wanted, atol=1e-4) and once.keep is not None and whole.keep is not None
+        for ours, theirs in zip(once.cache.layers, whole.cache.layers, strict=True):
+            kept = once.keep[:, None, -ours.keys.shape[2] :, None]
+            for name in ("keys", "values"):
+                assert torch.allclose(getattr(ours, name) * kept, getattr(theirs, name) * kept, atol=1e-4)
+        token = wanted.argmax(-1)
+        assert torch.allclose(once.step(token), whole.step(token), atol=1e-4)
+
+
+def test_prompts_that_are_equal_or_begin_otherwise() -> None:
+    model, _ = tiny_model("llama")
+    streams = {start: Stream(model, torch.tensor([[start, *range(1, 40)]]), None) for start in (50, 51)}
+    assert side_by_side([streams[50], streams[51]]).alike == 0
+    equal, whole = side_by_side([streams[50], streams[50]]), side_by_side([streams[50], streams[50]])
+    assert equal.alike == 39 and equal.keep is None
+    whole.alike = 0
+    with torch.no_grad():
+        assert torch.allclose(equal.prefill(), whole.prefill(), atol=1e-4)
+    short = [Stream(model, torch.tensor([[token]]), None) for token in (50, 50)]
+    assert side_by_side(short).alike == 0
 
 
 def test_what_is_wrong_with_a_row_ends_it_alone() -> None:

@@ -296,7 +296,8 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ),
         ({"extra_body": {"ck": {"passages": ["x"], "method": "dial", "sigments": 1}}}, r"Known: (?!.*segments)"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "cannot be continued"),
-        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "tokens"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}], "max_tokens": 7}, r"beside max_tokens=7\. Shorten"),
+        ({"max_tokens": 7, "extra_body": {"ck": {"passages": ["x" * 5000]}}}, r"^(?!.*truncate).*=7\. Pass fewer"),
         ({"response_format": {"type": "yaml"}}, "response_format.type='yaml'"),
     ]:
         with pytest.raises(openai.BadRequestError, match=sentence):
