@@ -41,7 +41,7 @@ CONDITIONS = ("conflict asked", "gold", "irrelevant", "closed book")
 LAYERS = 6  # tried, evenly spaced over `DEPTHS`
 DEPTHS = (0.3, 0.85)  # of the model's depth; Minder et al. and Rimsky et al. both find the middle to work
 FIRST = 0.5  # strength at which layers are compared, in units of the mean length of the residual stream there
-STRENGTHS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5)
+STRENGTHS = (0.125, 0.25, 0.5, 1.0)
 KEPT = 2  # layers whose strengths are all tried
 FEWEST = 5  # prompts on either side of the difference
 Progress = Callable[[str, int, int], None]
@@ -54,8 +54,8 @@ class Found:
     Attributes:
         direction: The choice; a strength is 0 where nothing helped on that side.
         followed: source -> how many prompts of the difference followed it.
-        trials: On the development facts: (layer, signed strength in lengths of the stream, result); the first is (None,
-            0.0, the unmodified model).
+        trials: On the development facts: (layer, signed strength in lengths of the stream, result), of which the first
+            is (None, 0.0, the unmodified model); where layers were compared, results of conflicts alone.
         test: alpha -> result on the test facts, for 0, 0.5 and 1, without a side that has no strength.
     """
 
@@ -154,32 +154,32 @@ def find(
         )
     vectors, lengths = difference(streams, outcomes), streams.norm(dim=-1).mean(dim=0)
     fingerprint, dev = Fingerprint.of(model), prepared("dev", CONDITIONS)
+    quick = prepared("dev", CONDITIONS[:1])
     neutral = [list(tokenizer(text).input_ids) for text in NEUTRAL]
 
     def made_of(layer: int, context: float, memory: float, **note: Any) -> Direction:
         scale = float(lengths[layer])
         return Direction(fingerprint, layer, vectors[layer], scale * context, scale * memory, note)
 
-    def trial(layer: int, strength: float) -> tuple[int, float, Result]:
-        with added(model, made_of(layer, abs(strength), abs(strength)), float(strength > 0)):
-            return layer, strength, Result(dev.by_condition(), perplexity(model, neutral))
+    def trials(
+        layers: Sequence[int], strengths: Sequence[float], on: Prepared, stage: str
+    ) -> list[tuple[int, float, Result]]:
+        made: list[tuple[int, float, Result]] = []
+        for layer in layers:
+            for strength in strengths:
+                with added(model, made_of(layer, abs(strength), abs(strength)), float(strength > 0)):
+                    cost = perplexity(model, neutral if on is dev else ())
+                    made.append((layer, strength, Result(on.by_condition(), cost)))
+                report(stage, len(made), len(layers) * len(strengths))
+        return made
 
     base = Result(dev.by_condition(), perplexity(model, neutral))
     places = _layers(len(vectors))
-    strengths = [s * sign for s in STRENGTHS for sign in (-1, 1)]
-    total = 2 * len(places) + KEPT * (len(strengths) - 2)
-    trials: list[tuple[int, float, Result]] = []
-    for layer in places:
-        for strength in (-FIRST, FIRST):
-            trials.append(trial(layer, strength))
-            report("trying layers", len(trials), total)
-    gain = {layer: sum(_moved(base, s, result) for at, s, result in trials if at == layer) for layer in places}
-    for layer in sorted(places, key=lambda layer: -gain[layer])[:KEPT]:
-        for strength in strengths:
-            if abs(strength) != FIRST:
-                trials.append(trial(layer, strength))
-                report("trying strengths", len(trials), total)
-    layer, context, memory = _best(base, trials)
+    first = trials(places, (-FIRST, FIRST), quick, "trying layers")
+    gain = {layer: sum(_moved(base, s, result) for at, s, result in first if at == layer) for layer in places}
+    best = sorted(places, key=lambda layer: -gain[layer])[:KEPT]
+    second = trials(best, [s * sign for s in STRENGTHS for sign in (-1, 1)], dev, "trying strengths")
+    layer, context, memory = _best(base, second)
     note = {"facts": len(records), "followed": followed, "known": known, "seed": seed, "new_tokens": new_tokens}
     direction = made_of(layer, context, memory, **note)
     held, test = prepared("test", CONDITIONS), {}
@@ -188,7 +188,7 @@ def find(
             with added(model, direction, alpha):
                 test[alpha] = Result(held.by_condition(), perplexity(model, neutral))
         report("measuring", len(test), 3)
-    return Found(direction, followed, ((None, 0.0, base), *trials), test)
+    return Found(direction, followed, ((None, 0.0, base), *first, *second), test)
 
 
 def difference(streams: Tensor, outcomes: Sequence[str]) -> Tensor:
