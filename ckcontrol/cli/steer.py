@@ -35,9 +35,9 @@ def find(
     relation: Annotated[list[str], typer.Option("--relation", help="Use only this relation. Repeatable.")] = [],  # noqa: B006
     n: Annotated[int | None, typer.Option("--n", help="Use this many facts.", show_default="all")] = None,
     known: Annotated[str, typer.Option(help="Facts the model must know: greedy, ranked or any.")] = "ranked",
-    new_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Length of an answer.")] = 10,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Length of an answer.")] = 10,
     seed: Annotated[int, typer.Option(help="Seeds false answers, splits and the draw.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Prompts at once.")] = 32,
     device: options.Device = None,
     dtype: options.Dtype = None,
     json: options.AsJson = False,
@@ -46,10 +46,12 @@ def find(
 
     Layer and strengths are chosen on development facts; the figures are of test facts, which had no part in it.
     """
+    from ..heads.directions.find import check_settings
     from ..heads.directions.find import find as run
     from ..heads.finding.facts import read_facts
 
     check_writable(out)
+    check_settings(known, n, new_tokens, batch_size)
     given = read_facts(facts, relation)
     loaded = options.load(model, device, dtype)
     with Bars() as bars:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...arguments import check_integer
 from ...decoding.prompts import build_pair
-from ...decoding.refusals import eos_ids
+from ...decoding.refusals import eos_ids, position_limit
 from ...decoding.streams import Stream
 from ...errors import HeadsError, did_you_mean
 from ..choosing.panel import DIRECTIONS, DISQUALIFIED, NEUTRAL, PanelPrompt, Result, perplexity
@@ -35,7 +35,7 @@ from .direction import Direction
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Found", "Prepared", "difference", "find"]
+__all__ = ["Found", "Prepared", "check_settings", "difference", "find"]
 
 CONDITIONS = ("conflict asked", "gold", "irrelevant", "closed book")
 LAYERS = 6  # tried, evenly spaced over `DEPTHS`
@@ -116,10 +116,7 @@ def find(
         HeadsError: Too few facts, or the model follows one source on nearly all conflicts; the message has the counts.
         ControlError: `n`, `new_tokens` or `batch_size` is not a positive integer.
     """
-    for name, value in (("new_tokens", new_tokens), ("batch_size", batch_size), ("n", 1 if n is None else n)):
-        check_integer(name, value, 1, 1_000_000)
-    if known not in KNOWN:
-        raise HeadsError(f"known={known!r} is unknown.", did_you_mean(known, KNOWN))
+    check_settings(known, n, new_tokens, batch_size)
     report = on_progress or (lambda stage, done, total: None)
     asked = {fact.id: fact for fact in facts if fact.question}
     chosen = list(asked.values())
@@ -139,6 +136,12 @@ def find(
 
     def prepared(name: str, conditions: Sequence[str]) -> Prepared:
         prompts = [p for r in split[name] for p in _prompts(tokenizer, r, asked[r.id], conditions)]
+        longest, limit = max(len(p.ids) for p in prompts) + new_tokens, position_limit(model)
+        if limit is not None and longest > limit:
+            raise HeadsError(
+                f"the longest prompt and its answer are {longest} tokens, and the model reads {limit}.",
+                "Leave out facts with long texts, or ask for shorter answers: --new-tokens.",
+            )
         return Prepared(model, tokenizer, prompts, batch_size, new_tokens)
 
     report("reading conflicts", 0, 1)
@@ -155,7 +158,7 @@ def find(
     vectors, lengths = difference(streams, outcomes), streams.norm(dim=-1).mean(dim=0)
     fingerprint, dev = Fingerprint.of(model), prepared("dev", CONDITIONS)
     quick = prepared("dev", CONDITIONS[:1])
-    neutral = [list(tokenizer(text).input_ids) for text in NEUTRAL]
+    neutral = [list(tokenizer(text).input_ids)[: position_limit(model)] for text in NEUTRAL]
 
     def made_of(layer: int, context: float, memory: float, **note: Any) -> Direction:
         scale = float(lengths[layer])
@@ -189,6 +192,19 @@ def find(
                 test[alpha] = Result(held.by_condition(), perplexity(model, neutral))
         report("measuring", len(test), 3)
     return Found(direction, followed, ((None, 0.0, base), *first, *second), test)
+
+
+def check_settings(known: str, n: int | None, new_tokens: int, batch_size: int) -> None:
+    """Refuse what `find` would refuse of these, before a model is there.
+
+    Raises:
+        HeadsError: An unknown rule of knowing.
+        ControlError: A number that is not a positive integer.
+    """
+    for name, value in (("new_tokens", new_tokens), ("batch_size", batch_size), ("n", 1 if n is None else n)):
+        check_integer(name, value, 1, 1_000_000)
+    if known not in KNOWN:
+        raise HeadsError(f"known={known!r} is unknown.", did_you_mean(known, KNOWN))
 
 
 def difference(streams: Tensor, outcomes: Sequence[str]) -> Tensor:
