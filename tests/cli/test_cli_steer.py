@@ -1,4 +1,4 @@
-"""`ckcontrol steer find`, and `run` and `serve` with `--direction`: what they print, and what they refuse before a model."""
+"""`ckcontrol steer find`, and `run --direction`: what they print, and what they refuse before a model is loaded."""
 
 from __future__ import annotations
 
