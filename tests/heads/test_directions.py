@@ -440,26 +440,33 @@ def test_the_difference_is_of_the_means_of_what_was_followed():
     assert difference(streams, ["memory", "memory", "context", "other"]).tolist() == [[2.0, -7.0]]
 
 
-def measured(conflict, gold="mm", perplexity=10.0):
+def measured(conflict, gold="mm"):
     names = {"m": "memory", "c": "context", "o": "other"}
     cells = {"conflict asked": conflict, "gold": gold, "irrelevant": "mm", "closed book": "mm"}
-    return Result({name: tuple(names[x] for x in found) for name, found in cells.items()}, perplexity)
+    return Result({name: tuple(names[x] for x in found) for name, found in cells.items()}, 10.0)
 
 
 def test_the_choice_weighs_both_sides_and_what_breaks():
-    base = measured("mcco")
+    base, asked = measured("mcco"), []
+
+    def cost(layer, strength):
+        asked.append((layer, strength))
+        return 11.5 if strength == 1.0 and layer == 3 else 10.9
+
     trials = [
         (3, -0.5, measured("mccc")),
         (3, 0.5, measured("mmco")),
-        (3, 1.0, measured("mmmm", perplexity=11.5)),  # perplexity beyond a tenth
+        (3, 1.0, measured("mmmm")),  # perplexity beyond a tenth
         (3, -1.0, measured("cccc", gold="oo")),  # what it wins, true contexts lose
         (5, -0.5, measured("cccc")),
     ]
-    assert _best(base, [trials[0], trials[4]]) == (5, 0.5, 0.0)
-    assert _best(base, trials[:4]) == (3, 0.5, 0.5)
-    assert _best(base, [*trials[:2], (5, -0.5, measured("cccc")), (5, 1.0, measured("mmmm"))]) == (5, 0.5, 1.0)
+    assert _best(base, trials[:4], cost) == (3, 0.5, 0.5)
+    assert asked == [(3, -0.5), (3, 1.0), (3, 0.5)]  # the best of each side first, and what gains nothing never
+    assert _best(base, [trials[0], trials[4]], cost) == (5, 0.5, 0.0)
+    assert _best(base, [*trials[:2], trials[4], (5, 1.0, measured("mmmm"))], cost) == (5, 0.5, 1.0)
+    assert _best(base, [(5, 0.5, measured("mmmm")), (5, 0.25, measured("mmmm"))], cost) == (5, 0.0, 0.25)
     with pytest.raises(HeadsError, match="no strength in any layer"):
-        _best(base, [(1, 0.5, measured("mcco")), (1, -0.5, measured("mooo"))])
+        _best(base, [(1, 0.5, measured("mcco")), (1, -0.5, measured("mooo"))], cost)
 
 
 def test_facts_that_give_no_difference_are_refused_with_counts():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ class Found:
         direction: The choice; a strength is 0 where nothing helped on that side.
         followed: source -> how many prompts of the difference followed it.
         trials: On the development facts: (layer, signed strength in lengths of the stream, result), of which the first
-            is (None, 0.0, the unmodified model); where layers were compared, results of conflicts alone.
+            is (None, 0.0, the unmodified model); where layers were compared, of conflicts alone. Only the first has a
+            perplexity: it is measured of what would win.
         test: alpha -> result on the test facts, for 0, 0.5 and 1, without a side that has no strength.
     """
 
@@ -134,8 +136,8 @@ def find(
             "Give more facts that have a question and that the model knows, at least three per relation.",
         )
 
-    def prepared(name: str, conditions: Sequence[str]) -> Prepared:
-        prompts = [p for r in split[name] for p in _prompts(tokenizer, r, asked[r.id], conditions)]
+    def prepared(name: str, condition: str) -> Prepared:
+        prompts = [_prompt(tokenizer, record, asked[record.id], condition) for record in split[name]]
         longest, limit = max(len(p.ids) for p in prompts) + new_tokens, position_limit(model)
         if limit is not None and longest > limit:
             raise HeadsError(
@@ -145,7 +147,7 @@ def find(
         return Prepared(model, tokenizer, prompts, batch_size, new_tokens)
 
     report("reading conflicts", 0, 1)
-    conflicts = prepared("find", CONDITIONS[:1])
+    conflicts = prepared("find", CONDITIONS[0])
     streams, outcomes = conflicts.streams(), conflicts.outcomes()
     report("reading conflicts", 1, 1)
     followed = {source: outcomes.count(source) for source in DIRECTIONS}
@@ -156,40 +158,45 @@ def find(
             "Give more facts, or facts that the model knows better (--known greedy) or less well (--known any).",
         )
     vectors, lengths = difference(streams, outcomes), streams.norm(dim=-1).mean(dim=0)
-    fingerprint, dev = Fingerprint.of(model), prepared("dev", CONDITIONS)
-    quick = prepared("dev", CONDITIONS[:1])
+    fingerprint, dev = Fingerprint.of(model), [prepared("dev", condition) for condition in CONDITIONS]
     neutral = [list(tokenizer(text).input_ids)[: position_limit(model)] for text in NEUTRAL]
 
     def made_of(layer: int, context: float, memory: float, **note: Any) -> Direction:
         scale = float(lengths[layer])
         return Direction(fingerprint, layer, vectors[layer], scale * context, scale * memory, note)
 
+    def adding(layer: int, strength: float) -> AbstractContextManager[None]:
+        return added(model, made_of(layer, abs(strength), abs(strength)), float(strength > 0))
+
     def trials(
-        layers: Sequence[int], strengths: Sequence[float], on: Prepared, stage: str
+        layers: Sequence[int], strengths: Sequence[float], on: Sequence[Prepared], stage: str
     ) -> list[tuple[int, float, Result]]:
         made: list[tuple[int, float, Result]] = []
         for layer in layers:
             for strength in strengths:
-                with added(model, made_of(layer, abs(strength), abs(strength)), float(strength > 0)):
-                    cost = perplexity(model, neutral if on is dev else ())
-                    made.append((layer, strength, Result(on.by_condition(), cost)))
+                with adding(layer, strength):
+                    made.append((layer, strength, Result(_outcomes(on))))
                 report(stage, len(made), len(layers) * len(strengths))
         return made
 
-    base = Result(dev.by_condition(), perplexity(model, neutral))
+    def cost(layer: int, strength: float) -> float:
+        with adding(layer, strength):
+            return perplexity(model, neutral)
+
+    base = Result(_outcomes(dev), perplexity(model, neutral))
     places = _layers(len(vectors))
-    first = trials(places, (-FIRST, FIRST), quick, "trying layers")
+    first = trials(places, (-FIRST, FIRST), dev[:1], "trying layers")
     gain = {layer: sum(_moved(base, s, result) for at, s, result in first if at == layer) for layer in places}
     best = sorted(places, key=lambda layer: -gain[layer])[:KEPT]
     second = trials(best, [s * sign for s in STRENGTHS for sign in (-1, 1)], dev, "trying strengths")
-    layer, context, memory = _best(base, second)
+    layer, context, memory = _best(base, second, cost)
     note = {"facts": len(records), "followed": followed, "known": known, "seed": seed, "new_tokens": new_tokens}
     direction = made_of(layer, context, memory, **note)
-    held, test = prepared("test", CONDITIONS), {}
+    held, test = [prepared("test", condition) for condition in CONDITIONS], {}
     for alpha, strength in ((0.0, context), (0.5, 1.0), (1.0, memory)):
         if strength:
             with added(model, direction, alpha):
-                test[alpha] = Result(held.by_condition(), perplexity(model, neutral))
+                test[alpha] = Result(_outcomes(held), perplexity(model, neutral))
         report("measuring", len(test), 3)
     return Found(direction, followed, ((None, 0.0, base), *first, *second), test)
 
@@ -278,41 +285,40 @@ class Prepared:
                 found[place] = self.prompts[place].outcome_of_text(text)
         return found
 
-    def by_condition(self) -> dict[str, tuple[str, ...]]:
-        """Return `outcomes` as `Result` takes them."""
-        found: dict[str, list[str]] = {}
-        for prompt, outcome in zip(self.prompts, self.outcomes(), strict=True):
-            found.setdefault(prompt.condition, []).append(outcome)
-        return {name: tuple(values) for name, values in found.items()}
-
     def _steps(self, count: int) -> Iterator[tuple[list[int], list[list[int]]]]:
         """Yield the places of a batch, and up to `count` greedy tokens of each, up to its end token."""
         for places, kept, last in self._parts:
             stream, token = copy.copy(kept), last
             stream.cache = copy.deepcopy(kept.cache)
             made: list[Tensor] = []
+            over = torch.zeros_like(token, dtype=torch.bool)
             with torch.no_grad():
                 for _ in range(count):
                     token = stream.step(token).argmax(dim=-1)
                     made.append(token)
+                    over |= torch.isin(token, self.ends)
+                    if bool(over.all()):
+                        break
             tokens = torch.stack(made, dim=1)
             ended = torch.isin(tokens, self.ends).cumsum(dim=1) > 0
             lengths = (~ended).sum(dim=1).tolist()
             yield places, [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
 
 
-def _prompts(
-    tokenizer: PreTrainedTokenizerBase, record: ConflictRecord, fact: Fact, conditions: Sequence[str]
-) -> Iterator[PanelPrompt]:
+def _outcomes(prepared: Sequence[Prepared]) -> dict[str, tuple[str, ...]]:
+    """What prompts of one condition each come to, as `Result` takes it."""
+    return {each.prompts[0].condition: tuple(each.outcomes()) for each in prepared}
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, record: ConflictRecord, fact: Fact, condition: str) -> PanelPrompt:
     passages = {
         "conflict asked": fact.states(record.context),
         "gold": fact.states(fact.answer),
         "irrelevant": record.irrelevant.removesuffix(record.clean).strip(),
     }
-    for condition in conditions:
-        given = [passages[condition]] if condition in passages else []
-        ids = tuple(build_pair(tokenizer, fact.question, given).contextual)
-        yield PanelPrompt(condition, ids, record.aliases, record.context, frozenset(), None)
+    given = [passages[condition]] if condition in passages else []
+    ids = tuple(build_pair(tokenizer, fact.question, given).contextual)
+    return PanelPrompt(condition, ids, record.aliases, record.context, frozenset(), None)
 
 
 def _layers(count: int) -> list[int]:
@@ -326,22 +332,33 @@ def _moved(base: Result, strength: float, result: Result) -> float:
     return result.rm - base.rm if strength > 0 else result.rc - base.rc
 
 
-def _best(base: Result, trials: Sequence[tuple[int, float, Result]]) -> tuple[int, float, float]:
-    """Return the layer with the most gained in total on both sides together, and its strengths."""
-    best: dict[int, dict[str, tuple[float, float]]] = {}
-    for layer, strength, result in trials:
-        source = "memory" if strength > 0 else "context"
-        gain = result.total(source) - base.total(source)
-        sides = best.setdefault(layer, dict.fromkeys(DIRECTIONS, (0.0, 0.0)))
-        if result.perplexity <= DISQUALIFIED * base.perplexity and gain > sides[source][0] + 1e-12:
-            sides[source] = (gain, abs(strength))
-    layer = max(best, key=lambda at: sum(gain for gain, _ in best[at].values()))
-    if not any(gain for gain, _ in best[layer].values()):
+def _best(
+    base: Result, trials: Sequence[tuple[int, float, Result]], cost: Callable[[int, float], float]
+) -> tuple[int, float, float]:
+    """Return the layer with the most gained in total on both sides together, and its strengths.
+
+    Args:
+        base: Of the unmodified model, with its perplexity.
+        trials: Layer, signed strength, result.
+        cost: Returns the perplexity at a layer and a signed strength; asked only of what would win.
+    """
+    gains: dict[int, float] = {}
+    sides: dict[int, dict[str, float]] = {}
+    for layer in dict.fromkeys(at for at, _, _ in trials):
+        gains[layer], sides[layer] = 0.0, dict.fromkeys(DIRECTIONS, 0.0)
+        for source, sign in (("context", -1), ("memory", 1)):
+            found = [(r.total(source) - base.total(source), s) for at, s, r in trials if at == layer and s * sign > 0]
+            for gain, strength in sorted(found, key=lambda one: (-one[0], abs(one[1]))):
+                if gain > 1e-12 and cost(layer, strength) <= DISQUALIFIED * base.perplexity:
+                    gains[layer], sides[layer][source] = gains[layer] + gain, abs(strength)
+                    break
+    layer = max(gains, key=lambda at: gains[at])
+    if not gains[layer]:
         raise HeadsError(
             "on the development facts no strength in any layer gained in total, toward either source.",
             "Give more facts, or stay with a method of two streams.",
         )
-    return layer, best[layer]["context"][1], best[layer]["memory"][1]
+    return layer, sides[layer]["context"], sides[layer]["memory"]
 
 
 def _rounded(result: Result) -> dict[str, float]:
