@@ -484,14 +484,14 @@ def test_directions_are_each_requests_own(model) -> None:
     direction = Direction(Fingerprint.of(model[0]), 1, torch.randn(width), context=8.0, memory=6.0)
     alphas = [None, 0.0, 0.5, 0.0, 0.9, 1]
 
-    def ask(alpha: float | None, **more: Any) -> Any:
-        ck_ = {"passages": PASSAGES, "method": "off", **more, **({} if alpha is None else {"direction": alpha})}
+    def ask(lean: Any, **more: Any) -> Any:
+        ck_ = {"passages": PASSAGES, "method": "off", **more, **({} if lean is None else {"direction": lean})}
         return server.client.chat.completions.create(
             model="tiny", messages=ASKED, temperature=0, max_tokens=12, extra_body={"ck": ck_, "return_token_ids": True}
         )
 
-    def wanted(alpha: float | None, **more: Any) -> list[int]:
-        with added(model[0], direction, 0.5 if alpha is None else alpha):
+    def wanted(lean: float | None, **more: Any) -> list[int]:
+        with added(model[0], direction, 0.5 if lean is None else lean):
             answer = ck.generate(
                 *model, messages=ASKED, passages=PASSAGES, control=ck.Control(**more), max_new_tokens=12
             )
@@ -501,15 +501,15 @@ def test_directions_are_each_requests_own(model) -> None:
     with serve(*model, direction=direction) as server:
         with ThreadPoolExecutor(6) as pool:
             replies = list(pool.map(ask, alphas))
-            steered = list(pool.map(lambda alpha: ask(alpha, **plug), alphas))
+            steered = list(pool.map(lambda lean: ask(lean, **plug), alphas))
         masked = ask(0.0, heads=[{"layer": 0, "head": 1}])
         for bad in (-0.1, 1.5, True, "0", [0]):
             with pytest.raises(openai.BadRequestError, match=r"ck\.direction"):
                 ask(bad)
-    made = [wanted(alpha, method="off") for alpha in alphas]
+    made = [wanted(lean, method="off") for lean in alphas]
     assert [ids_of(reply) for reply in replies] == made
     assert made[0] == made[2] != made[1] and made[5] not in (made[0], made[1])
-    assert [ids_of(reply) for reply in steered] == [wanted(alpha, **plug) for alpha in alphas]
+    assert [ids_of(reply) for reply in steered] == [wanted(lean, **plug) for lean in alphas]
     assert [reply.model_extra["ck"].get("direction") for reply in replies] == alphas
     with pruned(model[0], HeadMask.of(model[0], [(0, 1)])):
         assert ids_of(masked) == wanted(0.0, method="off")
