@@ -106,7 +106,7 @@ def speed(model: Any, tokenizer: Any, direction: ck.heads.Direction, tokens: int
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(repeats):
             for name, (control, around) in ways.items():
-                times = []
+                times: list[tuple[float, int]] = []
                 for length in (2, tokens):
                     with around():
                         start = time.perf_counter()
