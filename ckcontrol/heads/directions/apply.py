@@ -81,7 +81,7 @@ class Added:
         self, model: PreTrainedModel, direction: Directions, alpha: float | Sequence[float], *, strict: bool = True
     ) -> None:
         given = [direction] if direction is None or isinstance(direction, Direction) else list(direction)
-        alphas = list(alpha) if isinstance(alpha, (list, tuple)) else [alpha]
+        alphas: list[Any] = list(alpha) if isinstance(alpha, (list, tuple)) else [alpha]
         rows = max(len(given), len(alphas))
         if not given or not alphas or not {len(given), len(alphas)} <= {1, rows}:
             raise HeadsError(f"{len(given)} directions and {len(alphas)} alphas.", "Give one, or one per row, of each.")

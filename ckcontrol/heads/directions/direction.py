@@ -149,7 +149,7 @@ class Direction:
         if Path(path).stat().st_size > LIMIT:
             raise HeadsError(f"{name} is larger than {LIMIT // 1_000_000} MB.", "A direction is one vector.")
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
                 about, tensors = file.metadata() or {}, list(file.keys())
                 vector: Tensor | None = file.get_tensor("vector") if tensors == ["vector"] else None
             told = json.loads(about.get("json", "null"))
