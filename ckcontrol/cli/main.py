@@ -82,6 +82,7 @@ LISTED = {
         "Attention heads that speak for memory or for the context.",
         joins=("heads.show:show", "heads.tune:tune", "heads.export:export"),
     ),
+    "steer": Listed("steer:app", "A direction in the model that leads from its context to its memory."),
     "eval": Listed(
         "eval.run:app",
         "Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..control import Control
     from ..decoding.options import GenerateOptions
     from ..decoding.prompts import PromptTemplate
+    from ..heads.directions.direction import Direction
     from ..retrieval import Index
     from .stream import TextStream
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_reranker",
     "open_index",
     "place_of",
+    "read_direction",
     "spread",
 ]
 
@@ -119,6 +121,19 @@ Prune = Annotated[
     typer.Option(metavar="CLASS:K", help="Heads to prune, e.g. memory:7 or only-context:3.", show_default=False),
 ]
 PruneStream = Annotated[str, typer.Option("--prune-stream", help="Where to prune: both, contextual or parametric.")]
+DirectionFile = Annotated[
+    Path | None,
+    typer.Option("--direction", metavar="FILE", help="Direction that `steer find` wrote.", show_default=False),
+]
+DirectionAlpha = Annotated[
+    float | None,
+    typer.Option(
+        "--direction-alpha",
+        metavar="ALPHA",
+        help="How far along it: 0 context, 0.5 nothing, 1 memory.",
+        show_default=False,
+    ),
+]
 Thinking = Annotated[bool, typer.Option("--thinking", help="Print what the model thinks before its answer, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Print the answer while it is generated.")]
@@ -267,6 +282,18 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> tupl
 
     with Console(stderr=True).status(f"Loading {name} ...") as status:
         return load_model(name, device=device, dtype=dtype, on_status=status.update)
+
+
+def read_direction(path: Path) -> Direction:
+    """Read a direction file; one that cannot be opened is refused like a bad one."""
+    from ..errors import HeadsError
+    from ..heads.directions.direction import Direction
+
+    try:
+        return Direction.load(path)
+    except OSError as error:
+        what = f"direction file {str(path)!r} cannot be read: {error.strerror}."
+        raise HeadsError(what, "Name the file that `ckcontrol steer find` wrote.") from error
 
 
 def open_index(folder: Path, embedder: str | None = None, *, load: bool = False) -> Index:

@@ -13,6 +13,7 @@ from ..views.safe_text import escape_json
 from . import files, options
 
 if TYPE_CHECKING:
+    from ..heads.directions.direction import Direction
     from ..heads.mask import HeadMask
 
 __all__ = ["answer", "explain", "run"]
@@ -31,6 +32,8 @@ def answer(
     heads: options.Heads = None,
     prune: options.Prune = None,
     prune_stream: options.PruneStream = "both",
+    direction: options.DirectionFile = None,
+    direction_alpha: options.DirectionAlpha = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show why each token was chosen.")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page as well.", show_default=False)
@@ -39,7 +42,7 @@ def answer(
     """Answer a question from passages, from memory, or anywhere between. Prints the answer.
 
     Without --alpha the model is left as it is. Without passages it answers closed book. --heads and --prune switch
-    attention heads off while it answers; they combine with every method.
+    attention heads off while it answers; they combine with every method, as does --direction.
     """
     if given.stream and explain:
         raise typer.BadParameter("--stream and --explain exclude each other.")
@@ -51,14 +54,17 @@ def answer(
         typer.echo("There are no passages, so there is nothing to steer: this is the model's own answer.", err=True)
     drawn = given.drawn(trace=given.json or explain or html is not None)
     variables, template = given.variables(), given.template()
-    mask = _mask(heads, prune, prune_stream)
+    mask, lean = _mask(heads, prune, prune_stream), _lean(direction, direction_alpha)
     if html is not None:
         files.check_writable(html)
     model, tokenizer = given.load()
 
     from .. import generate
 
-    with nullcontext() if mask is None else _pruned(model, mask, prune_stream):
+    with (
+        nullcontext() if mask is None else _pruned(model, mask, prune_stream),
+        nullcontext() if lean is None else _added(model, *lean),
+    ):
         made = generate(
             model,
             tokenizer,
@@ -116,6 +122,24 @@ def _mask(heads: Path | None, prune: str | None, stream: str) -> HeadMask | None
     from ..heads.choosing.select import read_mask
 
     return read_mask(heads, prune)
+
+
+def _lean(path: Path | None, alpha: float | None) -> tuple[Direction, float] | None:
+    """Read the direction and check how far to go along it, before the model is loaded."""
+    if path is None or alpha is None:
+        if (path is None) != (alpha is None):
+            what = "--direction and --direction-alpha go together."
+            raise ControlError(what, "Name the file, and give 0 for the context, 1 for memory, or between.")
+        return None
+    direction = options.read_direction(path)
+    direction.coefficient(alpha)
+    return direction, alpha
+
+
+def _added(model: Any, direction: Direction, alpha: float) -> AbstractContextManager[None]:
+    from ..heads import added
+
+    return added(model, direction, alpha)
 
 
 def _pruned(model: Any, mask: HeadMask, stream: str) -> AbstractContextManager[None]:

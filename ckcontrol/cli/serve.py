@@ -10,7 +10,7 @@ import typer
 
 from ..errors import ServingError, require
 from .files import import_policies, parse_params
-from .options import Device, Dtype, Embedder, Import, load, open_index
+from .options import Device, Dtype, Embedder, Import, load, open_index, read_direction
 
 __all__ = ["serve"]
 
@@ -40,6 +40,12 @@ def serve(
         list[str],
         typer.Option(metavar="NAME=VALUE", help="Change a bound of requests, e.g. passages=128, pairs=64, seconds=60."),
     ] = [],  # noqa: B006
+    direction: Annotated[
+        Path | None,
+        typer.Option(
+            "--direction", metavar="FILE", help="Direction for requests with ck.direction.", show_default=False
+        ),
+    ] = None,
     imported: Import = [],  # noqa: B006
     device: Device = None,
     dtype: Dtype = None,
@@ -65,6 +71,7 @@ def serve(
         raise ServingError("--api-key is empty.", "Give a key, or leave it out.")
     if embedder is not None and index is None:
         raise ServingError("--embedder is that of an index, and none is served.", "Name it: --index FOLDER.")
+    read = None if direction is None else read_direction(direction)
     opened = None if index is None else open_index(index, embedder, load=True)
     loaded, tokenizer = load(model, device, dtype)
     local = host in LOOPBACK
@@ -78,6 +85,7 @@ def serve(
         rows=batch,
         tokens=max_new_tokens,
         hosts=[*LOOPBACK, "[::1]"] if local else ["*"],
+        direction=read,
     )
     if not local and not keys:
         typer.echo(f"ckcontrol: without --api-key anybody who reaches {host} can use this server.", err=True)

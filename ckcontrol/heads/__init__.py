@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 # name -> module that defines it, and its name there where that is another
 _WHERE = {
+    "Direction": ".directions.direction",
     "Fingerprint": ".fingerprint",
     "HeadLayout": ".families",
     "HeadMask": ".mask",
     "HeadScores": ".finding.scores",
     "Panel": ".choosing.panel",
     "Record": ".finding.conflict_prompts:ConflictRecord",
+    "added": ".directions.apply",
     "build_records": ".finding.conflict_prompts",
     "describe": ".families",
     "export_checkpoint": ".export",
     "export_lora": ".export",
+    "find_direction": ".directions.find:find",
     "mask_for": ".choosing.select",
     "pruned": ".apply",
     "read_facts": ".finding.facts",
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from .apply import pruned
     from .choosing.panel import Panel
     from .choosing.select import mask_for
+    from .directions.apply import added
+    from .directions.direction import Direction
+    from .directions.find import find as find_direction
     from .export import export_checkpoint, export_lora
     from .families import HeadLayout, describe
     from .finding.conflict_prompts import ConflictRecord as Record
@@ -39,16 +45,19 @@ if TYPE_CHECKING:
     from .mask import HeadMask
 
 __all__ = [
+    "Direction",
     "Fingerprint",
     "HeadLayout",
     "HeadMask",
     "HeadScores",
     "Panel",
     "Record",
+    "added",
     "build_records",
     "describe",
     "export_checkpoint",
     "export_lora",
+    "find_direction",
     "mask_for",
     "pruned",
     "read_facts",

@@ -38,6 +38,8 @@ from .steered_reply import SteeredReply, refuse
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..heads.directions.direction import Direction
+
 __all__ = ["create_app"]
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
@@ -56,6 +58,7 @@ def create_app(
     rows: int = 8,
     tokens: int = 1024,
     hosts: Sequence[str] = ("*",),
+    direction: Direction | None = None,
 ) -> Starlette:
     """Return the server as an ASGI app.
 
@@ -69,11 +72,15 @@ def create_app(
         rows: Most answers decoded at once.
         tokens: Longest answer, and the longest one for which a request names no length.
         hosts: Host names under which the server answers.
+        direction: What ``ck.direction`` leads along; None refuses it.
 
     Raises:
         UnsupportedMode, TokenizerMismatch: Model and tokenizer cannot be steered, or do not fit.
+        HeadsError: The direction is for another model.
     """
-    batcher = Batcher(model, tokenizer, rows)
+    if direction is not None:
+        direction.check(model)
+    batcher = Batcher(model, tokenizer, rows, direction)
     server = _Server(LocalEngine(batcher, tokens), name, limits or Limits(), Retriever(index))
 
     @asynccontextmanager

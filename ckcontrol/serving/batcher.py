@@ -2,8 +2,8 @@
 
 Between two steps the one that has waited longest joins, or several with short prompts; these are run apart. Every row
 has its own control, draw, schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with
-it fails no other. Rows of one stream, of two, and of each head mask are batches of their own, which take turns step by
-step. Knows prompts, plans and rows; knows nothing of HTTP or JSON.
+it fails no other. Rows of one stream, of two, of each head mask and alpha of the direction are batches of their own,
+which take turns step by step. Knows prompts, plans and rows; knows nothing of HTTP or JSON.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,10 @@ from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_dev
 from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
-from ..errors import CKError, MissingExtra, NonFiniteLogits
+from ..errors import CKError, MissingExtra, NonFiniteLogits, ServingError
 from ..heads import HeadMask, pruned
+from ..heads.directions.apply import Added
+from ..heads.directions.direction import Direction
 from ..heads.fingerprint import Fingerprint
 from ..policies.off import OFF
 from .read_heads import Entries
@@ -73,6 +75,7 @@ class Job:
         options: How its tokens are drawn; with a seed where it samples.
         structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
         mask: Of heads, for both streams; None changes nothing.
+        direction: Alpha of the server's direction; None changes nothing.
         favourites: Tokens to keep of each step, the likeliest, in `scored`; None keeps nothing there.
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
@@ -86,6 +89,7 @@ class Job:
     options: GenerateOptions
     structured: Mapping[str, Any] = field(default_factory=dict)
     mask: HeadMask | None = None
+    direction: float | None = None
     favourites: int | None = None
     tell: Callable[[int | End | Exception], None] = print
     left: bool = False
@@ -99,8 +103,8 @@ class Job:
         drafts = Drafts([self.control.policy() if steered else OFF])
         self.several = drafts.several
         neutral = drafts.policy.neutral
-        # which streams run, whether in one forward, and under which mask
-        self.kind = (neutral, self.options.trace or not neutral, self.mask)
+        # which streams run, whether in one forward, and what changes the model
+        self.kind = (neutral, self.options.trace or not neutral, self.mask, self.direction)
         self.alone = False  # decoded once more, after a batch has failed
         self.rows: list[Row] = []
         self.stop: StopTexts | None = None
@@ -140,10 +144,19 @@ class Job:
 class _Running:
     """A batch and the jobs in it, which are of one kind."""
 
-    def __init__(self, model: PreTrainedModel, first: Job) -> None:
-        self.kind, mask = first.kind, first.mask
+    def __init__(self, model: PreTrainedModel, first: Job, direction: Direction | None) -> None:
+        self.kind, self.model, self.mask = first.kind, model, first.mask
         self.jobs: list[Job] = []
-        self.batch = RunningBatch(nullcontext if mask is None else lambda: pruned(model, mask, strict=False))
+        self.batch = RunningBatch(self._around)
+        self.added = None if first.direction is None else Added(model, direction, first.direction, strict=False)
+
+    @contextmanager
+    def _around(self) -> Iterator[None]:
+        with (
+            nullcontext() if self.mask is None else pruned(self.model, self.mask, strict=False),
+            nullcontext() if self.added is None else self.added.acting(),
+        ):
+            yield
 
 
 class Batcher:
@@ -153,6 +166,7 @@ class Batcher:
         model: A decoder-only transformers model.
         tokenizer: Its own.
         rows: Most questions that are decoded at once.
+        direction: What a job's alpha leads along; it was made for this model.
 
     Attributes:
         ends: End tokens of model and tokenizer.
@@ -164,8 +178,15 @@ class Batcher:
 
     COUNTED = ("answers", "failures", "left", "tokens", "steps")
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int = 8) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: int = 8,
+        direction: Direction | None = None,
+    ) -> None:
         check_model(model)
+        self.direction = direction
         self.vocabulary = check_tokenizer(model, tokenizer) or output_width(model)
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.ends = sorted(eos_ids(model, tokenizer))
@@ -228,6 +249,19 @@ class Batcher:
         with self._changed:
             self._fingerprint = self._fingerprint or Fingerprint.of(self.model)
         return HeadMask(self._fingerprint, {(layer, head): factor for layer, head, factor in entries})
+
+    def lean(self, alpha: float | None) -> float | None:
+        """Return a request's alpha of the direction, None where it adds nothing.
+
+        Raises:
+            ServingError: No direction is served.
+            HeadsError: It does not lead to that side.
+        """
+        if alpha is None:
+            return None
+        if self.direction is None:
+            raise ServingError("ck.direction was given, and this server has none.", "Start it with --direction FILE.")
+        return alpha if self.direction.coefficient(alpha) else None
 
     def close(self, seconds: float = 30.0) -> None:
         """Stop; what waits or runs fails with a 503 at its next token."""
@@ -303,7 +337,7 @@ class Batcher:
         if not plans:
             return
         running = next((one for one in self._running if one.kind == jobs[0].kind and one.batch.joins), None)
-        running = running or _Running(self.model, jobs[0])
+        running = running or _Running(self.model, jobs[0], self.direction)
         try:
             made = running.batch.join_together(list(plans.values()))
         except Exception as error:
@@ -323,7 +357,9 @@ class Batcher:
             self.tokenizer,
             [job.pair],
             [job.control],
-            job.options if job.mask is None else replace(job.options, compile=False),  # a graph keeps what hooks did
+            job.options
+            if job.mask is None and job.direction is None
+            else replace(job.options, compile=False),  # a graph keeps what hooks did
             ends=self.ends,
             structure=structure,
         )

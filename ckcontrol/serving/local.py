@@ -146,7 +146,8 @@ class LocalEngine:
                 'Where the template can do without, send "chat_template_kwargs": {"enable_thinking": false}.',
             )
         mask, favourites = self.batcher.mask(request.heads), logprobs_of(request.path, request.body)
-        return Job(pair, request.control, options, structured, mask, favourites)
+        lean = self.batcher.lean(request.direction)
+        return Job(pair, request.control, options, structured, mask, lean, favourites)
 
 
 class LocalSource:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
+from ..arguments import check_number
 from ..control import DEFAULT_METHOD, Control
 from ..control import drafts as drafts_of
 from ..decoding.options import OPTION_BOUNDS, GenerateOptions, new_seed
@@ -30,7 +31,7 @@ __all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "constrained", "read_reque
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PATHS = (CHAT, COMPLETIONS)
 SOURCES = ("passages", "retrieve", "messages", "prompt")
-_OWN = (*SOURCES, "template", "trace", "heads", "method", "alpha", "candidates", "candidate_ratio")
+_OWN = (*SOURCES, "template", "trace", "heads", "direction", "method", "alpha", "candidates", "candidate_ratio")
 # How a token is drawn is decided once for both rows, by our processor; these fields never reach vLLM.
 _DRAWN_HERE = (
     "temperature",
@@ -94,6 +95,7 @@ class Steered:
         texts: What the prompts are made of.
         template: With passages: their wording.
         heads: The head mask; empty is none.
+        direction: The alpha of the server's direction; None, or 0.5, adds nothing.
         trace: Send the trace back.
         stream: The client wants server-sent events.
         body: The rest of the body, to be sent to vLLM.
@@ -106,6 +108,7 @@ class Steered:
     texts: Texts
     template: PromptTemplate
     heads: Entries
+    direction: float | None
     trace: bool
     stream: bool
     body: Mapping[str, Any]
@@ -127,6 +130,8 @@ class Steered:
             told["seed"] = self.options.seed
         if self.heads:
             told["heads"] = len(self.heads)
+        if self.direction is not None:
+            told["direction"] = self.direction
         return told
 
 
@@ -172,6 +177,7 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
         texts=texts,
         template=read_template(ck.get("template"), texts, limits, body.get("chat_template_kwargs")),
         heads=read_heads(ck.get("heads"), limits.heads),
+        direction=None if ck.get("direction") is None else check_number("ck.direction", ck["direction"], 0, 1),
         trace=trace,
         stream=flag("stream", body.get("stream")),
         body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in _DRAWN_HERE},
@@ -222,7 +228,7 @@ def _control(ck: Mapping[str, Any]) -> Control:
             raise ServingError(f"ck.{name}={shown(ck[name])}: {_OFFLINE[name]}", hint)
         if name not in allowed:
             raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], allowed))
-    others = (*SOURCES, *_OFFLINE, "template", "trace", "heads")
+    others = (*SOURCES, *_OFFLINE, "template", "trace", "heads", "direction")
     values = {name: value for name, value in ck.items() if name not in others}
     for name, value in values.items():
         plain = value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 64)

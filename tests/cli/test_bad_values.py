@@ -1,4 +1,4 @@
-"""Every argument and option of `ckcontrol eval` and `ckcontrol heads` with bad values of every kind: one sentence.
+"""Every argument and option of `ckcontrol eval`, `heads` and `steer` with bad values of every kind: one sentence.
 
 What is swept is read from the commands themselves, so an option that is added is swept too. `TAKEN` names the values
 that are good ones after all; every other one must be refused before anything of a model is loaded, or a server asked.
@@ -44,6 +44,7 @@ GOOD: dict[Command, tuple[dict[str, str], dict[str, str]]] = {
     ("heads", "find"): ({}, {"--facts": "facts.jsonl", "--out": "new.json"}),
     ("heads", "show"): ({"scores": "scores.json"}, {}),
     ("heads", "tune"): ({"scores": "scores.json"}, {"--direction": "memory"}),
+    ("steer", "find"): ({}, {"--facts": "facts.jsonl", "--out": "new.safetensors"}),
     ("heads", "export"): ({"heads": "scores.json"}, {"--prune": "memory:1", "--out": "new"}),
 }
 READING = {
@@ -72,6 +73,7 @@ TAKEN: dict[str, set[str]] = {
     "seed": {"0"},
     "new_tokens": {"0"},
     "heads find seed": {"-1", "0", HUGE},
+    "steer find seed": {"-1", "0", HUGE},
     "eval build-conflicts seed": {"-1", "0", HUGE},
     "eval export-pairs seed": {"-1", "0", HUGE},
     "heads tune seed": {"-1", "0"},
@@ -80,7 +82,7 @@ TAKEN: dict[str, set[str]] = {
 SWEPT: list[tuple[Command, Any]] = [
     ((path[0], path[1]), parameter)
     for path, command in COMMANDS.items()
-    if path[0] in ("eval", "heads")
+    if path[0] in ("eval", "heads", "steer")
     for parameter in command.params
     if not getattr(parameter, "is_flag", False)
 ]

@@ -18,7 +18,7 @@ import ckcontrol as ck
 from ckcontrol.control import overriding
 from ckcontrol.decoding.streams import TwoStreams
 from ckcontrol.errors import ControlError
-from ckcontrol.heads import HeadMask, pruned
+from ckcontrol.heads import Direction, Fingerprint, HeadMask, added, pruned
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
 from ckcontrol.serving.batcher import Batcher, End, Job
@@ -482,6 +482,50 @@ def test_drafts_are_read_under_the_mask_that_they_were_written_under(model, serv
     assert told == [None, pytest.approx(answer.drafts[1].evidence, rel=1e-4)]
 
 
+def test_directions_are_each_requests_own(model) -> None:
+    """One direction of the server, an alpha per request; beside a policy, beside a mask, and with none."""
+    torch.manual_seed(0)
+    width = model[0].config.hidden_size
+    direction = Direction(Fingerprint.of(model[0]), 1, torch.randn(width), context=8.0, memory=6.0)
+    alphas = [None, 0.0, 0.5, 0.0, 0.9, 1]
+
+    def ask(lean: Any, **more: Any) -> Any:
+        ck_ = {"passages": PASSAGES, "method": "off", **more, **({} if lean is None else {"direction": lean})}
+        return server.client.chat.completions.create(
+            model="tiny", messages=ASKED, temperature=0, max_tokens=12, extra_body={"ck": ck_, "return_token_ids": True}
+        )
+
+    def wanted(lean: float | None, **more: Any) -> list[int]:
+        with added(model[0], direction, 0.5 if lean is None else lean):
+            answer = ck.generate(
+                *model, messages=ASKED, passages=PASSAGES, control=ck.Control(**more), max_new_tokens=12
+            )
+        return list(answer.token_ids)
+
+    plug = {"method": "ck-plug", "alpha": 0.2}
+    with serve(*model, direction=direction) as server:
+        with ThreadPoolExecutor(6) as pool:
+            replies = list(pool.map(ask, alphas))
+            steered = list(pool.map(lambda lean: ask(lean, **plug), alphas))
+        masked = ask(0.0, heads=[{"layer": 0, "head": 1}])
+        for bad in (-0.1, 1.5, True, "0", [0]):
+            with pytest.raises(openai.BadRequestError, match=r"ck\.direction"):
+                ask(bad)
+    made = [wanted(lean, method="off") for lean in alphas]
+    assert [ids_of(reply) for reply in replies] == made
+    assert made[0] == made[2] != made[1] and made[5] not in (made[0], made[1])
+    assert [ids_of(reply) for reply in steered] == [wanted(lean, **plug) for lean in alphas]
+    assert [reply.model_extra["ck"].get("direction") for reply in replies] == alphas
+    with pruned(model[0], HeadMask.of(model[0], [(0, 1)])):
+        assert ids_of(masked) == wanted(0.0, method="off")
+
+
+def test_a_server_without_a_direction_says_so(served: Served) -> None:
+    extra = {"ck": {"passages": PASSAGES, "direction": 0.2}}
+    with pytest.raises(openai.BadRequestError, match=r"this server has none.*--direction FILE"):
+        served.client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=2, extra_body=extra)
+
+
 def test_a_schema_holds_answers(served: Served, model) -> None:
     pytest.importorskip("xgrammar")
     schema = {"type": "object", "properties": {"river": {"enum": ["Tellin", "Vess"]}}, "required": ["river"]}
@@ -515,7 +559,7 @@ BITS: list[Any] = [
     [[1]],
 ]
 FIELDS = "model messages prompt stream stream_options max_tokens temperature top_p top_k seed stop n ck tools logprobs"
-CK = "passages messages prompt retrieve method alpha template trace heads candidates gate x"
+CK = "passages messages prompt retrieve method alpha template trace heads direction candidates gate x"
 
 
 def test_random_bodies_get_a_sentence_or_an_answer(served: Served) -> None:

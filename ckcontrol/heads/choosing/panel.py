@@ -26,7 +26,17 @@ from ..mask import HeadMask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DIRECTIONS", "NEUTRAL", "OUTCOMES", "Panel", "PanelPrompt", "Result", "check_direction", "interval"]
+__all__ = [
+    "DIRECTIONS",
+    "NEUTRAL",
+    "OUTCOMES",
+    "Panel",
+    "PanelPrompt",
+    "Result",
+    "check_direction",
+    "interval",
+    "perplexity",
+]
 
 OUTCOMES = ("memory", "context", "other")
 DIRECTIONS = ("context", "memory")  # the source that a mask is to strengthen
@@ -205,7 +215,7 @@ class Panel:
         key = mask if mask is not None and mask.heads else None
         if key not in self._kept:
             with pruned(self.model, key):
-                self._kept[key] = Result(self._answers(), self._perplexity())
+                self._kept[key] = Result(self._answers(), perplexity(self.model, self.neutral))
         return self._kept[key]
 
     def _prompts(self, record: ConflictRecord, formats: Sequence[str]) -> Iterable[PanelPrompt]:
@@ -242,15 +252,17 @@ class Panel:
             found.setdefault(prompt.condition, []).append(outcome)
         return {name: tuple(values) for name, values in found.items()}
 
-    @torch.no_grad()
-    def _perplexity(self) -> float:
-        loss, count = 0.0, 0
-        for ids in self.neutral:
-            tokens = torch.tensor([ids], device=self.model.device)
-            logits = self.model(tokens, use_cache=False).logits[0, :-1].float()
-            loss += float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
-            count += len(ids) - 1
-        return math.exp(min(loss / count, 700.0)) if count else math.nan
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> float:
+    """``exp`` of the mean negative log-likelihood per token of some texts, token ids; NaN without any."""
+    loss, count = 0.0, 0
+    for ids in texts:
+        tokens = torch.tensor([list(ids)], device=model.device)
+        logits = model(tokens, use_cache=False).logits[0, :-1].float()
+        loss += float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
+        count += len(ids) - 1
+    return math.exp(min(loss / count, 700.0)) if count else math.nan
 
 
 def check_direction(direction: str) -> None:

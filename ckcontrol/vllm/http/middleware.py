@@ -130,6 +130,8 @@ class CKMiddleware:
                 raise Refusal(429, f"{self.pairs - held} pairs are under way.", "Try again in a moment.")
             self.pairs += len(names) - held
             held = len(names)
+            if request.direction is not None:
+                raise Refusal(400, "ck.direction: vLLM adds no directions.", "Use ckcontrol serve --direction FILE.")
             if request.heads:
                 await server.check_heads(request.heads)
             tokenizer = await _tokenizer(server, request)
