@@ -239,7 +239,7 @@ def generate(
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
         return [
-            _answer(tokenizer, *row, ends, chosen, recorder, i, plan.sources, prompts and prompts[i])
+            _answer(tokenizer, *row, ends, chosen, recorder, i, plan.sources, None if prompts is None else prompts[i])
             for i, row in enumerate(zip(pairs, controls, ids, told, strict=True))
         ]
 
