@@ -185,7 +185,7 @@ class Rag:
         min_score: Leave out passages that score less, so that they are neither cited nor amplified; see `Index.search`.
         where: A filter that every search keeps to; the one `ask` gets can only narrow it.
         reranker: Puts what was found in a new order; see `Index.search`.
-        overrides: Facts that outrank what is found where a question asks for them, whatever `control` and `where` say:
+        overrides: Facts that outrank what is found where a question asks for them, whatever `control` says:
             an `Overrides`, or what `read_overrides` takes; None: those of the index; ``()``: none.
         truncate: "passages": a passage that does not fit the model's window is cut, or left out with those after it,
             and `RagAnswer.notice` says so. None: such a question raises `PromptTooLong`.
@@ -340,7 +340,8 @@ class Rag:
         count = self.k if k is None else check_integer("k", k, 1, 10_000)
         found = self.index.search(queries, count, **{name: value for name, value in how.items() if value is not None})
         told = [[hit for hit in hits if hit.passage.text.strip()] for hits in found]
-        facts = self._asked_for(_queries(asked, None, single, "question" if messages is None else "messages"))
+        words = _queries(asked, None, single, "question" if messages is None else "messages")
+        facts = self._asked_for(words, how["where"])
 
         def answer(asked: list[Any], told: list[list[Hit]], control: Any, streamer: Any) -> list[Answer]:
             what: Any = {"question" if messages is None else "messages": asked}
@@ -370,10 +371,10 @@ class Rag:
                     made[place] = RagAnswer(other, tuple(hits), 0, fact)
         return made[0] if single else made
 
-    def _asked_for(self, questions: list[str]) -> dict[int, tuple[Override, float]]:
-        """Return the override that each question asks for, by its place; empty where none does."""
+    def _asked_for(self, questions: list[str], where: Mapping[str, Any] | None) -> dict[int, tuple[Override, float]]:
+        """Return the override that each question asks for and the filter lets through, by its place."""
         store = self._overrides if self._overrides is not None else getattr(self.index, "overrides", None)
-        found = store.find(questions) if isinstance(store, Overrides) else []
+        found = store.find(questions, where) if isinstance(store, Overrides) else []
         return {place: fact for place, fact in enumerate(found) if fact is not None}
 
 

@@ -8,10 +8,12 @@ embedder; what is done with a fact in scope is the caller's.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from ckcontrol.errors import RetrievalError
 from ckcontrol.words import UNSPACED, words_of
 
 from .types import Hit, Passage, check_floor
-from .where import is_text
+from .where import Condition, is_text, parse_where, passing
 
 if TYPE_CHECKING:
     from .embed import TextEncoder
@@ -32,7 +34,7 @@ NEAR = 0.56  # least cosine of the rest of a question with a prompt's; chosen by
 LIMIT = 50_000_000  # bytes of a file
 TEXT_LIMIT = 4_000  # characters of each text: a statement is a passage, and stands in the prompt whole
 REMEMBERED = 4_096  # texts whose vectors are kept
-FIELDS = ("id", "subject", "relation", "prompt", "question", "prompts", "answer", "statement")
+FIELDS = ("id", "subject", "relation", "prompt", "question", "prompts", "answer", "statement", "metadata")
 NUMBER = re.compile(r"\W*(when|how (many|much|old|long|far|large|big|tall|high))\b", re.IGNORECASE)  # asks for one
 LINK = r"(?:(?:of|and|for|de|del|di|da|von|van)[ \t]+)?"  # inside a name
 AHEAD = re.compile(rf"(\w+)[ \t-]+{LINK}(?:the[ \t]+)?$")
@@ -49,6 +51,7 @@ class Override:
         prompts: What asks for it: questions, or beginnings of sentences.
         statement: What is the case, as a sentence: the passage that the answer is steered towards.
         answer: The answer alone; "" where the statement says it all.
+        metadata: What `where` filters on, as in a passage; a request with a filter that it does not meet never sees it.
     """
 
     id: str
@@ -56,10 +59,12 @@ class Override:
     prompts: tuple[str, ...]
     statement: str
     answer: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values, which `read_overrides` reads back."""
-        return {**asdict(self), "prompts": list(self.prompts)}
+        data = {**asdict(self), "prompts": list(self.prompts), "metadata": dict(self.metadata)}
+        return data if self.metadata else {name: value for name, value in data.items() if name != "metadata"}
 
 
 def read_overrides(source: str | PathLike[str] | Iterable[Mapping[str, Any] | Override]) -> list[Override]:
@@ -90,7 +95,7 @@ def read_overrides(source: str | PathLike[str] | Iterable[Mapping[str, Any] | Ov
         rows = [(f"override {number}", record, None) for number, record in enumerate(source, 1)]
     found: list[Override] = []
     ids: dict[str, str] = {}
-    said: dict[str, tuple[str, str]] = {}
+    said: dict[tuple[str, str], tuple[str, str]] = {}
     for number, (place, record, broken) in enumerate(rows, 1):
         if broken is not None:
             raise RetrievalError(f"{place}: {broken.reason}", broken.hint)
@@ -99,7 +104,8 @@ def read_overrides(source: str | PathLike[str] | Iterable[Mapping[str, Any] | Ov
             raise RetrievalError(f"{place}: {ids[fact.id]} has the id {fact.id!r} too.", "Give each its own.")
         ids[fact.id] = place
         for prompt in fact.prompts:
-            before, statement = said.setdefault(" ".join(words_of(prompt)), (place, fact.statement))
+            asked = " ".join(words_of(prompt)), json.dumps(dict(fact.metadata), sort_keys=True)
+            before, statement = said.setdefault(asked, (place, fact.statement))
             if statement != fact.statement:
                 what = f"{place} and {before} say different things of {prompt!r:.80}."
                 raise RetrievalError(what, "Keep the one that holds.")
@@ -113,6 +119,14 @@ def _fact(place: str, number: int, record: Any) -> Override:
             f"{place} is {type(record).__name__}, not an object.", 'Like {"prompt": ..., "answer": ...}'
         )
     given = {str(name): value for name, value in record.items() if value not in (None, "", [], ())}
+    metadata = given.pop("metadata", {})
+    if not isinstance(metadata, Mapping) or not all(
+        is_text(name) and (is_text(value) or (isinstance(value, (int, float)) and isfinite(value)))
+        for name, value in metadata.items()
+    ):
+        raise RetrievalError(
+            f"{place}: metadata is {metadata!r:.60}, not names and values.", "Like {'tenant': 'a'}: texts and numbers."
+        )
     for name, value in given.items():
         if name not in FIELDS:
             raise RetrievalError(f"{place}: the field {name!r:.60} is unknown.", f"Known are {', '.join(FIELDS)}.")
@@ -134,13 +148,22 @@ def _fact(place: str, number: int, record: Any) -> Override:
     first = prompts[0]
     said = f"{first} {answer}" if first.endswith("?") else f"{first.rstrip(' .:')} {answer.rstrip(' .')}."
     return Override(
-        one.get("id", f"override {number}"), subject, tuple(dict.fromkeys(prompts)), one.get("statement", said), answer
+        one.get("id", f"override {number}"),
+        subject,
+        tuple(dict.fromkeys(prompts)),
+        one.get("statement", said),
+        answer,
+        dict(metadata),
     )
 
 
 def hit_of(fact: Override, score: float) -> Hit:
     """Return an override as what was found, in the place of everything else."""
-    return Hit(Passage(fact.id, fact.statement, "override", {"override": True}), score, 1)
+    return Hit(_passage(fact), score, 1)
+
+
+def _passage(fact: Override) -> Passage:
+    return Passage(fact.id, fact.statement, "override", {**fact.metadata, "override": True})
 
 
 class Overrides:
@@ -165,11 +188,11 @@ class Overrides:
         self._embedder = embedder
         self._vectors: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._exact: dict[str, Override] = {}
+        self._exact: dict[str, list[Override]] = {}
         self._subjects: dict[str, dict[str, list[Override]]] = {}  # first word -> subject -> its facts
         for fact in self.facts:
             for prompt in fact.prompts:
-                self._exact.setdefault(" ".join(words_of(prompt)), fact)
+                self._exact.setdefault(" ".join(words_of(prompt)), []).append(fact)
             if words := words_of(fact.subject):
                 self._subjects.setdefault(words[0], {}).setdefault(fact.subject, []).append(fact)
 
@@ -177,24 +200,37 @@ class Overrides:
         """Count the overrides."""
         return len(self.facts)
 
-    def find(self, questions: Sequence[str]) -> list[tuple[Override, float] | None]:
+    def find(
+        self, questions: Sequence[str], where: Mapping[str, Any] | None = None
+    ) -> list[tuple[Override, float] | None]:
         """Return for each question the override that it asks for, and how near it is; None where there is none.
 
         A question in the very words of a prompt has nearness 1. Of several facts the nearest counts, of names inside
         names ("Windows" in "Windows 98") the longest.
-        """
-        return [self._find(question) for question in questions]
 
-    def _find(self, question: str) -> tuple[Override, float] | None:
+        Args:
+            questions: Texts.
+            where: Filters as in `Index.search`: facts that do not meet it are not there. One without the metadata
+                that is asked for does not.
+
+        Raises:
+            RetrievalError: A bad filter.
+        """
+        conditions = parse_where(where)
+        return [self._find(question, conditions) for question in questions]
+
+    def _find(self, question: str, conditions: tuple[Condition, ...]) -> tuple[Override, float] | None:
         words = words_of(question)
         if not words:
             return None
-        exact = self._exact.get(" ".join(words))
-        if exact is not None:
-            return exact, 1.0
+        for fact in _meeting(self._exact.get(" ".join(words), ()), conditions):
+            return fact, 1.0
         named: list[tuple[str, int, int, list[Override]]] = []
         for word in dict.fromkeys(words):
-            for subject, facts in self._subjects.get(word, {}).items():
+            for subject, every in self._subjects.get(word, {}).items():
+                facts = _meeting(every, conditions)
+                if not facts:
+                    continue
                 known = {word for fact in facts for prompt in fact.prompts for word in words_of(prompt)}
                 for start, end in _places(subject, question, known):
                     named.append((subject, start, end, facts))
@@ -234,6 +270,11 @@ class Overrides:
                     self._vectors.clear()
                 self._vectors |= {text: known[text] for text in fresh}
         return known
+
+
+def _meeting(facts: Sequence[Override], conditions: tuple[Condition, ...]) -> list[Override]:
+    kept = passing([_passage(fact) for fact in facts], conditions)
+    return [fact for fact, meets in zip(facts, kept, strict=True) if meets]
 
 
 def _places(name: str, question: str, known: Collection[str]) -> list[tuple[int, int]]:

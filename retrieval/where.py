@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckcontrol.errors import RetrievalError, did_you_mean
 
-__all__ = ["COLUMNS", "MOST", "Condition", "is_text", "parse_where", "to_sql"]
+if TYPE_CHECKING:
+    from .types import Passage
+
+__all__ = ["COLUMNS", "MOST", "Condition", "is_text", "parse_where", "passing", "to_sql"]
 
 OPERATORS = {"$eq": "=", "$ne": "<>", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<=", "$in": "IN", "$nin": "NOT IN"}
 MOST = 500  # conditions
@@ -113,6 +118,20 @@ def to_sql(conditions: tuple[Condition, ...], alias: str = "p") -> tuple[str, li
         clauses.append(f"instr(replace({alias}.metadata, '\\\\', ''), '\\u0000') = 0")
     groups = [" AND ".join(clauses[start : start + GROUP]) for start in range(0, len(clauses), GROUP)]
     return " AND ".join(f"({group})" for group in groups) or "1", bound
+
+
+def passing(passages: Sequence[Passage], conditions: tuple[Condition, ...]) -> list[bool]:
+    """Return which passages meet all conditions, in the SQL that an index is searched with; these are in none."""
+    if not conditions:
+        return [True] * len(passages)
+    clause, bound = to_sql(conditions)
+    query = f"SELECT 1 FROM (SELECT ? AS id, ? AS source, ? AS document, ? AS metadata) p WHERE {clause}"
+    with closing(sqlite3.connect(":memory:")) as base:
+        rows = [
+            (one.id, one.source, str(one.metadata.get("document", "")), json.dumps(dict(one.metadata)))
+            for one in passages
+        ]
+        return [base.execute(query, [*row, *bound]).fetchone() is not None for row in rows]
 
 
 def _test(op: str, value: Any, left: str, typed: str) -> tuple[str, list[Any]]:

@@ -239,7 +239,7 @@ def generate(
     def answers(ids: list[list[int]]) -> list[Answer]:
         told = drafts.made or [[] for _ in pairs]
         return [
-            _answer(tokenizer, *row, ends, chosen, recorder, i, plan.sources)
+            _answer(tokenizer, *row, ends, chosen, recorder, i, plan.sources, None if prompts is None else prompts[i])
             for i, row in enumerate(zip(pairs, controls, ids, told, strict=True))
         ]
 
@@ -311,6 +311,7 @@ def _answer(
     recorder: Recorder | None,
     row: int,
     sources: SourceRun | None = None,
+    prompts: SourcePrompts | None = None,
 ) -> Answer:
     def read(token_ids: Sequence[int]) -> Said:
         return said(tokenizer, token_ids, stop=chosen.stop, ends=ends, thinking=pair.thinking)
@@ -330,5 +331,5 @@ def _answer(
         parametric_tokens=len(pair.parametric),
         drafts=tuple(replace(d, text=read(d.token_ids).text) for d in drafts),
         thinking=answer.thinking,
-        sources=() if sources is None else told_sources(sources.prompts[row]),
+        sources=told_sources(prompts) if prompts is not None and pair.passages else (),
     )

@@ -20,11 +20,14 @@ from ..control import Control
 from ..errors import NonFiniteLogits, UnsupportedMode
 from ..fusion.distributions import nonfinite_rows
 from ..policies import Dial, Policy, SourceDraft, first_sentence, surprise, weigh
+from ..policies.idle_drafts import silent
+from ..policies.source_answers import CONTRADICTS, SILENT, SUPPORTS, merged
 from .inputs import processors_for, stream_of
 from .loop import Draw
 from .options import GenerateOptions
 from .prompts import build_pair, passage_list, passage_text
 from .refusals import check_tokenizer, eos_ids
+from .source_step import told as told_sources
 from .source_streams import Reading, SourceStreams, slots
 from .sources import Source, SourcePrompts, build_sources, check_room, read_sources
 from .token_texts import StopTexts, pieces, said
@@ -281,6 +284,8 @@ def sourced(
     answers = {
         place: plain(place) for place in range(len(asked)) if place not in several or len(policies[place].drafts) == 1
     }
+    for place in set(answers) - set(several):
+        answers[place] = replace(answers[place], sources=_told_pair(answers[place], built[place].prompts))
     if not several:
         return [answers[place] for place in range(len(asked))]
     known = check_tokenizer(model, tokenizer)
@@ -347,6 +352,23 @@ def _prompts(
             prompts, pairs=(*prompts.pairs[:-1], whole), places=(*prompts.places[:-1], tuple(sorted(inside)))
         )
     return _Asked(prompts, order, kept)
+
+
+def _told_pair(answer: Answer, prompts: SourcePrompts) -> tuple[SourceTold, ...]:
+    """Return what memory and the only passage say of an answer, as far as its method had them write; () without one."""
+    drafts = {draft.name: draft for draft in answer.drafts}
+    given = next((draft for draft in answer.drafts if draft.given), None)
+    found = []
+    for name, own, told in zip(prompts.names, prompts.places, told_sources(prompts), strict=True):
+        draft = drafts.get("memory" if name == "memory" else "unmodified")
+        if draft is None or given is None or not prompts.pair.passages:
+            found.append(told)
+            continue
+        same = merged([given.text, draft.text], prompts.pair.question) == [0, 0]
+        stance = SILENT if silent(draft.text, prompts.pair.question) else SUPPORTS if same else CONTRADICTS
+        figures = [one.surprise_par if name == "memory" else one.surprise_ctx for one in (given, draft)]
+        found.append(SourceTold(name, tuple(own), stance, draft.text, *figures))
+    return tuple(found) if prompts.pair.passages else ()
 
 
 def _answer(

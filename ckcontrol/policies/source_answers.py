@@ -6,17 +6,16 @@ Reading:   p_s(g) = exp(-S_s(g)) / sum over answers of exp(-S_s)          what s
 Bearing:   w_i = 1 where passage i bears on the question (its names stand in it) and its draft follows it (its own words
            stand there, and it is not idle); else 0: the passage is silent. The same passage twice counts once.
 Support:   T(g) = sum_i w_i p_i(g)              in passages: two that say the same are two
-           E(g) = T(g) + p_all(g) / 2 + p_memory(g) / 2      what reads them together, and memory, decide between equals
+           E(g) = T(g) + 2 p_all(g) + p_memory(g) / 2      no passage alone outvotes what reads them together
 Choice:    y_all is the unmodified model's answer to all passages, in an order that their texts decide.
-           alpha < 0.5: the g of greatest E, among those with T(g) >= T(y_all), iff
-                        E(g) - E(y_all) > 2 alpha * (W + 1), W = sum_i w_i; else y_all.
-           alpha > 0.5: memory's iff its evidence > -log(2 alpha - 1), as in `dial` (dial.py), where the other stream is
-                        the mean over the passages that bear; else y_all.
-           adaptive:    the g of greatest E, or memory's where its evidence against g is above 1.5.
+           alpha < 0.5: the g of greatest E, iff T(g) >= T(y_all) and E(g) - E(y_all) > 2 alpha; else y_all.
+           alpha > 0.5: `dial` (dial.py) between y_all and memory's.
+           adaptive:    memory's where `dial` adaptive gives it; else the g of greatest E, as at alpha 0.25.
 
 alpha = 0.5 is the unmodified model with the passages as they were given, and alpha = 1 the closed book: nothing is
 chosen there. Everything is a sum over passages, so their order does not matter. On either side of 0.5 an answer changes
-once at most, and T of the answer given never rises with alpha below 1. Where no passage bears, y_all stands below 0.5.
+once at most. Below it T of the answer given never rises with alpha; above it S_all - S_memory never falls (`dial`).
+Where no passage bears, `dial` is what is left, y_all below 0.5.
 
 Knows what was written and how it surprised; knows no model. decoding/source_drafts.py writes and reads the drafts.
 """
@@ -36,7 +35,8 @@ from .idle_drafts import idle as idle_drafts
 __all__ = ["CONTRADICTS", "SILENT", "SUPPORTS", "SourceDraft", "Weighed", "merged", "weigh"]
 
 SUPPORTS, CONTRADICTS, SILENT = "supports", "contradicts", "silent"
-VOICE = 0.5  # what memory, and all passages read together, count beside a passage's 1
+MEMORY, ALL = 0.5, 2.0  # what memory, and all passages read together, count beside a passage's 1
+MARGIN = 0.5  # lead in E that adaptive leaves the answer to all passages for, in passages
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Weighed:
         support: E of each source's draft; a passage counts 1 at most.
         backing: T of each, its share that is the passages'.
         stances: Of each source, what it says of the answer given: `SUPPORTS`, `CONTRADICTS` or `SILENT`.
-        evidence: Of memory's answer against the one it would replace, as in `dial`.
+        evidence: Of memory's answer against the one to all passages, as in `dial`.
         disputed: Passages that bear on the question give several answers, or memory one that none of them gives and
             that it knows (`evidence` above the constant of adaptive).
     """
@@ -130,17 +130,9 @@ def weigh(sources: Sequence[SourceDraft], question: str, policy: Dial) -> Weighe
         source = sources[i]
         if not idle[i] and bears(question, source.passages) and follows(source.text, question, source.passages):
             weights[i] = 1 / read.count(read[i])
-    voices = [VOICE * (not idle[memory]), *weights[1:all_], VOICE * (not idle[all_])]
+    voices = [MEMORY * (not idle[memory]), *weights[1:all_], ALL * (not idle[all_])]
     support = [fsum(weights[i] * shares[i][answer] for i in passages) for answer in answers]
     whole = [fsum(voice * share[answer] for voice, share in zip(voices, shares, strict=True)) for answer in answers]
-
-    def against(plain: int) -> float:
-        """Return the evidence of memory's draft against another, as `dial` finds it."""
-        bearing = [i for i in passages if weights[i]] or [all_]
-        total = fsum(weights[i] for i in bearing) or 1.0
-        cost = fsum((weights[i] or 1.0) * (sources[i].surprises[memory] - sources[i].surprises[plain]) for i in bearing)
-        gain = sources[memory].surprises[plain] - sources[memory].surprises[memory]
-        return dial_evidence(gain, cost / total, sources[memory].own) if cost / total > -gain else 0.0
 
     def draft_of(answer: int) -> int:
         """Return the draft that says an answer best, for the sources together; equals are told apart by their text."""
@@ -150,23 +142,18 @@ def weigh(sources: Sequence[SourceDraft], question: str, policy: Dial) -> Weighe
 
     offered = [i for i in passages if weights[i]]
     best = max(offered, key=lambda i: (whole[i], sources[i].text), default=all_)
-    if policy.adaptive:
-        given = best if idle[all_] or whole[best] > whole[all_] else all_
-    else:
-        given = all_
-        room = fsum(weights) + 2 * VOICE
-        leans = support[best] >= support[all_] and whole[best] - whole[all_] > 2 * policy.position * room
-        if policy.position < 0.5 and answers[best] != answers[all_] and leans:
-            given = best
-    if policy.position == 1 and not policy.adaptive:
+    mind, plain = sources[memory].surprises, sources[all_].surprises  # of dial's two streams
+    gain, cost = mind[all_] - mind[memory], plain[memory] - plain[all_]
+    found = dial_evidence(gain, cost, sources[memory].own) if cost > -gain else 0.0
+    texts = [sources[all_].text.strip(), sources[memory].text.strip()]
+    nothing = idle_drafts(("unmodified", "memory"), texts, question, sources[all_].passages)[1]
+    given = all_
+    if (policy.adaptive or policy.position > 0.5) and policy.takes(found, nothing):
         given = memory
-    found = against(given)
-    if policy.adaptive or policy.position > 0.5:
-        texts = (sources[given].text, sources[memory].text)
-        nothing = idle[memory] or idle_drafts(("unmodified", "memory"), texts, question)[1]
-        rises = not policy.adaptive and support[memory] > support[given]
-        if answers[memory] != answers[given] and not rises and policy.takes(found, nothing):
-            given = memory
+    elif policy.adaptive or policy.position < 0.5:
+        lead = MARGIN if policy.adaptive else 2 * policy.position
+        if answers[best] != answers[all_] and support[best] >= support[all_] and whole[best] - whole[all_] > lead:
+            given = best
     if given not in (memory, all_):
         given = draft_of(answers[given])
     speak = [not idle[i] and (i not in passages or weights[i] > 0) for i in range(len(sources))]

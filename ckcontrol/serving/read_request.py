@@ -69,8 +69,11 @@ _WHY = {  # more than that a field cannot be honoured, where clients send it oft
     "best_of": ("one request gets one answer here, and answers are not ranked.", _SEVERAL),
     "use_beam_search": ("a beam ranks continuations of one distribution, and a policy mixes two.", _SEVERAL),
 }
-# Parameters of methods that only a whole batch, decoded at once, can honour.
-_OFFLINE = {"segments": "drafts start anew from the one that was chosen, which rows of a server cannot."}
+# What only a whole batch, decoded at once, can honour.
+_OFFLINE = {
+    "segments": "drafts start anew from the one that was chosen, which rows of a server cannot.",
+    "sources": "every source is a stream of its own, and a server runs the two of a pair.",
+}
 # Chat fields that change the prompt; where we build the prompt from passages they would be lost.
 _NOT_WITH_PASSAGES: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
@@ -224,7 +227,7 @@ def _control(ck: Mapping[str, Any]) -> Control:
         if name in _OFFLINE:
             if ck[name] in (None, False):
                 continue
-            hint = f"Leave {name} out to choose between whole answers, or use ckcontrol.generate."
+            hint = f"Leave {name} out, or use ckcontrol.generate."
             raise ServingError(f"ck.{name}={shown(ck[name])}: {_OFFLINE[name]}", hint)
         if name not in allowed:
             raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], allowed))

@@ -48,7 +48,8 @@ class Retriever:
     def find(self, request: Steered) -> Steered:
         """Return the request with the passages that were found, best first; without any it is closed book.
 
-        Where the question asks for an override of the index, its statement alone, amplified, whatever the request says.
+        Where the question asks for an override of the index that meets the request's filter, its statement alone,
+        amplified, whatever else the request says.
 
         Raises:
             ServingError: There is no index, or it cannot search like that.
@@ -67,7 +68,7 @@ class Retriever:
         hits = [hit for hit in found if hit.passage.text.strip()]
         control = request.control if hits else Control(method="off")
         store = getattr(self._index, "overrides", None)
-        asked_for = store.find([question])[0] if question and isinstance(store, Overrides) else None
+        asked_for = store.find([question], wanted.where)[0] if question and isinstance(store, Overrides) else None
         if asked_for is not None:
             hits, control = [hit_of(*asked_for)], overriding()
         passages = tuple(hit.passage.text for hit in hits)

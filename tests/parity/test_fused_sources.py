@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,7 +106,9 @@ def test_one_passage_is_todays_pair_and_none_closed_book(llama):
         for i in (1, 2):
             how = {"control": control, "max_new_tokens": 8}
             pair = ck.generate(model, tokenizer, QUESTIONS[i], PASSAGES[i], **how)
-            assert ck.generate(model, tokenizer, QUESTIONS[i], PASSAGES[i], sources="each", **how) == pair
+            made = ck.generate(model, tokenizer, QUESTIONS[i], PASSAGES[i], sources="each", **how)
+            assert replace(made, sources=()) == pair
+            assert [source.passages for source in made.sources] == ([(), (0,)] if PASSAGES[i] else [])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,7 +100,13 @@ def test_one_passage_or_none_is_the_pair(llama, passages, control):
         ck.generate(*llama, QUESTIONS[0], passages, control=control, max_new_tokens=NEW, **more)
         for more in ({"sources": "each"}, {})
     )
-    assert with_sources == without
+    assert replace(with_sources, sources=()) == without
+    assert [source.passages for source in with_sources.sources] == ([(), (0,)] if passages else [])
+    for source in with_sources.sources if {"memory", "unmodified"} == {d.name for d in without.drafts} else ():
+        wrote = "memory" if source.name == "memory" else "unmodified"
+        draft = next(d for d in without.drafts if d.name == wrote)
+        assert (source.text, source.stance in ("supports", "contradicts", "silent")) == (draft.text, True)
+        assert source.surprise_own == (draft.surprise_par if source.name == "memory" else draft.surprise_ctx)
 
 
 def test_groups_are_sources(llama):

@@ -35,7 +35,7 @@ def rag(llama: Any, index: Index) -> ck.Rag:
 
 
 def test_an_override_stands_in_place_of_what_was_found(rag: ck.Rag, llama: Any) -> None:
-    answer = rag.ask(ASKED, control=ck.Control(alpha=1.0), where={"id": "bridge"})
+    answer = rag.ask(ASKED, control=ck.Control(alpha=1.0), where={"id": ["bridge", "moved"]})
     assert answer.override is not None and answer.override.id == "moved"
     statement = "Who is the mayor of Orvendale? Ada Finch"
     wanted = ck.generate(*llama, ASKED, [statement], control=overriding(), max_new_tokens=6)
@@ -58,6 +58,32 @@ def test_every_other_question_is_answered_as_without(rag: ck.Rag, llama: Any, in
     assert mixed[0] == without[0] and mixed[2] == without[2]
     assert mixed[1].answer == rag.ask(ASKED).answer
     assert plain.ask(ASKED).override is None
+
+
+def test_a_filter_holds_for_overrides(llama: Any) -> None:
+    facts = [
+        {**FACT, "metadata": {"tenant": "a", "year": 2026}},
+        {**FACT, "id": "other", "answer": "Bo Lind", "metadata": {"tenant": "b"}},
+    ]
+    passages = [Passage(name, text, metadata={"tenant": "a"}) for name, text in TEXTS.items()]
+    with Index.build(passages, Words(), overrides=facts) as index:
+        rag = ck.Rag(llama, index, k=2, max_new_tokens=6)
+        for where, wanted in (
+            ({"tenant": "a"}, "moved"),
+            ({"tenant": "b"}, "other"),
+            ({"tenant": "c"}, None),
+            ({"tenant": ["a", "c"], "year": {"$gte": 2026}}, "moved"),
+            ({"year": {"$lt": 2026}}, None),
+            ({"id": "other", "source": "override"}, "other"),
+        ):
+            for asked in (ASKED, "Tell me, who is the mayor of Orvendale?"):
+                found = index.overrides.find([asked], where)[0]  # type: ignore[union-attr]
+                assert (found and found[0].id) == wanted
+            answer = rag.ask(ASKED, where=where)
+            assert (answer.override and answer.override.id) == wanted
+        assert ck.Rag(llama, index, where={"tenant": "c"}, max_new_tokens=6).ask(ASKED).override is None
+        with pytest.raises(RetrievalError, match="operator"):
+            index.overrides.find([ASKED], {"tenant": {"$near": 1}})  # type: ignore[union-attr]
 
 
 def test_an_override_that_changes_nothing_is_silent(llama: Any) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
 import ckcontrol as ck
-from ckcontrol.policies import SourceDraft, weigh
+from ckcontrol.policies import Evidence, SourceDraft, read_drafts, weigh
 from ckcontrol.policies.source_answers import CONTRADICTS, SILENT, SUPPORTS, merged
 
 QUESTION = "Who is the mayor of Tellin?"
@@ -61,21 +62,24 @@ def test_drafts_that_say_the_same_are_one_answer(texts, question, answers):
         assert all((other[i] == other[j]) == (answers[order[i]] == answers[order[j]]) for i, j in pairs)
 
 
-def test_two_passages_outvote_one_and_the_plain_answer():
-    told = [NOVAK, BRANDT, ALSO]
-    assert given(told, ck.Control(alpha=0), all_="Carl Brandt") == "Ines Novak"
-    assert given(told, ADAPTIVE, all_="Carl Brandt") == "Ines Novak"
-    assert given(told, ck.Control(alpha=0.49), all_="Carl Brandt") == "Carl Brandt"
+def test_no_two_passages_outvote_the_answer_to_all_and_three_do():
+    assert given([NOVAK, ALSO], ck.Control(alpha=0), all_="Carl Brandt") == "Carl Brandt"
+    told = [NOVAK, ALSO, ("Ines Novak.", "Ines Novak, mayor of Tellin, left.")]
+    assert given(told, ck.Control(alpha=0), all_="Carl Brandt").strip(".").endswith("Ines Novak")
+    assert given(told, ADAPTIVE, all_="Carl Brandt").strip(".").endswith("Ines Novak")
+    assert given([*told, BRANDT], ck.Control(alpha=0.1), all_="Carl Brandt") == "Carl Brandt"
 
 
 def test_the_same_passage_twice_is_one():
     weighed = weigh(sources(NOVAK, BRANDT, BRANDT), QUESTION, ck.Control(alpha=0).policy())
-    assert weighed.support[1] == pytest.approx(weighed.support[2] + 0.5, abs=1e-2)  # all reads Novak
+    assert weighed.support[1] == pytest.approx(weighed.support[2] + 2, abs=1e-2)  # all reads Novak
 
 
 def test_memory_decides_between_equals():
-    assert given([NOVAK, BRANDT], ADAPTIVE, memory="Carl Brandt", all_="Nobody knows") == "Carl Brandt"
-    assert given([NOVAK, BRANDT], ADAPTIVE, memory="Ines Novak", all_="Nobody knows") == "Ines Novak"
+    for memory, other in (("Carl Brandt", "Ines Novak"), ("Ines Novak", "Carl Brandt")):
+        some = sources(NOVAK, BRANDT, memory=memory, all_=other)
+        some[-1] = replace(some[-1], surprises=[1.0] * len(some))  # all finds both as likely
+        assert some[weigh(some, QUESTION, ck.Control(alpha=0.2).policy()).given].text == memory
 
 
 def test_beside_the_point_is_silent_and_who_says_what_is_told():
@@ -138,9 +142,28 @@ def test_monotone_finite_and_blind_to_order(seed):
         assert turned[other.given].text == some[weighed.given].text
         assert [other.stances[order.index(i)] for i in range(len(order))] == list(weighed.stances)
         assert other.disputed == weighed.disputed
-    backing = [weighed.backing[weighed.given] for weighed in dial[:-1]]
+    backing = [weighed.backing[weighed.given] for weighed in dial[:11]]
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(backing))
+    lean = [some[-1].surprises[w.given] - some[0].surprises[w.given] for w in dial[10:-1]]
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(lean))
     below, above = dial[:10], dial[11:-1]
     for side in (below, above):
         texts = [some[w.given].text for w in side]
         assert len([1 for a, b in itertools.pairwise(texts) if a != b]) <= 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_towards_memory_it_is_dial(seed):
+    some = drawn(random.Random(seed))
+    pair = []
+    for place in (-1, 0):
+        read = [[one.surprises[place]] for one in (some[-1], some[0])]
+        pair.append(Evidence(read[0], read[1], (), (), (), (), sentence=1))
+    pair[1] = replace(pair[1], logp_par=[some[0].surprises[0]])
+    texts = [some[-1].text, some[0].text]
+    own = [replace(one, own=some[0].surprises[0]) for one in some]  # one token: its first sentence is all of it
+    pair = read_drafts(pair, ["unmodified", "memory"], texts, QUESTION, some[-1].passages)
+    for control in [*DIAL[11:], ADAPTIVE]:
+        chosen = control.policy().choose(pair)
+        weighed = weigh(own, QUESTION, control.policy())
+        assert (weighed.given == 0) == (chosen == 1)

@@ -120,6 +120,16 @@ def test_segments_are_refused_with_value_and_remedy(how: dict[str, Any], stream:
     assert "Leave segments out" in got.message and "ckcontrol.generate" in got.message
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("sources", ["each", [[0], [1]], "x" * 10_000], ids=["each", "groups", "long"])
+def test_sources_are_refused_with_value_and_remedy(sources: Any, path: str) -> None:
+    ask_for = {"prompt": "Who?"} if path == COMPLETIONS else good()
+    got = told(ask_for | {"ck": {"passages": ["A town.", "A bridge."], "sources": sources}}, path)
+    assert got.status == 400
+    assert "ck.sources=" in got.message and "two of a pair" in got.message and len(got.message) < 700
+    assert "Leave sources out" in got.message and "ckcontrol.generate" in got.message
+
+
 @pytest.mark.parametrize("ck", [5, "x", [], True, {}, HUGE[:100_000]], ids=range(6))
 def test_ck_is_an_object_that_says_what_to_steer_by(ck: Any) -> None:
     assert told(good(ck=ck)).status == 400
