@@ -7,7 +7,6 @@ and positions; knows nothing of fusion, sampling or stopping.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import CKError, UnsupportedMode
+from ..errors import UnsupportedMode
 from .attention_kernels import steady_attention
 from .matmul import few_row_products
 from .refusals import accepted_inputs, bare, cache_name
+from .self_check import check_itself
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,7 +103,7 @@ class Stream:
             like: A stream that has been prefilled; what the prompts begin with as its do is taken from it, where
                 that can be done. The logits then differ by rounding from those of prompts run whole.
         """
-        _check_itself(self)
+        check_itself(self)
         begun = 0 if like is None else self._begin_like(like)
         return self._forward(self.input_ids[:, begun:], self.position[:, begun:]) if begun else self._start()
 
@@ -284,63 +284,7 @@ def _select(cache: Cache, rows: Tensor) -> None:
     select(rows)
 
 
-_OWN_LOOP: dict[str, Any] = {
-    **{"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1},
-    **{"use_cache": True, "return_dict_in_generate": True, "output_logits": True},
-    # what a checkpoint's generation_config may set, and would be heeded or warned of
-    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p", "penalty_alpha", "dola_layers")),
-    **dict.fromkeys(("guidance_scale", "prompt_lookup_num_tokens", "stop_strings", "cache_implementation", "max_time")),
-    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "output_scores", "max_length", "min_length")),
-}
-_OUTSIDE = (
-    "{} cannot run as two streams: beside another, a stream does not decode what model.generate does ({}), because the "
-    "model keeps its past, or an adapter acts, outside the cache."
-)
-_INSTEAD = "Use ckcontrol.reference_generate, which needs no cache."
-
 _WORTHWHILE = 8  # columns; fewer are run again as fast as they are copied
-_CHECKED: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # models that passed `_check_itself`
-
-
-@torch.no_grad()
-def _check_itself(stream: Stream) -> None:
-    """Decode two tokens as a stream beside another stream, and compare with the model's own loop; once per model.
-
-    So a model is refused whose past lies where no stream can own it: in its modules, in an argument that a forward does
-    not take, in an adapter that only `generate` applies. Rows are as many as the stream has, for hooks that count them.
-
-    Raises:
-        UnsupportedMode: The logits of a stream are not those of the model's own loop.
-    """
-    model = stream.model
-    if model in _CHECKED:
-        return
-    length = stream.input_ids.shape[1] if stream.keep is None else int(stream.keep[0].sum())
-    ids = stream.input_ids[:1, -min(4, length) :].repeat(stream.input_ids.shape[0], 1)
-    ids = torch.cat([ids[:, :1], ids], dim=1)  # the first column is padding
-    mask = torch.ones_like(ids)
-    mask[:, 0] = 0
-    try:
-        own = model.generate(input_ids=ids, attention_mask=mask, **_OWN_LOOP)
-    except Exception:
-        return  # nothing to compare with; what is wrong shows in the stream
-    made = own.sequences[:, ids.shape[1] :]
-    first, other = Stream(model, ids, mask), Stream(model, ids[:, -1:], None)
-    try:
-        logits = [first._start()]
-        other._start()
-        logits.append(first.step(made[:, 0]))
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        if isinstance(error, (CKError, torch.OutOfMemoryError)):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        raise UnsupportedMode(_OUTSIDE.format(type(bare(model)).__name__, what), _INSTEAD) from error
-    for ours, theirs in zip(logits, own.logits, strict=True):
-        apart = float((ours - theirs).abs().max()) / max(float(theirs.max() - theirs.min()), 1e-6)
-        if apart > (1e-3 if model.dtype == torch.float32 else 0.05):  # false for NaN: the loop reports row and step
-            what = f"logits differ by {apart:.0%} of their range"
-            raise UnsupportedMode(_OUTSIDE.format(type(bare(model)).__name__, what), _INSTEAD)
-    _CHECKED[model] = True
 
 
 def _hooked(model: PreTrainedModel) -> bool:
