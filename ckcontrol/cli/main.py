@@ -82,6 +82,7 @@ LISTED = {
         "Attention heads that speak for memory or for the context.",
         joins=("heads.show:show", "heads.tune:tune", "heads.export:export"),
     ),
+    "weights": Listed("weights.mix:app", "Adapters between context and memory: one stream instead of two."),
     "eval": Listed(
         "eval.run:app",
         "Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",

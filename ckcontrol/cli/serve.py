@@ -11,7 +11,7 @@ import typer
 
 from ..errors import MissingExtra, ServingError
 from .files import import_policies, parse_params
-from .options import Device, Dtype, Embedder, Import, load, open_index
+from .options import Device, Dtype, Embedder, Import, Weights, load, load_dial, open_index
 
 __all__ = ["serve"]
 
@@ -44,6 +44,7 @@ def serve(
     imported: Import = [],  # noqa: B006
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Serve steered requests over the OpenAI API, and a page to try them, from one model in this process.
 
@@ -69,6 +70,7 @@ def serve(
         raise ServingError("--embedder is that of an index, and none is served.", "Name it: --index FOLDER.")
     opened = None if index is None else open_index(index, embedder, load=True)
     loaded, tokenizer = load(model, device, dtype)
+    load_dial(loaded, weights)
     local = host in LOOPBACK
     app = create_app(
         loaded,

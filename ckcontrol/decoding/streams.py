@@ -20,6 +20,7 @@ from ..errors import CKError, UnsupportedMode
 from .attention_kernels import steady_attention
 from .matmul import few_row_products
 from .refusals import accepted_inputs, bare, cache_name
+from .weight_rows import BASE, rows_take
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,7 @@ class Stream:
             self.position = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         else:
             self.position = (keep.long().cumsum(-1) - 1).masked_fill(~keep, 0)
+        self.adapters: tuple[str, ...] | None = None  # of each row, see weight_rows.py
         self.cache: Cache | None = None
         self.cache_argument = cache_name(model) or "past_key_values"
         accepted = accepted_inputs(model)
@@ -116,7 +118,7 @@ class Stream:
             name: What the stream is to `running_streams`.
         """
         kept = {"logits_to_keep": positions} if "logits_to_keep" in self._fixed else {}
-        with running(name):
+        with running(name), rows_take(self.adapters):
             output = self.model(
                 input_ids=self.input_ids,
                 attention_mask=None if self.keep is None else self.keep.long(),
@@ -139,6 +141,8 @@ class Stream:
     def select(self, rows: Tensor) -> None:
         """Keep these rows, [R] int64; see `TwoStreams.select`."""
         self.position = self.position[rows]
+        if self.adapters is not None:
+            self.adapters = tuple(self.adapters[row] for row in rows.tolist())
         if self.keep is not None:
             self.keep = self.keep[rows]
         if self.cache is not None:
@@ -161,6 +165,7 @@ class Stream:
         no row looks at any more is cut.
         """
         streams = [self, *others]
+        self.adapters = _adapters(streams)
         length = 1 + max(int(stream.position[:, -1].max()) for stream in streams)
         keep = torch.cat([_newest(stream._kept(), 1, length) for stream in streams])
         self.position = torch.cat([stream.position[:, -1:] for stream in streams])
@@ -186,13 +191,14 @@ class Stream:
         )
 
     def _forward(self, input_ids: Tensor, position: Tensor) -> Tensor:
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=None if self.keep is None or self._remembers() else self.keep.long(),
-            position_ids=position,
-            **{self.cache_argument: self.cache},
-            **self._fixed,
-        )
+        with rows_take(self.adapters):
+            output = self.model(
+                input_ids=input_ids,
+                attention_mask=None if self.keep is None or self._remembers() else self.keep.long(),
+                position_ids=position,
+                **{self.cache_argument: self.cache},
+                **self._fixed,
+            )
         if self.cache is None:
             self.cache = getattr(output, self.cache_argument)
         return last_logits(output.logits)
@@ -204,7 +210,16 @@ def side_by_side(streams: Sequence[Stream]) -> Stream:
     ids = torch.cat([_newest(stream.input_ids, 1, longest) for stream in streams])
     keep = torch.cat([_newest(stream._kept(), 1, longest) for stream in streams])
     # Padding repeats a row's own id, so that no row meets an embedding that is not its own.
-    return Stream(streams[0].model, ids.where(keep, ids[:, -1:]), keep)
+    joined = Stream(streams[0].model, ids.where(keep, ids[:, -1:]), keep)
+    joined.adapters = _adapters(streams)
+    return joined
+
+
+def _adapters(streams: Sequence[Stream]) -> tuple[str, ...] | None:
+    """Return the adapters of the rows of several streams, in order; each has as many as rows."""
+    if all(stream.adapters is None for stream in streams):
+        return None
+    return tuple(name for one in streams for name in one.adapters or (BASE,) * one.position.shape[0])
 
 
 def _newest(tensor: Tensor, dim: int, size: int) -> Tensor:
