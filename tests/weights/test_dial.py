@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import ckcontrol as ck
+from ckcontrol.decoding.inputs import plan_of
+from ckcontrol.decoding.refusals import eos_ids
+from ckcontrol.decoding.running import RunningBatch
 from ckcontrol.errors import ControlError, UnsupportedMode, WeightsError
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.weights import METHODS, load, mix, shares, unload
@@ -137,6 +140,28 @@ def test_shares_pass_through_both_ends_and_the_middle():
     assert shares(0.3) == pytest.approx(shares(0.7)[::-1])
 
 
+def test_rows_that_join_and_leave_a_running_batch_keep_their_adapters(loaded):
+    model, tokenizer = loaded
+    ends, options = sorted(eos_ids(model, tokenizer)), ck.GenerateOptions(max_new_tokens=6)
+
+    def plan(i: int):
+        pair = ck.build_pair(tokenizer, QUESTIONS[i], PASSAGES[i], ends=ends)
+        return plan_of(model, tokenizer, [pair], [ck.Control("weights", alpha=ALPHAS[i])], options, ends=ends)
+
+    batch = RunningBatch()
+    rows = {0: batch.join(plan(0))[0]}
+    batch.step()
+    rows |= {i: row for i, (row,) in zip((1, 2), batch.join_together([plan(1), plan(2)]), strict=True)}
+    batch.step()
+    rows[1].ended = True
+    rows[3] = batch.join(plan(3))[0]
+    for _ in range(3):
+        batch.step()
+    for i, answer in enumerate(ask(model, tokenizer, range(4), ALPHAS)):
+        made = rows[i].tokens[:6]
+        assert len(made) >= 2 and made == list(answer.token_ids)[: len(made)]
+
+
 def test_refusals_of_decoding(loaded, llama):
     model, tokenizer = loaded
     weights = ck.Control("weights", alpha=0.2)
@@ -151,7 +176,7 @@ def test_refusals_of_decoding(loaded, llama):
         ck.generate(model, tokenizer, "Who?", ["Me."], control=weights, compile=True, **how)
     with pytest.raises(UnsupportedMode, match="decoding_loop"):
         ids = tokenizer("Who?", return_tensors="pt").input_ids
-        model.generate(ids, max_new_tokens=2, custom_generate=ck.decoding_loop(weights, ids))
+        model.generate(ids, max_new_tokens=2, custom_generate=ck.decoding_loop(control=weights, parametric_ids=ids))
 
 
 def test_refusals_of_loading_and_mixing(dial: Path, folders, tmp_path: Path):
