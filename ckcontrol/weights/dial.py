@@ -56,8 +56,9 @@ def load(model: PreTrainedModel, folder: str | Path) -> Manifest:
     hooks = []
     for module in inner.modules():
         if isinstance(module, BaseTunerLayer):
-            module.set_adapter([])  # none acts unless a row asks for it
-            hooks.append(module.register_forward_pre_hook(_choose, with_kwargs=True))
+            layer: Any = module
+            layer.set_adapter([])  # none acts unless a row asks for it
+            hooks.append(layer.register_forward_pre_hook(_choose, with_kwargs=True))
     inner.eval()
     _LOADED[inner] = (wrapped, hooks)
     DIALS[inner] = names
