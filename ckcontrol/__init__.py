@@ -88,8 +88,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "heads":  # a package, and not a light one
-        return import_module(".heads", __name__)
+    if name in ("heads", "weights"):  # packages, and not light ones
+        return import_module(f".{name}", __name__)
     if name not in _WHERE:
         raise AttributeError(f"module 'ckcontrol' has no attribute {name!r}")
     value = getattr(import_module(_WHERE[name], __name__), name)

@@ -15,6 +15,7 @@
     │   ├── IndexMismatch               an index that is damaged, foreign or of another embedder; names the field
     │   └── IndexLocked                 another process is writing the index
     ├── HeadsError (ValueError)         a model, facts, scores or mask file that head work cannot use
+    ├── WeightsError (ValueError)       pairs, an adapter or a dial that work on the weights cannot use
     ├── EvalError (ValueError)          a data set, record or run that evaluation cannot use
     └── ServingError (ValueError)       an engine setting or a request that serving cannot honour
 
@@ -47,6 +48,7 @@ __all__ = [
     "ServingError",
     "TokenizerMismatch",
     "UnsupportedMode",
+    "WeightsError",
     "did_you_mean",
 ]
 
@@ -207,6 +209,10 @@ class IndexLocked(RetrievalError):
 
 class HeadsError(CKError, ValueError):
     """A model, facts, scores or mask file that scoring or pruning of heads cannot use."""
+
+
+class WeightsError(CKError, ValueError):
+    """Preference pairs, an adapter or a dial of adapters that work on the weights cannot use."""
 
 
 class EvalError(CKError, ValueError):

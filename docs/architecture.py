@@ -31,7 +31,7 @@ FLOORS = [
     ["answer"],
     ["decoding", "models"],
     ["heads", "retrieval"],
-    ["rag"],
+    ["rag", "weights"],
     ["eval", "integrations", "serving"],
     ["demo", "doctor", "vllm"],
     ["cli"],

@@ -34,6 +34,7 @@ __all__ = [
     "Mode",
     "Sources",
     "load",
+    "load_dial",
     "load_embedder",
     "load_reranker",
     "open_index",
@@ -112,6 +113,10 @@ System = Annotated[
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut passages that do not fit the model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FOLDER", help="Dial of adapters, for --method weights.", show_default=False),
+]
 Heads = Annotated[
     Path | None,
     typer.Option("--heads", metavar="FILE", help="Head mask, or head scores with --prune.", show_default=False),
@@ -183,6 +188,7 @@ class Answering:
     system: System = None
     device: Device = None
     dtype: Dtype = None
+    weights: Weights = None
     stream: Stream = False
     json: AsJson = False
 
@@ -239,8 +245,10 @@ class Answering:
         return clean("\n\n".join(filter(None, (thought, answer.text))), None)
 
     def load(self) -> tuple[Any, Any]:
-        """Load the model and its tokenizer, with a spinner."""
-        return load(self.model, self.device, self.dtype)
+        """Load the model, with its dial, and its tokenizer, with a spinner."""
+        loaded = load(self.model, self.device, self.dtype)
+        load_dial(loaded[0], self.weights)
+        return loaded
 
 
 def spread(command: Callable[..., None], text: str | None = None, **fixed: Any) -> Callable[..., None]:
@@ -294,6 +302,14 @@ def read_direction(path: Path) -> Direction:
     except OSError as error:
         what = f"direction file {str(path)!r} cannot be read: {error.strerror}."
         raise HeadsError(what, "Name the file that `ckcontrol steer find` wrote.") from error
+
+
+def load_dial(model: Any, folder: Path | None) -> None:
+    """Load a dial of adapters onto a model; None loads none."""
+    if folder is not None:
+        from ..weights import load as load_weights
+
+        load_weights(model, folder)
 
 
 def open_index(folder: Path, embedder: str | None = None, *, load: bool = False) -> Index:

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import ServingError, require
 from .files import import_policies, parse_params
-from .options import Device, Dtype, Embedder, Import, load, open_index, read_direction
+from .options import Device, Dtype, Embedder, Import, Weights, load, load_dial, open_index, read_direction
 
 __all__ = ["serve"]
 
@@ -49,6 +49,7 @@ def serve(
     imported: Import = [],  # noqa: B006
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Serve steered requests over the OpenAI API, and a page to try them, from one model in this process.
 
@@ -74,6 +75,7 @@ def serve(
     read = None if direction is None else read_direction(direction)
     opened = None if index is None else open_index(index, embedder, load=True)
     loaded, tokenizer = load(model, device, dtype)
+    load_dial(loaded, weights)
     local = host in LOOPBACK
     app = create_app(
         loaded,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..control import Control
 from ..errors import ControlError, UnsupportedMode
-from ..policies import check_drafts, per_row
+from ..policies import Weights, check_drafts, per_row
 from ..policies.off import OFF
 from ..policies.sources import Lifted, combination
 from .drafts import Drafts
@@ -28,6 +28,7 @@ from .source_streams import slots
 from .sources import SourcePrompts, check_room
 from .streams import Stream
 from .token_texts import StopTexts, said
+from .weight_rows import adapters_of
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -171,7 +172,15 @@ def plan_of(
     def text_of(ids: Sequence[int]) -> str:
         return said(tokenizer, ids, stop=options.stop, ends=ends, thinking=pairs[0].thinking).text
 
-    policies = [c.policy() if two else OFF for c, two in zip(controls, steered, strict=True)]
+    given = [c.policy() for c in controls]
+    policies = [p if two or isinstance(p, Weights) else OFF for p, two in zip(given, steered, strict=True)]
+    adapters = contextual.adapters = adapters_of(model, policies, options.compile)
+
+    def parametric() -> Stream:
+        stream = stream_of(model, [pair.parametric for pair in pairs], pad)
+        stream.adapters = adapters
+        return stream
+
     vocab_size = check_tokenizer(model, tokenizer)
     unread = (p for p, pair in zip(policies, pairs, strict=True) if not pair.alone and getattr(p, "alone", False))
     check_drafts(unread, "a pair of ready prompts")
@@ -200,7 +209,7 @@ def plan_of(
         ),
         shortlist=controls[0].shortlist,
         contextual=contextual,
-        parametric=lambda: stream_of(model, [pair.parametric for pair in pairs], pad),
+        parametric=parametric,
         processors=processors_for(options, contextual.keep, processors),
         criteria=ending,
         max_new_tokens=options.max_new_tokens,
@@ -243,6 +252,7 @@ def with_sources(
     if combine is not None and control is not None and combine != "scores":
         raise ControlError(f"combine={combine!r:.60} puts the sources together; control would be ignored.", "Drop one.")
     by_score = combine in ("scores", "replug") if isinstance(combine, str) else False
+    check_drafts(plan.drafts.each, "decoding from several sources")
     lifted = None if isinstance(combine, str) and combine == "scores" else combine
     policy = combination(lifted, per_row(plan.drafts.each), [one.names for one in prompts])
     for one in prompts:

@@ -20,6 +20,7 @@ from .attention_kernels import steady_attention
 from .matmul import few_row_products
 from .refusals import accepted_inputs, bare, cache_name
 from .self_check import check_itself
+from .weight_rows import BASE, rows_take
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +90,7 @@ class Stream:
         else:
             self.position = (keep.long().cumsum(-1) - 1).masked_fill(~keep, 0)
         self.alike = 0  # with how many tokens all rows begin alike; these are run once
+        self.adapters: tuple[str, ...] | None = None  # of each row, see weight_rows.py
         self.cache: Cache | None = None
         self.cache_argument = cache_name(model) or "past_key_values"
         accepted = accepted_inputs(model)
@@ -169,7 +171,7 @@ class Stream:
             name: What the stream is to `running_streams`.
         """
         kept = {"logits_to_keep": positions} if "logits_to_keep" in self._fixed else {}
-        with running(name):
+        with running(name), rows_take(self.adapters):
             output = self.model(
                 input_ids=self.input_ids,
                 attention_mask=None if self.keep is None else self.keep.long(),
@@ -192,6 +194,8 @@ class Stream:
     def select(self, rows: Tensor) -> None:
         """Keep these rows, [R] int64; see `TwoStreams.select`."""
         self.position = self.position[rows]
+        if self.adapters is not None:
+            self.adapters = tuple(self.adapters[row] for row in rows.tolist())
         if self.keep is not None:
             self.keep = self.keep[rows]
         if self.cache is not None:
@@ -214,6 +218,7 @@ class Stream:
         no row looks at any more is cut.
         """
         streams = [self, *others]
+        self.adapters = _adapters(streams)
         length = 1 + max(int(stream.position[:, -1].max()) for stream in streams)
         keep = torch.cat([_newest(stream._kept(), 1, length) for stream in streams])
         self.position = torch.cat([stream.position[:, -1:] for stream in streams])
@@ -239,13 +244,14 @@ class Stream:
         )
 
     def _forward(self, input_ids: Tensor, position: Tensor) -> Tensor:
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=None if self.keep is None or self._remembers() else self.keep.long(),
-            position_ids=position,
-            **{self.cache_argument: self.cache},
-            **self._fixed,
-        )
+        with rows_take(self.adapters):
+            output = self.model(
+                input_ids=input_ids,
+                attention_mask=None if self.keep is None or self._remembers() else self.keep.long(),
+                position_ids=position,
+                **{self.cache_argument: self.cache},
+                **self._fixed,
+            )
         if self.cache is None:
             self.cache = getattr(output, self.cache_argument)
         return last_logits(output.logits)
@@ -258,11 +264,20 @@ def side_by_side(streams: Sequence[Stream]) -> Stream:
     keep = torch.cat([_newest(stream._kept(), 1, longest) for stream in streams])
     # Padding repeats a row's own id, so that no row meets an embedding that is not its own.
     made = Stream(streams[0].model, ids.where(keep, ids[:, -1:]), keep)
-    own = [row[kept] for row, kept in zip(ids, keep, strict=True)]
-    least = min(map(len, own)) - 1  # one token is left to each
-    alike = torch.stack([row[:least] == own[0][:least] for row in own]).all(0).cumprod(0).sum() if least > 0 else 0
-    made.alike = int(alike) if alike >= _ALIKE else 0
+    made.adapters = _adapters(streams)
+    if made.adapters is None:
+        own = [row[kept] for row, kept in zip(ids, keep, strict=True)]
+        least = min(map(len, own)) - 1  # one token is left to each
+        alike = torch.stack([row[:least] == own[0][:least] for row in own]).all(0).cumprod(0).sum() if least > 0 else 0
+        made.alike = int(alike) if alike >= _ALIKE else 0
     return made
+
+
+def _adapters(streams: Sequence[Stream]) -> tuple[str, ...] | None:
+    """Return the adapters of the rows of several streams, in order; each has as many as rows."""
+    if all(stream.adapters is None for stream in streams):
+        return None
+    return tuple(name for one in streams for name in one.adapters or (BASE,) * one.position.shape[0])
 
 
 def _newest(tensor: Tensor, dim: int, size: int) -> Tensor:

@@ -19,6 +19,7 @@ from .off import Off
 from .per_row import PerRow, per_row
 from .source_answers import SourceDraft, Weighed, weigh
 from .trustmargin import TrustMargin
+from .weights import Weights
 
 __all__ = [
     "ABSTENTIONS",
@@ -43,6 +44,7 @@ __all__ = [
     "SourceDraft",
     "TrustMargin",
     "Weighed",
+    "Weights",
     "build",
     "check_drafts",
     "draft_policies",

@@ -17,6 +17,7 @@ from warnings import warn
 from ..errors import UnsupportedMode
 from ..fusion.signals import Signals
 from .base import Decision, Policy
+from .weights import Weights
 
 __all__ = [
     "STAND_IN_TAU",
@@ -189,9 +190,14 @@ def check_drafts(policies: Iterable[Policy], where: str) -> None:
         where: What the caller came through, as the error names it.
 
     Raises:
-        UnsupportedMode: One of them needs the passages without the question, or to start drafts anew.
+        UnsupportedMode: One of them needs the passages without the question, to start drafts anew, or adapters.
     """
     for policy in policies:
+        if isinstance(policy, Weights):
+            raise UnsupportedMode(
+                f"method 'weights' needs an adapter of its own for every row, which {where} does not give.",
+                "Use ckcontrol.generate, Rag or `ckcontrol serve`.",
+            )
         if isinstance(policy, AnswerPolicy) and policy.segmented:
             raise UnsupportedMode(
                 f"segments=True starts drafts anew from the one that was chosen, which {where} cannot.",

@@ -66,7 +66,7 @@ class Retriever:
         except (RetrievalError, ValueError) as error:
             raise ServingError(f"ck.retrieve: {error}") from error
         hits = [hit for hit in found if hit.passage.text.strip()]
-        control = request.control if hits else Control(method="off")
+        control = request.control if hits or request.control.method == "weights" else Control(method="off")
         store = getattr(self._index, "overrides", None)
         asked_for = store.find([question], wanted.where)[0] if question and isinstance(store, Overrides) else None
         if asked_for is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ckcontrol.control import Control
 from ckcontrol.errors import EvalError, did_you_mean
-from ckcontrol.policies import names as policy_names
+from ckcontrol.policies import names
 
 __all__ = ["ALPHAS", "Arm", "arms_for", "method_names"]
 
@@ -25,6 +25,11 @@ _FIXED = {
     "prompt": (Control("off"), "context-only"),
     "prompt-memory": (Control("off"), "memory-only"),
 }
+
+
+def policy_names() -> list[str]:
+    """Return the policies that an evaluation runs: all but ``weights``, for which no run loads a dial yet."""
+    return [name for name in names() if name != "weights"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The `ckcontrol weights` commands: mix."""

@@ -1,0 +1,85 @@
+"""Adapter folders onto a model, through PEFT: plain LoRA in safetensors, every weight accounted for, or refused.
+
+Knows PEFT's files and its `PeftModel`; knows no dial and no alpha.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtra, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["attach", "check_adapter"]
+
+
+def check_adapter(folder: Path) -> Mapping[str, Any]:
+    """Return an adapter's `adapter_config.json`.
+
+    Raises:
+        WeightsError: The folder holds no LoRA as PEFT writes it, in safetensors.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{str(folder)!r} holds no adapter: {error}", "Give a folder that PEFT wrote.") from error
+    if kind != "LORA" or config.get("use_dora"):
+        raise WeightsError(f"{str(folder)!r} is {kind!r:.20}, or DoRA.", "Train a plain LoRA.")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise WeightsError(
+            f"{str(folder)!r} holds no adapter_model.safetensors.", "Save it with safe_serialization=True: no pickle."
+        )
+    return dict(config)
+
+
+def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
+    """Return a `PeftModel` of a model and some adapters; the model itself then holds their layers.
+
+    Args:
+        model: The base; after an error it is as it was.
+        folders: Name of each adapter -> its folder.
+
+    Raises:
+        WeightsError: A folder that is no adapter, an adapter of another model, or a model that has adapters already.
+        MissingExtra: PEFT is not installed.
+    """
+    try:
+        from peft import PeftConfig, PeftModel
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise MissingExtra("peft", "weights") from error
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
+    wrapped: Any = None
+    try:
+        for name, folder in folders.items():
+            check_adapter(folder)
+            try:
+                config = PeftConfig.from_pretrained(str(folder))
+                config.inference_mode = True
+                if wrapped is None:
+                    wrapped = PeftModel(model, config, adapter_name=name)
+                else:
+                    wrapped.add_adapter(name, config)
+                read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise _of_another(folder, " ".join(str(error).split())[:200]) from error
+            if lost := [*read.missing_keys, *read.unexpected_keys]:
+                raise _of_another(folder, f"{len(lost)} weights such as {lost[0]!r} have no counterpart.")
+    except BaseException:
+        if wrapped is not None:
+            wrapped.unload()
+        raise
+    return wrapped
+
+
+def _of_another(folder: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"{str(folder)!r} is an adapter of another model: {why}", "Give the model that it was trained on."
+    )

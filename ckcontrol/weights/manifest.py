@@ -1,0 +1,88 @@
+"""What a folder of adapters says of itself: the model it is for, and which adapter stands for which alpha.
+
+JSON beside PEFT's own files, which stay as PEFT writes them. Knows fingerprints; loads no adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import HeadsError, WeightsError
+from ..heads.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["NAME", "Manifest"]
+
+NAME = "ckcontrol-dial.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dial of adapters.
+
+    Attributes:
+        method: How PEFT merged them.
+        base: The model that they are for.
+        adapters: Alpha -> folder inside the dial; None is the base model without an adapter.
+    """
+
+    method: str
+    base: Fingerprint
+    adapters: Mapping[float, str | None]
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into a folder."""
+        rows = [{"alpha": alpha, "folder": name} for alpha, name in sorted(self.adapters.items())]
+        told = {"version": VERSION, "method": self.method, "base": self.base.to_dict(), "adapters": rows}
+        (folder / NAME).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest of a dial.
+
+        Raises:
+            WeightsError: There is none, it is damaged, or an adapter that it names is missing.
+        """
+        path = folder / NAME
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            version, rows = told["version"], told["adapters"]
+            adapters = {float(row["alpha"]): row["folder"] for row in rows}
+            found = cls(str(told["method"]), Fingerprint.from_dict(told["base"]), adapters)
+        except FileNotFoundError:
+            raise WeightsError(
+                f"{str(folder)!r} holds no {NAME}: it is no dial.", "Make one: ckcontrol weights mix."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, HeadsError) as error:
+            raise WeightsError(f"{str(path)!r} is damaged: {error}", "Make the dial anew.") from error
+        if version != VERSION:
+            raise WeightsError(f"{str(path)!r} is of version {version!r:.20}, not {VERSION}.", "Make the dial anew.")
+        for alpha, name in adapters.items():
+            plain = name is None or (isinstance(name, str) and Path(name).name == name)
+            if not (0 <= alpha <= 1 and plain and (name is None) == (alpha == 0.5)):
+                raise WeightsError(f"{str(path)!r} gives alpha {alpha!r} the folder {name!r:.60}.", "Make it anew.")
+            if name is not None and not (folder / name / "adapter_model.safetensors").is_file():
+                raise WeightsError(f"{str(folder / name)!r} is missing or holds no adapter.", "Make the dial anew.")
+        if not {0.0, 0.5, 1.0} <= set(adapters):
+            raise WeightsError(f"{str(path)!r} lacks alpha 0, 0.5 or 1.", "Make the dial anew.")
+        return found
+
+    def check(self, model: PreTrainedModel, folder: Path) -> None:
+        """Refuse a model that the dial was not made for.
+
+        Raises:
+            WeightsError: Names what differs, and both values.
+        """
+        if (found := self.base.differs(Fingerprint.of(model))) is not None:
+            name, mine, theirs = found
+            raise WeightsError(
+                f"{str(folder)!r} is for another model: {name} is {mine!r} there and {theirs!r} here.",
+                "Load the model that its adapters were trained on.",
+            )

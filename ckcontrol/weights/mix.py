@@ -1,0 +1,111 @@
+"""Two adapters to a dial of them: PEFT's `add_weighted_adapter` merges, one adapter per alpha.
+
+The shares are the parabola through three points: the context adapter alone at 0, nothing at 0.5, the memory adapter
+alone at 1. Between them the far adapter is subtracted a little, as task arithmetic does (Ilharco et al., ICLR 2023,
+arXiv 2212.04089). The ends are the adapters as they came. Knows PEFT; knows no decoding.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..arguments import check_integer, check_number
+from ..errors import WeightsError, did_you_mean
+from ..heads.fingerprint import Fingerprint
+from .adapters import attach
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["METHODS", "mix", "shares"]
+
+METHODS = ("linear", "ties", "dare_ties", "dare_linear", "svd")
+
+
+def shares(alpha: float) -> tuple[float, float]:
+    """Return what the context and the memory adapter are weighted with at an alpha.
+
+    Example:
+        >>> shares(0.0), shares(0.5), shares(1.0), shares(0.25)
+        ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0), (0.375, -0.125))
+    """
+    return (1 - alpha) * (1 - 2 * alpha) + 0.0, alpha * (2 * alpha - 1) + 0.0
+
+
+def mix(
+    model: PreTrainedModel,
+    context: str | Path,
+    memory: str | Path,
+    out: str | Path,
+    *,
+    steps: int = 9,
+    method: str = "linear",
+    density: float = 0.5,
+    seed: int = 0,
+) -> Manifest:
+    """Write a dial: a folder with a manifest and one PEFT adapter per alpha, each for stock PEFT and vLLM.
+
+    Args:
+        model: The base of both adapters; left as it was.
+        context: Folder of the adapter toward context, which is alpha = 0.
+        memory: Folder of the adapter toward memory, which is alpha = 1.
+        out: A new folder; it appears whole or not at all.
+        steps: Positions from 0 to 1, odd, so that 0.5, the untouched base, is one of them.
+        method: One of `METHODS`, as PEFT's ``combination_type``. All but ``svd`` need adapters of one rank.
+        density: Which share of values ties and dare keep.
+        seed: Of what dare drops.
+
+    Raises:
+        WeightsError: An unknown method, an even number of steps, an existing folder, a folder that is no adapter, an
+            adapter of another model, or adapters that the method cannot merge.
+        MissingExtra: PEFT is not installed.
+    """
+    sources, target = (Path(context), Path(memory)), Path(out)
+    if method not in METHODS:
+        raise WeightsError(f"method={method!r:.40} is none.", did_you_mean(str(method), METHODS))
+    if check_integer("steps", steps, 3, 101) % 2 == 0:
+        raise WeightsError(f"steps={steps} leaves out alpha 0.5, the untouched model.", f"Take {steps + 1}.")
+    density = check_number("density", density, 0.01, 1.0)
+    if target.exists():
+        raise WeightsError(f"{str(target)!r} exists.", "Give a new folder: nothing is overwritten.")
+    base = Fingerprint.of(model)
+    names = {i / (steps - 1): None if 2 * i == steps - 1 else f"step{i}" for i in range(steps)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    wrapped = None
+    try:
+        wrapped = attach(model, dict(zip(("context", "memory"), sources, strict=True)))
+        for alpha, name in names.items():
+            if name is None:
+                continue
+            if alpha in (0.0, 1.0):
+                shutil.copytree(sources[int(alpha)], made / name)
+                continue
+            pruned = {"density": density} if method.startswith(("ties", "dare")) else {}
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                try:
+                    wrapped.add_weighted_adapter(
+                        ["context", "memory"], list(shares(alpha)), name, combination_type=method, **pruned
+                    )
+                except ValueError as error:
+                    raise WeightsError(
+                        f"method {method!r} cannot merge these: {error}", "Take svd, or adapters of one rank and shape."
+                    ) from error
+            wrapped.save_pretrained(str(made), selected_adapters=[name], save_embedding_layers=False)
+            wrapped.delete_adapter(name)
+        (made / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        manifest = Manifest(method, base, names)
+        manifest.write(made)
+        made.rename(target)
+    finally:
+        if wrapped is not None:
+            wrapped.unload()
+        shutil.rmtree(made, ignore_errors=True)
+    return manifest
