@@ -44,7 +44,11 @@ def torch_as_it_was() -> Callable[[], None]:
     import torch
 
     grad = torch.is_grad_enabled()
-    return lambda: torch.set_grad_enabled(grad)
+
+    def put_back() -> None:
+        torch.set_grad_enabled(grad)
+
+    return put_back
 
 
 class Once:
