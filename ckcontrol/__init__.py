@@ -5,7 +5,9 @@ Importing this package is light: torch and transformers are loaded when a name t
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from os import path as files
 
 TYPE_CHECKING = False  # typing's own is imported by nothing here: before the command line answers Ctrl-C, less is more
 __version__ = "0.2.0"
@@ -39,6 +41,9 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
     from typing import Any
 
     from .answer import Answer, TokenTrace
@@ -99,3 +104,25 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Beside:
+    """Finds `ckcontrol.eval` and `ckcontrol.retrieval` in a clone, where they lie beside this package, not in it."""
+
+    clone = files.dirname(files.dirname(files.abspath(__file__)))
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where the module is; None if it is another, or not there."""
+        folder = files.join(cls.clone, name.removeprefix("ckcontrol."))
+        if name not in ("ckcontrol.eval", "ckcontrol.retrieval") or not files.isdir(folder):
+            return None
+        from importlib.util import spec_from_file_location
+
+        return spec_from_file_location(name, files.join(folder, "__init__.py"), submodule_search_locations=[folder])
+
+
+if files.isfile(files.join(_Beside.clone, "pyproject.toml")):
+    sys.meta_path.append(_Beside)  # last: an installation knows better

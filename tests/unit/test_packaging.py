@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import site
+import subprocess
 import sys
 from dataclasses import MISSING, fields
 from functools import cache
@@ -41,6 +43,18 @@ def test_the_package_list_is_the_tree() -> None:
     assert sorted(listed) == sorted(on_disk) and len(listed) == len(set(listed))
     mapped = project()["tool"]["setuptools"]["package-dir"]
     assert {name: ROOT / folder for name, folder in mapped.items()} == TREES
+
+
+def test_a_clone_can_be_imported_as_it_lies() -> None:
+    """By a Python that has another ckcontrol, or none: -S leaves out the finder of an editable installation."""
+    code = (
+        f"import sys; sys.path[:0] = {[str(ROOT), *site.getsitepackages()]!r}\n"
+        "import ckcontrol.eval, ckcontrol.retrieval.types\n"
+        "from ckcontrol.retrieval import Passage\n"
+        "print(ckcontrol.eval.__file__, sys.modules['ckcontrol.retrieval'].__path__[0])"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == [str(ROOT / "eval" / "__init__.py"), str(ROOT / "retrieval")], done.stderr
 
 
 def test_every_data_file_is_packaged() -> None:
