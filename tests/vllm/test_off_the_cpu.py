@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ckcontrol import Control, GenerateOptions
-from ckcontrol.policies import AnswerPolicy, names
+from ckcontrol.policies import AnswerPolicy, Weights, names
 from ckcontrol.vllm.contract import pair_params as params
 from ckcontrol.vllm.engine import batch
 from ckcontrol.vllm.engine.sampling import Noise, Warp
@@ -77,7 +77,7 @@ class Reads(TorchDispatchMode):
 
 
 def methods() -> list[Control]:
-    found = [Control(name) for name in names() if not isinstance(Control(name).policy(), AnswerPolicy)]
+    found = [Control(name) for name in names() if not isinstance(Control(name).policy(), (AnswerPolicy, Weights))]
     return [
         *found,
         Control("ck-plug", alpha=0.2),
