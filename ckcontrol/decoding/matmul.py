@@ -22,7 +22,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-__all__ = ["few_row_products", "leave_few_row_products"]
+__all__ = ["few_row_products", "is_lent", "leave_few_row_products"]
 
 _MOST_TURNED, _MOST_ROWS = 8, 64
 _BLOCK = 192  # rows of W; with 576 columns 432 KiB
@@ -101,16 +101,17 @@ def _is_last(model: nn.Module, user: object) -> bool:
 
 def _put_back(modules: Iterable[nn.Module]) -> None:
     for module in modules:
-        if _is_ours(module):
+        if is_lent(module):
             del module.__dict__["forward"]
 
 
-def _is_ours(module: nn.Module) -> bool:
+def is_lent(module: nn.Module) -> bool:
+    """Return whether the forward of a layer is ours just now: it is torch's own to threads that are not inside."""
     return getattr(module.__dict__.get("forward"), "__func__", None) is _forward
 
 
 def _gains(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    if type(layer).forward is not nn.Linear.forward or ("forward" in layer.__dict__ and not _is_ours(layer)):
+    if type(layer).forward is not nn.Linear.forward or ("forward" in layer.__dict__ and not is_lent(layer)):
         return False
     weight = layer.weight
     return type(weight) in _PLAIN and weight.device.type == "cpu" and weight.dtype == torch.float32

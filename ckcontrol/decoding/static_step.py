@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .matmul import is_lent
 from .pair_cache import can_share_forward
 from .static_cache import StaticPair
 from .streams import Stream, TwoStreams
@@ -97,7 +98,8 @@ def _unknown_code(model: PreTrainedModel) -> str | None:
     """Return which part of a forward neither a graph nor compiled code might repeat, as a clause, or None."""
     for name, module in model.named_modules():
         code = {type(module).__module__, getattr(type(module).forward, "__module__", "")}
-        if "forward" in vars(module) or any(not of.startswith(("torch.", "transformers.")) for of in code):
+        replaced = "forward" in vars(module) and not is_lent(module)
+        if replaced or any(not of.startswith(("torch.", "transformers.")) for of in code):
             return f"the forward of {name or 'the model'} is not torch's or transformers' own"
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if any(not getattr(hook, "repeats_itself", False) for hook in hooks):

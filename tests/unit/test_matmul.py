@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import linear
 
 from ckcontrol.decoding.matmul import few_row_linear, few_row_products, leave_few_row_products
+from ckcontrol.decoding.static_step import _unknown_code
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads.families import describe
 from ckcontrol.models.tiny import tiny_model
@@ -95,6 +96,15 @@ def test_a_forward_that_somebody_gave_a_layer_is_kept(seen):
     with few_row_products(model, run):
         model(torch.randn(2, 4))
     assert seen == [2] and model[0].forward is theirs and own_forwards(model) == ["0"]
+
+
+def test_beside_a_run_a_model_is_not_taken_for_one_with_foreign_code():
+    """A second thread asks while the first is in a forward: whether the step can be captured must not hang on that."""
+    model, run = tiny_model("llama")[0], Run()
+    with few_row_products(model, run):
+        assert own_forwards(model) and _unknown_code(model) is None
+        model.lm_head.forward = lambda x: x
+        assert _unknown_code(model) == "the forward of lm_head is not torch's or transformers' own"
 
 
 def test_a_copy_made_inside_and_what_an_interrupt_left_are_put_back():

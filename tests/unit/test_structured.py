@@ -111,7 +111,7 @@ def xgrammar():
     return pytest.importorskip("xgrammar")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name != "weights"])  # which needs a dial on the model
 def test_every_method_answers_to_the_schema_and_ends(llama, xgrammar, name):
     made = ck.generate(*llama, *ASK, control=control(name), json_schema=NAME, max_new_tokens=60)
     for answer in made:
