@@ -83,7 +83,11 @@ LISTED = {
         joins=("heads.show:show", "heads.tune:tune", "heads.export:export"),
     ),
     "steer": Listed("steer:app", "A direction in the model that leads from its context to its memory."),
-    "weights": Listed("weights.mix:app", "Adapters between context and memory: one stream instead of two."),
+    "weights": Listed(
+        "weights.mix:app",
+        "Adapters between context and memory: one stream instead of two.",
+        joins=("weights.train:train",),
+    ),
     "eval": Listed(
         "eval.run:app",
         "Benchmarks of conflict: every method on every task, resumable, with intervals and a report.",

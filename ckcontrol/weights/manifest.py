@@ -1,4 +1,4 @@
-"""What a folder of adapters says of itself: the model it is for, and which adapter stands for which alpha.
+"""What a folder of adapters, or one adapter, says of itself: the model it is for, and which way it leads.
 
 JSON beside PEFT's own files, which stay as PEFT writes them. Knows fingerprints; loads no adapter.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HeadsError, WeightsError
 from ..heads.fingerprint import Fingerprint
@@ -17,9 +17,9 @@ from ..heads.fingerprint import Fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["NAME", "Manifest"]
+__all__ = ["NAME", "Manifest", "Training"]
 
-NAME = "ckcontrol-dial.json"
+NAME, ADAPTER = "ckcontrol-dial.json", "ckcontrol-adapter.json"
 VERSION = 1
 
 
@@ -85,4 +85,59 @@ class Manifest:
             raise WeightsError(
                 f"{str(folder)!r} is for another model: {name} is {mine!r} there and {theirs!r} here.",
                 "Load the model that its adapters were trained on.",
+            )
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an adapter came to be.
+
+    Attributes:
+        toward: ``"context"`` or ``"memory"``.
+        base: The model that it is for.
+        settings: What `train` was called with.
+        pairs: How many it was trained on.
+        held_out: How many were kept from it.
+        better: Of those, how many have a chosen answer that gained on the rejected one.
+        margin: Mean gain of the chosen over the rejected answer's log-probability on those, in nats.
+    """
+
+    toward: str
+    base: Fingerprint
+    settings: Mapping[str, Any]
+    pairs: int
+    held_out: int
+    better: int
+    margin: float
+
+    def write(self, folder: Path) -> None:
+        """Write it into the adapter's folder."""
+        told = {"version": VERSION, **asdict(self)}
+        (folder / ADAPTER).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def check(folder: Path, toward: str, base: Fingerprint) -> None:
+        """Refuse an adapter that says it leads the other way or is for another model; others say nothing.
+
+        Raises:
+            WeightsError: Names what differs, and both values.
+        """
+        path = folder / ADAPTER
+        if not path.exists():
+            return
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            leads, of = str(told["toward"]), Fingerprint.from_dict(told["base"])
+        except (OSError, ValueError, KeyError, TypeError, HeadsError) as error:
+            raise WeightsError(f"{str(path)!r} is damaged: {error}", "Train the adapter anew.") from error
+        if leads != toward:
+            raise WeightsError(
+                f"{str(folder)!r} leads toward {leads}, and is given as the adapter toward {toward}.",
+                "Give the adapter toward context first, then that toward memory.",
+            )
+        if (found := of.differs(base)) is not None:
+            name, mine, theirs = found
+            raise WeightsError(
+                f"{str(folder)!r} is an adapter of another model: {name} is {mine!r} there and {theirs!r} here.",
+                "Give the model that it was trained on.",
             )

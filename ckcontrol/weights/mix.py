@@ -18,7 +18,7 @@ from ..arguments import check_integer, check_number
 from ..errors import WeightsError, did_you_mean
 from ..heads.fingerprint import Fingerprint
 from .adapters import attach
-from .manifest import Manifest
+from .manifest import Manifest, Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +63,7 @@ def mix(
 
     Raises:
         WeightsError: An unknown method, an even number of steps, an existing folder, a folder that is no adapter, an
-            adapter of another model, or adapters that the method cannot merge.
+            adapter of another model or of the other side, or adapters that the method cannot merge.
         MissingExtra: PEFT is not installed.
     """
     sources, target = (Path(context), Path(memory)), Path(out)
@@ -75,6 +75,8 @@ def mix(
     if target.exists():
         raise WeightsError(f"{str(target)!r} exists.", "Give a new folder: nothing is overwritten.")
     base = Fingerprint.of(model)
+    for folder, side in zip(sources, ("context", "memory"), strict=True):
+        Training.check(folder, side, base)
     names = {i / (steps - 1): None if 2 * i == steps - 1 else f"step{i}" for i in range(steps)}
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

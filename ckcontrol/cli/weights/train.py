@@ -1,0 +1,74 @@
+"""``ckcontrol weights train``: an adapter toward context or memory, from the preference pairs of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import require
+from ...views.safe_text import clean
+from .. import options
+from ..bars import Bars
+from ..files import check_folder
+
+__all__ = ["train"]
+
+
+def train(
+    pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="What `eval export-pairs` wrote for this direction.")],
+    toward: Annotated[str, typer.Option(help="context or memory: which way the pairs lead.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Write the adapter here; a new folder.")],
+    model: options.Model = "demo",
+    steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 100,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per step.")] = 4,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter; both of a dial need the same.")] = 8,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="At the first step; falls to 0.")] = 1e-4,
+    beta: Annotated[float, typer.Option(help="Weight of staying near the model; lower goes further.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Draws first weights, order and what is held out.")] = 0,
+    max_length: Annotated[int, typer.Option("--max-length", help="Longest prompt and answer, in tokens.")] = 1024,
+    save_every: Annotated[int, typer.Option("--save-every", help="Steps between two checkpoints.")] = 10,
+    one_sided: Annotated[bool, typer.Option("--one-sided", help="Take pairs that show one error alone.")] = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+) -> None:
+    """Train a LoRA adapter toward context or memory on preference pairs, by DPO. Two of them make a dial.
+
+    Interrupted, the same command goes on from the last checkpoint.
+    """
+    require("weights", peft="peft", trl="trl")
+    from ...rates import wilson
+    from ...weights import train as train_adapter
+    from ...weights.pairs import read_pairs
+    from ...weights.train import partial
+
+    check_folder(out)
+    read_pairs(pairs, toward, one_sided=one_sided, seed=seed)  # refused before a model is loaded
+    loaded = options.load(model, device, dtype)
+    with Bars(kept=partial(out)) as bars:
+        made = train_adapter(
+            *loaded,
+            pairs,
+            out,
+            toward=toward,
+            steps=steps,
+            batch_size=batch_size,
+            rank=rank,
+            learning_rate=learning_rate,
+            beta=beta,
+            seed=seed,
+            max_length=max_length,
+            save_every=save_every,
+            one_sided=one_sided,
+            on_progress=bars,
+        )
+    if made.held_out:
+        low, high = wilson(made.better, made.held_out)
+        typer.echo(
+            f"Of {made.held_out} pairs held out, {made.better} have a chosen answer that gained on the rejected one "
+            f"({100 * low:.0f}–{100 * high:.0f} %), by {made.margin:.2f} nats in the mean."
+        )
+    else:
+        typer.echo("No pair was held out: the pairs are of fewer than 10 groups.")
+    typer.echo(clean(f"Wrote {out}: {made.pairs} pairs toward {toward}.", 4000))

@@ -1,0 +1,330 @@
+"""One of the two adapters of a dial: a LoRA trained on preference pairs by TRL's `DPOTrainer`, resumable.
+
+Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290, equation 7) against the model without the
+adapter, on the pairs of KnowPO's two errors (Zhang et al., AAAI 2025, arXiv 2408.03297). Checkpoints lie beside the
+adapter until it is there. Knows TRL and PEFT; knows no dial.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ..arguments import check_integer, check_number
+from ..decoding.refusals import check_tokenizer, position_limit
+from ..errors import UnsupportedMode, WeightsError, require
+from ..heads.fingerprint import Fingerprint
+from .manifest import Training
+from .pairs import Pairs, read_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["partial", "train"]
+
+WHOLE = "whole"  # marks a checkpoint that was written to its end
+IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def partial(out: Path) -> Path:
+    """Return the folder of the checkpoints of an unfinished adapter."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: str | Path,
+    out: str | Path,
+    *,
+    toward: str,
+    steps: int = 100,
+    batch_size: int = 4,
+    rank: int = 8,
+    learning_rate: float = 1e-4,
+    beta: float = 0.1,
+    seed: int = 0,
+    max_length: int = 1024,
+    save_every: int = 10,
+    one_sided: bool = False,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Training:
+    """Train a LoRA adapter toward context or memory, into a new folder that stock PEFT loads.
+
+    Interrupted, the same call goes on from the last checkpoint, and on a CPU it ends with the adapter that it would have
+    ended with. A tenth of the pairs' groups is held out; what the adapter does to them is returned, and chooses nothing.
+
+    Args:
+        model: The base, in memory and without adapters; left as it was.
+        tokenizer: Its tokenizer; left as it was.
+        pairs: What `ckcontrol.eval.export_pairs` wrote for the same direction.
+        out: A new folder; it appears whole or not at all. Until then ``<out>.partial`` holds the checkpoints.
+        toward: ``"context"`` or ``"memory"``.
+        steps: Steps of the optimiser, which bound the time; the pairs are gone through as often as that takes.
+        batch_size: Pairs per step.
+        rank: Of every linear layer's update; its scale is 2.
+        learning_rate: Of AdamW at the first step; it falls to 0 linearly.
+        beta: DPO's weight of staying near the base: lower goes further.
+        seed: Of the adapter's first weights, the order of the pairs and which are held out.
+        max_length: Longest prompt and answer, in tokens. Nothing is cut: a longer pair is refused.
+        save_every: Steps between two checkpoints.
+        one_sided: Take pairs of one of KnowPO's errors alone.
+        on_progress: Called with stage, steps done and steps in all.
+
+    Raises:
+        WeightsError: Pairs that cannot be used or lead the other way, an existing folder, unfinished training of other
+            settings, a model with adapters, or weights that are no longer finite.
+        ControlError: A number out of range.
+        UnsupportedMode: The model is compiled, or lies where TRL would not train it.
+        MissingExtra: PEFT or TRL is not installed.
+    """
+    require("weights", peft="peft", trl="trl")
+    target = Path(out)
+    settings: dict[str, Any] = {
+        "toward": toward,
+        "steps": check_integer("steps", steps, 1, 1_000_000),
+        "batch_size": check_integer("batch_size", batch_size, 1, 4096),
+        "rank": check_integer("rank", rank, 1, 1024),
+        "learning_rate": check_number("learning_rate", learning_rate, 1e-8, 1.0),
+        "beta": check_number("beta", beta, 1e-4, 100.0),
+        "seed": check_integer("seed", seed, 0, 2**31 - 1),
+        "max_length": check_integer("max_length", max_length, 2, 1_000_000),
+        "save_every": check_integer("save_every", save_every, 1, 1_000_000),
+    }
+    given = read_pairs(Path(pairs), toward, one_sided=one_sided, seed=seed)
+    if target.exists():
+        raise WeightsError(f"{str(target)!r} exists.", "Give a new folder: nothing is overwritten.")
+    _check_model(model, tokenizer, given.chat)
+    settings |= {"pairs": given.digest, "base": Fingerprint.of(model).to_dict()}
+    kept = partial(target)
+    kept.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(kept / ".lock", timeout=0):
+            checkpoint = _resumed(kept, settings)
+            with _as_it_was(model, tokenizer):
+                made = _trained(model, tokenizer, given, kept, settings, checkpoint, on_progress)
+            (kept / "adapter").rename(target)
+    except Timeout:
+        raise WeightsError(f"another process is training {str(target)!r}.", "Wait for it.") from None
+    except _Useless:
+        shutil.rmtree(kept, ignore_errors=True)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
+    return made
+
+
+class _Useless(WeightsError):
+    """What was done so far is not worth going on from."""
+
+
+def _check_model(model: Any, tokenizer: Any, chat: bool) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedMode("a compiled model cannot be trained.", "Give the model itself.")
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
+    if model.device.type == "cuda" and (model.device.index or 0) != 0:
+        raise UnsupportedMode(f"TRL does not train on {model.device}.", "Set CUDA_VISIBLE_DEVICES and take cuda:0.")
+    check_tokenizer(model, tokenizer)
+    if chat and not tokenizer.chat_template:
+        raise WeightsError(
+            "the pairs are chats, and the tokenizer has no chat template.",
+            "Take the instruct model that the run was made with, or pairs of a run in completion style.",
+        )
+
+
+def _resumed(folder: Path, settings: dict[str, Any]) -> Path | None:
+    """Return the last whole checkpoint of the same training; remember the settings of a new one.
+
+    Raises:
+        WeightsError: What the folder holds was begun with other settings.
+    """
+    file = folder / "settings.json"
+    if not file.exists():
+        aside = folder / "settings.new"
+        aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        aside.replace(file)
+    remedy = f"Repeat that, or remove {str(folder)!r} and begin anew."
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        differing = [name for name, value in settings.items() if begun[name] != value]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{str(file)!r} is damaged: {error}.", f"Remove {str(folder)!r} and begin anew.") from error
+    if differing:
+        name = differing[0]
+        mine, theirs = (("another model", "this one") if name == "base" else (begun[name], settings[name]))
+        raise WeightsError(f"{str(folder)!r} was begun with {name}={mine!r}, not {theirs!r}.", remedy)
+    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
+    for path in found.values():
+        if not (path / WHOLE).exists():  # interrupted while it was written
+            shutil.rmtree(path)
+    return next((found[step] for step in sorted(found, reverse=True) if found[step].exists()), None)
+
+
+def _trained(
+    model: Any,
+    tokenizer: Any,
+    pairs: Pairs,
+    folder: Path,
+    settings: dict[str, Any],
+    checkpoint: Path | None,
+    on_progress: Callable[[str, int, int], None] | None,
+) -> Training:
+    """Train, and write ``adapter`` into the folder."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        output_dir=str(folder),
+        max_steps=settings["steps"],
+        per_device_train_batch_size=settings["batch_size"],
+        per_device_eval_batch_size=1,  # so that a mean over batches is one over pairs
+        learning_rate=settings["learning_rate"],
+        beta=settings["beta"],
+        seed=settings["seed"],
+        max_length=None,
+        save_strategy="steps",
+        save_steps=settings["save_every"],
+        save_total_limit=2,
+        use_cpu=model.device.type == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=model.device.type == "cuda",
+    )
+    trainer: Any = None
+    try:
+        trainer = DPOTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(pairs.train),
+            eval_dataset=Dataset.from_list(pairs.held) if pairs.held else None,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=settings["rank"],
+                lora_alpha=2 * settings["rank"],
+                lora_dropout=0.0,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
+            callbacks=[_steps(on_progress)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        _check_lengths(trainer, pairs, min(settings["max_length"], position_limit(model) or 10**9))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters() if p.requires_grad):
+            raise _Useless(
+                f"the adapter is no longer finite after {settings['steps']} steps.",
+                f"Take a learning_rate below {settings['learning_rate']:g}.",
+            )
+        if on_progress is not None:
+            on_progress("Held out", 0, 0)
+        better, margin = _on_held(trainer) if pairs.held else (0.0, 0.0)
+        count = len(pairs.held)
+        base = Fingerprint.from_dict(settings["base"])
+        made = Training(settings["toward"], base, settings, len(pairs.train), count, round(better * count), margin)
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        trainer.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        made.write(folder / "adapter")
+        return made
+    finally:
+        _take_off(model)
+
+
+def _steps(on_progress: Callable[[str, int, int], None] | None) -> Any:
+    """Return what the trainer calls after each step and each checkpoint."""
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.on_step_end(args, state, control)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if on_progress is not None:
+                on_progress("Training", state.global_step, args.max_steps)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            made = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+            (made / WHOLE).touch()
+
+    return Steps()
+
+
+def _check_lengths(trainer: Any, pairs: Pairs, limit: int) -> None:
+    """Refuse a pair that would have to be cut."""
+    both = [trainer.train_dataset, *([trainer.eval_dataset] if pairs.held else [])]
+    rows = [row for data in both for row in data]
+    for line, row in zip(pairs.lines, rows, strict=True):
+        length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        if length > limit:
+            raise _Useless(
+                f"the pair of line {line} is {length:,} tokens long, over {limit:,}.",
+                "Leave it out of the file, or give a higher max_length where the model has room.",
+            )
+
+
+def _on_held(trainer: Any) -> tuple[float, float]:
+    """Return the share of held-out pairs whose chosen answer gained on the rejected one, and the mean gain in nats."""
+    trainer.evaluate()
+    told = next(row for row in reversed(trainer.state.log_history) if "eval_rewards/margins" in row)
+    return float(told["eval_rewards/accuracies"]), float(told["eval_rewards/margins"]) / trainer.args.beta
+
+
+def _take_off(model: Any) -> None:
+    """Put back the layers that PEFT wrapped; the trainer may have failed before it could be asked to."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module.get_base_layer())
+
+
+@contextmanager
+def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Give back, whatever happens, what a trainer changes: modes, token ids, dropout, random states, loud bars."""
+    import datasets
+    import numpy as np
+    import torch
+
+    owners = (model.config, model.generation_config)
+    ids = [(owner, name, getattr(owner, name)) for owner in owners for name in IDS if hasattr(owner, name)]
+    grown = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    dropped = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    pad, training, bars = tokenizer.pad_token, model.training, datasets.are_progress_bars_disabled()
+    drawn = random.getstate(), np.random.get_state()
+    datasets.disable_progress_bars()
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
+            yield
+    finally:
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
+        if not bars:
+            datasets.enable_progress_bars()
+        tokenizer.pad_token = pad
+        for owner, name, value in ids:
+            setattr(owner, name, value)
+        for parameter, grows in grown:
+            parameter.requires_grad_(grows)
+            parameter.grad = None
+        for module, p in dropped:
+            module.p = p
+        model.train(training)
