@@ -81,7 +81,7 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
             raise WeightsError(f"{str(path)!r}: {told}.", "Train on the pairs of runs of one style.")
     errors = {str(data.get("error")) for _, data in rows}
     if len(errors) == 1 and not one_sided:
-        told = f"all {len(rows)} pairs show {errors.pop()!r:.60}: a model trained on them learns one answer to everything"
+        told = f"all {len(rows)} pairs show {errors.pop()!r:.60}: a model learns one answer to everything from them"
         hint = "Run all five states and export again, or take them as they are: one_sided=True."
         raise WeightsError(f"{str(path)!r}: {told}.", hint)
     groups = sorted({_group(data) for _, data in rows}, key=lambda group: _rank(seed, group))

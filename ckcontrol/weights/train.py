@@ -1,7 +1,7 @@
 """One of the two adapters of a dial: a LoRA trained on preference pairs by TRL's `DPOTrainer`, resumable.
 
-Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290, equation 7) against the model without the
-adapter, on the pairs of KnowPO's two errors (Zhang et al., AAAI 2025, arXiv 2408.03297). Checkpoints lie beside the
+Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290, equation 7) against the model without
+the adapter, on the pairs of KnowPO's two errors (Zhang et al., AAAI 2025, arXiv 2408.03297). Checkpoints lie beside the
 adapter until it is there. Knows TRL and PEFT; knows no dial.
 """
 
@@ -59,8 +59,8 @@ def train(
 ) -> Training:
     """Train a LoRA adapter toward context or memory, into a new folder that stock PEFT loads.
 
-    Interrupted, the same call goes on from the last checkpoint, and on a CPU it ends with the adapter that it would have
-    ended with. A tenth of the pairs' groups is held out; what the adapter does to them is returned, and chooses nothing.
+    Interrupted, the same call goes on from the last checkpoint, and on a CPU it ends with the same adapter. A tenth of
+    the pairs' groups is held out; what the adapter does to them is returned, and chooses nothing.
 
     Args:
         model: The base, in memory and without adapters; left as it was.
@@ -161,7 +161,7 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> Path | None:
         raise WeightsError(f"{str(file)!r} is damaged: {error}.", f"Remove {str(folder)!r} and begin anew.") from error
     if differing:
         name = differing[0]
-        mine, theirs = (("another model", "this one") if name == "base" else (begun[name], settings[name]))
+        mine, theirs = ("another model", "this one") if name == "base" else (begun[name], settings[name])
         raise WeightsError(f"{str(folder)!r} was begun with {name}={mine!r}, not {theirs!r}.", remedy)
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
     for path in found.values():
@@ -294,6 +294,7 @@ def _take_off(model: Any) -> None:
         if isinstance(module, BaseTunerLayer):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module.get_base_layer())
+    vars(model).pop("peft_config", None)  # PEFT's mark on a model that has adapters
 
 
 @contextmanager
@@ -313,6 +314,7 @@ def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT sees to it
             yield
     finally:
         random.setstate(drawn[0])
