@@ -83,6 +83,7 @@ def train(
         WeightsError: Pairs that cannot be used or lead the other way, an existing folder, unfinished training of other
             settings, a model with adapters, or weights that are no longer finite.
         ControlError: A number out of range.
+        HeadsError: The model's family is unknown.
         UnsupportedMode: The model is compiled, or lies where TRL would not train it.
         MissingExtra: PEFT or TRL is not installed.
     """
@@ -148,12 +149,14 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> Path | None:
     Raises:
         WeightsError: What the folder holds was begun with other settings.
     """
+    for path in folder.glob("checkpoint-*"):
+        if not (path / WHOLE).exists():  # interrupted while it was written
+            shutil.rmtree(path)
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     file = folder / "settings.json"
-    if not file.exists():
-        aside = folder / "settings.new"
-        aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        aside.replace(file)
-    remedy = f"Repeat that, or remove {str(folder)!r} and begin anew."
+    if not found:
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return None
     try:
         begun = json.loads(file.read_text(encoding="utf-8"))
         differing = [name for name, value in settings.items() if begun[name] != value]
@@ -162,12 +165,11 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> Path | None:
     if differing:
         name = differing[0]
         mine, theirs = ("another model", "this one") if name == "base" else (begun[name], settings[name])
-        raise WeightsError(f"{str(folder)!r} was begun with {name}={mine!r}, not {theirs!r}.", remedy)
-    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
-    for path in found.values():
-        if not (path / WHOLE).exists():  # interrupted while it was written
-            shutil.rmtree(path)
-    return next((found[step] for step in sorted(found, reverse=True) if found[step].exists()), None)
+        raise WeightsError(
+            f"{str(folder)!r} was begun with {name}={mine!r}, not {theirs!r}.",
+            f"Repeat that, or remove {str(folder)!r} and begin anew.",
+        )
+    return found[-1]
 
 
 def _trained(
