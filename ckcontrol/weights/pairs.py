@@ -66,8 +66,8 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
                     raise WeightsError(f"{str(path)!r}: line {row.number} is no preference pair: {why}.", remedy)
                 rows.append((row.number, row.data))
     except (OSError, TableError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise WeightsError(f"{str(path)!r} cannot be read: {why}.", remedy) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"{str(path)!r} cannot be read: {reason}.", remedy) from error
     if not rows:
         raise WeightsError(f"{str(path)!r} holds no pairs.", remedy)
     for number, data in rows:

@@ -46,7 +46,7 @@ def train(
     out: str | Path,
     *,
     toward: str,
-    steps: int = 100,
+    steps: int = 50,
     batch_size: int = 4,
     rank: int = 8,
     learning_rate: float = 1e-4,

@@ -21,7 +21,7 @@ def train(
     toward: Annotated[str, typer.Option(help="context or memory: which way the pairs lead.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Write the adapter here; a new folder.")],
     model: options.Model = "demo",
-    steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 100,
+    steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 50,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per step.")] = 4,
     rank: Annotated[int, typer.Option(help="Rank of the adapter; both of a dial need the same.")] = 8,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="At the first step; falls to 0.")] = 1e-4,
