@@ -82,6 +82,13 @@ class Control:
         policy: Policy = vars(self)["_policy"]
         return policy
 
+    def without_passages(self) -> Control:
+        """Return what is left of it where there are no passages: nothing is to steer, unless it is in the weights.
+
+        Two equal streams must not run beside each other: rounding would look like a conflict.
+        """
+        return self if self.policy().in_weights else Control(method="off")
+
     @property
     def shortlist(self) -> Shortlist:
         """`candidates` and `candidate_ratio` as one value."""

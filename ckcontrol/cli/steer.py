@@ -11,18 +11,14 @@ import typer
 from . import options
 from .bars import Bars
 from .files import check_writable
-from .words import TextCommand
+from .words import TextCommand, group
 
 if TYPE_CHECKING:
     from ..heads.directions.find import Found
 
 __all__ = ["app", "find"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group()
 
 
 @app.command("find", cls=TextCommand)

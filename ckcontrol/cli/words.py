@@ -12,15 +12,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 from ..errors import ControlError
 
-__all__ = ["TextCommand", "called", "in_options"]
+__all__ = ["TextCommand", "called", "group", "in_options"]
 
 VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
 
 QUOTED_WORD = r"""(['"])[\w.:/-]+\1"""
+
+
+def group() -> typer.Typer:
+    """Return a group of commands, as yet without any."""
+    return typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 class TextCommand(TyperCommand):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..control import Control
 from ..errors import ControlError, UnsupportedMode
-from ..policies import Weights, check_drafts, per_row
+from ..policies import check_drafts, per_row
 from ..policies.off import OFF
 from ..policies.sources import Lifted, combination
 from .drafts import Drafts
@@ -173,7 +173,7 @@ def plan_of(
         return said(tokenizer, ids, stop=options.stop, ends=ends, thinking=pairs[0].thinking).text
 
     given = [c.policy() for c in controls]
-    policies = [p if two or isinstance(p, Weights) else OFF for p, two in zip(given, steered, strict=True)]
+    policies = [p if two or p.in_weights else OFF for p, two in zip(given, steered, strict=True)]
     adapters = contextual.adapters = adapters_of(model, policies, options.compile)
 
     def parametric() -> Stream:

@@ -22,7 +22,7 @@ from transformers import LogitsProcessor
 
 from ..control import Control, controls_for
 from ..errors import NonFiniteLogits, UnsupportedMode
-from ..policies import Weights, check_drafts, per_row, stand_in
+from ..policies import check_in_weights, per_row, stand_in
 from .fused_step import fused_step
 from .refusals import check_model
 from .streams import Stream
@@ -65,8 +65,10 @@ class CKLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self.parametric_ids = parametric_ids
         self.parametric_mask = parametric_mask
         controls = controls_for(control, parametric_ids.shape[0])
-        check_drafts([p for c in controls if isinstance(p := c.policy(), Weights)], "CKLogitsProcessor")
-        self.policy = per_row([stand_in(c.policy()) for c in controls])
+        policies = [c.policy() for c in controls]
+        for policy in policies:
+            check_in_weights(policy, "CKLogitsProcessor")
+        self.policy = per_row([stand_in(policy) for policy in policies])
         self._shortlist = controls[0].shortlist
         self.vocab_size = vocab_size
         self.reset()

@@ -78,7 +78,7 @@ def few_row_products(model: nn.Module, user: object) -> Iterator[None]:
     finally:
         _HERE.on = False
         with _LOCK:
-            if _is_last(model, user):
+            if _leaves_last(model, user):
                 _put_back(_LAYERS.get(user, {}).get(id(model), ()))
 
 
@@ -86,12 +86,12 @@ def leave_few_row_products(model: nn.Module, user: object) -> None:
     """Give the model's layers their own forward back, unless others use ours. Does no harm where it is in place."""
     _HERE.on = False
     with _LOCK:
-        _LAYERS.pop(user, None)
-        if _is_last(model, user):
-            _put_back(model.modules())
+        if _leaves_last(model, user):
+            changed = _LAYERS.get(user, {}).get(id(model))
+            _put_back(model.modules() if changed is None else changed)  # not entered: a copy of one that was, maybe
 
 
-def _is_last(model: nn.Module, user: object) -> bool:
+def _leaves_last(model: nn.Module, user: object) -> bool:
     users = _USERS.get(id(model), weakref.WeakSet())
     users.discard(user)
     if not users:

@@ -18,7 +18,7 @@ from ..fusion.distributions import Shortlist, log_probs
 from ..fusion.kernel import average, blend, fuse
 from ..fusion.signals import Signals
 from ..fusion.source_signals import SourceSignals
-from ..policies import AnswerPolicy, Evidence, Policy, Weights, check_drafts, draft_policies, read_drafts
+from ..policies import AnswerPolicy, Evidence, Policy, check_in_weights, draft_policies, read_drafts
 from ..policies.sources import SourcePolicy
 from .refusals import input_device
 from .segments import seed_of_round, segment, segmented
@@ -72,7 +72,7 @@ def reference_generate(
     if device.type == "meta":  # offloaded by accelerate
         device = input_device(model)
     policy = control.policy()
-    check_drafts([policy] if isinstance(policy, Weights) else [], "reference_generate")
+    check_in_weights(policy, "reference_generate")
 
     def draft(by: Policy, begun: Sequence[int] = (), number: int = 0) -> tuple[list[int], Evidence, bool]:
         """Decode under a token policy, after what is decided; return the ids and what both streams made of them.

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _ALIKE = 16  # tokens that rows must begin with alike, such as a system's turn, for these to be run once
+_WORTHWHILE = 8  # columns of another stream; fewer are run again as fast as they are copied
 _RUNNING: ContextVar[tuple[str, ...] | None] = ContextVar("running_streams", default=None)
 
 
@@ -297,9 +298,6 @@ def _select(cache: Cache, rows: Tensor) -> None:
             "Use a method that decodes one draft, such as Control('cad').",
         )
     select(rows)
-
-
-_WORTHWHILE = 8  # columns; fewer are run again as fast as they are copied
 
 
 def _hooked(model: PreTrainedModel) -> bool:

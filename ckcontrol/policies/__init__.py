@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from .acd import ACD
 from .adacad import AdaCAD
-from .answer_policy import AnswerPolicy, Evidence, check_drafts, draft_policies, stand_in, surprise, token_policy
+from .answer_policy import (
+    AnswerPolicy,
+    Evidence,
+    check_drafts,
+    check_in_weights,
+    draft_policies,
+    stand_in,
+    surprise,
+    token_policy,
+)
 from .arr import ARR
 from .base import TAU_MAX, Decision, Policy, build, names, register, tau_from_alpha
 from .cad import CAD
@@ -47,6 +56,7 @@ __all__ = [
     "Weights",
     "build",
     "check_drafts",
+    "check_in_weights",
     "draft_policies",
     "first_sentence",
     "idle",

@@ -17,13 +17,13 @@ from warnings import warn
 from ..errors import UnsupportedMode
 from ..fusion.signals import Signals
 from .base import Decision, Policy
-from .weights import Weights
 
 __all__ = [
     "STAND_IN_TAU",
     "AnswerPolicy",
     "Evidence",
     "check_drafts",
+    "check_in_weights",
     "draft_policies",
     "stand_in",
     "surprise",
@@ -182,6 +182,23 @@ def stand_in(policy: Policy) -> Policy:
     return instead
 
 
+def check_in_weights(policy: Policy, where: str) -> None:
+    """Refuse a policy that changes the model row by row.
+
+    Args:
+        policy: Of a request.
+        where: What the caller came through, as the error names it.
+
+    Raises:
+        UnsupportedMode: It does.
+    """
+    if policy.in_weights:
+        raise UnsupportedMode(
+            f"method {policy.name!r} needs an adapter of its own for every row, which {where} does not give.",
+            "Use ckcontrol.generate, Rag or `ckcontrol serve`.",
+        )
+
+
 def check_drafts(policies: Iterable[Policy], where: str) -> None:
     """Refuse policies whose drafts need more than what both streams make of them, where there is no more.
 
@@ -193,11 +210,7 @@ def check_drafts(policies: Iterable[Policy], where: str) -> None:
         UnsupportedMode: One of them needs the passages without the question, to start drafts anew, or adapters.
     """
     for policy in policies:
-        if isinstance(policy, Weights):
-            raise UnsupportedMode(
-                f"method 'weights' needs an adapter of its own for every row, which {where} does not give.",
-                "Use ckcontrol.generate, Rag or `ckcontrol serve`.",
-            )
+        check_in_weights(policy, where)
         if isinstance(policy, AnswerPolicy) and policy.segmented:
             raise UnsupportedMode(
                 f"segments=True starts drafts anew from the one that was chosen, which {where} cannot.",

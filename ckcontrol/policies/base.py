@@ -76,6 +76,8 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    in_weights: ClassVar[bool] = False
+    """The model itself is changed, row by row: this acts without passages too, where nothing else is to steer."""
 
     @property
     def neutral(self) -> bool:

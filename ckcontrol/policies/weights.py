@@ -21,6 +21,7 @@ class Weights(OnDial):
     """The adapter nearest to alpha, of the dial that was loaded onto the model; 0.5 is the model without any."""
 
     name: ClassVar[str] = "weights"
+    in_weights: ClassVar[bool] = True
     neutral = True
     amplifies = False
 

@@ -162,9 +162,8 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
         if path != CHAT:
             _refuse(body, _OF_CHATS, f"only {CHAT} takes it")
     texts = read_texts(source, path == CHAT, body, limits)
-    if source == "passages" and not texts.passages and control.method != "weights":
-        # Nothing to steer, and rounding must not look like a conflict.
-        control = Control(method="off")
+    if source == "passages" and not texts.passages:
+        control = control.without_passages()
     for name, low, high in (("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31), ("min_tokens", 0, 2**31)):
         if body.get(name) is not None:
             integer(name, body[name], low, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..control import Control, drafts, overriding
+from ..control import drafts, overriding
 from ..decoding.conversation import question_of, read_turns
 from ..errors import RetrievalError, ServingError
 from ..retrieval.overrides import Overrides, hit_of
@@ -66,7 +66,7 @@ class Retriever:
         except (RetrievalError, ValueError) as error:
             raise ServingError(f"ck.retrieve: {error}") from error
         hits = [hit for hit in found if hit.passage.text.strip()]
-        control = request.control if hits or request.control.method == "weights" else Control(method="off")
+        control = request.control if hits else request.control.without_passages()
         store = getattr(self._index, "overrides", None)
         asked_for = store.find([question], wanted.where)[0] if question and isinstance(store, Overrides) else None
         if asked_for is not None:

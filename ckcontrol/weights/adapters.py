@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingExtra, WeightsError
+from ..errors import WeightsError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["attach", "check_adapter"]
+__all__ = ["attach", "check_adapter", "check_unadapted"]
 
 
 def check_adapter(folder: Path) -> Mapping[str, Any]:
@@ -38,6 +38,18 @@ def check_adapter(folder: Path) -> Mapping[str, Any]:
     return dict(config)
 
 
+def check_unadapted(model: PreTrainedModel) -> None:
+    """Refuse a model that has a dial or adapters already.
+
+    Raises:
+        WeightsError: It has.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
+
+
 def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
     """Return a `PeftModel` of a model and some adapters; the model itself then holds their layers.
 
@@ -49,13 +61,10 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
         WeightsError: A folder that is no adapter, an adapter of another model, or a model that has adapters already.
         MissingExtra: PEFT is not installed.
     """
-    try:
-        from peft import PeftConfig, PeftModel
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError as error:
-        raise MissingExtra("peft", "weights") from error
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
+    require("weights", peft="peft")
+    from peft import PeftConfig, PeftModel
+
+    check_unadapted(model)
     wrapped: Any = None
     try:
         for name, folder in folders.items():

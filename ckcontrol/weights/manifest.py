@@ -80,12 +80,8 @@ class Manifest:
         Raises:
             WeightsError: Names what differs, and both values.
         """
-        if (found := self.base.differs(Fingerprint.of(model))) is not None:
-            name, mine, theirs = found
-            raise WeightsError(
-                f"{str(folder)!r} is for another model: {name} is {mine!r} there and {theirs!r} here.",
-                "Load the model that its adapters were trained on.",
-            )
+        what = f"{str(folder)!r} is for another model"
+        _same(self.base, Fingerprint.of(model), what, "Load the model that its adapters were trained on.")
 
 
 @dataclass(frozen=True)
@@ -135,9 +131,11 @@ class Training:
                 f"{str(folder)!r} leads toward {leads}, and is given as the adapter toward {toward}.",
                 "Give the adapter toward context first, then that toward memory.",
             )
-        if (found := of.differs(base)) is not None:
-            name, mine, theirs = found
-            raise WeightsError(
-                f"{str(folder)!r} is an adapter of another model: {name} is {mine!r} there and {theirs!r} here.",
-                "Give the model that it was trained on.",
-            )
+        what = f"{str(folder)!r} is an adapter of another model"
+        _same(of, base, what, "Give the model that it was trained on.")
+
+
+def _same(there: Fingerprint, here: Fingerprint, what: str, hint: str) -> None:
+    if (found := there.differs(here)) is not None:
+        name, mine, theirs = found
+        raise WeightsError(f"{what}: {name} is {mine!r} there and {theirs!r} here.", hint)

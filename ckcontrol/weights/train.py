@@ -22,6 +22,7 @@ from ..arguments import check_integer, check_number
 from ..decoding.refusals import check_tokenizer, position_limit
 from ..errors import UnsupportedMode, WeightsError, require
 from ..heads.fingerprint import Fingerprint
+from .adapters import check_unadapted
 from .manifest import Training
 from .pairs import Pairs, read_pairs
 
@@ -127,12 +128,9 @@ class _Useless(WeightsError):
 
 
 def _check_model(model: Any, tokenizer: Any, chat: bool) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     if hasattr(model, "_orig_mod"):
         raise UnsupportedMode("a compiled model cannot be trained.", "Give the model itself.")
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
+    check_unadapted(model)
     if model.device.type == "cuda" and (model.device.index or 0) != 0:
         raise UnsupportedMode(f"TRL does not train on {model.device}.", "Set CUDA_VISIBLE_DEVICES and take cuda:0.")
     check_tokenizer(model, tokenizer)

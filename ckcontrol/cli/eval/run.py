@@ -13,7 +13,7 @@ from ...errors import ControlError, EvalError
 from ...views.safe_text import clean
 from .. import files, options
 from ..bars import Bars
-from ..words import TextCommand
+from ..words import TextCommand, group
 
 if TYPE_CHECKING:
     from ...eval.running.engine import Engine
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "run"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group()
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; a stopped run goes on there.")]
 Tasks = Annotated[
     list[str],

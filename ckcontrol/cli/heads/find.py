@@ -12,7 +12,7 @@ from ...views.safe_text import clean
 from .. import options
 from ..bars import Bars
 from ..files import check_writable
-from ..words import TextCommand
+from ..words import TextCommand, group
 from .show import best_heads, figures, print_heads
 
 if TYPE_CHECKING:
@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "find", "summary"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = group()
 
 Facts = Annotated[Path, typer.Option("--facts", metavar="FILE", help="JSON lines: relation, subject, answer, cloze.")]
 Relations = Annotated[list[str], typer.Option("--relation", help="Use only this relation. Repeatable.")]

@@ -10,20 +10,11 @@ import typer
 from ...views.safe_text import clean
 from .. import options
 from ..files import check_folder
-from ..words import TextCommand
+from ..words import TextCommand, group
 
 __all__ = ["app", "mix"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback()
-def weights() -> None:
-    """Adapters between context and memory: one stream instead of two."""
+app = group()
 
 
 @app.command("mix", cls=TextCommand)

@@ -172,11 +172,7 @@ class SteeredLLM:
             )
             for question, passages in asked
         ]
-        # Without passages the streams are one: nothing to steer, and rounding must not look like a conflict.
-        used = [
-            c if p.passages or c.method == "weights" else Control(method="off")
-            for c, p in zip(controls, pairs, strict=True)
-        ]
+        used = [c if p.passages else c.without_passages() for c, p in zip(controls, pairs, strict=True)]
         own = [[Job(i, draft) for draft in params.drafts(control)] for i, control in enumerate(used)]
         self.lost = {}
         alone: dict[int, list[int]] = {}
