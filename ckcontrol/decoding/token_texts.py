@@ -263,25 +263,33 @@ class StopTexts:
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, since: int = 0, last: bool = True) -> list[str]:
     """Return the text each id added; special tokens by their name.
 
     A character spread over several tokens is attributed to the last of them, the earlier ones get "".
+
+    Args:
+        tokenizer: Of the model.
+        ids: The answer so far.
+        since: How many ids were told by earlier calls; what they added is left out.
+        last: No id follows. If one may, ids at the end that hold a part of a character are left out, as what they added
+            is not known yet: calls with `since` then tell together what one call with all ids tells.
     """
     special = set(tokenizer.all_special_ids)
     texts = []
-    start = done = 0
-    for i, token in enumerate(ids):
+    start, done = max(0, since - _WINDOW), since
+    start = max([start, *(i + 1 for i in range(start, since) if ids[i] in special)])
+    for i, token in enumerate(ids[since:], since):
         if token in special:
             texts.append(str(tokenizer.convert_ids_to_tokens(token)))
             start = done = i + 1
             continue
         before = tokenizer.decode(ids[start:done], skip_special_tokens=False)
         now = tokenizer.decode(ids[start : i + 1], skip_special_tokens=False)
-        if now.endswith("�") and i + 1 < len(ids) and i + 1 - done < 8:
+        if now.endswith("�") and not (last and i + 1 == len(ids)) and i + 1 - done < 8:
             texts.append("")
             continue
         texts.append(now[len(before) :])
         done = i + 1
         start = max(start, done - _WINDOW)
-    return texts
+    return texts if last else texts[: done - since]

@@ -243,11 +243,13 @@ class LocalSource:
                 held.append(piece)
                 continue
             choice: dict[str, Any] = {"index": 0, "text": piece, "logprobs": None}
+            telling = ids[told:]
             if self._job.favourites is not None:
-                choice["logprobs"] = await asyncio.to_thread(self._logprobs, ids, told)
-            choice |= {"finish_reason": end.reason if end else None, "token_ids": ids[told:]}
+                scores = choice["logprobs"] = await asyncio.to_thread(self._logprobs, ids, told, end is not None)
+                telling = telling[: len(scores["tokens"])]
+            choice |= {"finish_reason": end.reason if end else None, "token_ids": telling}
             part: dict[str, Any] = self._base | {"choices": [choice]}
-            told = len(ids)
+            told += len(telling)
             if not self.streams:
                 part["usage"] = self._usage(ids)
             self._begin()
@@ -289,10 +291,12 @@ class LocalSource:
         prompt = len(self._job.pair.contextual)
         return {"prompt_tokens": prompt, "completion_tokens": len(ids), "total_tokens": prompt + len(ids)}
 
-    def _logprobs(self, ids: Sequence[int], told: int) -> dict[str, Any]:
-        """Return, of the tokens from the place `told` on, what the distribution that each was drawn from says."""
-        start = max(0, told - 4)  # what a token adds to the text depends on those before it
-        texts = pieces(self._tokenizer, ids[start:])[told - start :]
+    def _logprobs(self, ids: Sequence[int], told: int, last: bool) -> dict[str, Any]:
+        """Return, of the tokens from the place `told` on, what the distribution that each was drawn from says.
+
+        Before the `last` ones, a token that holds a part of a character waits for those that hold the rest of it.
+        """
+        texts = pieces(self._tokenizer, ids, since=told, last=last)
         form: dict[str, Any] = {"tokens": texts, "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for place, text in enumerate(texts, told):
             logp, likeliest = self._job.scored[place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tokenizers import AddedToken
 
 import ckcontrol as ck
 from ckcontrol.decoding.options import GenerateOptions
-from ckcontrol.decoding.token_texts import THOUGHTS, Thoughts, split_thought
+from ckcontrol.decoding.token_texts import THOUGHTS, Thoughts, pieces, split_thought
 from ckcontrol.errors import ControlError, PromptError
 from ckcontrol.models.tiny import tiny_model
 
@@ -308,3 +309,18 @@ def test_thoughts_are_parted_alike_however_a_text_arrives(text: str, opened: boo
         assert (answer.strip(), thinking) == (want, thought or ""), size
         assert thought is not None or answer == text, "an answer without a thought is as it was"
         assert not thought or answer == want
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_each_token_added_is_told_alike_however_they_arrive(byte, seed):
+    rng = random.Random(seed)
+    texts = ["a", " b", "é", "中", "🙂", "\ufffd", "क्"]
+    known = byte("".join(rng.choices(texts, k=6)), add_special_tokens=False)["input_ids"]
+    ids = known + [rng.randrange(len(byte)) for _ in range(14)]  # then halves of characters and special tokens
+    rng.shuffle(ids) if seed % 2 else None
+    told: list[str] = []
+    for place in sorted(rng.sample(range(len(ids)), rng.randint(0, 9))):
+        told += pieces(byte, ids[:place], since=len(told), last=False)
+        assert "".join(told) == "".join(pieces(byte, ids)[: len(told)])
+    told += pieces(byte, ids, since=len(told))
+    assert told == pieces(byte, ids)
