@@ -50,18 +50,17 @@ def test_unknown_id_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_id_without_a_network_is_one_sentence_at_once(tmp_path: Path) -> None:
     """Nobody listens at the hub's address; left to themselves, the loaders would ask twelve times in 74 seconds."""
     code = (
-        "import ckcontrol.models.load as m, time; from ckcontrol.errors import ModelUnavailable\n"
+        "import ckcontrol.models.load as m; from ckcontrol.errors import ModelUnavailable\n"
         "import transformers, torch\n"
-        "begun = time.monotonic()\n"
         "try: m.load('nobody/no-such-model', device='cpu')\n"
-        "except ModelUnavailable as error: print(error, int(time.monotonic() - begun), sep='\\n')\n"
+        "except ModelUnavailable as error: print(error)\n"
     )
     environ = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    said, seconds = done.stdout.splitlines()
+    (said,) = done.stdout.splitlines()
     assert said.startswith("'nobody/no-such-model' could not be loaded: ") and "network" in said
-    assert int(seconds) < 15 and "Retrying" not in done.stderr
+    assert "Retrying" not in done.stderr
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -247,13 +246,11 @@ def test_markup_is_not_interpreted_in_the_terminal() -> None:
     assert "[red]not markup[/red]" in printed(answer(token(HOSTILE["markup"]), token("x")), 200)
 
 
-def test_a_megabyte_token_is_cut_and_quick() -> None:
-    start = time.perf_counter()
+def test_a_megabyte_token_is_cut() -> None:
     given = answer(token("a" * 1_000_000), token("x"), question="q" * 1_000_000, passage="\x1b[" * 500_000)
     source, terminal = answer_page(given), printed(given)
     assert len(source) < 60_000 and len(terminal) < 10_000
     assert "characters)" in source and "characters)" in terminal
-    assert time.perf_counter() - start < 2
 
 
 def test_clean_strips_sequences_whole_and_keeps_language() -> None:
