@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 
 from .browser import WIDE, Page
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background: what it starts would be deaf too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 
 
