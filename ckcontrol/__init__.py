@@ -36,6 +36,7 @@ _WHERE = {
     "generate": ".decoding.generate",
     "head_set": ".fusion.distributions",
     "load": ".models.load",
+    "question_writer": ".atomic_questions",
     "reference_generate": ".decoding.reference",
     "register": ".policies",
 }
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .answer import Answer, TokenTrace
+    from .atomic_questions import question_writer
     from .control import Control
     from .decoding.asynchronous import agenerate, astream
     from .decoding.generate import generate
@@ -87,6 +89,7 @@ __all__ = [
     "generate",
     "head_set",
     "load",
+    "question_writer",
     "reference_generate",
     "register",
 ]

@@ -31,7 +31,7 @@ FLOORS = [
     ["answer"],
     ["decoding", "models"],
     ["heads", "retrieval"],
-    ["rag", "weights"],
+    ["atomic_questions", "rag", "weights"],
     ["eval", "integrations", "serving"],
     ["demo", "doctor", "vllm"],
     ["cli"],

@@ -5,6 +5,7 @@
     index.search("Which river runs through Paris?", k=4, mode="hybrid", where={"lang": "en"})
     index.add(read(["docs/"])); index.remove(documents=["docs/old.md"])
 
+`write_questions` keeps questions that each text answers beside it, so that a question finds a text by a question.
 `from_retriever` gives a LangChain, LlamaIndex or Haystack retriever the same `search`; `MilvusIndex` is the same index
 over an engine that several machines share. Nothing heavy is imported before it is used.
 """
@@ -18,6 +19,7 @@ from .embed import Embedder, TextEncoder
 from .index import Index
 from .milvus.index import MilvusIndex
 from .overrides import Override, Overrides, read_overrides
+from .questions import QuestionChange, write_questions
 from .reading.read import read
 from .rerank import Reranker, TextScorer
 from .types import Document, Hit, Passage, Skipped
@@ -32,6 +34,7 @@ __all__ = [
     "Override",
     "Overrides",
     "Passage",
+    "QuestionChange",
     "Reranker",
     "Retriever",
     "Skipped",
@@ -40,4 +43,5 @@ __all__ = [
     "from_retriever",
     "read",
     "read_overrides",
+    "write_questions",
 ]

@@ -182,6 +182,25 @@ def _no_bar(name_or_path: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+class AsQueries:
+    """An embedder that takes every text for a query: questions are compared with questions.
+
+    Args:
+        embedder: What made the index.
+    """
+
+    def __init__(self, embedder: TextEncoder) -> None:
+        self._embedder = embedder
+        self.dim = embedder.dim
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._embedder, name)
+
+    def encode(self, texts: Sequence[str], *, query: bool = False) -> Any:
+        """Return [n, dim] for texts, all of them embedded as queries."""
+        return self._embedder.encode(texts, query=True)
+
+
 # --- which embedder it is -----------------------------------------------------------------------------------------
 #
 # A fingerprint is the embedder's vectors of two fixed texts, one embedded as a query and one as a passage. It survives

@@ -26,6 +26,7 @@ from .types import METRICS, Document, Hit, Passage, check_choice
 if TYPE_CHECKING:
     from .embed import TextEncoder
     from .store.manifest import Manifest
+    from .store.snapshot import Snapshot
     from .store.verify import CheckResult
     from .store.writer import Writer
     from .where import Condition
@@ -241,8 +242,9 @@ class Index(PassageIndex):
         Raises:
             IndexMismatch: What it wrote is damaged or of another embedder; this object goes on with what it has.
         """
-        found = generations.pointer(self.path)
-        if found is None or found[0] == self._snapshot.manifest.generation:
+        from .store.snapshot import current
+
+        if current(self.path) in (None, self._snapshot.number):
             return False
         self._swap()
         return True
@@ -285,8 +287,26 @@ class Index(PassageIndex):
         if mode != "dense" and not snapshot.manifest.words and not self._told:
             self._told = True
             log.warning("The words of the index at %s are %s.", self.path, WORDS_OF_OLD)
+        if mode != "bm25" and snapshot.asked is not None and not snapshot.checked:
+            self._check_questions(snapshot)
         vectors = None if mode == "bm25" else self.embedder.encode(queries, query=True)
         return snapshot.search(queries, vectors, k, conditions, mode, effort, nearest)
+
+    def _check_questions(self, snapshot: Snapshot) -> None:
+        """Leave out the questions of a snapshot that another embedder embedded; say so once."""
+        from .embed import AsQueries, check_identity
+
+        snapshot.checked = True
+        try:
+            if snapshot.questions is not None:
+                check_identity(AsQueries(self.embedder), snapshot.questions.manifest.embedder)
+        except IndexMismatch:
+            snapshot.asked = None
+            log.warning(
+                "The questions of the index at %s are of another embedder and are not used: "
+                "ckcontrol index questions embeds them again.",
+                self.path,
+            )
 
     @property
     def overrides(self) -> Overrides | None:
@@ -329,6 +349,8 @@ class Index(PassageIndex):
         data = asdict(self._snapshot.manifest)
         data["embedder"].pop("fingerprint")
         data["overrides"] = len(self._snapshot.overrides)
+        asked = self._snapshot.asked
+        data["questions"], data["questioned"] = (0, 0) if asked is None else asked.counts
         data["dead"] = data["rows"] - data["texts"]
         data["bytes"] = sum(entry["bytes"] for entry in data["files"].values())
         return {"path": str(self.path), **data}

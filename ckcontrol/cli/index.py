@@ -22,7 +22,8 @@ from .progress import WriteProgress
 from .words import TextCommand
 
 if TYPE_CHECKING:
-    from ..retrieval import Document, Index
+    from ..retrieval import Document, Index, QuestionChange
+    from ..retrieval.questions import QuestionWriter
 
 __all__ = ["index_app"]
 
@@ -97,6 +98,14 @@ def build(
         Path | None,
         typer.Option(metavar="FILE", help="Facts that outrank what is found: docs/overrides.md.", show_default=False),
     ] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Have this model write the questions that each passage answers, as index questions does.",
+            show_default=False,
+        ),
+    ] = None,
     encoding: Encoding = None,
     text_field: TextField = None,
     json: options.AsJson = False,
@@ -117,6 +126,7 @@ def build(
     progress = WriteProgress(out, context.command)
     with _nothing_made(progress):
         documents = _read(_there(sources, progress), progress, encoding, text_field)
+    write = _writer(questions) if questions is not None else None
     loaded = options.load_embedder(embedder, normalize=metric is VectorMetric.cosine)
     with _resumable(again), _nothing_made(progress), progress:
         index = Index.build(
@@ -133,6 +143,8 @@ def build(
             on_skip=progress.on_skip,
             on_progress=progress.on_progress,
         )
+    if write is not None and questions is not None:
+        _write_questions(index, write, questions)
     _summarise(index, progress, json)
 
 
@@ -206,6 +218,34 @@ def override(
         typer.echo(f"{_count(len(read), 'override')} in {clean(str(index))}.")
 
 
+@index_app.command("questions", cls=TextCommand)
+def questions(
+    index: options.Folder,
+    model: options.Model = "demo",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Passages at once.")] = 8,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    embedder: options.Embedder = None,
+    json: options.AsJson = False,
+) -> None:
+    """Have a model write the questions that each passage answers; a search then finds passages by them too.
+
+    Every batch is kept: after an interruption the same command goes on. Later it asks only of what is new.
+    """
+    opened = options.open_index(index, embedder, load=True)
+    change = _write_questions(opened, _writer(model, device, dtype), model, batch_size)
+    if json:
+        _echo_json({"questions": change._asdict(), "index": opened.info()})
+        return
+    data = opened.info()
+    none = f"; of {_count(change.without, 'text')} the model made none" if change.without else ""
+    gone = f"; {_count(change.removed, 'question')} of texts that are gone removed" if change.removed else ""
+    typer.echo(
+        f"{_count(change.written, 'question')} written for {_count(change.asked, 'text')}{none}{gone}. "
+        f"{_questions(data)} in {clean(str(index))}."
+    )
+
+
 @index_app.command("info", cls=TextCommand)
 def info(index: options.Folder, json: options.AsJson = False) -> None:
     """Say what an index holds and how it was made."""
@@ -227,6 +267,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
             "vectors": f"{settings['metric']}, {settings['dtype']}, {embedder['dim']} numbers each",
             "embedder": f"{embedder['name']}{revision}",
             **({"overrides": f"{data['overrides']:,} that outrank what is found"} if data["overrides"] else {}),
+            **({"questions": _questions(data)} if data["questions"] else {}),
             "tokens": cut,
             **({} if data["words"] else {"words": WORDS_OF_OLD}),
             "size": _size(data["bytes"]),
@@ -348,11 +389,33 @@ def _summarise(index: Index, progress: WriteProgress, json: bool) -> None:
             "documents": " · ".join(f"{counts[name]:,} {name}" for name in ("added", "replaced", "unchanged")),
             "passages": f"{_passages(data)}{folded}",
             "embedded": f"{_count(counts['embedded'], 'text')}{reused}",
+            **({"questions": _questions(data)} if data["questions"] else {}),
             "kind": _why(data),
         }
         _grid(rows | ({"skipped": f"{_count(counts['skipped'], 'input')}, named above"} if progress.skipped else {}))
     if progress.skipped:
         raise typer.Exit(SKIPPED)
+
+
+def _writer(model: str, device: str | None = None, dtype: str | None = None) -> QuestionWriter:
+    from ..atomic_questions import question_writer
+
+    return question_writer(*options.load(model, device, dtype))
+
+
+def _write_questions(index: Index, write: QuestionWriter, model: str, batch_size: int = 8) -> QuestionChange:
+    from ..retrieval import write_questions
+    from .bars import Bars
+
+    again = f"Those written so far are kept: ckcontrol index questions {index.path} --model {model} goes on."
+    with _resumable(clean(again, None)), Bars() as bars:
+        return write_questions(index, write, batch_size=batch_size, on_progress=bars)
+
+
+def _questions(data: dict[str, Any]) -> str:
+    return (
+        f"{_count(data['questions'], 'question')} that {data['questioned']:,} of {_count(data['texts'], 'text')} answer"
+    )
 
 
 def _passages(data: dict[str, Any]) -> str:

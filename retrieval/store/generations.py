@@ -5,6 +5,7 @@
       3/             generation 3: manifest.json and the files it names, never changed after they are published
       unfinished     embeddings of a write that was interrupted (`unfinished.py`)
       lock           held by the one writer
+      questions/     an index of its own: what this one's texts answer (`retrieval/questions.py`)
 
 A write makes a new numbered folder, complete, flushed to disk, and then replaces ``CURRENT``. Killed before that, the
 index is the old one; after it, the new one. A reader holds a shared lock on its manifest for as long as it is open, and
@@ -36,7 +37,9 @@ __all__ = ["Generation", "clean", "open_current", "publish", "write_lock"]
 CURRENT = "CURRENT"
 UNFINISHED = "unfinished"
 LOCK = "lock"
-OURS = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK)
+QUESTIONS = "questions"
+QUESTIONS_LOCK = "questions.lock"
+OURS = (CURRENT, CURRENT + ".new", UNFINISHED, LOCK, QUESTIONS, QUESTIONS_LOCK)
 NUMBER = re.compile(r"[1-9]\d{0,11}", re.ASCII)
 FILES = {NAME, "texts.sqlite", "vectors.faiss", "ann.faiss", "overrides.json"}  # what a generation may hold
 POINTER = re.compile(rb"([1-9]\d{0,11}) ([0-9a-f]{64})\n")
@@ -127,8 +130,8 @@ def _nothing(root: Path) -> str:
 
 
 @contextlib.contextmanager
-def write_lock(root: Path) -> Iterator[None]:
-    """Hold the index as its only writer.
+def write_lock(root: Path, name: str = LOCK) -> Iterator[None]:
+    """Hold the index as its only writer, or as the only one who has its questions written.
 
     Raises:
         IndexLocked: Another process, or another thread of this one, is writing.
@@ -140,7 +143,7 @@ def write_lock(root: Path) -> Iterator[None]:
         raise MissingExtra("filelock", "retrieval") from error
     with storing(root):
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / LOCK, thread_local=False)
+        lock = FileLock(root / name, thread_local=False)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

@@ -18,20 +18,19 @@ from ckcontrol.errors import IndexMismatch, RetrievalError
 from ..overrides import Override, read_overrides
 from ..types import Hit
 from ..where import Condition
-from .generations import Generation, open_current
+from .asked import ANSWERED, Asked, Ranked
+from .generations import CURRENT, QUESTIONS, Generation, open_current, pointer
 from .texts import TextReader
 from .vectors import DECIMALS, Rows, Vectors
 
 OVERRIDES = "overrides.json"
 
-__all__ = ["MODES", "Snapshot", "fuse_ranks"]
+__all__ = ["MODES", "Snapshot", "current", "fuse_ranks"]
 
 MODES = ("dense", "bm25", "hybrid")
 CONSTANT = 60  # of reciprocal rank fusion (Cormack, Clarke, Buettcher, SIGIR 2009)
 DEPTH = 100  # hits that each of the two contributes to the fusion, at least
 REMEMBERED = 32  # filters whose rows are kept
-
-Ranked = list[tuple[int, float]]  # (text number, score), best first
 
 
 class Snapshot:
@@ -62,11 +61,35 @@ class Snapshot:
                 self.overrides = read_overrides(Override(**{**f, "prompts": tuple(f["prompts"])}) for f in facts)
             except (ValueError, TypeError, KeyError, RetrievalError) as error:
                 raise IndexMismatch(OVERRIDES, f"{OVERRIDES} cannot be read: {error}", "Set them again.") from error
+        self.asked: Asked | None = None
+        self.checked = False  # that `asked` is of the embedder in use
+        self.questions = self._open_questions(root / QUESTIONS)
         self._remembered: OrderedDict[str, Rows] = OrderedDict()
         self._lock = Lock()
 
+    def _open_questions(self, root: Path) -> Snapshot | None:
+        if not (root / CURRENT).exists():
+            return None
+        try:
+            questions = Snapshot(root)
+        except IndexMismatch as error:
+            again = f"Delete the folder {str(root)!r}; ckcontrol index questions writes them again."
+            raise IndexMismatch(f"{QUESTIONS}/{error.field}", f"of its questions, {error}", again) from error
+        numbers = self.texts.digests()
+        belongs = [(row, numbers[digest]) for row, digest in questions.texts.marked(ANSWERED) if digest in numbers]
+        if belongs:
+            self.asked = Asked(questions.vectors, questions.manifest.rows, belongs)
+        return questions
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """The generation, and that of its questions; 0 without any."""
+        return self.manifest.generation, 0 if self.questions is None else self.questions.manifest.generation
+
     def close(self) -> None:
         """Let go of the files; searches under way end first."""
+        if self.questions is not None:
+            self.questions.close()
         self.texts.close()
         self._generation.close()
 
@@ -92,7 +115,7 @@ class Snapshot:
                     f"the embedder gave {len(vectors)} vectors for {len(queries)} queries.",
                     "Return one per query.",
                 )
-            ranked.append(self.vectors.search(vectors, depth, self._rows(conditions), effort))
+            ranked.append(self._nearest(vectors, depth, self._rows(conditions), effort))
         if mode != "dense":
             ranked.append([self.texts.bm25(query, depth, conditions) for query in queries])
         if nearest is not None and len(ranked) == 2:
@@ -101,7 +124,7 @@ class Snapshot:
                 rows = Rows.of(both, self.manifest.rows)
                 near = {
                     num
-                    for num, score in self.vectors.search(vectors[place : place + 1], len(both), rows)[0]
+                    for num, score in self._nearest(vectors[place : place + 1], len(both), rows)[0]
                     if score >= nearest
                 }
                 for ranking in ranked:
@@ -110,6 +133,13 @@ class Snapshot:
         wanted = sorted({num for hits in merged for num, _ in hits})
         passages = self.texts.fetch(wanted, conditions)
         return [[Hit(passages[num], score, rank) for rank, (num, score) in enumerate(hits, 1)] for hits in merged]
+
+    def _nearest(self, vectors: Any, k: int, rows: Rows, effort: int | None = None) -> list[Ranked]:
+        """Return the texts nearest to each query, by themselves or by a question they answer."""
+        found = self.vectors.search(vectors, k, rows, effort)
+        if self.asked is None:
+            return found
+        return self.asked.join(found, vectors, k, rows, self.manifest.rows, effort)
 
     def _rows(self, conditions: tuple[Condition, ...]) -> Rows:
         key = repr(conditions)  # not the tuple: True and 1 are equal, but not as filters
@@ -135,3 +165,9 @@ def fuse_ranks(rankings: Sequence[Ranked]) -> Ranked:
         for rank, (num, _) in enumerate(ranking, 1):
             scores[num] = scores.get(num, 0.0) + 1 / (CONSTANT + rank)
     return sorted(((num, round(score, DECIMALS)) for num, score in scores.items()), key=lambda hit: (-hit[1], hit[0]))
+
+
+def current(root: Path) -> tuple[int, int] | None:
+    """Return what `Snapshot.number` would be now; None where nothing was published."""
+    found, asked = pointer(root), pointer(root / QUESTIONS)
+    return None if found is None else (found[0], 0 if asked is None else asked[0])

@@ -122,6 +122,18 @@ class TextReader:
                         found[num] = Passage(name, text, source, json.loads(metadata))
         return found
 
+    def digests(self) -> dict[str, int]:
+        """Return the number of every text by its digest in hexadecimal."""
+        with self.connection() as link:
+            return {digest.hex(): num for digest, num in link.execute("SELECT digest, num FROM texts")}
+
+    def marked(self, name: str) -> list[tuple[int, str]]:
+        """Return (num, value) of every passage whose metadata have a text of this name."""
+        with self.connection() as link:
+            rows = link.execute("SELECT num, metadata FROM passages")
+            values = [(num, json.loads(metadata).get(name)) for num, metadata in rows]
+        return [(num, value) for num, value in values if isinstance(value, str)]
+
     def every(self) -> Iterator[Passage]:
         """Yield all passages in corpus order."""
         with self.connection() as link:

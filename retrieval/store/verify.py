@@ -65,6 +65,9 @@ def verify(path: Path) -> list[CheckResult]:
                 findings.append(CheckResult(name, False, str(error)))
     finally:
         snapshot.close()
+    if snapshot.questions is not None:
+        inside = verify(path / generations.QUESTIONS)
+        findings += [found._replace(check=f"{generations.QUESTIONS}: {found.check}") for found in inside]
     return findings
 
 
