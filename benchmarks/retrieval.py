@@ -1,6 +1,7 @@
 """Retrieval, measured: quality on SciFact, kinds of index at a million vectors, and what a search costs over raw FAISS.
 
     python benchmarks/retrieval.py scifact --data FOLDER     nDCG@10, recall@10 of dense, BM25, hybrid (BEIR layout)
+    python benchmarks/retrieval.py questions [--data FOLDER] what questions written by a model add: hit@1, hit@5, MRR
     python benchmarks/retrieval.py kinds [--rows 1000000]    build time, memory, latency, recall of each kind
     python benchmarks/retrieval.py overhead                  search latency, ours / raw FAISS on the same index
 
@@ -25,8 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from desk_questions import desk
 
-from ckcontrol.retrieval import Document, Embedder, Index, Passage
+import ckcontrol as ck
+import ckcontrol.demo
+from ckcontrol.eval.figures.intervals import difference
+from ckcontrol.eval.items.states import rank
+from ckcontrol.retrieval import Document, Embedder, Index, Passage, write_questions
 from ckcontrol.retrieval.store import vectors
 
 DIM = 384
@@ -85,6 +91,73 @@ def scifact(data: Path, work: Path, cut: bool) -> list[dict[str, Any]]:
 def _ndcg(found: Sequence[str], relevant: set[str]) -> float:
     gain = sum(1 / math.log2(place + 2) for place, doc in enumerate(found) if doc in relevant)
     return gain / sum(1 / math.log2(place + 2) for place in range(min(10, len(relevant))))
+
+
+# --- atomic questions ---------------------------------------------------------------------------------------------
+
+
+def sets(data: Path | None, limit: int) -> dict[str, tuple[list[Passage], list[tuple[str, str, set[str]]]]]:
+    """Name -> passages, and questions as (topic, text, ids of what answers it)."""
+    here = Path(ckcontrol.demo.__file__ or "").parent
+    corpus = [json.loads(line) for line in (here / "corpus.jsonl").open(encoding="utf-8")]
+    asked = [json.loads(line) for line in (here / "questions.jsonl").open(encoding="utf-8")]
+    demo = [Passage(each["id"], each["text"]) for each in corpus]
+    found = {"demo": (demo, [(q["passage_id"], q["question"], {q["passage_id"]}) for q in asked])}
+    office = [record for record in desk() if record.id.endswith("/one")]
+    passages = {record.group: Passage(record.group, record.passages[0]) for record in office}  # one filling each
+    wordings = {(record.group, record.question) for record in office}
+    found["desk"] = (list(passages.values()), [(topic, text, {topic}) for topic, text in sorted(wordings)])
+    if data is not None:
+        claims = {q["_id"]: q["text"] for q in map(json.loads, (data / "queries.jsonl").open(encoding="utf-8"))}
+        relevant: dict[str, set[str]] = defaultdict(set)
+        for line in (data / "qrels" / "test.tsv").read_text().splitlines()[1:]:
+            claim, doc, _ = line.split("\t")
+            relevant[claim].add(doc)
+        kept: set[str] = set()
+        claimed = []
+        for claim in sorted(relevant, key=lambda claim: rank(0, claim)):
+            if len(kept | relevant[claim]) <= limit:
+                kept |= relevant[claim]
+                claimed.append((claim, claims[claim], relevant[claim]))
+        docs = [json.loads(line) for line in (data / "corpus.jsonl").open(encoding="utf-8")]
+        found["scifact"] = (
+            [Passage(d["_id"], d["title"] + "\n" + d["text"]) for d in docs if d["_id"] in kept],
+            claimed,
+        )
+    return found
+
+
+def questions(data: Path | None, work: Path, model: str, limit: int) -> list[dict[str, Any]]:
+    embedder, rows = Embedder("demo"), []
+    write = ck.question_writer(*ck.load(model, device="cpu"))
+    for name, (passages, asked) in sets(data, limit).items():
+        folder = work / name
+        index = (
+            Index.open(folder, embedder) if (folder / "CURRENT").exists() else Index.build(passages, embedder, folder)
+        )
+        texts, topics = [text for _, text, _ in asked], [topic for topic, _, _ in asked]
+
+        def places(index: Index, texts: list[str] = texts, asked: Any = asked) -> np.ndarray:
+            found = index.search(texts, k=min(100, len(index)))
+            pairs = zip(found, asked, strict=True)
+            return np.array(
+                [min((h.rank for h in hits if h.passage.id in ids), default=10**9) for hits, (_, _, ids) in pairs]
+            )
+
+        with Index.build(passages, embedder) as bare:
+            without = places(bare)
+        began = time.process_time()
+        change = write_questions(index, write)
+        seconds = time.process_time() - began
+        found = places(index)
+        row: dict[str, Any] = {"set": name, "passages": len(index), "asked": len(asked), "model": model}
+        row |= {"questions": index.info()["questions"], "without": change.without, "cpu_s": round(seconds)}
+        for what, value in (("hit@1", lambda at: at <= 1), ("hit@5", lambda at: at <= 5), ("mrr", lambda at: 1 / at)):
+            gap = difference(value(found) * 1.0, value(without) * 1.0, topics)
+            row[what] = [round(100 * x, 1) for x in (gap.b, gap.a, gap.value, gap.low, gap.high)]
+        rows.append(row)
+        _print(row)
+    return rows
 
 
 # --- kinds --------------------------------------------------------------------------------------------------------
@@ -259,9 +332,10 @@ def _print(row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", nargs="?", choices=["scifact", "kinds", "overhead"], default="overhead")
+    parser.add_argument("what", nargs="?", choices=["scifact", "questions", "kinds", "overhead"], default="overhead")
     parser.add_argument("--data", type=Path, help="scifact: the folder with corpus.jsonl, queries.jsonl, qrels/")
     parser.add_argument("--cut", action="store_true", help="scifact: also with abstracts cut into passages")
+    parser.add_argument("--model", default="demo", help="questions: who writes them; --rows: most SciFact abstracts")
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--searches", type=int, default=200)
     parser.add_argument("--work", type=Path, help="keep the indexes here, and use those that are there")
@@ -278,6 +352,8 @@ def main() -> None:
             if not args.data:
                 parser.error("scifact needs --data")
             rows = scifact(args.data, work, args.cut)
+        elif args.what == "questions":
+            rows = questions(args.data, work, args.model, args.rows or 100)
         elif args.what == "kinds":
             rows = kinds(args.rows or 1_000_000, work, args.searches)
         else:

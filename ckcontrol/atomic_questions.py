@@ -42,7 +42,7 @@ How soon do parcels leave the warehouse?
 _TEMPLATE = PromptTemplate(instruction=_EXAMPLES, question="Text: {question}\n", answer="Questions:\n", chat=False)
 _NUMBERED = re.compile(r"\W*(?:\d{1,2}[.):]|[Qq]\d{0,2}[.):])?\s*")
 _LONGEST = 200  # characters of a question: longer ones are the text again
-_READ = 4_000  # characters of a text that the model is shown
+_READ = 1_024  # tokens of a text that the model is shown, about
 _NEW_TOKENS = 96
 
 
@@ -63,14 +63,19 @@ def question_writer(
     """Return a function from texts to the questions that each of them answers, for `Index.write_questions`.
 
     The model, base or chat, is shown two worked examples and goes on greedily, in one batch per call; no passages, no
-    steering. A text of which it makes no question gets an empty list.
+    steering. A text of which it makes no question gets an empty list; of a long one it sees about 1,024 tokens.
+
+    Raises (the function):
+        PromptError: A text is blank, or the model's window does not hold the examples and a text.
     """
 
     def write(texts: Sequence[str]) -> list[list[str]]:
+        if not texts:
+            return []
         answers = generate(
             model,
             tokenizer,
-            [" ".join(text[:_READ].split()) for text in texts],
+            [_beginning(tokenizer, " ".join(text.split())) for text in texts],
             control=Control("off"),
             template=_TEMPLATE,
             max_new_tokens=_NEW_TOKENS,
@@ -79,3 +84,8 @@ def question_writer(
         return [questions_in(answer.text) for answer in answers]
 
     return write
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    size = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return text[: len(text) * _READ // max(size, _READ)]

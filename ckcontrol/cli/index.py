@@ -240,6 +240,9 @@ def questions(
     data = opened.info()
     none = f"; of {_count(change.without, 'text')} the model made none" if change.without else ""
     gone = f"; {_count(change.removed, 'question')} of texts that are gone removed" if change.removed else ""
+    if not change.asked:
+        typer.echo(f"Nothing to ask: every text was asked of{gone}. {_questions(data)} in {clean(str(index))}.")
+        return
     typer.echo(
         f"{_count(change.written, 'question')} written for {_count(change.asked, 'text')}{none}{gone}. "
         f"{_questions(data)} in {clean(str(index))}."

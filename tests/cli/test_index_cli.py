@@ -33,10 +33,30 @@ def told(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.parametrize("command", ["build", "add", "remove", "override", "info", "verify"])
+@pytest.mark.parametrize("command", ["build", "add", "remove", "override", "questions", "info", "verify"])
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(app, ["index", command, "--help"])
     assert result.exit_code == 0 and "--json" in result.output
+
+
+def test_questions_are_written_with_the_index_or_later(
+    tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writer(*_: object) -> Any:  # the tiny model asks nothing
+        return lambda texts: [[f"What of {text.split()[0]}?"] for text in texts]
+
+    out, later = str(tmp_path / "i"), str(tmp_path / "j")
+    build = ["index", "build", str(docs), "--embedder", embedder, "--out"]
+    assert run(capsys, *build, out, "--questions", "no/such model", code=1)[1] and not (tmp_path / "i").exists()
+    monkeypatch.setattr(index_command, "_writer", writer)
+    made = told(capsys, *build, out, "--questions", "tiny")["index"]
+    assert made["questions"] and made["questioned"] == made["texts"]
+    run(capsys, *build, later)
+    done = told(capsys, "index", "questions", later, "--model", "tiny")
+    assert done["questions"]["asked"] == done["index"]["texts"] == made["texts"]
+    assert "Nothing to ask" in run(capsys, "index", "questions", later, "--model", "tiny")[0]
+    assert f"{made['questions']} question" in run(capsys, "index", "info", later)[0]
+    assert all(check["ok"] for check in told(capsys, "index", "verify", later)["checks"])
 
 
 def test_overrides_are_set_shown_kept_and_taken_out(
