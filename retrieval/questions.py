@@ -66,7 +66,7 @@ def write_questions(
         on_progress: Called with ("Questions", texts done, texts there are).
 
     Raises:
-        RetrievalError: `write` did not give a list of texts for each text; a `MilvusIndex`, which has no place for them.
+        RetrievalError: `write` did not give a list of texts for each text; or a `MilvusIndex`, which has none.
         IndexLocked: Another process is writing questions of this index.
     """
     check_count("batch_size", batch_size)
