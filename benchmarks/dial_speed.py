@@ -6,6 +6,7 @@ ratios to the unmodified model. Answers differ in length between controls: each 
 answers, drafts that were not given left out.
 
     python benchmarks/dial_speed.py --batch 1 8 --context 64 512
+    python benchmarks/dial_speed.py --first 12      when a streamed answer's first sentence is there, in CPU time
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from statistics import median
 from typing import Any
 
 import ckcontrol as ck
+from ckcontrol.decoding.segments import segment
 from ckcontrol.eval.items.shipped_facts import load_capitals
+from ckcontrol.policies import sentence_end
 
 CONTROLS = {
     "off": ck.Control("off"),
@@ -26,6 +29,10 @@ CONTROLS = {
     "dial, segments": ck.Control("dial", alpha=0.6, segments=True),
     "dial, alpha 0.3": ck.Control("dial", alpha=0.3),
     "trustmargin": ck.Control("trustmargin"),
+}
+SEGMENTS = {
+    "dial, segments": CONTROLS["dial, segments"],
+    "segments, alpha 0.3": ck.Control("dial", alpha=0.3, segments=True),
 }
 FILLER = "The region is known for its hills, its rivers and its long winters. "
 
@@ -57,6 +64,54 @@ def measure(
     return {name: (median(values), tokens[name]) for name, values in taken.items()}
 
 
+class First:
+    """A streamer that notes the CPU time at which the first sentence of an answer has ended, or the answer has."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._ids, self._prompt = tokenizer, list[int](), True
+        self.at: float | None = None
+        self.text = ""
+
+    def put(self, value: Any) -> None:
+        if self._prompt:
+            self._prompt = False
+            return
+        self._ids += value.flatten().tolist()
+        if self.at is None and segment(self._ids, self._tokenizer.decode)[1]:
+            self.at = time.process_time()
+
+    def end(self) -> None:
+        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        self.at = time.process_time() if self.at is None else self.at
+
+
+def first(model: Any, tokenizer: Any, count: int, rounds: int, new: int) -> None:
+    """Print the CPU time to the first sentence of answers in two sentences, over the unmodified model's."""
+    for control in ("dial, segments", "segments, alpha 0.3"):
+        ratios, several = [], 0
+        for fact in load_capitals()[:count]:
+            question = f"{fact.question} Answer in one sentence, and say in a second one what the region is known for."
+            taken: dict[str, list[float]] = {"off": [], control: []}
+            for _ in range(rounds):
+                for name, seconds in taken.items():
+                    streamer, start = First(tokenizer), time.process_time()
+                    ck.generate(
+                        model,
+                        tokenizer,
+                        question,
+                        [fact.passage_false + " " + FILLER],
+                        control=SEGMENTS.get(name, CONTROLS["off"]),
+                        max_new_tokens=new,
+                        streamer=streamer,
+                        trace=False,
+                    )
+                    seconds.append((streamer.at or start) - start)
+            several += sentence_end(streamer.text) is not None and len(streamer.text.split(". ")) > 1
+            ratios.append(min(taken[control]) / min(taken["off"]))
+        row = {"control": control, "questions": count, "of two sentences": several, "median": round(median(ratios), 2)}
+        print(json.dumps(row | {"all": [round(ratio, 2) for ratio in sorted(ratios)]}), flush=True)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -65,8 +120,12 @@ def main() -> None:
     parser.add_argument("--context", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--first", type=int, metavar="N", help="time the first sentence of this many answers instead")
     given = parser.parse_args()
     model, tokenizer = ck.load(given.model)
+    if given.first:
+        first(model, tokenizer, given.first, given.rounds, given.new_tokens)
+        return
     for batch in given.batch:
         for context in given.context:
             found = measure(model, tokenizer, batch, context, given.rounds, given.new_tokens)
