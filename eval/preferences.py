@@ -2,8 +2,9 @@
 
 KnowPO (Zhang et al., AAAI 2025, arXiv 2408.03297) names two errors: contextual ignorance, where the passages are to be
 followed and were not, and contextual over-inclusion, where they are beside the point, or false beside a true one, and
-were. A pair is one error of one answer of a run, with the answer that does not make it. Both are taken from the run
-wherever it has both; where it has only one, the other is the same text with the name that it gives replaced.
+were. A pair is one error of one answer of a run, with the answer that does not make it. Where both sides have a name,
+both answers are one text of the run with the name that it gives replaced: they differ in the source that they follow
+and in nothing else. Answers as the run has them on both sides, which differ in their wording too, are there on request.
 
 Knows records, samples and verdicts; knows no model and no trainer.
 """
@@ -77,7 +78,9 @@ class Exported:
     skipped: Mapping[str, int]
 
 
-def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], toward: str) -> Pair | str:
+def preference(
+    task: str, record: Record, answers: Sequence[tuple[str, str]], toward: str, *, as_said: bool = False
+) -> Pair | str:
     """Return the pair of one record, or why it has none.
 
     Args:
@@ -87,6 +90,7 @@ def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], to
         answers: Arm and text, in order of preference; those that name neither answer are rejected where nothing that
             follows the other side can be.
         toward: One of `TOWARD`.
+        as_said: Take both answers from the run wherever it has both, however else they differ.
     """
     if record.state == "conflict":
         from_passage, error = toward == "context", IGNORANCE if toward == "context" else INCLUSION
@@ -95,7 +99,18 @@ def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], to
     else:
         return f"state {record.state} names no source"
     told = [(arm, text, verdict(text, record.ctx_answers, record.par_answers)) for arm, text in answers if text.strip()]
+    goal, other = (record.ctx_answers, record.par_answers) if from_passage else (record.par_answers, record.ctx_answers)
     wanted = "contextual" if from_passage else "parametric"
+    if not as_said and goal and other and not {*goal} & {*other}:
+        sides = (wanted, "contextual", "parametric") if record.state == "conflict" else (wanted,)
+        named = [each for side in sides for each in told if each[2].source == side and _once(each, record)]
+        if not named:
+            return "no answer names one source, and once"
+        arm, text, found = named[0]
+        new = _replaced(text, found, (other if found.source == wanted else goal)[0]).strip()
+        both = [(text.strip(), arm), (new, SUBSTITUTED)]
+        (chosen, wrote), (rejected, made) = both if found.source == wanted else both[::-1]
+        return Pair(task, record, error, chosen, rejected, (wrote, made))
     right = [each for each in told if each[2].source in (wanted, "both")]
     wrong = [each for each in told if each[2].source not in (wanted, "both")]
     named = [each for each in wrong if each[2].source != "neither"]
@@ -103,7 +118,6 @@ def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], to
         return "every answer is right"
     if not told:
         return "no arm answered in words"
-    goal, other = (record.ctx_answers, record.par_answers) if from_passage else (record.par_answers, record.ctx_answers)
     if not right and not (goal and named):
         return "no answer follows the wanted source"
     if not wrong and not other:
@@ -195,6 +209,15 @@ def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: b
 
 def _counted(pairs: Iterable[Pair]) -> dict[tuple[str, str], int]:
     return dict(sorted(Counter((pair.error, pair.record.state) for pair in pairs).items()))
+
+
+def _once(answer: tuple[str, str, Verdict], record: Record) -> bool:
+    """Whether an answer names either side no second time, so that the other name can stand in its place."""
+    _, text, found = answer
+    if found.span is None:
+        return False
+    rest = _replaced(text, found, " | ")
+    return verdict(rest, record.ctx_answers, record.par_answers).source == "neither"
 
 
 def _replaced(text: str, found: Verdict, name: str) -> str:

@@ -16,7 +16,7 @@ from ..errors import ControlError, UnsupportedMode
 from ..policies import Policy, Weights
 from .refusals import bare
 
-__all__ = ["BASE", "DIALS", "adapters_of", "row_adapters", "rows_take"]
+__all__ = ["BASE", "DIALS", "adapters_of", "by_adapter", "row_adapters", "rows_take"]
 
 BASE = "__base__"  # PEFT's name, in a batch of several adapters, for a row without one
 # Model -> alpha -> name of its adapter.
@@ -78,3 +78,17 @@ def adapters_of(model: Any, policies: Sequence[Policy], compile: bool | None) ->
         for policy in policies
     )
     return None if set(names) == {BASE} else names
+
+
+def by_adapter(model: Any, policies: Sequence[Policy]) -> dict[str | None, list[int]]:
+    """Return the places of the policies that share an adapter, in order; None: those of the base model.
+
+    Raises:
+        ControlError: As `adapters_of`, for a single policy.
+        UnsupportedMode: The same.
+    """
+    places: dict[str | None, list[int]] = {}
+    for i, policy in enumerate(policies):
+        (name,) = adapters_of(model, [policy], None) or (None,)
+        places.setdefault(name, []).append(i)
+    return places

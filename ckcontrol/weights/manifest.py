@@ -5,6 +5,7 @@ JSON beside PEFT's own files, which stay as PEFT writes them. Knows fingerprints
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -73,6 +74,14 @@ class Manifest:
         if not {0.0, 0.5, 1.0} <= set(adapters):
             raise WeightsError(f"{str(path)!r} lacks alpha 0, 0.5 or 1.", "Make the dial anew.")
         return found
+
+    def card(self, folder: Path) -> dict[str, Any]:
+        """Return what a run says of its dial, JSON-ready: method, alphas, and a SHA-256 over its adapters' weights."""
+        digest = hashlib.sha256()
+        for _, name in sorted(self.adapters.items()):
+            if name is not None:
+                digest.update((folder / name / "adapter_model.safetensors").read_bytes())
+        return {"method": self.method, "alphas": sorted(self.adapters), "sha256": digest.hexdigest()}
 
     def check(self, model: PreTrainedModel, folder: Path) -> None:
         """Refuse a model that the dial was not made for.
