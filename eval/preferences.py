@@ -2,9 +2,10 @@
 
 KnowPO (Zhang et al., AAAI 2025, arXiv 2408.03297) names two errors: contextual ignorance, where the passages are to be
 followed and were not, and contextual over-inclusion, where they are beside the point, or false beside a true one, and
-were. A pair is one error of one answer of a run, with the answer that does not make it. Where both sides have a name,
-both answers are one text of the run with the name that it gives replaced: they differ in the source that they follow
-and in nothing else. Answers as the run has them on both sides, which differ in their wording too, are there on request.
+were. A pair is one error of one answer of a run, with the answer that does not make it. Both are taken from the run
+wherever it has both; where it has only one, the other is the same text with the name that it gives replaced. With
+`same_words` they always are one text with one name or the other, wherever both sides have a name: such pairs differ in
+the source that they follow and in nothing else, and nothing else is learnt from them.
 
 Knows records, samples and verdicts; knows no model and no trainer.
 """
@@ -23,6 +24,7 @@ from ckcontrol.errors import EvalError, did_you_mean
 
 from .items.states import rank
 from .judging.verdict import Verdict, verdict
+from .metrics import mentions
 from .records import Record
 from .run_files import items, read_card, samples, write_bytes
 
@@ -79,7 +81,7 @@ class Exported:
 
 
 def preference(
-    task: str, record: Record, answers: Sequence[tuple[str, str]], toward: str, *, as_said: bool = False
+    task: str, record: Record, answers: Sequence[tuple[str, str]], toward: str, *, same_words: bool = False
 ) -> Pair | str:
     """Return the pair of one record, or why it has none.
 
@@ -90,7 +92,9 @@ def preference(
         answers: Arm and text, in order of preference; those that name neither answer are rejected where nothing that
             follows the other side can be.
         toward: One of `TOWARD`.
-        as_said: Take both answers from the run wherever it has both, however else they differ.
+        same_words: Where both sides have a name, take one text of the run, which names one of them once, and its copy
+            with the other name; whether an arm made the error does not matter then. Of a state other than conflict
+            the text is one that is right.
     """
     if record.state == "conflict":
         from_passage, error = toward == "context", IGNORANCE if toward == "context" else INCLUSION
@@ -101,7 +105,7 @@ def preference(
     told = [(arm, text, verdict(text, record.ctx_answers, record.par_answers)) for arm, text in answers if text.strip()]
     goal, other = (record.ctx_answers, record.par_answers) if from_passage else (record.par_answers, record.ctx_answers)
     wanted = "contextual" if from_passage else "parametric"
-    if not as_said and goal and other and not {*goal} & {*other}:
+    if same_words and told and goal and other and not {*goal} & {*other}:
         sides = (wanted, "contextual", "parametric") if record.state == "conflict" else (wanted,)
         named = [each for side in sides for each in told if each[2].source == side and _once(each, record)]
         if not named:
@@ -153,7 +157,15 @@ def balanced(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
     return [pair for pair in pairs if id(pair) in kept]
 
 
-def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: bool = True, seed: int = 0) -> Exported:
+def export_pairs(
+    folder: Path,
+    out: Path,
+    *,
+    toward: str = "context",
+    balance: bool = True,
+    same_words: bool = True,
+    seed: int = 0,
+) -> Exported:
     """Write the preference pairs of a run as JSON lines, in TRL's preference format.
 
     Of a run in chat style, or of a server, ``prompt``, ``chosen`` and ``rejected`` are messages (TRL's conversational
@@ -165,6 +177,7 @@ def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: b
         out: The file; replaced whole, or not at all.
         toward: ``"context"`` or ``"memory"``.
         balance: Leave out pairs, see `balanced`.
+        same_words: As in `preference`.
         seed: For `balanced`.
 
     Raises:
@@ -189,7 +202,7 @@ def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: b
         answers = sorted(said.get((line["task"], record.id), {}).items(), key=lambda each: order[each[0]])
         found: Pair | str = "a text to complete, in a run of chats"
         if not (chat and record.cloze):
-            found = preference(line["task"], record, answers, toward)
+            found = preference(line["task"], record, answers, toward, same_words=same_words)
         if isinstance(found, Pair):
             pairs.append(found)
         else:
@@ -216,8 +229,7 @@ def _once(answer: tuple[str, str, Verdict], record: Record) -> bool:
     _, text, found = answer
     if found.span is None:
         return False
-    rest = _replaced(text, found, " | ")
-    return verdict(rest, record.ctx_answers, record.par_answers).source == "neither"
+    return not mentions(_replaced(text, found, " | "), (*record.ctx_answers, *record.par_answers))
 
 
 def _replaced(text: str, found: Verdict, name: str) -> str:

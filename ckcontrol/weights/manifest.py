@@ -105,6 +105,9 @@ class Training:
         held_out: How many were kept from it.
         better: Of those, how many have a chosen answer that gained on the rejected one.
         margin: Mean gain of the chosen over the rejected answer's log-probability on those, in nats.
+        steps: After how many steps the adapter was taken: fewer than asked for where more did harm.
+        harm: Mean loss of the right answer's log-probability on held-out pairs that are no conflicts, in nats; None
+            where there are none.
     """
 
     toward: str
@@ -114,6 +117,8 @@ class Training:
     held_out: int
     better: int
     margin: float
+    steps: int
+    harm: float | None
 
     def write(self, folder: Path) -> None:
         """Write it into the adapter's folder."""

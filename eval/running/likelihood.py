@@ -63,7 +63,9 @@ def likelihoods(
         return [[found[i][row] for i in range(len(policies))] for row in range(len(endings))]
     name = next(iter(groups), None)
     ctx, par = (
-        _logits(model, [(*pair[side], *ending) for pair, ending in zip(prompts, endings, strict=True)], endings, pad, name)
+        _logits(
+            model, [(*pair[side], *ending) for pair, ending in zip(prompts, endings, strict=True)], endings, pad, name
+        )
         for side in (0, 1)
     )  # [T, V], T tokens of all endings
     ctx[:, vocab_size:] = par[:, vocab_size:] = -torch.inf

@@ -63,7 +63,7 @@ def test_choices_are_compared_by_the_adapter_of_the_arm(loaded: Any, dial: Path)
         for choice, score in zip(record.choices, sample["scores"], strict=True):
             ids = tokenizer(choice, add_special_tokens=False).input_ids
             with torch.no_grad():
-                logits = plain(input_ids=torch.tensor([prompt + ids])).logits[0, : , : len(tokenizer)].float()
+                logits = plain(input_ids=torch.tensor([prompt + ids])).logits[0, :, : len(tokenizer)].float()
             logp = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(ids)[:, None]).sum()
             assert score == pytest.approx(float(logp), abs=2e-3), (arm.name, choice)
 
@@ -105,4 +105,3 @@ def test_all_leaves_the_weights_out_and_a_model_without_a_dial_is_refused() -> N
     engine = Local(model, tokenizer, "tiny", options=GenerateOptions(max_new_tokens=2))
     with pytest.raises(ControlError, match="without a dial"):
         engine.run(RECORDS, arms_for(["weights"], [0.0]), "base")
-

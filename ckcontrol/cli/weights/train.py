@@ -29,6 +29,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Draws first weights, order and what is held out.")] = 0,
     max_length: Annotated[int, typer.Option("--max-length", help="Longest prompt and answer, in tokens.")] = 1024,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between two checkpoints.")] = 10,
+    max_harm: Annotated[
+        float, typer.Option("--max-harm", help="Nats that right answers held out may lose; more stops training.")
+    ] = 1.0,
     one_sided: Annotated[bool, typer.Option("--one-sided", help="Take pairs that show one error alone.")] = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -60,6 +63,7 @@ def train(
             seed=seed,
             max_length=max_length,
             save_every=save_every,
+            max_harm=max_harm,
             one_sided=one_sided,
             on_progress=bars,
         )
@@ -71,4 +75,8 @@ def train(
         )
     else:
         typer.echo("No pair was held out: the pairs are of fewer than 10 groups.")
+    if made.harm is not None:
+        typer.echo(f"The right answers to held-out questions without a conflict lost {made.harm:.2f} nats in the mean.")
+    if made.steps < steps:
+        typer.echo(f"Stopped: more than {made.steps} of {steps} steps cost them over {max_harm:g}; these were kept.")
     typer.echo(clean(f"Wrote {out}: {made.pairs} pairs toward {toward}.", 4000))
