@@ -325,7 +325,6 @@ def open_index(folder: Path, embedder: str | None = None, *, load: bool = False)
     from rich.console import Console
 
     from ..retrieval import Index
-    from ..weights.manifest import Manifest
 
     index = Index.open(folder)
     if embedder is not None:

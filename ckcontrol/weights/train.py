@@ -353,8 +353,8 @@ def _last_whole(model: Any, folder: Path, settings: Mapping[str, Any], harmful: 
     found = sorted((int(path.parent.name.split("-")[1]), path) for path in folder.glob(f"checkpoint-*/{WHOLE}"))
     if not found:
         raise _Useless(
-            f"the first checkpoint, of step {settings['save_every']}, costs the right answers of held-out pairs {harmful:.2f} "
-            f"nats in the mean, over max_harm={settings['max_harm']:g}.",
+            f"the first checkpoint, of step {settings['save_every']}, costs the right answers of held-out pairs "
+            f"{harmful:.2f} nats in the mean, over max_harm={settings['max_harm']:g}.",
             "Take a lower learning_rate or save_every, or a higher max_harm.",
         )
     steps, mark = found[-1]

@@ -67,8 +67,9 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
     """Return the arms of some methods, in order: one per alpha for a method with the dial, otherwise one.
 
     Args:
-        methods: Names as in `method_names`, or "all", which leaves out what needs a dial on the model. A policy's own parameters follow its name: ``ck-plug:gate=2``,
-            ``coiecd:coiecd_alpha=0.5:coiecd_ratio=2``; an alpha of its own comes last: ``ck-plug:gate=2@0.6``.
+        methods: Names as in `method_names`, or "all", which leaves out ``weights``: it needs a dial on the model. A
+            policy's own parameters follow its name: ``ck-plug:gate=2``, ``coiecd:coiecd_alpha=0.5:coiecd_ratio=2``; an
+            alpha of its own comes last: ``ck-plug:gate=2@0.6``.
         alphas: Settings of the dial, 0 = context, 1 = memory, for the methods that do not name an alpha themselves.
 
     Raises:
