@@ -1,6 +1,6 @@
 """One of the two adapters of a dial: a LoRA trained on preference pairs by TRL's `DPOTrainer`, resumable.
 
-Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290, equation 7) against the model without
+Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290) against the model without
 the adapter, on the pairs of KnowPO's two errors (Zhang et al., AAAI 2025, arXiv 2408.03297). Checkpoints lie beside the
 adapter until it is there. Knows TRL and PEFT; knows no dial.
 """
