@@ -314,7 +314,8 @@ def _logps(model: Any, rows: Iterable[Mapping[str, Any]], answer: str) -> list[f
     """Return the log-probability of an answer of each tokenised pair, in nats; it draws nothing."""
     import torch
 
-    training, found = model.training, []
+    training = model.training
+    found: list[float] = []
     model.eval()
     with torch.no_grad():
         for row in rows:
@@ -333,7 +334,7 @@ def _loss(before: Sequence[float], now: Sequence[float]) -> float:
 
 def _gains(model: Any, rows: Any) -> list[float]:
     """Return what the chosen answer of each tokenised pair gained on the rejected one, in nats."""
-    margins = []
+    margins: list[list[float]] = []
     for context in (nullcontext(), model.disable_adapter()):
         with context:
             chosen, rejected = (_logps(model, rows, side) for side in ("chosen_ids", "rejected_ids"))
