@@ -22,7 +22,9 @@ from ckcontrol.weights.train import WHOLE, partial
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("trl")
-HOW: dict[str, Any] = {"toward": "context", "steps": 6, "save_every": 2, "rank": 2, "learning_rate": 1e-2}
+HOW: dict[str, Any] = {"toward": "context", "steps": 6, "batch_size": 4, "save_every": 2, "rank": 2} | {
+    "learning_rate": 1e-2
+}
 
 
 def row(i: int, toward: str = "context", chat: bool = True, **changed: Any) -> dict[str, Any]:
