@@ -6,7 +6,7 @@ right answer). Whole greedy answers; 95 % Wilson intervals, and answers won and 
 
     python benchmarks/directions.py direction.safetensors --facts facts.jsonl --json out.json
     python benchmarks/directions.py direction.safetensors --facts facts.jsonl --mask context.json memory.json
-    python benchmarks/directions.py direction.safetensors --speed
+    python benchmarks/directions.py direction.safetensors --dial dial/ --speed
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ from typing import Any
 import torch
 
 import ckcontrol as ck
+from ckcontrol.decoding.inputs import stream_of
+from ckcontrol.decoding.streams import TwoStreams
+from ckcontrol.decoding.weight_rows import DIALS
 from ckcontrol.eval.metrics import mentions, wilson
 
 ALPHAS = (0.0, 1.0, 0.25, 0.75)
 Around = Callable[[], AbstractContextManager[Any]]
 
 
-def arms(model: Any, direction: ck.heads.Direction, masks: list[str]) -> list[tuple[str, ck.Control, Around]]:
+def arms(
+    model: Any, direction: ck.heads.Direction, masks: list[str], dial: bool
+) -> list[tuple[str, ck.Control, Around]]:
     """Name, control and what changes the model; the unmodified model first, then by what matters most."""
     off, made = ck.Control("off"), [("off", ck.Control("off"), nullcontext)]
     sides = [a for a in ALPHAS if (direction.context if a < 0.5 else direction.memory)]
     made += [(f"direction a={a:g}", off, partial(ck.heads.added, model, direction, a)) for a in sides]
+    made += [(f"weights a={a:g}", ck.Control("weights", a), nullcontext) for a in ALPHAS if dial]
     for path in masks:
         made.append((f"mask {Path(path).stem}", off, partial(ck.heads.pruned, model, ck.heads.HeadMask.load(path))))
     for ends in (ALPHAS[:2], ALPHAS[2:]):
@@ -70,7 +76,7 @@ def panel(model: Any, tokenizer: Any, args: argparse.Namespace) -> list[dict[str
     print(f"{len(test)} test facts; {direction!r}; greedy, 12 tokens", flush=True)
     rows: list[dict[str, Any]] = []
     base: list[bool] = []
-    for name, control, around in arms(model, direction, args.mask):
+    for name, control, around in arms(model, direction, args.mask, bool(args.dial)):
         with around():
             conflicts = ask(model, tokenizer, questions, false, control)
             helped = ask(model, tokenizer, questions, true, control)
@@ -94,34 +100,47 @@ def panel(model: Any, tokenizer: Any, args: argparse.Namespace) -> list[dict[str
     return rows
 
 
-def speed(model: Any, tokenizer: Any, direction: ck.heads.Direction, tokens: int = 24, repeats: int = 5) -> None:
-    """Seconds per decode step: the difference of long and short answers, arms in turn, the median over rounds."""
-    alpha = 0.0 if direction.context else 1.0
-    ways: dict[str, tuple[ck.Control, Around]] = {
-        "plain": (ck.Control("off"), nullcontext),
-        "direction": (ck.Control("off"), partial(ck.heads.added, model, direction, alpha)),
-        "two streams": (ck.Control("ck-plug", 0.25), nullcontext),
+def speed(model: Any, tokenizer: Any, args: argparse.Namespace, repeats: int = 9) -> None:
+    """CPU seconds per decode step of B rows that go on from one prompt, ways in turn; the median over rounds.
+
+    Seconds of this process, not of the clock: neighbours on the machine then count for little.
+    """
+    pair = ck.build_pair(tokenizer, "Tell a long story about Lima.", ["The capital of Peru is Lima, by the sea."])
+    ways: dict[str, tuple[bool, str, Around]] = {
+        "plain": (False, "", nullcontext),
+        "two streams": (True, "", nullcontext),
     }
+    if args.direction:
+        direction = ck.heads.Direction.load(args.direction)
+        alpha = 0.0 if direction.context else 1.0
+        ways["direction"] = (False, "", partial(ck.heads.added, model, direction, alpha))
+    if args.dial:
+        names = [DIALS[model][a] for a in (0.0, 1.0)]
+        ways |= {
+            "weights, one adapter": (False, names[0], nullcontext),
+            "weights, two": (False, "+".join(names), nullcontext),
+        }
     for batch in (1, 8, 32):
         found: dict[str, list[float]] = {name: [] for name in ways}
+        running = {}
+        for name, (two, _, around) in ways.items():
+            streams = TwoStreams(
+                stream_of(model, [pair.contextual], 0), stream_of(model, [pair.parametric], 0) if two else None,
+                share=two, reserve=64,
+            )  # fmt: skip
+            with around(), torch.no_grad():
+                streams.prefill()
+                streams.select(torch.zeros(batch, dtype=torch.long))
+            running[name] = streams
         for _ in range(repeats):
-            for name, (control, around) in ways.items():
-                times: list[tuple[float, int]] = []
-                for length in (2, tokens):
-                    with around():
-                        start = time.perf_counter()
-                        made = ck.generate(
-                            model,
-                            tokenizer,
-                            ["Tell a long story about the harbour of Lima."] * batch,
-                            [["The capital of Peru is Lima, which lies by the sea."]] * batch,
-                            control=control,
-                            max_new_tokens=length,
-                            trace=False,
-                        )
-                        times.append((time.perf_counter() - start, len(made[0].token_ids)))
-                (short, few), (long, many) = times
-                found[name].append((long - short) / (many - few))
+            for name, (_, adapters, around) in ways.items():
+                if adapters:
+                    each = adapters.split("+")
+                    running[name].contextual.adapters = tuple(each[i % len(each)] for i in range(batch))
+                with around(), torch.no_grad():
+                    start = time.process_time()
+                    running[name].step(torch.full((batch,), 198))
+                    found[name].append(time.process_time() - start)
         plain = median(found["plain"])
         told = (f"{name} {1000 * median(v):.1f} ms ({plain / median(v):.2f} of plain)" for name, v in found.items())
         print(f"batch {batch}: {', '.join(told)}", flush=True)
@@ -129,7 +148,8 @@ def speed(model: Any, tokenizer: Any, direction: ck.heads.Direction, tokens: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("direction")
+    parser.add_argument("direction", nargs="?", help="what `ckcontrol steer find` wrote")
+    parser.add_argument("--dial", help="what `ckcontrol weights mix` wrote")
     parser.add_argument("--facts")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--mask", nargs="*", default=[], metavar="FILE")
@@ -137,12 +157,16 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--json")
     args = parser.parse_args()
+    if args.facts and not args.direction:
+        parser.error("--facts asks the test facts of a direction: name its file")
     torch.manual_seed(0)
     model, tokenizer = ck.load(args.model)
+    if args.dial:
+        ck.weights.load(model, args.dial)
     if args.facts:
         panel(model, tokenizer, args)
     if args.speed:
-        speed(model, tokenizer, ck.heads.Direction.load(args.direction))
+        speed(model, tokenizer, args)
 
 
 if __name__ == "__main__":

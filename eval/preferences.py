@@ -3,7 +3,9 @@
 KnowPO (Zhang et al., AAAI 2025, arXiv 2408.03297) names two errors: contextual ignorance, where the passages are to be
 followed and were not, and contextual over-inclusion, where they are beside the point, or false beside a true one, and
 were. A pair is one error of one answer of a run, with the answer that does not make it. Both are taken from the run
-wherever it has both; where it has only one, the other is the same text with the name that it gives replaced.
+wherever it has both; where it has only one, the other is the same text with the name that it gives replaced. With
+`same_words` they always are one text with one name or the other, wherever both sides have a name: such pairs differ in
+the source that they follow and in nothing else, and nothing else is learnt from them.
 
 Knows records, samples and verdicts; knows no model and no trainer.
 """
@@ -22,6 +24,7 @@ from ckcontrol.errors import EvalError, did_you_mean
 
 from .items.states import rank
 from .judging.verdict import Verdict, verdict
+from .metrics import mentions
 from .records import Record
 from .run_files import items, read_card, samples, write_bytes
 
@@ -77,7 +80,9 @@ class Exported:
     skipped: Mapping[str, int]
 
 
-def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], toward: str) -> Pair | str:
+def preference(
+    task: str, record: Record, answers: Sequence[tuple[str, str]], toward: str, *, same_words: bool = False
+) -> Pair | str:
     """Return the pair of one record, or why it has none.
 
     Args:
@@ -87,6 +92,9 @@ def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], to
         answers: Arm and text, in order of preference; those that name neither answer are rejected where nothing that
             follows the other side can be.
         toward: One of `TOWARD`.
+        same_words: Where both sides have a name, take one text of the run, which names one of them once, and its copy
+            with the other name; whether an arm made the error does not matter then. Of a state other than conflict
+            the text is one that is right.
     """
     if record.state == "conflict":
         from_passage, error = toward == "context", IGNORANCE if toward == "context" else INCLUSION
@@ -95,7 +103,18 @@ def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], to
     else:
         return f"state {record.state} names no source"
     told = [(arm, text, verdict(text, record.ctx_answers, record.par_answers)) for arm, text in answers if text.strip()]
+    goal, other = (record.ctx_answers, record.par_answers) if from_passage else (record.par_answers, record.ctx_answers)
     wanted = "contextual" if from_passage else "parametric"
+    if same_words and told and goal and other and not {*goal} & {*other}:
+        sides = (wanted, "contextual", "parametric") if record.state == "conflict" else (wanted,)
+        named = [each for side in sides for each in told if each[2].source == side and _once(each, record)]
+        if not named:
+            return "no answer names one source, and once"
+        arm, text, found = named[0]
+        new = _replaced(text, found, (other if found.source == wanted else goal)[0]).strip()
+        both = [(text.strip(), arm), (new, SUBSTITUTED)]
+        (chosen, wrote), (rejected, made) = both if found.source == wanted else both[::-1]
+        return Pair(task, record, error, chosen, rejected, (wrote, made))
     right = [each for each in told if each[2].source in (wanted, "both")]
     wrong = [each for each in told if each[2].source not in (wanted, "both")]
     named = [each for each in wrong if each[2].source != "neither"]
@@ -103,7 +122,6 @@ def preference(task: str, record: Record, answers: Sequence[tuple[str, str]], to
         return "every answer is right"
     if not told:
         return "no arm answered in words"
-    goal, other = (record.ctx_answers, record.par_answers) if from_passage else (record.par_answers, record.ctx_answers)
     if not right and not (goal and named):
         return "no answer follows the wanted source"
     if not wrong and not other:
@@ -139,7 +157,15 @@ def balanced(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
     return [pair for pair in pairs if id(pair) in kept]
 
 
-def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: bool = True, seed: int = 0) -> Exported:
+def export_pairs(
+    folder: Path,
+    out: Path,
+    *,
+    toward: str = "context",
+    balance: bool = True,
+    same_words: bool = True,
+    seed: int = 0,
+) -> Exported:
     """Write the preference pairs of a run as JSON lines, in TRL's preference format.
 
     Of a run in chat style, or of a server, ``prompt``, ``chosen`` and ``rejected`` are messages (TRL's conversational
@@ -151,6 +177,7 @@ def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: b
         out: The file; replaced whole, or not at all.
         toward: ``"context"`` or ``"memory"``.
         balance: Leave out pairs, see `balanced`.
+        same_words: As in `preference`.
         seed: For `balanced`.
 
     Raises:
@@ -175,7 +202,7 @@ def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: b
         answers = sorted(said.get((line["task"], record.id), {}).items(), key=lambda each: order[each[0]])
         found: Pair | str = "a text to complete, in a run of chats"
         if not (chat and record.cloze):
-            found = preference(line["task"], record, answers, toward)
+            found = preference(line["task"], record, answers, toward, same_words=same_words)
         if isinstance(found, Pair):
             pairs.append(found)
         else:
@@ -195,6 +222,14 @@ def export_pairs(folder: Path, out: Path, *, toward: str = "context", balance: b
 
 def _counted(pairs: Iterable[Pair]) -> dict[tuple[str, str], int]:
     return dict(sorted(Counter((pair.error, pair.record.state) for pair in pairs).items()))
+
+
+def _once(answer: tuple[str, str, Verdict], record: Record) -> bool:
+    """Whether an answer names either side no second time, so that the other name can stand in its place."""
+    _, text, found = answer
+    if found.span is None:
+        return False
+    return not mentions(_replaced(text, found, " | "), (*record.ctx_answers, *record.par_answers))
 
 
 def _replaced(text: str, found: Verdict, name: str) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..decoding.prompts import PromptTemplate
     from ..heads.directions.direction import Direction
     from ..retrieval import Index
+    from ..weights.manifest import Manifest
     from .stream import TextStream
 
 __all__ = [
@@ -304,12 +305,13 @@ def read_direction(path: Path) -> Direction:
         raise HeadsError(what, "Name the file that `ckcontrol steer find` wrote.") from error
 
 
-def load_dial(model: Any, folder: Path | None) -> None:
-    """Load a dial of adapters onto a model; None loads none."""
-    if folder is not None:
-        from ..weights import load as load_weights
+def load_dial(model: Any, folder: Path | None) -> Manifest | None:
+    """Load a dial of adapters onto a model, and return its manifest; None loads none."""
+    if folder is None:
+        return None
+    from ..weights import load as load_weights
 
-        load_weights(model, folder)
+    return load_weights(model, folder)
 
 
 def open_index(folder: Path, embedder: str | None = None, *, load: bool = False) -> Index:

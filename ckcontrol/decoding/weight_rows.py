@@ -10,14 +10,15 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ControlError, UnsupportedMode
 from ..policies import Policy, Weights
 from .refusals import bare
 
-__all__ = ["BASE", "DIALS", "adapters_of", "row_adapters", "rows_take"]
+__all__ = ["BASE", "DIALS", "adapters_of", "by_adapter", "nearest", "row_adapters", "rows_take"]
 
+T = TypeVar("T")
 BASE = "__base__"  # PEFT's name, in a batch of several adapters, for a row without one
 # Model -> alpha -> name of its adapter.
 DIALS: weakref.WeakKeyDictionary[Any, Mapping[float, str]] = weakref.WeakKeyDictionary()
@@ -39,8 +40,13 @@ def rows_take(names: tuple[str, ...] | None) -> Iterator[None]:
         _ROWS.reset(token)
 
 
+def nearest(dial: Mapping[float, T], alpha: float) -> T:
+    """Return what a dial holds nearest to an alpha; of two as near, the one nearer to 0.5."""
+    return dial[min(dial, key=lambda held: (abs(held - alpha), abs(held - 0.5)))]
+
+
 def adapters_of(model: Any, policies: Sequence[Policy], compile: bool | None) -> tuple[str, ...] | None:
-    """Return the adapter of each row, nearest to its alpha (of two as near, the one nearer to 0.5); None: no row's.
+    """Return the adapter of each row, `nearest` to its alpha; None: no row's.
 
     Args:
         model: Decodes the rows.
@@ -71,10 +77,19 @@ def adapters_of(model: Any, policies: Sequence[Policy], compile: bool | None) ->
                 f"method 'weights' decodes one stream, and {policy.name!r} in the same batch decodes two.",
                 "Ask them in batches of their own.",
             )
-    names = tuple(
-        dial[min(dial, key=lambda alpha: (abs(alpha - policy.position), abs(alpha - 0.5)))]
-        if isinstance(policy, Weights)
-        else BASE
-        for policy in policies
-    )
+    names = tuple(nearest(dial, policy.position) if isinstance(policy, Weights) else BASE for policy in policies)
     return None if set(names) == {BASE} else names
+
+
+def by_adapter(model: Any, policies: Sequence[Policy]) -> dict[str | None, list[int]]:
+    """Return the places of the policies that share an adapter, in order; None: those of the base model.
+
+    Raises:
+        ControlError: As `adapters_of`, for a single policy.
+        UnsupportedMode: The same.
+    """
+    places: dict[str | None, list[int]] = {}
+    for i, policy in enumerate(policies):
+        (name,) = adapters_of(model, [policy], None) or (None,)
+        places.setdefault(name, []).append(i)
+    return places

@@ -5,6 +5,7 @@ JSON beside PEFT's own files, which stay as PEFT writes them. Knows fingerprints
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -74,6 +75,14 @@ class Manifest:
             raise WeightsError(f"{str(path)!r} lacks alpha 0, 0.5 or 1.", "Make the dial anew.")
         return found
 
+    def card(self, folder: Path) -> dict[str, Any]:
+        """Return what a run says of its dial, JSON-ready: method, alphas, and a SHA-256 over its adapters' weights."""
+        digest = hashlib.sha256()
+        for _, name in sorted(self.adapters.items()):
+            if name is not None:
+                digest.update((folder / name / "adapter_model.safetensors").read_bytes())
+        return {"method": self.method, "alphas": sorted(self.adapters), "sha256": digest.hexdigest()}
+
     def check(self, model: PreTrainedModel, folder: Path) -> None:
         """Refuse a model that the dial was not made for.
 
@@ -96,6 +105,9 @@ class Training:
         held_out: How many were kept from it.
         better: Of those, how many have a chosen answer that gained on the rejected one.
         margin: Mean gain of the chosen over the rejected answer's log-probability on those, in nats.
+        steps: After how many steps the adapter was taken: fewer than asked for where more did harm.
+        harm: Mean loss of the right answer's log-probability on held-out pairs that are no conflicts, in nats; None
+            where there are none.
     """
 
     toward: str
@@ -105,6 +117,8 @@ class Training:
     held_out: int
     better: int
     margin: float
+    steps: int
+    harm: float | None
 
     def write(self, folder: Path) -> None:
         """Write it into the adapter's folder."""

@@ -27,6 +27,7 @@ class Pairs(NamedTuple):
     Attributes:
         train: ``prompt``, ``chosen`` and ``rejected`` of each, as TRL takes them.
         held: Those of the groups that are held out.
+        guards: Places in `held` of what training may not break: pairs of every state but a conflict.
         lines: Line of the file of each pair, `train` and then `held`.
         chat: They are messages; else texts to complete.
         digest: 16 hexadecimal digits of a hash of the file.
@@ -34,6 +35,7 @@ class Pairs(NamedTuple):
 
     train: list[dict[str, Any]]
     held: list[dict[str, Any]]
+    guards: list[int]
     lines: list[int]
     chat: bool
     digest: str
@@ -88,7 +90,8 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
     out = set(groups[: len(groups) // SHARE])
     kept = [(number, data) for number, data in rows if _group(data) not in out]
     held = [(number, data) for number, data in rows if _group(data) in out]
-    return Pairs(_texts(kept), _texts(held), [number for number, _ in [*kept, *held]], chat, digest)
+    guards = [place for place, (_, data) in enumerate(held) if data.get("state", "conflict") != "conflict"]
+    return Pairs(_texts(kept), _texts(held), guards, [number for number, _ in [*kept, *held]], chat, digest)
 
 
 def _wrong(data: Any) -> str | None:

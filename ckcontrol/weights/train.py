@@ -1,6 +1,6 @@
 """One of the two adapters of a dial: a LoRA trained on preference pairs by TRL's `DPOTrainer`, resumable.
 
-Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290, equation 7) against the model without
+Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290) against the model without
 the adapter, on the pairs of KnowPO's two errors (Zhang et al., AAAI 2025, arXiv 2408.03297). Checkpoints lie beside the
 adapter until it is there. Knows TRL and PEFT; knows no dial.
 """
@@ -11,9 +11,11 @@ import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from math import inf, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -47,21 +49,23 @@ def train(
     out: str | Path,
     *,
     toward: str,
-    steps: int = 50,
-    batch_size: int = 4,
+    steps: int = 20,
+    batch_size: int = 2,
     rank: int = 8,
-    learning_rate: float = 1e-4,
+    learning_rate: float = 1e-3,
     beta: float = 0.1,
     seed: int = 0,
     max_length: int = 1024,
-    save_every: int = 10,
+    save_every: int = 5,
+    max_harm: float = 1.0,
     one_sided: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Training:
     """Train a LoRA adapter toward context or memory, into a new folder that stock PEFT loads.
 
     Interrupted, the same call goes on from the last checkpoint, and on a CPU it ends with the same adapter. A tenth of
-    the pairs' groups is held out; what the adapter does to them is returned, and chooses nothing.
+    the pairs' groups is held out. Those of them that are no conflicts are asked at every checkpoint: where training
+    costs their right answers too much, it stops, and the checkpoint before is the adapter.
 
     Args:
         model: The base, in memory and without adapters; left as it was.
@@ -77,12 +81,13 @@ def train(
         seed: Of the adapter's first weights, the order of the pairs and which are held out.
         max_length: Longest prompt and answer, in tokens. Nothing is cut: a longer pair is refused.
         save_every: Steps between two checkpoints.
+        max_harm: Most nats that the right answers of held-out pairs other than conflicts may lose, in the mean.
         one_sided: Take pairs of one of KnowPO's errors alone.
         on_progress: Called with stage, steps done and steps in all.
 
     Raises:
         WeightsError: Pairs that cannot be used or lead the other way, an existing folder, unfinished training of other
-            settings, a model with adapters, or weights that are no longer finite.
+            settings, a model with adapters, weights that are no longer finite, or harm at the first checkpoint.
         ControlError: A number out of range.
         HeadsError: The model's family is unknown.
         UnsupportedMode: The model is compiled, or lies where TRL would not train it.
@@ -100,6 +105,7 @@ def train(
         "seed": check_integer("seed", seed, 0, 2**31 - 1),
         "max_length": check_integer("max_length", max_length, 2, 1_000_000),
         "save_every": check_integer("save_every", save_every, 1, 1_000_000),
+        "max_harm": check_number("max_harm", max_harm, 0.0, 1e6),
     }
     given = read_pairs(Path(pairs), toward, one_sided=one_sided, seed=seed)
     if target.exists():
@@ -221,11 +227,19 @@ def _trained(
                 target_modules="all-linear",
                 task_type="CAUSAL_LM",
             ),
-            callbacks=[_steps(on_progress)],
         )
         trainer.remove_callback(PrinterCallback)
         _check_lengths(trainer, pairs, min(settings["max_length"], position_limit(model) or 10**9))
+        guards = [trainer.eval_dataset[place] for place in pairs.guards]
+        with trainer.model.disable_adapter():
+            before = _logps(trainer.model, guards, "chosen_ids")
+
+        def harm() -> float:
+            return _loss(before, _logps(trainer.model, guards, "chosen_ids"))
+
+        trainer.add_callback(check := _steps(on_progress, harm, settings["max_harm"]))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        taken, cost = _last_whole(trainer.model, folder, settings, check.harmful)
         if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters() if p.requires_grad):
             raise _Useless(
                 f"the adapter is no longer finite after {settings['steps']} steps.",
@@ -233,10 +247,18 @@ def _trained(
             )
         if on_progress is not None:
             on_progress("Held out", 0, 0)
-        better, margin = _on_held(trainer) if pairs.held else (0.0, 0.0)
-        count = len(pairs.held)
-        base = Fingerprint.from_dict(settings["base"])
-        made = Training(settings["toward"], base, settings, len(pairs.train), count, round(better * count), margin)
+        gains = _gains(trainer.model, trainer.eval_dataset) if pairs.held else []
+        made = Training(
+            toward=settings["toward"],
+            base=Fingerprint.from_dict(settings["base"]),
+            settings=settings,
+            pairs=len(pairs.train),
+            held_out=len(gains),
+            better=sum(gain > 0 for gain in gains),
+            margin=fmean(gains) if gains else 0.0,
+            steps=taken,
+            harm=cost if guards else None,
+        )
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         trainer.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -246,11 +268,16 @@ def _trained(
         _take_off(model)
 
 
-def _steps(on_progress: Callable[[str, int, int], None] | None) -> Any:
-    """Return what the trainer calls after each step and each checkpoint."""
+def _steps(on_progress: Callable[[str, int, int], None] | None, harm: Callable[[], float], most: float) -> Any:
+    """Return what the trainer calls after each step and each checkpoint; it stops training that does harm.
+
+    Its ``harmful`` is then the harm of the checkpoint that was not kept, else None.
+    """
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        harmful: float | None = None
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.on_step_end(args, state, control)
 
@@ -261,7 +288,11 @@ def _steps(on_progress: Callable[[str, int, int], None] | None) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             made = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            (made / WHOLE).touch()
+            found = harm()
+            if found > most:  # not marked as whole: who goes on from here comes to the same end
+                self.harmful, control.should_training_stop = found, True
+                return
+            (made / WHOLE).write_text(json.dumps(found), encoding="utf-8")
 
     return Steps()
 
@@ -279,11 +310,58 @@ def _check_lengths(trainer: Any, pairs: Pairs, limit: int) -> None:
             )
 
 
-def _on_held(trainer: Any) -> tuple[float, float]:
-    """Return the share of held-out pairs whose chosen answer gained on the rejected one, and the mean gain in nats."""
-    trainer.evaluate()
-    told = next(row for row in reversed(trainer.state.log_history) if "eval_rewards/margins" in row)
-    return float(told["eval_rewards/accuracies"]), float(told["eval_rewards/margins"]) / trainer.args.beta
+def _logps(model: Any, rows: Iterable[Mapping[str, Any]], answer: str) -> list[float]:
+    """Return the log-probability of an answer of each tokenised pair, in nats; it draws nothing."""
+    import torch
+
+    training = model.training
+    found: list[float] = []
+    model.eval()
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row["prompt_ids"] + row[answer]], device=model.device)
+            logp = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+            found.append(float(logp.gather(1, ids[0, 1:, None])[-len(row[answer]) :].sum()))
+    model.train(training)
+    return found
+
+
+def _loss(before: Sequence[float], now: Sequence[float]) -> float:
+    """Return the mean of what was lost; not a number counts as everything."""
+    lost = fmean([a - b for a, b in zip(before, now, strict=True)]) if before else 0.0
+    return lost if isfinite(lost) else inf
+
+
+def _gains(model: Any, rows: Any) -> list[float]:
+    """Return what the chosen answer of each tokenised pair gained on the rejected one, in nats."""
+    margins: list[list[float]] = []
+    for context in (nullcontext(), model.disable_adapter()):
+        with context:
+            chosen, rejected = (_logps(model, rows, side) for side in ("chosen_ids", "rejected_ids"))
+        margins.append([a - b for a, b in zip(chosen, rejected, strict=True)])
+    return [now - was for now, was in zip(*margins, strict=True)]
+
+
+def _last_whole(model: Any, folder: Path, settings: Mapping[str, Any], harmful: float | None) -> tuple[int, float]:
+    """Return steps and harm of the last checkpoint that was kept; where more did harm, the model takes its weights.
+
+    Raises:
+        WeightsError: There is none.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found = sorted((int(path.parent.name.split("-")[1]), path) for path in folder.glob(f"checkpoint-*/{WHOLE}"))
+    if not found:
+        raise _Useless(
+            f"the first checkpoint, of step {settings['save_every']}, costs the right answers of held-out pairs "
+            f"{harmful:.2f} nats in the mean, over max_harm={settings['max_harm']:g}.",
+            "Take a lower learning_rate or save_every, or a higher max_harm.",
+        )
+    steps, mark = found[-1]
+    if harmful is not None:
+        set_peft_model_state_dict(model, load_file(mark.parent / "adapter_model.safetensors"))
+    return steps, float(json.loads(mark.read_text(encoding="utf-8")))
 
 
 def _take_off(model: Any) -> None:

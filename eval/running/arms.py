@@ -27,11 +27,6 @@ _FIXED = {
 }
 
 
-def policy_names() -> list[str]:
-    """Return the policies that an evaluation runs: all but ``weights``, for which no run loads a dial yet."""
-    return [name for name in names() if name != "weights"]
-
-
 @dataclass(frozen=True)
 class Arm:
     """One way of answering.
@@ -63,7 +58,7 @@ class Arm:
 
 def method_names() -> list[str]:
     """Return the methods that an evaluation knows: every policy, the adaptive forms, and what is not a policy."""
-    policies = policy_names()
+    policies = names()
     adaptive = [name + _ADAPTIVE for name in policies if _takes(name, adaptive=True)]
     return ["off", *_FIXED, *sorted({*policies, *adaptive} - {"off"})]
 
@@ -72,8 +67,9 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
     """Return the arms of some methods, in order: one per alpha for a method with the dial, otherwise one.
 
     Args:
-        methods: Names as in `method_names`, or "all". A policy's own parameters follow its name: ``ck-plug:gate=2``,
-            ``coiecd:coiecd_alpha=0.5:coiecd_ratio=2``; an alpha of its own comes last: ``ck-plug:gate=2@0.6``.
+        methods: Names as in `method_names`, or "all", which leaves out ``weights``: it needs a dial on the model. A
+            policy's own parameters follow its name: ``ck-plug:gate=2``, ``coiecd:coiecd_alpha=0.5:coiecd_ratio=2``; an
+            alpha of its own comes last: ``ck-plug:gate=2@0.6``.
         alphas: Settings of the dial, 0 = context, 1 = memory, for the methods that do not name an alpha themselves.
 
     Raises:
@@ -88,7 +84,7 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
     """
     wanted: list[str] = []
     for given in methods:
-        wanted += method_names() if given.strip() == "all" else [given.strip()]
+        wanted += [name for name in method_names() if name != "weights"] if given.strip() == "all" else [given.strip()]
     if not wanted or not alphas:
         raise EvalError("no method or no alpha to compare.", "Name some: --methods off,ck-plug --alpha 0,0.5,1")
     found: dict[str, Arm] = {}
@@ -115,9 +111,9 @@ def _of_method(method: str, alphas: Sequence[float]) -> list[Arm]:
     name, *rest = method.split(":")
     params = dict(_parameter(method, part) for part in rest)
     policy = name
-    if name.endswith(_ADAPTIVE) and name not in policy_names():
+    if name.endswith(_ADAPTIVE) and name not in names():
         policy, params = name.removesuffix(_ADAPTIVE), {**params, "adaptive": True}
-    if policy not in policy_names() or ("adaptive" in params and not _takes(policy, adaptive=True)):
+    if policy not in names() or ("adaptive" in params and not _takes(policy, adaptive=True)):
         raise EvalError(f"no method {method!r}.", did_you_mean(method, method_names()))
     if "adaptive" in params or not _takes(policy, alpha=0.5) or "cad_alpha" in params:
         return [Arm(method, method, None, Control(policy, **params))]

@@ -16,7 +16,6 @@ from ckcontrol import __version__
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import ControlError, EvalError, HeadsError, PromptError
 from ckcontrol.policies import Policy
-from ckcontrol.policies.off import OFF
 
 from ..records import Record
 from ..run_files import Sample
@@ -58,6 +57,7 @@ class Local:
         name: What the user called it; a local path is shortened to its last part.
         options: How tokens are drawn; ``trace`` is ignored.
         style: Prompt style, see prompt_styles.py.
+        dial: What the run's card says of the dial of adapters that is on the model, for the method ``weights``.
 
     Attributes:
         width: Rows decoded and rows asked for, all passes together.
@@ -71,6 +71,7 @@ class Local:
         *,
         options: GenerateOptions,
         style: str = "auto",
+        dial: Mapping[str, Any] | None = None,
     ) -> None:
         from ckcontrol.decoding.refusals import check_model, check_tokenizer, eos_ids, position_limit
         from ckcontrol.models.load import DEMO_MODEL
@@ -80,7 +81,7 @@ class Local:
         if options.stop:
             raise ControlError(f"stop={options.stop!r:.60}: an evaluation reads whole answers.", "Leave stop out.")
         check_model(model)
-        self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.model, self.tokenizer, self.options, self.dial = model, tokenizer, options, dial
         self.name = DEMO_MODEL.name if name == "demo" else Path(name).name if Path(name).exists() else name
         self.vocab_size = check_tokenizer(model, tokenizer)
         self.ends = sorted({*eos_ids(model, tokenizer), *options.stop_token_ids})
@@ -106,6 +107,7 @@ class Local:
             "options": {k: v for k, v in self.options.to_dict().items() if k not in ("trace", "stop", "compile")},
             "style": self.wording.style,
             "prompts": self.wording.to_dict(),
+            **({} if self.dial is None else {"dial": dict(self.dial)}),
         }
 
     def length(self, record: Record, prompt: str) -> int:
@@ -127,7 +129,8 @@ class Local:
                 made[i] = [{"error": str(error)} for _ in arms]
         for open_book in (True, False):
             # Without passages the streams are one: nothing to steer, as in `ckcontrol.generate`.
-            policies = [arm.control.policy() if open_book else OFF for arm in arms]
+            controls = [arm.control if open_book else arm.control.without_passages() for arm in arms]
+            policies = [control.policy() for control in controls]
             mine = [i for i in pairs if bool(records[i].passages) == open_book]
             free = [i for i in mine if not records[i].choices]
             bound = [i for i in mine if records[i].choices]

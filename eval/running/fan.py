@@ -26,6 +26,7 @@ from ckcontrol.decoding.prompts import PromptPair
 from ckcontrol.decoding.recorder import Recorder
 from ckcontrol.decoding.segments import Segments, check_segments, segmented
 from ckcontrol.decoding.streams import Stream, TwoStreams
+from ckcontrol.decoding.weight_rows import by_adapter
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.fusion.distributions import Shortlist, first_max, nonfinite_rows
 from ckcontrol.fusion.signals import Signals
@@ -94,7 +95,8 @@ def fan(
 
     Each answer is the one that `ckcontrol.generate` gives with that control alone, up to rounding: a matrix product of
     another number of rows rounds differently, so an exact tie may fall the other way. A policy that chooses between
-    whole answers adds its drafts, which it may share with other policies.
+    whole answers adds its drafts, which it may share with other policies. Policies in the weights share forwards with
+    those of the same adapter alone.
 
     Args:
         model: A decoder-only model.
@@ -123,8 +125,22 @@ def fan(
             for row, answer in zip(made, own, strict=True):
                 row.append(answer)
         return made
+    groups = by_adapter(model, policies)
+    if len(groups) > 1:
+        how = {"options": options, "ends": ends, "pad": pad, "vocab_size": vocab_size, "shortlist": shortlist}
+        how |= {"width": width, "questions": questions, "read": read}
+        found = {
+            i: column
+            for places in groups.values()
+            for i, column in zip(
+                places, zip(*fan(model, pairs, [policies[i] for i in places], **how), strict=True), strict=True
+            )
+        }
+        return [[found[i][item] for i in range(len(policies))] for item in range(len(pairs))]
     contextual = stream_of(model, [p.contextual for p in pairs], pad)
     parametric = stream_of(model, [p.parametric for p in pairs], pad)
+    if (name := next(iter(groups), None)) is not None:
+        contextual.adapters = parametric.adapters = (name,) * len(pairs)
     drafted = run_streams(
         contextual, lambda: _fan(contextual, parametric, policies, options, ends, vocab_size, shortlist, width)
     )
@@ -159,9 +175,8 @@ def _fan(
     row = {answer: answer[0] for answer in running}
     token_policies = list(decoded)
     choose = _NextTokens(token_policies, options, contextual)
-    streams = TwoStreams(
-        contextual, parametric, share=can_share_forward(contextual.model), reserve=options.max_new_tokens
-    )
+    share = can_share_forward(contextual.model) and contextual.adapters is None
+    streams = TwoStreams(contextual, parametric, share=share, reserve=options.max_new_tokens)
     logits = streams.prefill()
     for step in range(options.max_new_tokens):
         logits_ctx, logits_par = logits

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ckcontrol.decoding.inputs import stream_of
+from ckcontrol.decoding.weight_rows import by_adapter, rows_take
 from ckcontrol.fusion.distributions import Shortlist
 from ckcontrol.fusion.kernel import fuse
 from ckcontrol.fusion.signals import Signals
@@ -52,8 +53,19 @@ def likelihoods(
         ``[ending][policy]``, in nats; for a policy that chooses between whole answers, what it `weigh`s.
         NaN where the logits became NaN, -inf where a token is impossible.
     """
+    groups = by_adapter(model, policies)
+    if len(groups) > 1:
+        found: dict[int, list[float]] = {}
+        for places in groups.values():
+            mine = [policies[i] for i in places]
+            each = likelihoods(model, prompts, endings, mine, vocab_size=vocab_size, pad=pad)
+            found |= {i: [row[k] for row in each] for k, i in enumerate(places)}
+        return [[found[i][row] for i in range(len(policies))] for row in range(len(endings))]
+    name = next(iter(groups), None)
     ctx, par = (
-        _logits(model, [(*pair[side], *ending) for pair, ending in zip(prompts, endings, strict=True)], endings, pad)
+        _logits(
+            model, [(*pair[side], *ending) for pair, ending in zip(prompts, endings, strict=True)], endings, pad, name
+        )
         for side in (0, 1)
     )  # [T, V], T tokens of all endings
     ctx[:, vocab_size:] = par[:, vocab_size:] = -torch.inf
@@ -86,20 +98,21 @@ def likelihoods(
 
 
 def _logits(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], endings: Sequence[Sequence[int]], pad: int
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], endings: Sequence[Sequence[int]], pad: int, name: str | None
 ) -> Tensor:
     """Logits that predict the tokens of the endings, [T, V] float32."""
     stream = stream_of(model, rows, pad)
     more: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         more["logits_to_keep"] = max(map(len, endings)) + 1
-    logits = model(
-        input_ids=stream.input_ids,
-        attention_mask=None if stream.keep is None else stream.keep.long(),
-        position_ids=stream.position,
-        use_cache=False,
-        return_dict=True,
-        **more,
-    ).logits
+    with rows_take(None if name is None else (name,) * len(rows)):
+        logits = model(
+            input_ids=stream.input_ids,
+            attention_mask=None if stream.keep is None else stream.keep.long(),
+            position_ids=stream.position,
+            use_cache=False,
+            return_dict=True,
+            **more,
+        ).logits
     picked = [logits[i, -1 - len(ending) : -1] for i, ending in enumerate(endings)]
     return torch.cat(picked).float()

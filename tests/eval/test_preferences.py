@@ -74,6 +74,34 @@ def test_what_shows_no_error_is_no_pair(state, said, why):
     assert preference("t", record(state), [(str(i), text) for i, text in enumerate(said)], "context") == why
 
 
+@pytest.mark.parametrize(
+    ("state", "toward", "said", "chosen", "rejected"),
+    [
+        ("conflict", "context", ["It is Rome.", "Oslo!"], "Oslo!", "Rome!"),
+        ("conflict", "memory", ["Pisa.", "Oslo!"], "Rome!", "Oslo!"),
+        ("conflict", "context", ["Rome, not Oslo, is it.", "It is Rome."], "It is Oslo.", "It is Rome."),
+        ("noisy", "context", ["It is Oslo.", "It is Rome, sure."], "It is Rome, sure.", "It is Oslo, sure."),
+        ("irrelevant", "memory", ["Rome."], "Rome.", "Oslo."),  # no arm made the error
+    ],
+)
+def test_in_the_same_words_two_answers_differ_in_the_name_alone(state, toward, said, chosen, rejected):
+    answers = [(f"arm{i}", text) for i, text in enumerate(said)]
+    pair = preference("t", record(state), answers, toward, same_words=True)
+    assert isinstance(pair, Pair)
+    assert (pair.chosen, pair.rejected) == (chosen, rejected)
+    assert SUBSTITUTED in pair.arms and any(text in said for text in (chosen, rejected))
+
+
+def test_in_the_same_words_an_answer_that_is_about_the_other_thing_is_not_made_right():
+    said = [("off", "Oslo is the capital of Norway."), ("closed-book", "Rome and Oslo.")]
+    assert preference("t", record("irrelevant"), said, "context", same_words=True) == (
+        "no answer names one source, and once"
+    )
+    helpful = preference("t", record("helpful", "Rome", "Rome"), [("off", "Pisa."), ("b", "Rome.")], "context",
+                         same_words=True)  # fmt: skip
+    assert isinstance(helpful, Pair) and (helpful.chosen, helpful.rejected) == ("Rome.", "Pisa.")
+
+
 def pair(i: int, state: str) -> Pair:
     error = IGNORANCE if state in ("conflict", "helpful", "agree") else INCLUSION
     return Pair("t", Record(str(i), "Where is it?", state=state), error, "a", "b", ("x", "y"))
@@ -101,7 +129,7 @@ def write(folder: Path, **card: Any) -> Path:
 
 def test_a_run_of_chats_becomes_conversations(tmp_path):
     folder = write(tmp_path / "run", style="chat", prompts=PROMPTS)
-    made = export_pairs(folder, tmp_path / "out" / "pairs.jsonl", balance=False)
+    made = export_pairs(folder, tmp_path / "out" / "pairs.jsonl", balance=False, same_words=False)
     rows = [json.loads(line) for line in made.path.read_text(encoding="utf-8").splitlines()]
     first = rows[0]
     prompt = "Be brief.\nRead:\nIt is Oslo.\nQ: What is the capital of Italy?\n"
@@ -124,7 +152,7 @@ def test_a_run_of_chats_becomes_conversations(tmp_path):
 
 def test_a_run_of_completions_becomes_texts_that_end_where_the_answer_begins(tmp_path):
     folder = write(tmp_path / "run", style="completion", prompts=PROMPTS)
-    made = export_pairs(folder, tmp_path / "pairs.jsonl", toward="memory", balance=False)
+    made = export_pairs(folder, tmp_path / "pairs.jsonl", toward="memory", balance=False, same_words=False)
     row = json.loads(made.path.read_text(encoding="utf-8").splitlines()[0])
     assert row["prompt"].endswith("Q: What is the capital of Italy?\nA:")
     assert (row["chosen"], row["rejected"], row["source"]) == (" it is Rome.", " it is Oslo.", "parametric")
@@ -164,7 +192,7 @@ def test_a_run_without_a_pair_says_why(tmp_path, change, named):
 def test_the_command_counts_what_it_wrote(tmp_path, capsys):
     folder = write(tmp_path / "run")
     out = tmp_path / "pairs.jsonl"
-    assert main(["eval", "export-pairs", str(folder), "--out", str(out)]) == 0
+    assert main(["eval", "export-pairs", str(folder), "--out", str(out), "--as-said"]) == 0
     told = capsys.readouterr().err
     assert f"{INCLUSION}: 1 of 1 (irrelevant 1 of 1)" in told
     assert f"{IGNORANCE}: 1 of " in told

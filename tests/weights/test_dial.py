@@ -16,6 +16,8 @@ from ckcontrol.errors import ControlError, UnsupportedMode, WeightsError
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.weights import METHODS, load, mix, shares, unload
 
+from .by_hand import merged, write_adapter
+
 peft = pytest.importorskip("peft")
 QUESTIONS = ["Who rules Oz?", "What is the capital of Mu?", "Where is Ys?", "Who found Ur?"]
 PASSAGES = [["Ozma rules Oz."], ["The capital of Mu is Ra."], ["Ys lies under the sea, they say."], []]
@@ -123,6 +125,17 @@ def test_svd_mixes_what_the_shares_say(folders, tmp_path: Path):
         exact = 0.375 * both["c"][key] - 0.125 * both["m"][key]
         left = torch.linalg.svdvals(exact)[16:]  # what rank 16 must leave out
         assert torch.linalg.norm(value - exact) <= left.norm() + 1e-4
+
+
+def test_an_adapter_is_to_peft_what_it_is_by_hand(tmp_path: Path):
+    """What tests/vllm compares vLLM with."""
+    model, tokenizer = tiny_model("llama")
+    folder = write_adapter(model, tmp_path / "a", 3)
+    ids = tokenizer(QUESTIONS[0], return_tensors="pt").input_ids
+    base = model(ids).logits
+    merged(model, folder)
+    theirs = peft.PeftModel.from_pretrained(tiny_model("llama")[0], str(folder))(ids).logits
+    assert torch.allclose(model(ids).logits, theirs, atol=1e-4) and not torch.allclose(base, theirs, atol=1e-2)
 
 
 def _update(folder: Path) -> dict[str, torch.Tensor]:

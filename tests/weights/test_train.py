@@ -22,7 +22,9 @@ from ckcontrol.weights.train import WHOLE, partial
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("trl")
-HOW: dict[str, Any] = {"toward": "context", "steps": 6, "save_every": 2, "rank": 2, "learning_rate": 1e-2}
+HOW: dict[str, Any] = {"toward": "context", "steps": 6, "batch_size": 4, "save_every": 2, "rank": 2} | {
+    "learning_rate": 1e-2
+}
 
 
 def row(i: int, toward: str = "context", chat: bool = True, **changed: Any) -> dict[str, Any]:
@@ -51,17 +53,19 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
+def score(model: Any, tokenizer: Any, prompt: Any, answer: Any) -> float:
+    """Log-probability of an answer, summed over its tokens, by a plain forward."""
+    begun = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(prompt + answer, return_dict=False)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(float(logits[t - 1, ids[t]]) for t in range(len(begun), len(ids)))
+
+
 def margin(model: Any, tokenizer: Any, rows: Sequence[Any]) -> float:
-    """Mean of log p(chosen) - log p(rejected), summed over the answer's tokens, by plain forwards."""
-
-    def score(prompt: Any, answer: Any) -> float:
-        begun = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        ids = tokenizer.apply_chat_template(prompt + answer, return_dict=False)
-        with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        return sum(float(logits[t - 1, ids[t]]) for t in range(len(begun), len(ids)))
-
-    return sum(score(r["prompt"], r["chosen"]) - score(r["prompt"], r["rejected"]) for r in rows) / len(rows)
+    """Mean of log p(chosen) - log p(rejected)."""
+    both = [[score(model, tokenizer, r["prompt"], r[side]) for side in ("chosen", "rejected")] for r in rows]
+    return sum(chosen - rejected for chosen, rejected in both) / len(rows)
 
 
 def test_two_trained_adapters_raise_their_margins_and_make_a_dial(pairs: Path, tmp_path: Path) -> None:
@@ -242,6 +246,59 @@ def test_an_adapter_that_is_not_finite_is_not_written(pairs: Path, tmp_path: Pat
     assert not (tmp_path / "a").exists() and not partial(tmp_path / "a").exists()
 
 
+class Keep:
+    """What a run's checkpoints say of harm, and their weights; Ctrl-C after step `at`."""
+
+    def __init__(self, folder: Path, at: int = -1) -> None:
+        self.folder, self.at = folder, at
+        self.harm: dict[int, float] = {}
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        for mark in self.folder.glob(f"checkpoint-*/{WHOLE}"):
+            step = int(mark.parent.name.split("-")[1])
+            self.harm[step], self.weights[step] = float(mark.read_text()), tensors(mark.parent)
+        if stage == "Training" and done == self.at:
+            raise KeyboardInterrupt
+
+
+def test_training_stops_where_it_does_harm_and_keeps_the_checkpoint_before(pairs: Path, tmp_path: Path) -> None:
+    """Right answers held out that the conflicts lead away from: the harm grows with every step."""
+    held = [one["prompt"] for one in read_pairs(pairs, "context").held]
+    rows = [row(i, state="conflict") for i in range(24)]
+    rows = [r if r["prompt"] not in held else {**r, "state": "irrelevant"} for r in rows]
+    rows = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in held else r for r in rows]
+    guards = [r for r in rows if r["prompt"] in held]
+    written(pairs, rows)
+    told = Keep(partial(tmp_path / "far"))
+    far = train(*tiny_model("llama"), pairs, tmp_path / "far", **HOW, max_harm=1e6, on_progress=told)
+    assert far.steps == 6 and far.harm is not None and told.harm[2] < told.harm[4] < far.harm
+    adapted = peft.PeftModel.from_pretrained(tiny_model("llama")[0], str(tmp_path / "far"))
+    plain, tokenizer = tiny_model("llama")
+    lost = [
+        score(plain, tokenizer, r["prompt"], r["chosen"]) - score(adapted, tokenizer, r["prompt"], r["chosen"])
+        for r in guards
+    ]
+    assert len(guards) == 2 and far.harm == pytest.approx(sum(lost) / 2, abs=1e-3)
+
+    bound = (told.harm[2] + told.harm[4]) / 2
+    near = train(*tiny_model("llama"), pairs, tmp_path / "near", **HOW, max_harm=bound)
+    assert (near.steps, near.harm) == (2, told.harm[2])
+    ours = tensors(tmp_path / "near")
+    assert all(torch.equal(ours[name], value) for name, value in told.weights[2].items())
+    for at in (3, -1):  # interrupted, it comes to the same end
+        try:
+            again = train(*tiny_model("llama"), pairs, tmp_path / "again", **HOW, max_harm=bound,
+                          on_progress=Keep(tmp_path, at))  # fmt: skip
+        except KeyboardInterrupt:
+            assert at == 3
+    assert (again.steps, again.harm) == (2, told.harm[2])
+    assert all(torch.equal(ours[name], value) for name, value in tensors(tmp_path / "again").items())
+    with pytest.raises(WeightsError, match=r"first checkpoint, of step 2, costs .* over max_harm=0\. Take a lower"):
+        train(*tiny_model("llama"), pairs, tmp_path / "none", **HOW, max_harm=0.0)
+    assert not (tmp_path / "none").exists() and not partial(tmp_path / "none").exists()
+
+
 def test_one_process_at_a_time(pairs: Path, tmp_path: Path) -> None:
     from filelock import FileLock
 
@@ -257,6 +314,7 @@ def test_the_command(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     command = ["weights", "train", str(pairs), "--model", "tiny", "--out", str(out), "--steps", "2", "--rank", "2"]
     assert main([*command, "--toward", "context"]) == 0
     said = " ".join(capsys.readouterr().out.split())
+    assert "lost" not in said  # the pairs name no state: none is known to be no conflict
     assert "Of 2 pairs held out," in said and f"Wrote {out}: 22 pairs toward context." in said
     assert (out / "adapter_model.safetensors").exists()
     monkeypatch.setattr(options, "load", lambda *arguments: pytest.fail("a model was loaded"))

@@ -20,6 +20,12 @@ def export_pairs(
     balance: Annotated[
         bool, typer.Option("--balance/--all", help="As many pairs of one error as of the other; or all.")
     ] = True,
+    same_words: Annotated[
+        bool,
+        typer.Option(
+            "--same-words/--as-said", help="Two answers in one text's words, but for the name; or as the run has them."
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Draws which pairs are left out.")] = 0,
 ) -> None:
     """Write what a model should have said beside what it said, as TRL's DPO trainer reads it.
@@ -30,7 +36,7 @@ def export_pairs(
     from ...eval.preferences import export_pairs as export
 
     files.check_writable(out)
-    made = export(folder, out, toward=toward, balance=balance, seed=seed)
+    made = export(folder, out, toward=toward, balance=balance, same_words=same_words, seed=seed)
     for error in ERRORS:
         found, kept = (
             {state: count for (of, state), count in counts.items() if of == error} for counts in (made.found, made.kept)

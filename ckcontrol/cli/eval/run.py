@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from ..bars import Bars
 from ..words import TextCommand, group
 
 if TYPE_CHECKING:
+    from ...eval.running.arms import Arm
     from ...eval.running.engine import Engine
     from ...eval.running.runner import Outcome
     from ...eval.tasks.load import Task
@@ -42,6 +44,7 @@ def run(
     imported: options.Import = [],  # noqa: B006  typer copies it
     model: options.Model = "demo",
     url: Url = None,
+    weights: options.Weights = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Records per task.", show_default="all")] = None,
     max_new_tokens: options.Tokens = 24,
     style: Annotated[str, typer.Option(help="Prompts: auto, chat or completion.")] = "auto",
@@ -72,6 +75,7 @@ def run(
     files.check_folder(out)
     files.import_policies(imported)
     arms = arms_for(methods.split(","), _alphas(alpha))
+    _check_dial(arms, weights, url)
     part = _shard(shard)
     check_style(style)
     check_integer("seed", seed, *SEEDS)
@@ -82,7 +86,7 @@ def run(
     loaded = [load_task(spec, limit=limit, seed=seed, clean=not dirty) for spec in split_tasks(tasks)]
     for task in loaded:
         _say(f"{task.name}: {len(task.records):,} records. {_left_out(task)}Source: {task.source} ({task.licence})")
-    engine = served or _local(model, drawn, style, device, dtype)
+    engine = served or _local(model, drawn, style, device, dtype, weights)
     with Bars(kept=out) as bars:
         outcome = evaluate(
             engine,
@@ -109,11 +113,24 @@ def _served(model: str, url: str, drawn: Any) -> Engine:
     return Served(RemoteBackend(url, model), model, options=drawn)
 
 
-def _local(model: str, drawn: Any, style: str, device: str | None, dtype: str | None) -> Engine:
+def _check_dial(arms: Sequence[Arm], weights: Path | None, url: str | None) -> None:
+    """Refuse the method ``weights`` without a dial, and a dial where none is loaded, before a model is."""
+    asked = [arm.name for arm in arms if arm.control.policy().in_weights]
+    if asked and weights is None and url is None:
+        raise EvalError(f"{asked[0]!r} needs a dial of adapters.", "Name the folder of `weights mix`: --weights dial/")
+    if weights is not None and url is not None:
+        raise EvalError("--weights loads a dial here, and --url asks a server.", "Start the server with --weights.")
+
+
+def _local(
+    model: str, drawn: Any, style: str, device: str | None, dtype: str | None, weights: Path | None = None
+) -> Engine:
     from ...eval.running.engine import Local
 
     loaded = options.load(model, device, dtype)
-    return Local(*loaded, model, options=drawn, style=style)
+    dial = options.load_dial(loaded[0], weights)
+    card = dial.card(weights) if dial and weights else None
+    return Local(*loaded, model, options=drawn, style=style, dial=card)
 
 
 def _time(engine: Any, tasks: list[Task], arms: Any, out: Path, count: int) -> None:

@@ -21,14 +21,17 @@ def train(
     toward: Annotated[str, typer.Option(help="context or memory: which way the pairs lead.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Write the adapter here; a new folder.")],
     model: options.Model = "demo",
-    steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 50,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per step.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 20,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per step.")] = 2,
     rank: Annotated[int, typer.Option(help="Rank of the adapter; both of a dial need the same.")] = 8,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="At the first step; falls to 0.")] = 1e-4,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="At the first step; falls to 0.")] = 1e-3,
     beta: Annotated[float, typer.Option(help="Weight of staying near the model; lower goes further.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Draws first weights, order and what is held out.")] = 0,
     max_length: Annotated[int, typer.Option("--max-length", help="Longest prompt and answer, in tokens.")] = 1024,
-    save_every: Annotated[int, typer.Option("--save-every", help="Steps between two checkpoints.")] = 10,
+    save_every: Annotated[int, typer.Option("--save-every", help="Steps between two checkpoints.")] = 5,
+    max_harm: Annotated[
+        float, typer.Option("--max-harm", help="Nats that right answers held out may lose; more stops training.")
+    ] = 1.0,
     one_sided: Annotated[bool, typer.Option("--one-sided", help="Take pairs that show one error alone.")] = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -60,6 +63,7 @@ def train(
             seed=seed,
             max_length=max_length,
             save_every=save_every,
+            max_harm=max_harm,
             one_sided=one_sided,
             on_progress=bars,
         )
@@ -71,4 +75,8 @@ def train(
         )
     else:
         typer.echo("No pair was held out: the pairs are of fewer than 10 groups.")
+    if made.harm is not None:
+        typer.echo(f"The right answers to held-out questions without a conflict lost {made.harm:.2f} nats in the mean.")
+    if made.steps < steps:
+        typer.echo(f"Stopped: more than {made.steps} of {steps} steps cost them over {max_harm:g}; these were kept.")
     typer.echo(clean(f"Wrote {out}: {made.pairs} pairs toward {toward}.", 4000))

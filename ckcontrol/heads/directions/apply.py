@@ -39,7 +39,7 @@ def added(
     """**This changes what the model computes** while the block runs, for the caller who opened it.
 
     h <- h + coefficient(alpha) * v, in the residual stream that leaves the direction's layer (Rimsky et al. 2024,
-    arXiv 2312.06681, section 3), in every stream of a two-stream method alike. Only forwards in the caller's context
+    arXiv 2312.06681), in every stream of a two-stream method alike. Only forwards in the caller's context
     are changed: other threads may use the model, or add directions of their own, at the same time.
     `ckcontrol.agenerate` and ``asyncio.to_thread`` carry the context along; a bare ``threading.Thread`` does not, so
     open the block in it. At alpha = 0.5 nothing is added and no hook exists. Blocks nest, and what they add is summed.

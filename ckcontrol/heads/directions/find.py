@@ -95,7 +95,7 @@ def find(
 
     1. Each known fact is asked with a passage that says something false. v_l is the mean residual stream of layer l at
        the last prompt token where the answer is memory's, less that where it is the passage's (difference in means:
-       Marks and Tegmark 2023, arXiv 2310.06824, section 5.1; Rimsky et al. 2024, arXiv 2312.06681, eq. 1).
+       Marks and Tegmark 2023, arXiv 2310.06824; Rimsky et al. 2024, arXiv 2312.06681).
     2. On the development facts, layers are compared by how far v_l, at one strength, moves conflicts both ways; in the
        best, every strength. As for head masks, the total of four rates decides (`Result.total`), and a strength that
        raises the perplexity of neutral text by more than a tenth is out.
