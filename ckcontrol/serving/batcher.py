@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,11 @@ from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
 from ..errors import CKError, MissingExtra, NonFiniteLogits, ServingError
-from ..heads import HeadMask, pruned
+from ..heads.apply import Pruned
 from ..heads.directions.apply import Added
 from ..heads.directions.direction import Direction
 from ..heads.fingerprint import Fingerprint
+from ..heads.mask import HeadMask
 from ..policies.off import OFF
 from .read_heads import Entries
 from .replies import Refusal
@@ -80,6 +81,7 @@ class Job:
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
         over: It has ended; `answered` if with an answer.
+        counts: Of the batcher that took it, which hold it once it is `counted`.
         ids: What was generated.
         scored: Of each of them, before it is told: see `Recorder.scored`.
     """
@@ -95,6 +97,8 @@ class Job:
     left: bool = False
     over: bool = False
     answered: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    counted: bool = False
     ids: list[int] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
 
@@ -132,30 +136,41 @@ class Job:
         """End with an answer, unless it has ended."""
         if not self.over:
             self.over = self.answered = True
+            self.count()
             self.tell(end)
 
     def fail(self, error: Exception) -> None:
         """End with an error, unless it has ended."""
         if not self.over:
             self.over = True
+            self.count()
             self.tell(error)
+
+    def count(self) -> None:
+        """Enter it into the figures, once: before it is told, so that who reads them after an answer finds it there."""
+        if not self.counted:
+            self.counted = True
+            self.counts["tokens"] += len(self.ids)
+            self.counts["answers" if self.answered else "failures" if self.over else "left"] += 1
 
 
 class _Running:
     """A batch and the jobs in it, which are of one kind."""
 
     def __init__(self, model: PreTrainedModel, first: Job, direction: Direction | None) -> None:
-        self.kind, self.model, self.mask = first.kind, model, first.mask
+        self.kind = first.kind
         self.jobs: list[Job] = []
         self.batch = RunningBatch(self._around)
-        self.added = None if first.direction is None else Added(model, direction, first.direction, strict=False)
+        # both were made for this model: no step reads its weights to see that
+        self._changes: list[Pruned | Added] = [] if first.mask is None else [Pruned(model, first.mask, strict=False)]
+        if first.direction is not None:
+            self._changes.append(Added(model, direction, first.direction, strict=False))
 
     @contextmanager
     def _around(self) -> Iterator[None]:
-        with (
-            nullcontext() if self.mask is None else pruned(self.model, self.mask, strict=False),
-            nullcontext() if self.added is None else self.added.acting(),
-        ):
+        with ExitStack() as stack:
+            for change in self._changes:
+                stack.enter_context(change.acting())
             yield
 
 
@@ -224,6 +239,7 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise _stopping()
+            job.counts = self.counts
             self._waiting.append(job)
             self._changed.notify()
 
@@ -385,7 +401,8 @@ class Batcher:
         for job in left:
             if job not in again:
                 _fail(job, error)
-        self._count([job for job in jobs if job.dead])
+        for job in (job for job in jobs if job.dead):
+            job.count()
         with self._changed:
             self._waiting.extendleft(reversed(again))
 
@@ -395,9 +412,9 @@ class Batcher:
             if not job.dead:
                 self._settle(job, running.batch)
             if job.dead:
+                job.count()
                 for row in job.rows:
                     row.ended = True
-        self._count([job for job in running.jobs if job.dead])
         running.jobs = [job for job in running.jobs if not job.dead]
         if not running.jobs and running in self._running:
             self._running.remove(running)
@@ -431,11 +448,6 @@ class Batcher:
         if row.tokens[-1] in self.ends or (job.stop is not None and bool(job.stop(torch.tensor([row.tokens])))):
             return "stop"
         return "length" if len(row.tokens) >= job.options.max_new_tokens else ""
-
-    def _count(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self.counts["tokens"] += len(job.ids)
-            self.counts["answers" if job.answered else "failures" if job.over else "left"] += 1
 
 
 def _stopping() -> Refusal:
