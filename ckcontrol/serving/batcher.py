@@ -27,10 +27,11 @@ from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
 from ..decoding.prompts import PromptPair
 from ..decoding.recorder import Scored
-from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from ..decoding.refusals import bare, check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
+from ..decoding.weight_rows import DIALS
 from ..errors import CKError, MissingExtra, NonFiniteLogits, ServingError
 from ..heads.apply import Pruned
 from ..heads.directions.apply import Added
@@ -184,6 +185,7 @@ class Batcher:
         direction: What a job's alpha leads along; it was made for this model.
 
     Attributes:
+        dial: A dial of adapters was loaded onto the model.
         ends: End tokens of model and tokenizer.
         counts: What happened so far, by the names in `COUNTED`.
 
@@ -204,6 +206,7 @@ class Batcher:
         self.direction = direction
         self.vocabulary = check_tokenizer(model, tokenizer) or output_width(model)
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.dial = bare(model) in DIALS
         self.ends = sorted(eos_ids(model, tokenizer))
         self.positions = position_limit(model)
         self.counts: Counter[str] = Counter()

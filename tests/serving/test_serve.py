@@ -298,6 +298,8 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "cannot be continued"),
         ({"messages": [{"role": "user", "content": "x" * 5000}], "max_tokens": 7}, r"beside max_tokens=7\. Shorten"),
         ({"max_tokens": 7, "extra_body": {"ck": {"passages": ["x" * 5000]}}}, r"^(?!.*truncate).*=7\. Pass fewer"),
+        ({"messages": "Who?"}, r'not a list of messages\. Like "messages": \['),
+        ({"extra_body": {"ck": {"passages": ["x"], "method": "weights"}}}, "has none.*--weights FOLDER"),
         ({"response_format": {"type": "yaml"}}, "response_format.type='yaml'"),
     ]:
         with pytest.raises(openai.BadRequestError, match=sentence):
@@ -306,7 +308,8 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         served.client.completions.create(model="tiny", prompt=[1, 100_000])
     assert served.post({}, headers={"Content-Type": "text/plain"}).status_code == 400
     assert [model.id for model in served.client.models.list()] == ["tiny"]
-    assert served.client.models.retrieve("tiny").model_extra["ck"]["retrieve"] is None
+    told = served.client.models.retrieve("tiny").model_extra["ck"]
+    assert told["retrieve"] is None and "weights" not in told["methods"] and "dial" in told["methods"]
 
 
 def test_a_key_is_asked_for_before_a_body_is_read(model) -> None:
