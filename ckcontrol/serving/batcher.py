@@ -295,20 +295,25 @@ class Batcher:
         return [job for running in list(self._running) for job in list(running.jobs)]
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._running and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    for job in [*self._waiting, *self._jobs()]:
-                        job.fail(_stopping())
-                    self._waiting.clear()
-                    return
-                jobs = self._next()
-            for together in self._groups(jobs):
-                self._begin(together)
-            for running in list(self._running):
-                self._step(running)
+        while self._round():
+            pass
+
+    def _round(self) -> bool:
+        """Wait for work, begin what waits and step once; False when closed. What it held is let go: idle, no batch."""
+        with self._changed:
+            while not self._waiting and not self._running and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                for job in [*self._waiting, *self._jobs()]:
+                    job.fail(_stopping())
+                self._waiting.clear()
+                return False
+            jobs = self._next()
+        for together in self._groups(jobs):
+            self._begin(together)
+        for running in list(self._running):
+            self._step(running)
+        return True
 
     def _next(self) -> list[Job]:
         """Take from the queue what begins now: where others run, no more than they may wait for."""

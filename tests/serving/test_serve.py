@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.control import overriding
+from ckcontrol.decoding.running import RunningBatch
 from ckcontrol.decoding.streams import TwoStreams
 from ckcontrol.errors import ControlError
 from ckcontrol.heads import Direction, Fingerprint, HeadMask, added, pruned
@@ -402,6 +405,19 @@ def test_a_client_who_leaves_frees_its_row(model, monkeypatch: pytest.MonkeyPatc
         server.until("left_total", 1)
         assert 1 < server.figures()["ckcontrol_tokens_total"] <= 22
         assert server.client.chat.completions.create(**long | {"max_tokens": 2}).choices
+
+
+def test_a_server_that_is_idle_holds_no_keys_and_values(served: Served) -> None:
+    def held() -> set[int]:
+        return {id(one) for one in gc.get_objects() if type(one) in (RunningBatch, TwoStreams)}
+
+    before = held()  # by other tests
+    served.client.chat.completions.create(**case(1)[0])
+    end = time.monotonic() + 120
+    while held() - before:
+        assert time.monotonic() < end, "an answer is over, and its batch is held"
+        gc.collect()
+        time.sleep(0.05)
 
 
 def test_an_answer_has_its_time(model, monkeypatch: pytest.MonkeyPatch) -> None:
