@@ -8,25 +8,22 @@ which take turns step by step. Knows prompts, plans and rows; knows nothing of H
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..answer import Draft
 from ..control import Control
-from ..decoding.drafts import Drafts
 from ..decoding.inputs import plan_of
-from ..decoding.options import GenerateOptions
 from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
-from ..decoding.prompts import PromptPair
-from ..decoding.recorder import Scored
 from ..decoding.refusals import bare, check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
@@ -38,121 +35,19 @@ from ..heads.directions.apply import Added
 from ..heads.directions.direction import Direction
 from ..heads.fingerprint import Fingerprint
 from ..heads.mask import HeadMask
-from ..policies.off import OFF
+from .jobs import End, Job
 from .read_heads import Entries
 from .replies import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Batcher", "End", "Job"]
+__all__ = ["Batcher"]
 
 _PROMPTS = 1024  # tokens of prompts that rows under way wait for between two steps; at least one question joins
 _PADDED = 1.2  # how much longer padding may make prompts that are run together
+_IDLE, _ENDED = 1.0, 64  # seconds without work, or ended questions, after which the C library gives memory back
 log = logging.getLogger("ckcontrol.serving")
-
-
-@dataclass(frozen=True)
-class End:
-    """An answer has ended.
-
-    Attributes:
-        reason: ``stop`` or ``length``.
-        rows: What was recorded per token, see `Recorder.rows`; empty if nothing was.
-        drafts: Of the answer, without their texts.
-    """
-
-    reason: str
-    rows: Sequence[Sequence[float]] = ()
-    drafts: Sequence[Draft] = ()
-
-
-@dataclass(eq=False)
-class Job:
-    """One question, on its way to an answer.
-
-    Attributes:
-        pair: Its prompts.
-        control: Its control.
-        options: How its tokens are drawn; with a seed where it samples.
-        structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
-        mask: Of heads, for both streams; None changes nothing.
-        direction: Alpha of the server's direction; None changes nothing.
-        favourites: Tokens to keep of each step, the likeliest, in `scored`; None keeps nothing there.
-        tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
-        left: Set, by any thread, when nobody wants the answer any more.
-        over: It has ended; `answered` if with an answer.
-        counts: Of the batcher that took it, which hold it once it is `counted`.
-        ids: What was generated.
-        scored: Of each of them, before it is told: see `Recorder.scored`.
-    """
-
-    pair: PromptPair
-    control: Control
-    options: GenerateOptions
-    structured: Mapping[str, Any] = field(default_factory=dict)
-    mask: HeadMask | None = None
-    direction: float | None = None
-    favourites: int | None = None
-    tell: Callable[[int | End | Exception], None] = print
-    left: bool = False
-    over: bool = False
-    answered: bool = False
-    counts: Counter[str] = field(default_factory=Counter)
-    counted: bool = False
-    ids: list[int] = field(default_factory=list)
-    scored: list[Scored] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        steered = self.pair.contextual != self.pair.parametric
-        drafts = Drafts([self.control.policy() if steered else OFF])
-        self.several = drafts.several
-        neutral = drafts.policy.neutral
-        # which streams run, whether in one forward, and what changes the model
-        self.kind = (neutral, self.options.trace or not neutral, self.mask, self.direction)
-        self.alone = False  # decoded once more, after a batch has failed
-        self.rows: list[Row] = []
-        self.stop: StopTexts | None = None
-        self._told: list[int] = []
-
-    @property
-    def dead(self) -> bool:
-        """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
-        return self.over or self.left
-
-    def take(self, row: Row) -> None:
-        """Take the row's next token. When a batch is decoded again, those that were told already only have to agree."""
-        place = len(self.ids)
-        token = row.tokens[place]
-        self.ids.append(token)
-        if place >= len(self._told):
-            self._told.append(token)
-            if self.favourites is not None and row.recorder is not None:
-                self.scored.append(row.recorder.scored(place))
-            self.tell(token)
-        elif self._told[place] != token:
-            self.fail(Refusal(503, "the answer was interrupted and came out differently.", "Try again."))
-
-    def finish(self, end: End) -> None:
-        """End with an answer, unless it has ended."""
-        if not self.over:
-            self.over = self.answered = True
-            self.count()
-            self.tell(end)
-
-    def fail(self, error: Exception) -> None:
-        """End with an error, unless it has ended."""
-        if not self.over:
-            self.over = True
-            self.count()
-            self.tell(error)
-
-    def count(self) -> None:
-        """Enter it into the figures, once: before it is told, so that who reads them after an answer finds it there."""
-        if not self.counted:
-            self.counted = True
-            self.counts["tokens"] += len(self.ids)
-            self.counts["answers" if self.answered else "failures" if self.over else "left"] += 1
 
 
 class _Running:
@@ -214,6 +109,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._trimmed = 0  # questions that had ended when the C library was last asked for memory
         self._fingerprint: Fingerprint | None = None
         self._thread = threading.Thread(target=self._work, name="ckcontrol-batcher", daemon=True)
         self._thread.start()
@@ -301,19 +197,28 @@ class Batcher:
     def _round(self) -> bool:
         """Wait for work, begin what waits and step once; False when closed. What it held is let go: idle, no batch."""
         with self._changed:
-            while not self._waiting and not self._running and not self._closed:
-                self._changed.wait()
+            busy = self._changed.wait_for(self._has_work, _IDLE if self._since_trim else None)
             if self._closed:
                 for job in [*self._waiting, *self._jobs()]:
                     job.fail(_stopping())
                 self._waiting.clear()
                 return False
             jobs = self._next()
+        if not busy or self._since_trim >= _ENDED:
+            self._trimmed += self._since_trim
+            _malloc_trim()(0)
         for together in self._groups(jobs):
             self._begin(together)
         for running in list(self._running):
             self._step(running)
         return True
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._running or self._closed)
+
+    @property
+    def _since_trim(self) -> int:
+        return self.counts["answers"] + self.counts["failures"] + self.counts["left"] - self._trimmed
 
     def _next(self) -> list[Job]:
         """Take from the queue what begins now: where others run, no more than they may wait for."""
@@ -456,6 +361,19 @@ class Batcher:
         if row.tokens[-1] in self.ends or (job.stop is not None and bool(job.stop(torch.tensor([row.tokens])))):
             return "stop"
         return "length" if len(row.tokens) >= job.options.max_new_tokens else ""
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int]:
+    """Return glibc's function that gives free memory back; joins and steps of every size leave its heap full of holes.
+
+    Of other C libraries nothing is asked.
+    """
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl and macOS; none; Windows
+        return lambda pad: 0
+    return trim
 
 
 def _stopping() -> Refusal:

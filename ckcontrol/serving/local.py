@@ -15,7 +15,8 @@ from ..answer import Draft
 from ..decoding.token_texts import TextSoFar, pieces, said
 from ..errors import ServingError, did_you_mean
 from .asgi import Gone, Message, Send, Shared
-from .batcher import Batcher, End, Job
+from .batcher import Batcher
+from .jobs import End, Job
 from .json_values import flag, integer, kind, shown
 from .prompt_pairs import Room, make_pair
 from .read_request import CHAT, Steered

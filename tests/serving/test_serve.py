@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import random
+import re
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,7 +27,8 @@ from ckcontrol.errors import ControlError
 from ckcontrol.heads import Direction, Fingerprint, HeadMask, added, pruned
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
-from ckcontrol.serving.batcher import Batcher, End, Job
+from ckcontrol.serving.batcher import Batcher
+from ckcontrol.serving.jobs import End, Job
 from ckcontrol.serving.prompt_pairs import BARE
 
 from ..retrieval.hashes import Hashes
@@ -418,6 +422,35 @@ def test_a_server_that_is_idle_holds_no_keys_and_values(served: Served) -> None:
         assert time.monotonic() < end, "an answer is over, and its batch is held"
         gc.collect()
         time.sleep(0.05)
+
+
+def test_a_server_that_is_idle_gives_memory_back(served: Served) -> None:
+    """What the C library holds in holes below a block that is in use."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("the C library of this machine is not glibc")
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    status = Path("/proc/self/status")
+
+    def resident() -> int:
+        return int(re.findall(r"VmRSS:\s+(\d+)", status.read_text(encoding="ascii"))[0])
+
+    *holes, last = [libc.malloc(60_000) for _ in range(4000)]
+    for block in holes:
+        ctypes.memset(block, 1, 60_000)
+    full = resident()
+    for block in holes:
+        libc.free(block)
+    served.client.chat.completions.create(**case(1)[0])
+    end = time.monotonic() + 120
+    while resident() > full - 150_000:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    libc.free(last)
 
 
 def test_an_answer_has_its_time(model, monkeypatch: pytest.MonkeyPatch) -> None:
