@@ -313,12 +313,16 @@ def test_errors_are_sentences_beside_their_field(plain: Served, visit: Callable[
 
 
 def test_a_key_is_asked_for_and_never_shown(model: Any, visit: Callable[..., Page]) -> None:
-    with serve(*model, key="s3cret") as server:
+    with Index.build([Passage("0", "Here.")], Hashes()) as index, serve(*model, key="s3cret", index=index) as server:
         page = visit(server)
         assert "API key" in page.inner_text("#about")
+        page.fill("#key", "wrong")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#key-error:has-text('does not take this key')")
         page.fill("#key", "s3cret")
         page.keyboard.press("Tab")
         page.wait_for_selector("#about:has-text('tiny')")
+        assert page.locator("#passages li").count() == 0  # no example's, which would stand in for what is found
         page.ask(tokens=4)
         assert text_of(page, "chosen")
         assert "s3cret" not in page.content() and "$CKCONTROL_API_KEY" in page.inner_text("#curl")
