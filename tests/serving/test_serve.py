@@ -24,7 +24,7 @@ from ckcontrol.control import overriding
 from ckcontrol.decoding.running import RunningBatch
 from ckcontrol.decoding.streams import TwoStreams
 from ckcontrol.errors import ControlError
-from ckcontrol.heads import Direction, Fingerprint, HeadMask, added, pruned
+from ckcontrol.heads import Direction, Fingerprint, HeadMask, added, fingerprint, pruned
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
 from ckcontrol.serving.batcher import Batcher
@@ -492,7 +492,9 @@ def test_what_fails_one_row_fails_no_other() -> None:
             assert ids_of(reply) == list(answer.token_ids)
 
 
-def test_head_masks_are_each_requests_own(model, served: Served) -> None:
+def test_head_masks_are_each_requests_own(model, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, sample = [], fingerprint._sample
+    monkeypatch.setattr(fingerprint, "_sample", lambda matrix: read.append(matrix) or sample(matrix))
     masks = [[], [(0, 1)], [(0, 1)], [(1, 0), (1, 2)], []]
 
     def ask(mask: list[tuple[int, int]]) -> Any:
@@ -507,6 +509,7 @@ def test_head_masks_are_each_requests_own(model, served: Served) -> None:
 
     with ThreadPoolExecutor(5) as pool:
         replies = list(pool.map(ask, masks))
+    assert len(read) <= 1 + model[0].config.num_hidden_layers  # once, for the server: no step reads the weights
     made = []
     for mask, reply in zip(masks, replies, strict=True):
         with pruned(model[0], HeadMask.of(model[0], mask)):
