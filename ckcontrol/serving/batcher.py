@@ -9,6 +9,7 @@ which take turns step by step. Knows prompts, plans and rows; knows nothing of H
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import threading
 from collections import Counter, deque
@@ -206,6 +207,8 @@ class Batcher:
             jobs = self._next()
         if not busy or self._since_trim >= _ENDED:
             self._trimmed += self._since_trim
+            if not busy:
+                gc.collect()  # streams and their caches know each other
             _malloc_trim()(0)
         for together in self._groups(jobs):
             self._begin(together)
