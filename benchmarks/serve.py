@@ -32,7 +32,8 @@ from openai import OpenAI
 import ckcontrol as ck
 from ckcontrol.decoding import running
 from ckcontrol.decoding.streams import TwoStreams
-from ckcontrol.serving.batcher import Batcher, Job
+from ckcontrol.serving.batcher import Batcher
+from ckcontrol.serving.jobs import Job
 
 TOWNS = ["Orvendale", "Marrowick", "Tellin", "Quarrow", "Vess", "Ilmar", "Dunhallow", "Pell"]
 CASES = [

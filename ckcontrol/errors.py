@@ -81,19 +81,28 @@ class PromptTooLong(PromptError):
         context_tokens: Length of the contextual prompt.
         parametric_tokens: Length of the parametric prompt.
         limit: Longest prompt that would have fitted.
+        max_new_tokens: Longest answer that was asked for.
     """
 
     def __init__(self, context_tokens: int, parametric_tokens: int, limit: int, max_new_tokens: int) -> None:
-        super().__init__(
-            f"the prompts are {context_tokens} tokens (with passages) and {parametric_tokens} (without), but the "
-            f"model leaves room for {limit} beside max_new_tokens={max_new_tokens}.",
-            "Shorten the question or the answer: without passages it is too long already."
-            if parametric_tokens > limit
-            else "Pass fewer or shorter passages, or truncate='passages' to cut them.",
+        self.context_tokens, self.parametric_tokens = context_tokens, parametric_tokens
+        self.limit, self.max_new_tokens = limit, max_new_tokens
+        super().__init__(*self.parts("max_new_tokens", ", or truncate='passages' to cut them"))
+
+    def parts(self, answer: str, cut: str = "") -> tuple[str, str]:
+        """Return message and hint in the words of the door that the user came through.
+
+        Args:
+            answer: What it calls the longest answer.
+            cut: How passages are cut there, behind "Pass fewer or shorter passages"; empty where they are not.
+        """
+        what = (
+            f"the prompts are {self.context_tokens} tokens (with passages) and {self.parametric_tokens} (without), but "
+            f"the model leaves room for {self.limit} beside {answer}={self.max_new_tokens}."
         )
-        self.context_tokens = context_tokens
-        self.parametric_tokens = parametric_tokens
-        self.limit = limit
+        if self.parametric_tokens > self.limit:
+            return what, "Shorten the question or the answer: without passages it is too long already."
+        return what, f"Pass fewer or shorter passages{cut}."
 
 
 class TokenizerMismatch(CKError, ValueError):

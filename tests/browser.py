@@ -48,10 +48,10 @@ class Page:
         return self.done()
 
     def turn(self, key: str) -> Page:
-        """Press a key on the dial, and wait for the answer that follows."""
+        """Press a key on the dial, and wait for the answer that follows; it must be one that the page has not kept."""
         self.page.focus("#alpha")
-        self.page.keyboard.press(key)
-        self.page.wait_for_selector("#stop:enabled", state="attached")
+        with self.page.expect_request("**/v1/chat/completions"):  # some time after the key
+            self.page.keyboard.press(key)
         return self.done()
 
     def tab_to(self, name: str) -> None:

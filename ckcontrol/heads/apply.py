@@ -23,7 +23,7 @@ from .mask import HeadMask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["gated", "pruned"]
+__all__ = ["Pruned", "gated", "pruned"]
 
 Masks = HeadMask | Sequence[HeadMask | None] | None
 
@@ -64,17 +64,42 @@ def pruned(
         >>> with pruned(model, HeadMask.of(model, [(0, 1)])):
         ...     answer = model.generate(ids, max_new_tokens=4, do_sample=False)
     """
-    if mask is not None and (contextual is not None or parametric is not None):
-        raise HeadsError("mask was given together with contextual or parametric.", "Give one mask, or one per stream.")
-    layout = describe(model)
-    given = (mask, mask) if mask is not None else (contextual, parametric)
-    lists = [_as_list(masks) for masks in given]
-    for one in {m for masks in lists for m in masks if m is not None}:
-        one.check(model, strict=strict)
-    touched = {layer for masks in lists for m in masks if m is not None for layer in m.layers}
-    source = _Factors(layout, lists[0], lists[1], both=mask is not None)
-    with gated(layout, source, sorted(touched)):
+    with Pruned(model, mask, contextual=contextual, parametric=parametric, strict=strict).acting():
         yield
+
+
+class Pruned:
+    """Masks of a model, checked once; `acting` may be entered for every step of a batch.
+
+    Args and errors are those of `pruned`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mask: Masks = None,
+        *,
+        contextual: Masks = None,
+        parametric: Masks = None,
+        strict: bool = True,
+    ) -> None:
+        if mask is not None and (contextual is not None or parametric is not None):
+            raise HeadsError(
+                "mask was given together with contextual or parametric.", "Give one mask, or one per stream."
+            )
+        self.layout = describe(model)
+        given = (mask, mask) if mask is not None else (contextual, parametric)
+        lists = [_as_list(masks) for masks in given]
+        for one in {m for masks in lists for m in masks if m is not None}:
+            one.check(model, strict=strict)
+        self.layers = sorted({layer for masks in lists for m in masks if m is not None for layer in m.layers})
+        self.factors = _Factors(self.layout, lists[0], lists[1], both=mask is not None)
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Multiply the heads while the block runs."""
+        with gated(self.layout, self.factors, self.layers):
+            yield
 
 
 @contextmanager

@@ -47,26 +47,28 @@ class Fingerprint:
     weights: str
 
     @classmethod
-    def of(cls, model: PreTrainedModel, layout: HeadLayout | None = None) -> Fingerprint:
+    def of(cls, model: PreTrainedModel, layout: HeadLayout | None = None, *, digest: bool = True) -> Fingerprint:
         """Read the fingerprint of a model; about a millisecond per layer.
 
         Args:
             model: A model of a known family.
             layout: What `describe` returned for it, where that is at hand.
+            digest: Read the weights; False leaves `weights` empty and reads none.
 
         Raises:
-            HeadsError: The family is unknown.
+            HeadsError: The family is unknown, or weights are not in memory.
         """
         layout = layout or describe(model)
         embedding: Any = model.get_input_embeddings().weight
-        if any(matrix.is_meta for matrix in (embedding, *(layout.weight(layer) for layer in range(layout.layers)))):
+        matrices = (embedding, *(layout.weight(layer) for layer in range(layout.layers)))
+        if any(matrix.is_meta for matrix in matrices):
             raise HeadsError(
                 "some weights are not in memory (offloaded by accelerate, or on the meta device).",
                 "Load the model without offloading: heads are found and checked by their weights.",
             )
-        digest = hashlib.sha256()
-        for matrix in (embedding, *(layout.weight(layer) for layer in range(layout.layers))):
-            digest.update(_sample(matrix))
+        read = hashlib.sha256()
+        for matrix in matrices if digest else ():
+            read.update(_sample(matrix))
         return cls(
             family=layout.family,
             layers=layout.layers,
@@ -74,7 +76,7 @@ class Fingerprint:
             head_dim=layout.head_dim,
             hidden=layout.hidden,
             vocabulary=int(embedding.shape[0]),
-            weights=digest.hexdigest()[:16],
+            weights=read.hexdigest()[:16] if digest else "",
         )
 
     def differs(self, other: Fingerprint, *, weights: bool = True) -> tuple[str, Any, Any] | None:
@@ -101,7 +103,7 @@ class Fingerprint:
         Raises:
             HeadsError: Names the differing field and both values.
         """
-        found = self.differs(Fingerprint.of(model), weights=weights)
+        found = self.differs(Fingerprint.of(model, digest=weights), weights=weights)
         if found is None:
             return
         name, mine, theirs = found

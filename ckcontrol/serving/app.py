@@ -179,7 +179,7 @@ class _Server:
             "created": self._since,
             "owned_by": "ckcontrol",
             "max_model_len": bounds.positions,
-            "ck": told_model(self._limits, self._retriever, bounds.tokens),
+            "ck": told_model(self._limits, self._retriever, bounds.tokens, dial=self._engine.batcher.dial),
         }
 
     async def models(self, _: Request) -> Response:

@@ -8,154 +8,66 @@ which take turns step by step. Knows prompts, plans and rows; knows nothing of H
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..answer import Draft
 from ..control import Control
-from ..decoding.drafts import Drafts
 from ..decoding.inputs import plan_of
-from ..decoding.options import GenerateOptions
 from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
-from ..decoding.prompts import PromptPair
-from ..decoding.recorder import Scored
-from ..decoding.refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
+from ..decoding.refusals import bare, check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.running import Row, RunningBatch
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
+from ..decoding.weight_rows import DIALS
 from ..errors import CKError, MissingExtra, NonFiniteLogits, ServingError
-from ..heads import HeadMask, pruned
+from ..heads.apply import Pruned
 from ..heads.directions.apply import Added
 from ..heads.directions.direction import Direction
 from ..heads.fingerprint import Fingerprint
-from ..policies.off import OFF
+from ..heads.mask import HeadMask
+from .jobs import End, Job
 from .read_heads import Entries
 from .replies import Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Batcher", "End", "Job"]
+__all__ = ["Batcher"]
 
 _PROMPTS = 1024  # tokens of prompts that rows under way wait for between two steps; at least one question joins
 _PADDED = 1.2  # how much longer padding may make prompts that are run together
+_IDLE, _ENDED = 1.0, 64  # seconds without work, or ended questions, after which the C library gives memory back
 log = logging.getLogger("ckcontrol.serving")
-
-
-@dataclass(frozen=True)
-class End:
-    """An answer has ended.
-
-    Attributes:
-        reason: ``stop`` or ``length``.
-        rows: What was recorded per token, see `Recorder.rows`; empty if nothing was.
-        drafts: Of the answer, without their texts.
-    """
-
-    reason: str
-    rows: Sequence[Sequence[float]] = ()
-    drafts: Sequence[Draft] = ()
-
-
-@dataclass(eq=False)
-class Job:
-    """One question, on its way to an answer.
-
-    Attributes:
-        pair: Its prompts.
-        control: Its control.
-        options: How its tokens are drawn; with a seed where it samples.
-        structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
-        mask: Of heads, for both streams; None changes nothing.
-        direction: Alpha of the server's direction; None changes nothing.
-        favourites: Tokens to keep of each step, the likeliest, in `scored`; None keeps nothing there.
-        tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
-        left: Set, by any thread, when nobody wants the answer any more.
-        over: It has ended; `answered` if with an answer.
-        ids: What was generated.
-        scored: Of each of them, before it is told: see `Recorder.scored`.
-    """
-
-    pair: PromptPair
-    control: Control
-    options: GenerateOptions
-    structured: Mapping[str, Any] = field(default_factory=dict)
-    mask: HeadMask | None = None
-    direction: float | None = None
-    favourites: int | None = None
-    tell: Callable[[int | End | Exception], None] = print
-    left: bool = False
-    over: bool = False
-    answered: bool = False
-    ids: list[int] = field(default_factory=list)
-    scored: list[Scored] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        steered = self.pair.contextual != self.pair.parametric
-        drafts = Drafts([self.control.policy() if steered else OFF])
-        self.several = drafts.several
-        neutral = drafts.policy.neutral
-        # which streams run, whether in one forward, and what changes the model
-        self.kind = (neutral, self.options.trace or not neutral, self.mask, self.direction)
-        self.alone = False  # decoded once more, after a batch has failed
-        self.rows: list[Row] = []
-        self.stop: StopTexts | None = None
-        self._told: list[int] = []
-
-    @property
-    def dead(self) -> bool:
-        """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
-        return self.over or self.left
-
-    def take(self, row: Row) -> None:
-        """Take the row's next token. When a batch is decoded again, those that were told already only have to agree."""
-        place = len(self.ids)
-        token = row.tokens[place]
-        self.ids.append(token)
-        if place >= len(self._told):
-            self._told.append(token)
-            if self.favourites is not None and row.recorder is not None:
-                self.scored.append(row.recorder.scored(place))
-            self.tell(token)
-        elif self._told[place] != token:
-            self.fail(Refusal(503, "the answer was interrupted and came out differently.", "Try again."))
-
-    def finish(self, end: End) -> None:
-        """End with an answer, unless it has ended."""
-        if not self.over:
-            self.over = self.answered = True
-            self.tell(end)
-
-    def fail(self, error: Exception) -> None:
-        """End with an error, unless it has ended."""
-        if not self.over:
-            self.over = True
-            self.tell(error)
 
 
 class _Running:
     """A batch and the jobs in it, which are of one kind."""
 
     def __init__(self, model: PreTrainedModel, first: Job, direction: Direction | None) -> None:
-        self.kind, self.model, self.mask = first.kind, model, first.mask
+        self.kind = first.kind
         self.jobs: list[Job] = []
         self.batch = RunningBatch(self._around)
-        self.added = None if first.direction is None else Added(model, direction, first.direction, strict=False)
+        # both were made for this model: no step reads its weights to see that
+        self._changes: list[Pruned | Added] = [] if first.mask is None else [Pruned(model, first.mask, strict=False)]
+        if first.direction is not None:
+            self._changes.append(Added(model, direction, first.direction, strict=False))
 
     @contextmanager
     def _around(self) -> Iterator[None]:
-        with (
-            nullcontext() if self.mask is None else pruned(self.model, self.mask, strict=False),
-            nullcontext() if self.added is None else self.added.acting(),
-        ):
+        with ExitStack() as stack:
+            for change in self._changes:
+                stack.enter_context(change.acting())
             yield
 
 
@@ -169,6 +81,7 @@ class Batcher:
         direction: What a job's alpha leads along; it was made for this model.
 
     Attributes:
+        dial: A dial of adapters was loaded onto the model.
         ends: End tokens of model and tokenizer.
         counts: What happened so far, by the names in `COUNTED`.
 
@@ -189,6 +102,7 @@ class Batcher:
         self.direction = direction
         self.vocabulary = check_tokenizer(model, tokenizer) or output_width(model)
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.dial = bare(model) in DIALS
         self.ends = sorted(eos_ids(model, tokenizer))
         self.positions = position_limit(model)
         self.counts: Counter[str] = Counter()
@@ -196,6 +110,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._trimmed = 0  # questions that had ended when the C library was last asked for memory
         self._fingerprint: Fingerprint | None = None
         self._thread = threading.Thread(target=self._work, name="ckcontrol-batcher", daemon=True)
         self._thread.start()
@@ -224,6 +139,7 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise _stopping()
+            job.counts = self.counts
             self._waiting.append(job)
             self._changed.notify()
 
@@ -276,20 +192,36 @@ class Batcher:
         return [job for running in list(self._running) for job in list(running.jobs)]
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._running and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    for job in [*self._waiting, *self._jobs()]:
-                        job.fail(_stopping())
-                    self._waiting.clear()
-                    return
-                jobs = self._next()
-            for together in self._groups(jobs):
-                self._begin(together)
-            for running in list(self._running):
-                self._step(running)
+        while self._round():
+            pass
+
+    def _round(self) -> bool:
+        """Wait for work, begin what waits and step once; False when closed. What it held is let go: idle, no batch."""
+        with self._changed:
+            busy = self._changed.wait_for(self._has_work, _IDLE if self._since_trim else None)
+            if self._closed:
+                for job in [*self._waiting, *self._jobs()]:
+                    job.fail(_stopping())
+                self._waiting.clear()
+                return False
+            jobs = self._next()
+        if not busy or self._since_trim >= _ENDED:
+            self._trimmed += self._since_trim
+            if not busy:
+                gc.collect()  # streams and their caches know each other
+            _malloc_trim()(0)
+        for together in self._groups(jobs):
+            self._begin(together)
+        for running in list(self._running):
+            self._step(running)
+        return True
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._running or self._closed)
+
+    @property
+    def _since_trim(self) -> int:
+        return self.counts["answers"] + self.counts["failures"] + self.counts["left"] - self._trimmed
 
     def _next(self) -> list[Job]:
         """Take from the queue what begins now: where others run, no more than they may wait for."""
@@ -385,7 +317,8 @@ class Batcher:
         for job in left:
             if job not in again:
                 _fail(job, error)
-        self._count([job for job in jobs if job.dead])
+        for job in (job for job in jobs if job.dead):
+            job.count()
         with self._changed:
             self._waiting.extendleft(reversed(again))
 
@@ -395,9 +328,9 @@ class Batcher:
             if not job.dead:
                 self._settle(job, running.batch)
             if job.dead:
+                job.count()
                 for row in job.rows:
                     row.ended = True
-        self._count([job for job in running.jobs if job.dead])
         running.jobs = [job for job in running.jobs if not job.dead]
         if not running.jobs and running in self._running:
             self._running.remove(running)
@@ -432,10 +365,18 @@ class Batcher:
             return "stop"
         return "length" if len(row.tokens) >= job.options.max_new_tokens else ""
 
-    def _count(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self.counts["tokens"] += len(job.ids)
-            self.counts["answers" if job.answered else "failures" if job.over else "left"] += 1
+
+@cache
+def _malloc_trim() -> Callable[[int], int]:
+    """Return glibc's function that gives free memory back; joins and steps of every size leave its heap full of holes.
+
+    Of other C libraries nothing is asked.
+    """
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl and macOS; none; Windows
+        return lambda pad: 0
+    return trim
 
 
 def _stopping() -> Refusal:

@@ -15,7 +15,8 @@ from ..answer import Draft
 from ..decoding.token_texts import TextSoFar, pieces, said
 from ..errors import ServingError, did_you_mean
 from .asgi import Gone, Message, Send, Shared
-from .batcher import Batcher, End, Job
+from .batcher import Batcher
+from .jobs import End, Job
 from .json_values import flag, integer, kind, shown
 from .prompt_pairs import Room, make_pair
 from .read_request import CHAT, Steered
@@ -135,6 +136,9 @@ class LocalEngine:
         Raises:
             CKError: Whatever is wrong with it.
         """
+        if request.control.policy().in_weights and not self.batcher.dial:
+            what = f"method {request.control.method!r} needs a dial of adapters, and this server has none."
+            raise ServingError(what, "Start it with --weights FOLDER.")
         pair, most = make_pair(request, self.batcher.tokenizer, self.room)
         stop = request.body.get("stop") or ()
         options = request.drawn(most, (stop,) if isinstance(stop, str) else tuple(text for text in stop if text))

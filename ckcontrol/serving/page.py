@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.staticfiles import StaticFiles
 
+from ..control import Control
 from ..errors import CKError
 from ..policies import build
 from ..policies import names as method_names
@@ -44,15 +45,16 @@ def _paths() -> frozenset[str]:
     return frozenset({"/", *(f"/{file.name}" for file in _PAGE.iterdir())})
 
 
-def told_model(limits: Limits, retriever: Retriever, tokens: int | None) -> dict[str, Any]:
+def told_model(limits: Limits, retriever: Retriever, tokens: int | None, *, dial: bool = False) -> dict[str, Any]:
     """Return what ``/v1/models`` tells of steering, as ``data[0].ck``.
 
     Args:
         limits: Bounds of requests.
         retriever: Searches for passages, or refuses to.
         tokens: Longest answer.
+        dial: The model has a dial of adapters, for the methods that act in the weights.
     """
-    methods = list(method_names())
+    methods = [name for name in method_names() if dial or not Control(name).policy().in_weights]
     return {
         "methods": methods,
         "dials": [method for method in methods if _has_dial(method)],

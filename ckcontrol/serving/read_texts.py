@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any
 
-from ..decoding.conversation import question_of, read_turns
+from ..decoding.conversation import Turn, question_of, read_turns
 from ..decoding.prompts import PromptTemplate
 from ..errors import ServingError, did_you_mean
 from .json_values import integer, kind, shown
@@ -105,13 +105,10 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         raise ServingError(f"ck holds {len(given)} passages.", f"At most {limits.passages} are taken.")
     sizes = sum(map(len, given))
     if chat:
-        messages: Any = body.get("messages") or ()
-        turns = read_turns(messages)
-        if len(turns) > limits.messages:
-            raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
+        messages, turns = body.get("messages"), _turns(body, limits)
         more = sum(len(json.dumps(turn.more)) for turn in turns) + len(json.dumps(tools_of(body)))
         _bound(sizes + more + sum(len(turn.text) for turn in turns), limits)
-        return Texts(source, messages=tuple(messages), passages=tuple(given), wanted=wanted)
+        return Texts(source, messages=tuple(messages or ()), passages=tuple(given), wanted=wanted)
     question = body.get("prompt")
     if not isinstance(question, str):
         raise ServingError("prompt is not one text.", "With ck.passages it is the question, as text.")
@@ -124,12 +121,21 @@ def _plain(chat: bool, body: Mapping[str, Any], limits: Limits) -> Texts:
     if not chat:
         _prompt("prompt", body.get("prompt"), limits)
         return Texts(PLAIN)
-    turns = read_turns(body.get("messages"))
-    if len(turns) > limits.messages:
-        raise ServingError(f"there are {len(turns)} messages.", f"At most {limits.messages} are taken.")
+    turns = _turns(body, limits)
     tools = len(json.dumps(tools_of(body)))
     _bound(tools + sum(len(json.dumps(turn.more)) + len(turn.text) for turn in turns), limits)
     return Texts(PLAIN)
+
+
+def _turns(body: Mapping[str, Any], limits: Limits) -> list[Turn]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise ServingError(
+            "messages is not a list of messages.", 'Like "messages": [{"role": "user", "content": "Who wrote it?"}].'
+        )
+    if len(messages) > limits.messages:
+        raise ServingError(f"there are {len(messages)} messages.", f"At most {limits.messages} are taken.")
+    return read_turns(messages)
 
 
 def tools_of(body: Mapping[str, Any]) -> list[Any]:

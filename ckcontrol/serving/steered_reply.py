@@ -245,9 +245,8 @@ def _said(choice: dict[str, Any]) -> str:
 
 async def refuse(send: Send, error: CKError) -> None:
     """Answer a client with an error; nothing was sent before."""
-    status, told = getattr(error, "status", 400), str(error)
-    if isinstance(error, PromptTooLong):  # in the words of a body
-        told = told.replace("max_new_tokens", "max_tokens").replace(", or truncate='passages' to cut them", "")
+    status = getattr(error, "status", 400)
+    told = " ".join(error.parts("max_tokens")) if isinstance(error, PromptTooLong) else str(error)
     data = json.dumps(error_object(status, told), ensure_ascii=True).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     if status in (429, 503):

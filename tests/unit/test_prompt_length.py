@@ -18,6 +18,7 @@ def test_too_long_carries_both_lengths(byte):
     error = caught.value
     assert (error.context_tokens, error.parametric_tokens) == (len(whole.contextual), len(whole.parametric))
     assert error.limit == limit and "max_new_tokens=7" in str(error) and "truncate='passages'" in str(error)
+    assert " ".join(error.parts("max_tokens")).endswith("beside max_tokens=7. Pass fewer or shorter passages.")
     assert ck.build_pair(byte, *ASK, limit=limit + 1) == whole, "what fits is not touched"
 
 

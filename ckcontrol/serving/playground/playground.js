@@ -410,7 +410,7 @@ async function meet() {
     clear("key");
   } catch (error) {
     $("about").textContent = error.status === 401 ? "This server asks for an API key." : shown(error.message);
-    if (error.status === 401) fail("key", "Enter a key of this server. It stays in this page and is forgotten with it.");
+    if (error.status === 401) fail("key", `${$("key").value ? "The server does not take this key. " : ""}Enter a key of this server. It stays in this page and is forgotten with it.`);
   }
   const chosen = $("method").value;
   const order = [...model.methods].sort((one, other) => model.dials.includes(other) - model.dials.includes(one) || (other === "dial") - (one === "dial"));
@@ -418,7 +418,7 @@ async function meet() {
   $("method").value = order.includes(chosen) ? chosen : order[0];
   $("retrieve").hidden = !model.retrieve;
   $("mode").replaceChildren(...(model.retrieve?.modes ?? []).map((name) => make("option", {}, name)));
-  if (!model.retrieve && !$("question").value && !passages.length) {
+  if (model.name && !model.retrieve && !$("question").value && !passages.length) {
     $("question").value = EXAMPLE.question;
     passages = EXAMPLE.passages.map((text) => ({ text, on: true }));
     showPassages();
