@@ -126,12 +126,12 @@ def preference(
         return "no answer follows the wanted source"
     if not wrong and not other:
         return "no answer makes the error"
-    chosen = right[0][:2] if right else (SUBSTITUTED, _replaced(named[0][1], named[0][2], goal[0]))
-    rejected = (named or wrong)[0][:2] if wrong else (SUBSTITUTED, _replaced(right[0][1], right[0][2], other[0]))
-    texts = chosen[1].strip(), rejected[1].strip()
+    better = right[0][:2] if right else (SUBSTITUTED, _replaced(named[0][1], named[0][2], goal[0]))
+    worse = (named or wrong)[0][:2] if wrong else (SUBSTITUTED, _replaced(right[0][1], right[0][2], other[0]))
+    texts = better[1].strip(), worse[1].strip()
     if texts[0] == texts[1]:
         return "both answers read the same"
-    return Pair(task, record, error, *texts, (chosen[0], rejected[0]))
+    return Pair(task, record, error, *texts, (better[0], worse[0]))
 
 
 def balanced(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:

@@ -196,7 +196,7 @@ class AsQueries:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._embedder, name)
 
-    def encode(self, texts: Sequence[str], *, query: bool = False) -> Any:
+    def encode(self, texts: Sequence[str], *, query: bool = False, progress: bool = False) -> NDArray[np.float32]:
         """Return [n, dim] for texts, all of them embedded as queries."""
         return self._embedder.encode(texts, query=True)
 

@@ -58,8 +58,8 @@ def likelihoods(
         found: dict[int, list[float]] = {}
         for places in groups.values():
             mine = [policies[i] for i in places]
-            each = likelihoods(model, prompts, endings, mine, vocab_size=vocab_size, pad=pad)
-            found |= {i: [row[k] for row in each] for k, i in enumerate(places)}
+            rows = likelihoods(model, prompts, endings, mine, vocab_size=vocab_size, pad=pad)
+            found |= {i: [row[k] for row in rows] for k, i in enumerate(places)}
         return [[found[i][row] for i in range(len(policies))] for row in range(len(endings))]
     name = next(iter(groups), None)
     ctx, par = (
