@@ -81,7 +81,7 @@ def test_the_command_runs_arms_of_a_dial_and_names_it_in_the_card(
     run += ["--methods", "off,weights", "--alpha", "0,1"]
     assert main([*run, "--out", str(tmp_path / "a")]) != 0
     assert "'weights@0' needs a dial of adapters" in " ".join(capsys.readouterr().err.split())
-    assert main([*run, "--out", str(tmp_path / "a"), "--weights", str(dial), "--url", "http://localhost:1"]) != 0
+    assert main([*run, "--out", str(tmp_path / "a"), "--weights", str(dial), "--url", "http://127.0.0.1:1"]) != 0
     assert "--url asks a server" in " ".join(capsys.readouterr().err.split())
     assert main([*run, "--out", str(tmp_path / "a"), "--weights", str(dial)]) == 0
     card = json.loads((tmp_path / "a" / "run.json").read_text())
