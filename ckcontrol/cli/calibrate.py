@@ -55,6 +55,9 @@ def calibrate(
     asked, rejected = read_questions(questions)
     given = options.Answering(model=model, max_new_tokens=max_new_tokens, system=system, device=device, dtype=dtype)
     template, drawn, conditions = given.template(), given.drawn(trace=False), files.parse_where(where)
+    for name, value in (("where", where), ("embedder", embedder)):
+        if index == "-" and value:
+            raise EvalError(f"--{name} without an index does nothing.", "Give an index in place of -, or leave it out.")
     missing = [question for question in asked if question.passages is None]
     if index == "-" and missing:
         raise EvalError(f"{missing[0].id} brings no passages.", "Give an index in place of -, or passages in each row.")
