@@ -43,10 +43,10 @@ def _widest(run: Run) -> list[Sentence]:
         return [Sentence("No method has a dial with two settings here: there is no control curve to read.", True)]
     name = max(spans, key=lambda n: spans[n][0])
     span, task, (low, high), tasks = spans[name]
-    found = [e for a in run.methods[name] if (e := run.get(task, "conflict", a.name, "mr"))]
-    least, most = (pick(found, key=lambda e: e.value) for pick in (min, max))
+    ratios = [e for a in run.methods[name] if (e := run.get(task, "conflict", a.name, "mr"))]
+    ratios.sort(key=lambda e: e.value)
     items = max(int((run.cell(task, "conflict", a.name) or {}).get("n") or 0) for a in run.methods[name])
-    n = min(e.n for e in found)
+    n = min(e.n for e in ratios)
     equal = [other for other in spans if other != name and spans[other][0] >= span - 1e-6]
     which = " has the widest dial: it moves" if len(spans) > 1 else ", the only method with a dial here, moves"
     which = " have the widest dials: they move" if equal else which
@@ -54,8 +54,8 @@ def _widest(run: Run) -> list[Sentence]:
     counted = n_of(n) if n >= items else f"{n_of(n)} answers that name one of the two, of {items}"
     return [
         Sentence(
-            f"{listed([name, *equal])}{which} the memory ratio in conflict from {percent(low)} {interval(least)} to "
-            f"{percent(high)} {interval(most)} % on {task}{where}, {100 * span:.1f} points ({counted})."
+            f"{listed([name, *equal])}{which} the memory ratio in conflict from {percent(low)} {interval(ratios[0])} "
+            f"to {percent(high)} {interval(ratios[-1])} % on {task}{where}, {100 * span:.1f} points ({counted})."
         )
     ]
 

@@ -97,7 +97,7 @@ def test_build_conflicts_makes_what_run_reads(tmp_path, capsys):
         (["--tasks", "facts", "--shard", "1of2"], "is not a shard"),
         (["--tasks", "facts", "--style", "chatt", "--model", "tiny"], "no prompt style"),
         (["--tasks", "facts", "--temperature", "0.5"], "--temperature 0.5 without --sample"),
-        (["--tasks", "facts", "--url", "http://localhost:1", "--dtype", "auto"], "--dtype 'auto' is for a model here"),
+        (["--tasks", "facts", "--url", "http://server.test", "--dtype", "auto"], "--dtype 'auto' is for a model here"),
     ],
 )
 def test_bad_input_is_told_in_a_line(args, message, tmp_path, capsys):
