@@ -4,9 +4,10 @@
 passes over the questions (`Dial.takes` decides at every alpha). Knows questions with their answers, and what answers;
 a `Rag` or a model does the rest.
 
-A setting is proposed only where it beats the unmodified model beyond a 95 % interval of the paired difference. The
-best of many settings looks better than it is, so its share is given once more on questions that did not choose it:
-each question is judged at the setting that the others would have chosen.
+A setting is proposed only where an exact paired test carries it, corrected for choosing the best of all settings: the
+settings of one question are swapped with the unmodified model together, and the largest of their differences counts
+(Westfall and Young, 1993). The best of many settings looks better than it is, so its share is given once more on
+questions that did not choose it: each question is judged at the setting that the others would have chosen.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from ckcontrol.control import Control
 from ckcontrol.errors import EvalError
 from ckcontrol.policies.dial import Dial
 
-from .figures.intervals import Difference, difference
+from .figures.intervals import LEVEL, Difference, difference, largest_of
+from .figures.resampling import Floats
 from .items.readers import Row, read
 from .judging.verdict import verdict
 from .metrics import normalize
 from .records import Rejected, texts
 
-__all__ = ["ALPHAS", "OFF", "Calibration", "Question", "Setting", "calibrate", "read_questions"]
+__all__ = ["ALPHAS", "FEW", "OFF", "Calibration", "Question", "Setting", "calibrate", "read_questions"]
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
 OFF = "alpha 0.5"
 FEWEST = 8  # questions; fewer cannot tell any two settings apart
+FEW = 40  # questions; fewer tell only large differences
 _ANSWERS = ("answers", "answer", "golden_answers")
 
 
@@ -68,13 +71,16 @@ class Setting:
         name: "alpha 0.7", "adaptive".
         control: What to pass to `generate`.
         right: [n] whether each question's answer was right.
-        against: Paired difference of the share of right answers to the unmodified model's, with a 95 % interval.
+        against: Paired difference of the share of right answers to the unmodified model's, with a 95 % interval of this
+            setting alone.
+        p: Two-sided, that it differs from the unmodified model by chance, corrected for the choice among all settings.
     """
 
     name: str
     control: Control
     right: tuple[bool, ...]
     against: Difference
+    p: float
 
     @property
     def share(self) -> float:
@@ -90,7 +96,7 @@ class Calibration:
         questions: What was asked.
         settings: Every setting, by alpha, the adaptive one last.
         answers: [settings][n] the answers.
-        proposed: The setting that is proposed; the unmodified model where nothing beats it.
+        proposed: The setting that is proposed: the best of those with p below 5 %, or else the unmodified model.
         unseen: Share of right answers when each question is judged at the setting the others would have chosen.
         closed_book: Questions for which no passage was found: no setting changes their answer.
     """
@@ -110,7 +116,7 @@ class Calibration:
     @property
     def best(self) -> Setting:
         """The setting with the most right answers, nearest 0.5 of several."""
-        return _best(self.settings)
+        return max(self.settings, key=lambda setting: (sum(setting.right), -_distance(setting.control)))
 
     def changed(self, setting: Setting, *, lost: bool) -> list[tuple[Question, str, str]]:
         """Return the questions a setting lost, or won: each with the unmodified answer and the setting's."""
@@ -136,6 +142,9 @@ class Calibration:
                     "difference": setting.against.value,
                     "low": setting.against.low,
                     "high": setting.against.high,
+                    "won": setting.against.up,
+                    "lost": setting.against.down,
+                    "p": setting.p,
                 }
                 for setting in self.settings
             ],
@@ -213,17 +222,18 @@ def calibrate(
         if on_progress is not None:
             on_progress(min(start + batch, len(questions)), len(questions))
     right = {name: [q.right(text) for q, text in zip(questions, told, strict=True)] for name, told in said.items()}
-    ids = [str(i) for i in range(len(questions))]
+    ids, table = [str(i) for i in range(len(questions))], np.array([*right.values()], float).T
+    chance, place = _chosen(table, [*controls.values()])
     settings = tuple(
-        Setting(name, controls[name], tuple(hits), difference(hits, right[OFF], ids)) for name, hits in right.items()
+        Setting(name, controls[name], tuple(hits), difference(hits, right[OFF], ids), p)
+        for (name, hits), p in zip(right.items(), chance, strict=True)
     )
-    best, off = _best(settings), next(s for s in settings if s.name == OFF)
     return Calibration(
         tuple(questions),
         settings,
         tuple(tuple(told) for told in said.values()),
-        best if best.against.low > 0 else off,
-        _unseen(settings),
+        settings[place],
+        _unseen(table, [*controls.values()]),
         closed,
     )
 
@@ -264,17 +274,23 @@ def _given(answer: Answer, dial: Dial) -> str:
     return (other if dial.takes(other.evidence, other.idle) else plain).text
 
 
-def _best(settings: Sequence[Setting], without: int | None = None) -> Setting:
-    """Return the setting with the most right answers; of several the one that is nearest the unmodified model."""
-
-    def rank(setting: Setting) -> tuple[int, float]:
-        alpha = 0.65 if setting.control.alpha is None else setting.control.alpha
-        count = sum(setting.right) - (0 if without is None else setting.right[without])
-        return count, -abs(alpha - 0.5)
-
-    return max(settings, key=rank)
+def _distance(control: Control) -> float:
+    """Return how far a setting is from the unmodified model: of equally good ones the nearest is taken."""
+    return abs((0.65 if control.alpha is None else control.alpha) - 0.5)
 
 
-def _unseen(settings: Sequence[Setting]) -> float:
-    hits = [_best(settings, without=i).right[i] for i in range(len(settings[0].right))]
+def _chosen(right: Floats, controls: Sequence[Control]) -> tuple[list[float], int]:
+    """Return p of every setting, and which to use, of [n, settings] right answers."""
+    off = next(i for i, control in enumerate(controls) if control.alpha == 0.5)
+    chance, counts = largest_of(right - right[:, [off]]), right.sum(axis=0)
+    carried = [i for i, p in enumerate(chance) if i == off or (p < LEVEL and counts[i] > counts[off])]
+    return chance, max(carried, key=lambda i: (counts[i], -_distance(controls[i])))
+
+
+def _unseen(right: Floats, controls: Sequence[Control]) -> float:
+    """Return the share of right answers where each question is judged at the setting that the others would choose."""
+    hits = [  # where all settings agree, it does not matter which
+        row[0] if (row == row[0]).all() else row[_chosen(np.delete(right, i, axis=0), controls)[1]]
+        for i, row in enumerate(right)
+    ]
     return float(np.mean(hits))

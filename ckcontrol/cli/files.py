@@ -44,30 +44,28 @@ def read_passages(files: Sequence[str], texts: Sequence[str] = ()) -> list[str]:
 
 
 def _read(name: str) -> str:
-    label = "stdin" if name == "-" else repr(name)
+    what = "the passage from stdin" if name == "-" else f"passage file {name!r}"
     try:
         if name == "-":
             if sys.stdin is None:
-                raise PromptError("passage file stdin cannot be read: it is closed.", "Name a file, or pipe one in.")
+                raise PromptError("stdin is closed, so -p - has no passage.", "Name a file, or pipe one in.")
             data = sys.stdin.buffer.read(LIMIT + 1)
         else:
             with Path(name).open("rb") as file:
                 data = file.read(LIMIT + 1)
     except OSError as error:
         raise PromptError(
-            f"passage file {label} cannot be read: {error.strerror or error}.",
+            f"{what} cannot be read: {error.strerror or error}.",
             "Check the path; a passage itself is given with --passage-text.",
         ) from error
     if len(data) > LIMIT:
-        raise PromptError(f"passage file {label} is larger than {LIMIT // 1_000_000} MB.", "Split it.")
+        raise PromptError(f"{what} is larger than {LIMIT // 1_000_000} MB.", "Split it.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PromptError(
-            f"passage file {label} is not UTF-8 (byte {error.start}).", "Convert it, e.g. with iconv."
-        ) from error
+        raise PromptError(f"{what} is not UTF-8 (byte {error.start}).", "Convert it, e.g. with iconv.") from error
     if not text.strip():
-        raise PromptError(f"passage file {label} is empty.", "Leave it out to answer closed book.")
+        raise PromptError(f"{what} is empty.", "Leave it out to answer closed book.")
     return text
 
 

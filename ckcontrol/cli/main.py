@@ -23,7 +23,7 @@ from .. import __version__
 from ..errors import CKError, UnsupportedMode
 from ..views.safe_text import clean
 from . import process
-from .words import TextCommand, called, in_options
+from .words import TextCommand, called, in_options, in_plain_words
 
 __all__ = ["app", "main", "run"]
 
@@ -48,7 +48,7 @@ RETRIEVAL = "With an index"
 NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # a path that can be nobody's
 LISTED = {
     "demo": Listed(
-        "demo:demo", "Ask 12 questions over passages, some false on purpose, at alpha 0, 0.5, 1 and adaptively."
+        "demo:demo", "Ask 12 questions over passages, some false on purpose, at every tenth of the dial and adaptively."
     ),
     "run": Listed("run:run", "Answer a question from passages, from memory, or anywhere between. Prints the answer."),
     "explain": Listed("run:explain", "Answer as `run` does and show, token by token, what memory and passages said."),
@@ -225,7 +225,11 @@ def _report(error: Exception, command: Any, given: Sequence[str] = ()) -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: unknown option, bad number
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "ckcontrol"
-        told = error.format_message().rstrip(".").replace("Invalid value for", f"{_invalid(error, given)} for", 1)
+        told = (
+            in_plain_words(error.format_message())
+            .rstrip(".")
+            .replace("Invalid value for", f"{_invalid(error, given)} for", 1)
+        )
         if told:  # else no command was given, and the help has been printed
             _complain(f"{told}{'' if told.endswith('?') else '.'} See: {where} --help")
         return 2
@@ -245,7 +249,7 @@ def _report(error: Exception, command: Any, given: Sequence[str] = ()) -> int:
 def _invalid(error: Any, given: Sequence[str]) -> str:
     """Return "Invalid value", with the value where the words on the command line show it."""
     for name in getattr(getattr(error, "param", None), "opts", ()):
-        for place, arg in enumerate(given):
+        for place, arg in reversed(list(enumerate(given))):  # of an option given twice, the last counts
             if arg == name and given[place + 1 :]:
                 return f"Invalid value {given[place + 1][:80]!r}"
             if arg.startswith(f"{name}="):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..control import DEFAULT_METHOD
-from ..errors import PromptError
+from ..errors import ControlError, PromptError
 from ..views.safe_text import clean
 from .files import import_policies, parse_params
 
@@ -34,6 +34,7 @@ __all__ = [
     "Answering",
     "Mode",
     "Sources",
+    "drawing",
     "load",
     "load_dial",
     "load_embedder",
@@ -93,8 +94,8 @@ Import = Annotated[
 ]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")]
-Temperature = Annotated[float, typer.Option(help="Used with --sample.")]
-Seed = Annotated[int | None, typer.Option(help="Makes --sample repeatable.", show_default=False)]
+Temperature = Annotated[float | None, typer.Option(help="With --sample.", show_default="1")]
+Seed = Annotated[int | None, typer.Option(help="With --sample: makes it repeatable.", show_default=False)]
 Stop = Annotated[
     list[str],
     typer.Option(metavar="TEXT", help="End the answer before this text; \\n is a line break. Repeatable."),
@@ -116,7 +117,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, auto.", show_default=False)]
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", metavar="FOLDER", help="Dial of adapters, for --method weights.", show_default=False),
+    typer.Option(
+        "--weights",
+        metavar="FOLDER",
+        help="With --method weights: what `weights mix` wrote, one small LoRA file per alpha, added to the model.",
+        show_default=False,
+    ),
 ]
 Heads = Annotated[
     Path | None,
@@ -138,6 +144,13 @@ DirectionAlpha = Annotated[
         metavar="ALPHA",
         help="How far along it: 0 context, 0.5 nothing, 1 memory.",
         show_default=False,
+    ),
+]
+Known = Annotated[
+    str,
+    typer.Option(
+        help="Facts the model must know: greedy (its own answer is right), ranked (or the right one is likelier than "
+        "all others of the relation), any (also unknown ones).",
     ),
 ]
 Thinking = Annotated[bool, typer.Option("--thinking", help="Print what the model thinks before its answer, too.")]
@@ -181,7 +194,7 @@ class Answering:
     imported: Import = field(default_factory=list)
     max_new_tokens: Tokens = 64
     sample: Sample = False
-    temperature: Temperature = 1.0
+    temperature: Temperature = None
     seed: Seed = None
     stop: Stop = field(default_factory=list)
     template_arg: TemplateArgs = field(default_factory=list)
@@ -202,6 +215,10 @@ class Answering:
         import_policies(self.imported)
         from ..control import Control
 
+        if self.weights is not None and self.method != "weights":
+            raise ControlError(
+                f"--weights without --method weights: {self.method} does not use it.", "Add the one, or drop the other."
+            )
         return Control(self.method, self.alpha, **parse_params(self.param))
 
     def steers(self) -> bool:
@@ -214,9 +231,7 @@ class Answering:
 
         return GenerateOptions(
             max_new_tokens=self.max_new_tokens,
-            do_sample=self.sample,
-            temperature=self.temperature,
-            seed=self.seed,
+            **drawing(self.sample, self.temperature, self.seed),
             trace=trace,
             stop=tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in self.stop),
         )
@@ -250,6 +265,18 @@ class Answering:
         loaded = load(self.model, self.device, self.dtype)
         load_dial(loaded[0], self.weights)
         return loaded
+
+
+def drawing(sample: bool, temperature: float | None, seed: int | None = None) -> dict[str, Any]:
+    """Return how tokens are drawn, as options of `GenerateOptions`.
+
+    Raises:
+        ControlError: An option that is for sampling, without it.
+    """
+    for name, value in (("temperature", temperature), ("seed", seed)):
+        if value is not None and not sample:
+            raise ControlError(f"--{name} {value} without --sample does nothing.", "Add --sample, or leave it out.")
+    return {"do_sample": sample, "temperature": 1.0 if temperature is None else temperature, "seed": seed}
 
 
 def spread(command: Callable[..., None], text: str | None = None, **fixed: Any) -> Callable[..., None]:

@@ -50,7 +50,7 @@ def answer(
         raise PromptError("the question is empty.", "Ask something with -q.")
     passages = files.read_passages(passage, passage_text)
     control = given.control()
-    if not passages and given.steers():
+    if not passages and (given.steers() or sources is not None):
         typer.echo("There are no passages, so there is nothing to steer: this is the model's own answer.", err=True)
     drawn = given.drawn(trace=given.json or explain or html is not None)
     variables, template = given.variables(), given.template()

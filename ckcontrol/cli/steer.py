@@ -30,7 +30,7 @@ def find(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where it is written.")] = Path("direction.safetensors"),
     relation: Annotated[list[str], typer.Option("--relation", help="Use only this relation. Repeatable.")] = [],  # noqa: B006
     n: Annotated[int | None, typer.Option("--n", help="Use this many facts.", show_default="all")] = None,
-    known: Annotated[str, typer.Option(help="Facts the model must know: greedy, ranked or any.")] = "ranked",
+    known: options.Known = "ranked",
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Length of an answer.")] = 10,
     seed: Annotated[int, typer.Option(help="Seeds false answers, splits and the draw.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Prompts at once.")] = 32,

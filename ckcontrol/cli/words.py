@@ -17,11 +17,20 @@ from typer.core import TyperCommand
 
 from ..errors import ControlError
 
-__all__ = ["TextCommand", "called", "group", "in_options"]
+__all__ = ["TextCommand", "called", "group", "in_options", "in_plain_words"]
 
 VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
 
 QUOTED_WORD = r"""(['"])[\w.:/-]+\1"""
+
+PLAIN = (  # what typer passes on of pydantic, which checks the values of options
+    (r"Value error, ", ""),
+    (r"Input should be a valid integer.*", "it is not a whole number"),
+    (r"Input should be a valid number.*", "it is not a number"),
+    (r"Input should be greater than or equal to (.*)", r"give \1 or more"),
+    (r"Input should be less than or equal to (.*)", r"give \1 or less"),
+    (r"Input should be ", "it should be "),
+)
 
 
 def group() -> typer.Typer:
@@ -111,6 +120,18 @@ def in_options(text: str, command: Any, *, hint: bool = False) -> str:
         flag = bool(getattr(option, "is_flag", False))
         if hint or flag or option.name != long.lstrip("-"):
             text = re.sub(rf"(?<![\w.\-]){re.escape(option.name)}{VALUE}", partial(_spelled, long, flag), text)
+    return text
+
+
+def in_plain_words(text: str) -> str:
+    """Return what the option parser says of a bad value without the words of its own types.
+
+    Example:
+        >>> in_plain_words("Input should be a valid number, unable to parse string as a number")
+        'it is not a number'
+    """
+    for theirs, ours in PLAIN:
+        text = re.sub(theirs, ours, text)
     return text
 
 

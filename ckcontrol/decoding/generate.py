@@ -296,7 +296,9 @@ def _batch(question: Any, passages: Any, messages: Any) -> tuple[list[dict[str, 
         return asked, [passage_list("passages", passages)], True
     lists = [[]] * len(asked) if passages is None else passage_list("passages", passages)
     if len(lists) != len(asked):
-        raise PromptError(f"{len(asked)} questions but {len(lists)} lists of passages.", "Pass one list per question.")
+        raise PromptError(
+            f"lists of passages: {len(lists)}, but questions: {len(asked)}.", "Pass one list per question."
+        )
     return asked, [passage_list(f"passages[{i}]", given) for i, given in enumerate(lists)], False
 
 

@@ -178,8 +178,9 @@ def build(method: str, alpha: float | None = None, params: Mapping[str, Any] | N
             raise ControlError(f"method {method!r} has no parameter {name!r}.", hint)
     if alpha is not None:
         if "alpha" not in known:
+            why = "it leaves the model as it is" if policy().neutral else "it chooses by itself"
             raise ControlError(
-                f"method {method!r} has no alpha: it chooses by itself at every token.",
+                f"method {method!r} has no alpha: {why}.",
                 "Drop alpha, or use a method with one: dial, ck-plug, cad.",
             )
         given["alpha"] = alpha

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .safe_text import clean
-from .shape import AnswerShape, HitShape, MarkedToken, RunningText, SentenceShape, TokenShape
+from .shape import AnswerShape, DraftShape, HitShape, MarkedToken, RunningText, SentenceShape, TokenShape
 
 __all__ = [
     "MARK",
@@ -200,13 +200,37 @@ def draft_lines(answer: AnswerShape) -> list[tuple[str, str, str]]:
 
 
 def warning(answer: AnswerShape) -> str | None:
-    """Return a line that warns when the control never acted; None when there is nothing to say."""
+    """Return a line that says why the control changed nothing; None where it did, or was not to."""
     if not answer.tokens:
         return "No tokens were traced (trace=False): nothing to show per token." if answer.token_ids else None
-    if answer.switched or answer.drafts or answer.control.policy().neutral:
-        return None  # what was chosen between drafts is shown with them
+    if answer.drafts:
+        return _unmoved(answer.drafts)
+    if answer.switched or answer.control.policy().neutral:
+        return None
     reason = "no token met its condition" if answer.passages else "there were no passages"
     return f"The policy acted on 0 of {len(answer.tokens)} tokens: {reason}. This is the unmodified answer."
+
+
+def _unmoved(drafts: Sequence[DraftShape]) -> str | None:
+    """Return why a choice between drafts changed nothing; None where it did, or the sources' table tells."""
+    begins = [i for i, draft in enumerate(drafts) if not i or draft.segment != drafts[i - 1].segment]
+    segments = [drafts[i:end] for i, end in zip(begins, [*begins[1:], len(drafts)], strict=True)]
+    if all(draft.text == segment[0].text for segment in segments for draft in segment):
+        return "Both streams write the same answer, so the dial has nothing to choose here: its alpha changes nothing."
+    if drafts[0].name != "unmodified" or not all(segment[0].given for segment in segments):
+        return None
+    other = drafts[1]
+    if len(segments) > 1 or other.evidence is None:
+        return "No other draft was given. This is the unmodified answer."
+    if other.idle:
+        return (
+            f"The draft of {other.name} says nothing of its own, or nothing of a passage that bears on the question, "
+            "so no alpha on this side of 0.5 gives it. This is the unmodified answer."
+        )
+    return (
+        f"Too little speaks for the draft of {other.name} at this setting (evidence {number(other.evidence)}): the "
+        "further from 0.5, the less it takes. This is the unmodified answer."
+    )
 
 
 def hit_label(hit: HitShape) -> str:

@@ -119,6 +119,14 @@ class DraftShape(Protocol):
         """How it surprised the contextual stream, in nats."""
 
     @property
+    def evidence(self) -> float | None:
+        """What is found for it against the first one; None where there is no such number."""
+
+    @property
+    def idle(self) -> bool:
+        """It says nothing that counts."""
+
+    @property
     def segment(self) -> int:
         """Which segment of the answer it is a draft of, from 0."""
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from ..figures.dial_curve import HARM_STATES
 from ..figures.intervals import Difference
-from .number_texts import count, listed, n_of, percent, points
-from .runs import Run, Setting, headline
+from .number_texts import count, interval, listed, n_of, percent, points
+from .runs import Run, Setting
 from .tables import reach, worst
 
 __all__ = ["SMALL", "Sentence", "findings"]
@@ -43,15 +43,19 @@ def _widest(run: Run) -> list[Sentence]:
         return [Sentence("No method has a dial with two settings here: there is no control curve to read.", True)]
     name = max(spans, key=lambda n: spans[n][0])
     span, task, (low, high), tasks = spans[name]
-    n = min((e.n for a in run.methods[name] if (e := run.get(task, "conflict", a.name, "mr"))), default=0)
+    ratios = [e for a in run.methods[name] if (e := run.get(task, "conflict", a.name, "mr"))]
+    ratios.sort(key=lambda e: e.value)
+    items = max(int((run.cell(task, "conflict", a.name) or {}).get("n") or 0) for a in run.methods[name])
+    n = min(e.n for e in ratios)
     equal = [other for other in spans if other != name and spans[other][0] >= span - 1e-6]
-    which = "has the widest dial: it moves" if len(spans) > 1 else "is the one dial: it moves"
-    which = "have the widest dials: they move" if equal else which
+    which = " has the widest dial: it moves" if len(spans) > 1 else ", the only method with a dial here, moves"
+    which = " have the widest dials: they move" if equal else which
     where = "" if tasks == 1 else ", where that is shortest"
+    counted = n_of(n) if n >= items else f"{n_of(n)} answers that name one of the two, of {items}"
     return [
         Sentence(
-            f"{listed([name, *equal])} {which} the memory ratio in conflict from {percent(low)} to {percent(high)} % "
-            f"on {task}{where}, {100 * span:.1f} points ({n_of(n)})."
+            f"{listed([name, *equal])}{which} the memory ratio in conflict from {percent(low)} {interval(ratios[0])} "
+            f"to {percent(high)} {interval(ratios[-1])} % on {task}{where}, {100 * span:.1f} points ({counted})."
         )
     ]
 
@@ -114,14 +118,14 @@ def _beware(run: Run) -> list[Sentence]:
     ns: dict[str, int] = {}
     for task in run.tasks:
         for state in run.states(task):
-            found = [run.get(task, state, arm.name, headline(state, run.kind(task))) for arm in run.arms]
-            ns |= {f"{task}, {state}": min(e.n for e in found if e)} if any(found) else {}
+            asked = [int(cell.get("n") or 0) for arm in run.arms if (cell := run.cell(task, state, arm.name))]
+            ns |= {f"{task}, {state}": min(asked)} if asked else {}
     few = {name: n for name, n in ns.items() if n < SMALL}
     notes = []
     if few:
         least = min(few, key=lambda name: few[name])
         notes.append(
-            f"{len(few)} of {len(ns)} pairs of task and state hold fewer than {SMALL} items "
+            f"Fewer than {SMALL} items stand behind {len(few)} of {count(len(ns), 'pair')} of task and state "
             f"(fewest: {few[least]}, {least})."
         )
     failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))

@@ -39,7 +39,7 @@ def figure(run: Run, task: str, state: str, arm: Setting, *, with_n: bool) -> Gr
     detail = [
         interval(found),
         n_of(found.n) if with_n else "",
-        _neither(silent),
+        _neither(silent, found.n),
         f"{failed}\u00a0failed" if failed else "",
     ]
     off = run.get(task, state, "off", metric)
@@ -48,8 +48,11 @@ def figure(run: Run, task: str, state: str, arm: Setting, *, with_n: bool) -> Gr
     return GridCell(percent(found.value), " ".join(filter(None, detail)), sign, _dot(found, off, ink), metric != "mr")
 
 
-def _neither(found: Estimate | None) -> str:
-    return "" if found is None else f"neither\u00a0{percent(found.value)}"
+def _neither(found: Estimate | None, told: int) -> str:
+    """Return the share of answers that a ratio leaves out, with its own n where that is not the ratio's."""
+    if found is None:
+        return ""
+    return f"neither\u00a0{percent(found.value)}" + (f" of {n_of(found.n)}" if found.n != told else "")
 
 
 def _dot(found: Estimate, off: Estimate | None, ink: str) -> Canvas:
@@ -80,7 +83,8 @@ def by_state(run: Run, task: str) -> Grid:
         ]
     arms = [arm for arm in run.arms if any(run.cell(task, state, arm.name) for state in states)]
     rows = [[GridCell(arm.name), *(figure(run, task, s, arm, with_n=len(ns[s]) > 1) for s in states)] for arm in arms]
-    return Grid(heads, rows, f"%; {n_of(*everywhere)} in every state." if len(everywhere) == 1 else "%.")
+    where = " in every state" if len(states) > 1 else ""
+    return Grid(heads, rows, f"%; {n_of(*everywhere)}{where}." if len(everywhere) == 1 else "%.")
 
 
 def by_task(run: Run, state: str) -> Grid:

@@ -96,6 +96,8 @@ def test_build_conflicts_makes_what_run_reads(tmp_path, capsys):
         (["--tasks", "facts", "--alpha", "0,2"], "alpha=2"),
         (["--tasks", "facts", "--shard", "1of2"], "is not a shard"),
         (["--tasks", "facts", "--style", "chatt", "--model", "tiny"], "no prompt style"),
+        (["--tasks", "facts", "--temperature", "0.5"], "--temperature 0.5 without --sample"),
+        (["--tasks", "facts", "--url", "http://server.test", "--dtype", "auto"], "--dtype 'auto' is for a model here"),
     ],
 )
 def test_bad_input_is_told_in_a_line(args, message, tmp_path, capsys):

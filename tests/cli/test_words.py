@@ -86,7 +86,7 @@ def test_a_question_may_begin_with_a_dash(capsys: pytest.CaptureFixture[str]) ->
 
 def test_without_passages_there_is_nothing_to_steer(capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["run", "-q", "Who?", *TINY]
-    for steered in (["--alpha", "0.3"], ["--method", "cad"], ["--param", "amplify=2"]):
+    for steered in (["--alpha", "0.3"], ["--method", "cad"], ["--param", "amplify=2"], ["--sources", "each"]):
         assert main([*ask, *steered]) == 0
         out, err = capsys.readouterr()
         assert out and "nothing to steer" in err and err.count("\n") == 1

@@ -1,17 +1,20 @@
-"""calibrate: its answers are those of `generate` at every setting, and it proposes only what its interval carries."""
+"""calibrate: its answers are those of `generate` at every setting, and it proposes only what its evidence carries."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ckcontrol as ck
 from ckcontrol.answer import Answer, Draft
+from ckcontrol.cli.calibrate import _print
 from ckcontrol.cli.main import main
 from ckcontrol.errors import EvalError
-from ckcontrol.eval.calibrate import FEWEST, OFF, Question, calibrate, read_questions
+from ckcontrol.eval.calibrate import FEWEST, OFF, Calibration, Question, calibrate, read_questions
+from ckcontrol.eval.figures.intervals import difference, largest_of
 
 PASSAGE = "The bell of Orvendale was cast in 1884 by a founder from Lyon."
 
@@ -54,7 +57,7 @@ def answers(evidence: list[float], control: ck.Control, plain: str, other: str) 
     ]
 
 
-def test_a_gain_beyond_its_interval_is_proposed_with_what_it_loses() -> None:
+def test_a_gain_beyond_chance_is_proposed_with_what_it_loses() -> None:
     asked = [Question(str(i), f"q{i}?", ("Rome",) if i else ("Oslo",)) for i in range(30)]
     found = calibrate(asked, lambda some, control: answers([1.7] * len(some), control, "Oslo.", "Rome."))
     assert found.off.share == pytest.approx(1 / 30)
@@ -71,6 +74,73 @@ def test_luck_is_left_off() -> None:
 
     found = calibrate(asked, answer)
     assert found.best.share == pytest.approx(2 / 20) and found.proposed is found.off and found.proposed.name == OFF
+
+
+def weighed(*kinds: tuple[int, float, bool, bool]) -> Calibration:
+    """What is found of so many questions each: evidence for memory, whether it is right, and the unmodified model."""
+    each = [kind[1:] for kind in kinds for _ in range(kind[0])]
+    truth = {(True, True): ("Rome", "Oslo"), (True, False): ("Rome",), (False, True): ("Oslo",), (False, False): ("x",)}
+    asked = [Question(str(i), f"q{i}?", truth[right]) for i, (_, *pair) in enumerate(each) for right in [tuple(pair)]]
+
+    def answer(some, control):
+        return [a for q in some for a in answers([each[int(q.id)][0]], control, "Oslo.", "Rome.")]
+
+    return calibrate(asked, answer)
+
+
+def printed(found: Calibration, capsys: pytest.CaptureFixture[str]) -> str:
+    _print(found, "idx/")
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_five_of_five_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
+    few = weighed((5, 1.7, True, False), (15, 0.0, True, True))  # no test tells 5 from chance: 2 * 2 ** -5 = .0625
+    at = next(setting for setting in few.settings if setting.name == "alpha 0.6")
+    assert (at.against.up, at.against.down) == (5, 0) and at.p == at.against.p == pytest.approx(0.0625)
+    assert few.proposed is few.off and few.unseen == few.off.share == pytest.approx(15 / 20)
+    said = printed(few, capsys)
+    assert "Leave it off" in said and "The best was alpha 0.6, +25 [" in said
+    assert "5 questions differ, 5 won and 0 lost, p = 0.062 (paired swap test" in said
+    assert "20 questions are few: 40 tell" in said
+
+
+def test_the_documented_forty_propose_what_they_did(capsys: pytest.CaptureFixture[str]) -> None:
+    rises = [(6, 1.7, True, False), (2, 1.0, True, False), (1, 0.3, True, False), (1, 0.3, False, True)]
+    found = weighed(*rises, (4, 0.0, False, True), (12, 0.0, True, True), (14, 0.0, False, False))
+    told = {setting.name: (sum(setting.right), setting.against.up, setting.against.down) for setting in found.settings}
+    assert told["alpha 0.6"] == (23, 6, 0) and told["alpha 0.7"] == (25, 8, 0)
+    assert told[OFF] == (17, 0, 0) and told["alpha 0.9"] == (25, 9, 1) and told["alpha 1"] == (21, 9, 5)
+    assert found.proposed.name == "alpha 0.7" and found.proposed.against.p < found.proposed.p < 0.05
+    assert found.to_dict()["settings"][7]["p"] == found.proposed.p
+    said = printed(found, capsys)
+    assert (
+        "Use alpha 0.7: 62% of 40 are right, 42% with the unmodified model, +20 [+6, +34] points: 8 questions" in said
+    )
+    assert "differ, 8 won and 0 lost, p = 0.0" in said and "are few" not in said
+
+
+def test_where_true_passages_are_good_it_is_left_off(capsys: pytest.CaptureFixture[str]) -> None:
+    found = weighed((11, 0.0, False, True), (11, 0.0, True, True), (2, 0.0, False, False))
+    assert found.proposed is found.off and found.settings[-2].against.down == 11 and found.settings[-2].p < 0.05
+    assert "Leave it off" in printed(found, capsys)
+
+
+def test_the_best_of_many_needs_more_than_one_setting_alone() -> None:
+    rng = np.random.default_rng(0)
+    gaps = rng.choice([-1, 0, 0, 1], (12, 6)).astype(float)
+    gaps[:, 0] = [1] * 7 + [-1] + [0] * 4
+    alone = difference(gaps[:, 0] * (gaps[:, 0] > 0), -gaps[:, 0] * (gaps[:, 0] < 0), range(12)).p
+    assert largest_of(gaps[:, :1]) == pytest.approx([alone]) == [2 * 9 / 2**8]
+    assert largest_of(gaps)[0] > alone
+    assert largest_of(np.repeat(gaps[:, :1], 6, axis=1)) == pytest.approx([alone] * 6)  # one setting six times is one
+
+
+def test_chance_alone_is_seldom_proposed() -> None:
+    rng, found = np.random.default_rng(1), 0
+    for _ in range(400):  # the better of two equally good drafts, at settings that take ever more of them
+        gap, taken = rng.choice([-1.0, 1.0], 30), np.arange(30)[:, None] < np.array([6, 9, 12, 16, 20, 30])
+        found += min(largest_of(gap[:, None] * taken)) < 0.05
+    assert found <= 32  # 5 % are 20; 32 is three standard errors more
 
 
 def test_bad_rows_are_named_and_few_are_refused(tmp_path: Path) -> None:

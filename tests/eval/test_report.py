@@ -116,6 +116,25 @@ def test_other_metrics_and_n_are_told(page):
     assert "n\u00a0=\u00a0200 in every state" in page and "n\u00a0=\u00a0177" in page
 
 
+def test_a_ratio_and_the_share_it_leaves_out_have_their_own_n(tmp_path):
+    def few(results):  # six items, one of which names neither answer
+        results["cells"] = [
+            cell for cell in results["cells"] if cell["state"] == "conflict" and not cell["arm"].startswith("cad")
+        ]
+        for cell in results["cells"]:
+            cell["n"], cell["errors"] = 6, 0
+            low = cell["arm"].endswith("@0")
+            for name, (value, n) in {"mr": (0.4 if low else 1.0, 5), "neither": (1 / 6, 6)}.items():
+                cell["metrics"][name] = {"value": value, "low": value / 2, "high": min(1.0, 1.2 * value), "n": n}
+
+    said = " ".join(Reader(reported(edited(tmp_path, few))).text.split()).replace("\u00a0", " ")
+    assert "neither 16.7 of n = 6" in said and "n = 5." in said and "in every state" not in said
+    assert "ck-plug, the only method with a dial here, moves the memory ratio in conflict from 40.0" in said
+    assert "from 40.0 [20.0, 48.0] to 100.0 [50.0, 100.0] % on capitals, 60.0 points" in said
+    assert "60.0 points (n = 5 answers that name one of the two, of 6)." in said
+    assert "Fewer than 100 items stand behind 1 of 1 pair of task and state (fewest: 6, capitals, conflict)." in said
+
+
 def test_the_run_card_tells_model_data_and_what_was_left_out(run, page):
     text = Reader(page).text
     card = json.loads((run / "run.json").read_text(encoding="utf-8"))

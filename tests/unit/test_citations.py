@@ -6,6 +6,7 @@ import io
 import json
 import time
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,3 +114,9 @@ def test_the_terminal_and_pages_mark_sentences() -> None:
     assert out.getvalue() == "[3]     It is 97 km long.\nmemory  Water boils at 100 degrees.\n\n"
     assert [cited_line(sentences, place) for place in (0, 1)] == ["not cited", "cited for sentence 1"]
     assert cited_line(sentences[:1], 1) == "cited" and cited_line((), 0) == ""
+
+
+def test_a_citation_is_no_proof_and_the_page_says_so() -> None:
+    claim, passage = "Elif Gruber is the CEO of the Graz office", "Elif Gruber has led the Graz office since 2019."
+    assert [one.passages for one in cite(f"{claim}.", [passage], "Who leads the Graz office?")] == [(0,)]
+    assert claim in (Path(__file__).parents[2] / "docs" / "retrieval.md").read_text(encoding="utf-8")

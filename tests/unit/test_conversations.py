@@ -236,7 +236,7 @@ def test_a_batch_of_conversations_is_each_alone(llama):
         assert list(answer.token_ids) == naive
     asked = ck.generate(*llama, "When?", ["On Monday."], control=control, max_new_tokens=6)
     assert asked.token_ids == made[1].token_ids and asked.question == made[1].question
-    with pytest.raises(PromptError, match="3 questions but 1 lists"):
+    with pytest.raises(PromptError, match="lists of passages: 1, but questions: 3"):
         ck.generate(*llama, messages=batch, passages=[[]])
     with pytest.raises(PromptError, match="both given"):
         ck.generate(*llama, "When?", messages=TURNS)

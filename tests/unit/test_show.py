@@ -401,6 +401,29 @@ def test_drafts_of_segments_say_of_which():
     assert "segment" not in printed(drafted()), "one decision needs no number"
 
 
+def test_it_is_said_why_a_choice_between_drafts_changes_nothing():
+    moved = drafted()
+    assert describe.warning(moved) is None
+    plain, memory = moved.drafts
+    alike = replace(moved, drafts=(replace(plain, text="Oslo"), memory))
+    kept = [replace(plain, given=True), replace(memory, given=False, evidence=0.4)]
+    for answer_, says in (
+        (alike, "Both streams write the same answer, so the dial has nothing to choose"),
+        (
+            replace(moved, drafts=tuple(kept)),
+            "Too little speaks for the draft of memory at this setting (evidence 0.40)",
+        ),
+        (replace(moved, drafts=(kept[0], replace(kept[1], idle=True))), "The draft of memory says nothing of its own"),
+    ):
+        assert says in " ".join(printed(answer_).split()) and says in answer_html(answer_)
+    later = [replace(draft, segment=1) for draft in kept]
+    assert "No other draft" in str(describe.warning(replace(moved, drafts=(*kept, *later))))
+    assert describe.warning(replace(moved, drafts=(*kept, *(replace(d, segment=1) for d in moved.drafts)))) is None
+    names = ("memory", "passage 1", "all")  # of sources, the table tells
+    apart = [replace(plain, name=name, text=name, given=name == "memory") for name in names]
+    assert describe.warning(replace(moved, drafts=tuple(apart))) is None
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_drafts_are_inert(name):
     page = answer_html(drafted(HOSTILE[name]))

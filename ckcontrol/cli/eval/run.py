@@ -49,7 +49,7 @@ def run(
     max_new_tokens: options.Tokens = 24,
     style: Annotated[str, typer.Option(help="Prompts: auto, chat or completion.")] = "auto",
     sample: options.Sample = False,
-    temperature: options.Temperature = 1.0,
+    temperature: options.Temperature = None,
     seed: Annotated[int, typer.Option(help="Draws records, false answers, tokens and intervals.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records per pass.")] = 4,
     shard: Annotated[
@@ -80,8 +80,13 @@ def run(
     check_style(style)
     check_integer("seed", seed, *SEEDS)
     drawn = GenerateOptions(
-        max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, seed=seed if sample else None
+        max_new_tokens=max_new_tokens, **options.drawing(sample, temperature) | {"seed": seed if sample else None}
     )
+    for name, value in (("device", device), ("dtype", dtype), ("style", None if style == "auto" else style)):
+        if url is not None and value is not None:
+            raise EvalError(
+                f"--{name} {value!r} is for a model here, and --url asks a server.", "Leave one of them out."
+            )
     served = None if url is None else _served(model, url, drawn)
     loaded = [load_task(spec, limit=limit, seed=seed, clean=not dirty) for spec in split_tasks(tasks)]
     for task in loaded:

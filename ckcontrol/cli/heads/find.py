@@ -38,7 +38,7 @@ def find(
     n: Annotated[
         int | None, typer.Option("--n", help="Score this many facts; 200 are stable.", show_default="all")
     ] = None,
-    known: Annotated[str, typer.Option(help="Facts the model must know: greedy, ranked or any.")] = "ranked",
+    known: options.Known = "ranked",
     seed: Annotated[int, typer.Option(help="Seeds false answers and splits.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Facts scored at once.")] = 4,
     device: options.Device = None,

@@ -222,8 +222,9 @@ function dialMoved() {
   panel.toggle("no-dial", !active);
   $("alpha").disabled = !active;
   $("alpha").setAttribute("aria-valuetext", `${alpha.toFixed(2)}. ${meaning(alpha)}`);
-  $("lean-text").textContent = active ? meaning(alpha) : "This method chooses by itself; it has no dial.";
-  $("method-note").textContent = METHODS[$("method").value] ?? "Chooses by itself, at every token.";
+  $("lean-text").textContent = active ? meaning(alpha)
+    : $("method").value === "off" ? "The model as it is; it has no dial." : "This method chooses by itself; it has no dial.";
+  $("method-note").textContent = METHODS[$("method").value] ?? "Chooses by itself.";
   clear("dial");
   codeChanged();
 }
