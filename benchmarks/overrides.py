@@ -72,7 +72,7 @@ def scope(store: Overrides, half: list[Edit], away: list[Edit], report: bool) ->
     }
 
 
-def told(name: str, pairs: list[tuple[Edit, str]], answers: Sequence[Any]) -> dict[str, Any]:
+def outcome(name: str, pairs: list[tuple[Edit, str]], answers: Sequence[Any]) -> dict[str, Any]:
     """Tell how many answers hold, how many of them the model said itself, and what became of the others."""
     both = list(zip(pairs, answers, strict=True))
     held = [holds(edit, a.text) for (edit, _), a in both]
@@ -164,13 +164,13 @@ def main() -> None:
             ("other wording", [(edit, questions(edit, report)[-1]) for edit in sample]),
         ):
             answers = asked(edited, [text for _, text in pairs])
-            result |= told(name, pairs, answers)
+            result |= outcome(name, pairs, answers)
             print(json.dumps({key: value for key, value in result.items() if key.startswith(name)}, indent=1))
         # what only the further wording finds; the statement is the same, so the others are answered as before
         more = [n for n, (_, text) in enumerate(pairs) if not answers[n].override and two.find([text])[0]]
         for place, answer in zip(more, asked(broad, [pairs[n][1] for n in more]) if more else (), strict=True):
             answers[place] = answer
-        result |= told("other wording, one wording more", pairs, answers)
+        result |= outcome("other wording, one wording more", pairs, answers)
         near = [others(edit, report)[place % 4] for place, edit in enumerate(sample)]
         near = near[: given.same]
         far = [questions(edit, report)[0] for edit in sorted(away, key=lambda edit: order(edit.subject))[: given.same]]
