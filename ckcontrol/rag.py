@@ -372,8 +372,8 @@ class Rag:
                     ids = self.tokenizer(fact.answer, add_special_tokens=False)["input_ids"]
                     only = _Only(ids, eos_ids(self.model, self.tokenizer))
                     count = min(chosen.max_new_tokens, len(ids) + bool(only.ends))
-                    how = {"options": replace(chosen, max_new_tokens=count), "processors": [only], "sources": None}
-                    (other,) = answer([asked[place]], [hits], overriding(), streamer, **how)
+                    options = {"options": replace(chosen, max_new_tokens=count), "processors": [only], "sources": None}
+                    (other,) = answer([asked[place]], [hits], overriding(), streamer, **options)
                 elif held is not None:
                     held.hand_on(streamer)
                 if other.token_ids != made[place].answer.token_ids:
