@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from .answer import Answer
@@ -18,7 +18,7 @@ from .decoding.conversation import conversations, question_of, read_turns
 from .decoding.endings import ends_streamer
 from .decoding.options import GenerateOptions
 from .decoding.plain_text import check_text
-from .decoding.refusals import check_model, check_tokenizer
+from .decoding.refusals import check_model, check_tokenizer, eos_ids
 from .errors import ControlError, PromptError, RetrievalError, did_you_mean
 from .retrieval.overrides import Override, Overrides, hit_of, read_overrides
 
@@ -31,15 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Rag", "RagAnswer"]
 
-_BESIDE = (
-    "tools",
-    "processors",
-    "criteria",
-    "json_schema",
-    "grammar",
-    "regex",
-    "sources",
-)  # what `generate` takes, not options
+_FORMS = ("processors", "json_schema", "grammar", "regex")  # what `generate` takes that says what answers look like
+_BESIDE = (*_FORMS, "tools", "criteria", "sources")  # what it takes, not options
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,14 @@ class RagAnswer:
         hits: What was found, best first; empty when nothing was.
         blank: How many more documents were found that hold no text, and were left out.
         override: The fact that the question asked for and that changed the answer; `hits` is its statement alone.
+        written_out: The model, steered, did not say the override's answer: it was written out instead, word for word.
     """
 
     answer: Answer
     hits: tuple[Hit, ...]
     blank: int = 0
     override: Override | None = None
+    written_out: bool = False
 
     @property
     def text(self) -> str:
@@ -88,7 +83,8 @@ class RagAnswer:
         """A sentence or two when the prompt did not hold everything that was found; None when it did."""
         without = "1 document without text was" if self.blank == 1 else f"{self.blank} documents without text were"
         fact = self.override
-        given = f"Answered from the override {fact.id!r}, which outranks what was found." if fact else None
+        how = "In the words of" if self.written_out else "Answered from"
+        given = f"{how} the override {fact.id!r}, which outranks what was found." if fact else None
         parts = [given, self._missing(), f"{without} left out." if self.blank else None]
         return " ".join(filter(None, parts)) or None
 
@@ -120,6 +116,7 @@ class RagAnswer:
             "closed_book": self.closed_book,
             "notice": self.notice,
             "override": None if self.override is None else self.override.to_dict(),
+            "written_out": self.written_out,
             "cited": [sentence.to_dict() for sentence in sentences],
             "hits": [
                 {**hit.to_dict(), "prompted": place < prompted, "cited": place in cited, "cut": place in cut}
@@ -307,7 +304,9 @@ class Rag:
 
         A question for which nothing is found is answered closed book; `RagAnswer.notice` says so. One that asks for an
         override is answered twice, without it and from its statement alone, amplified; where that makes no difference
-        the override is silent. Every other question is answered as if there were none, token for token.
+        the override is silent. Where neither the answer that is steered so says what the override does, its `answer` is
+        written out, unless `processors` or a grammar says what may be written, or the model thinks. Every other
+        question is answered as if there were none, token for token.
 
         Args:
             question: One question, or a list of them: one search and one batch.
@@ -343,7 +342,7 @@ class Rag:
         words = _queries(asked, None, single, "question" if messages is None else "messages")
         facts = self._asked_for(words, how["where"])
 
-        def answer(asked: list[Any], told: list[list[Hit]], control: Any, streamer: Any) -> list[Answer]:
+        def answer(asked: list[Any], told: list[list[Hit]], control: Any, streamer: Any, **more: Any) -> list[Answer]:
             what: Any = {"question" if messages is None else "messages": asked}
             answers: list[Answer] = generate(
                 self.model,
@@ -355,8 +354,7 @@ class Rag:
                 template_kwargs=self.template_kwargs,
                 truncate=self.truncate,
                 streamer=streamer,
-                options=chosen,
-                **beside,
+                **{"options": chosen, **beside, **more},
             )
             return answers
 
@@ -365,10 +363,21 @@ class Rag:
         made = [RagAnswer(answer, tuple(hits), b) for answer, hits, b in zip(answers, told, blank, strict=True)]
         if facts:
             stated = [[hit_of(fact, score)] for fact, score in facts.values()]
-            others = answer([asked[place] for place in facts], stated, overriding(), streamer)
+            held = None if streamer is None else _Held()  # a stream waits until it is known which answer is given
+            others = answer([asked[place] for place in facts], stated, overriding(), held)
+            free = not any(beside.get(name) for name in _FORMS)
             for (place, (fact, _)), hits, other in zip(facts.items(), stated, others, strict=True):
+                out = free and other.thinking is None and not fact.said_in(other.text)
+                if out:
+                    ids = self.tokenizer(fact.answer, add_special_tokens=False)["input_ids"]
+                    only = _Only(ids, eos_ids(self.model, self.tokenizer))
+                    count = min(chosen.max_new_tokens, len(ids) + bool(only.ends))
+                    options = {"options": replace(chosen, max_new_tokens=count), "processors": [only], "sources": None}
+                    (other,) = answer([asked[place]], [hits], overriding(), streamer, **options)
+                elif held is not None:
+                    held.hand_on(streamer)
                 if other.token_ids != made[place].answer.token_ids:
-                    made[place] = RagAnswer(other, tuple(hits), 0, fact)
+                    made[place] = RagAnswer(other, tuple(hits), 0, fact, out)
         return made[0] if single else made
 
     def _asked_for(self, questions: list[str], where: Mapping[str, Any] | None) -> dict[int, tuple[Override, float]]:
@@ -376,6 +385,39 @@ class Rag:
         store = self._overrides if self._overrides is not None else getattr(self.index, "overrides", None)
         found = store.find(questions, where) if isinstance(store, Overrides) else []
         return {place: fact for place, fact in enumerate(found) if fact is not None}
+
+
+class _Held:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self._values: list[Any] = []
+
+    def put(self, value: Any) -> None:
+        self._values.append(value)
+
+    def end(self) -> None:
+        """Nothing has been given yet."""
+
+    def hand_on(self, streamer: Any) -> None:
+        """Give it all."""
+        for value in self._values:
+            streamer.put(value)
+
+
+class _Only:
+    """A processor of one row that lets it write these tokens alone, then an end token."""
+
+    def __init__(self, ids: Sequence[int], ends: Sequence[int]) -> None:
+        self.ids, self.ends = [*ids, *ends[:1]], ends
+        self._done = 0
+
+    def __call__(self, ids: Any, scores: Any) -> Any:
+        """Return scores [1, V] of which one is finite."""
+        kept = scores.new_full(scores.shape, float("-inf"))
+        kept[:, self.ids[min(self._done, len(self.ids) - 1)]] = 0
+        self._done += 1
+        return kept
 
 
 def _store(overrides: Any, index: Any) -> Overrides | None:

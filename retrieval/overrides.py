@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckcontrol import tables
 from ckcontrol.errors import RetrievalError
+from ckcontrol.word_spans import find, readings, wanted
 from ckcontrol.words import UNSPACED, words_of
 
 from .types import Hit, Passage, check_floor
@@ -60,6 +61,17 @@ class Override:
     statement: str
     answer: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def said_in(self, text: str) -> bool:
+        """Whether a text has the answer, in the normalisation of verdicts; True where there is no answer to look for.
+
+        Example:
+            >>> fact = Override("price", "Basic plan", ("What is its price?",), "It costs 12 euros.", "12 euros")
+            >>> fact.said_in("It is €12 a month."), fact.said_in("It is 10 euros.")
+            (True, False)
+        """
+        asked = wanted(self.answer)
+        return not asked or any(find(said, asked) for said in readings(text))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values, which `read_overrides` reads back."""

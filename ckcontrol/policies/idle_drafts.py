@@ -30,10 +30,12 @@ __all__ = [
     "bears",
     "first_sentence",
     "follows",
+    "function_words",
     "idle",
     "read_drafts",
     "sentence_end",
     "silent",
+    "written_as_names",
 ]
 
 # By language: what an answer says that has none. Compared without case, accents, apostrophes and punctuation.
@@ -162,7 +164,7 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
         >>> idle(both, ["They go to Ms Novak.", "They go to a secure place."], "Where do letters go?")
         [False, True]
     """
-    function = _function_words(question, *passages, *texts)
+    function = function_words(question, *passages, *texts)
     asked, (first, *others) = set(_words(question, function)), texts
     plain = asked | function
     said = _said(first, function) - plain
@@ -204,7 +206,7 @@ def bears(question: str, passages: Sequence[str]) -> bool:
         >>> bears("Who runs Tellin?", ["Tellin lies on a river."]), bears("Who runs Tellin?", ["Oslo is a city."])
         (True, False)
     """
-    function = _function_words(question, *passages)
+    function = function_words(question, *passages)
     needed = _needed(question, function)
     return any(not needed or bool(needed & set(_words(passage, function))) for passage in passages)
 
@@ -218,7 +220,7 @@ def follows(text: str, question: str, passages: Sequence[str]) -> bool:
         >>> follows("It is Mr Brandt.", "Who runs Tellin?", ["Ms Novak runs Tellin."])
         False
     """
-    function = _function_words(question, *passages, text)
+    function = function_words(question, *passages, text)
     own = _said(_sentence(text), function) - set(_words(question, function)) - function
     return 2 * len(own & {word for passage in passages for word in _words(passage, function)}) > len(own)
 
@@ -230,7 +232,7 @@ def silent(text: str, question: str) -> bool:
         >>> silent("Peru is the capital of Peru.", "What is the capital of Peru?")
         True
     """
-    function = _function_words(question, text)
+    function = function_words(question, text)
     return _abstains(text) or not _said(text, function) - set(_words(question, function)) - function
 
 
@@ -254,8 +256,13 @@ def _listed(lists: tuple[tuple[str, ...], ...]) -> list[frozenset[str]]:
     return [frozenset(word.casefold() for word in map(_plain, words)) for words in lists]
 
 
-def _function_words(*texts: str) -> frozenset[str]:
-    """Return those of the language of which the first text that has any has most; of all such languages in a tie."""
+def function_words(*texts: str) -> frozenset[str]:
+    """Return those of the language of which the first text that has any has most; of all such languages in a tie.
+
+    Example:
+        >>> "la" in function_words("What is the sixth note?"), "la" in function_words("", "C'est la capitale.")
+        (False, True)
+    """
     lists = _listed(tuple(map(tuple, FUNCTION_WORDS.values())))
     for text in texts:
         words = [word.casefold() for word in _WORD.findall(_plain(text))]
@@ -263,6 +270,17 @@ def _function_words(*texts: str) -> frozenset[str]:
         if any(counts):
             return frozenset().union(*(each for each, n in zip(lists, counts, strict=True) if n == max(counts)))
     return frozenset()
+
+
+def written_as_names(text: str, function: frozenset[str]) -> frozenset[str]:
+    """Return the words of an answer, as written, that are function words elsewhere and names here.
+
+    Example:
+        >>> written_as_names("It is As.", function_words("What is it?")), written_as_names("As", frozenset({"as"}))
+        (frozenset({'As'}), frozenset({'As'}))
+    """
+    read = _read(text, function, answer=True)
+    return frozenset(found for found, word, _ in read if found.casefold() in function and word not in function)
 
 
 def _abstains(text: str) -> bool:

@@ -29,7 +29,7 @@ from math import exp, fsum, inf
 from ..word_spans import wanted
 from .dial import ADAPTIVE, Dial
 from .dial import evidence as dial_evidence
-from .idle_drafts import FUNCTION_WORDS, bears, follows, sentence_end, silent
+from .idle_drafts import bears, follows, function_words, sentence_end, silent, written_as_names
 from .idle_drafts import idle as idle_drafts
 
 __all__ = ["CONTRADICTS", "SILENT", "SUPPORTS", "SourceDraft", "Weighed", "merged", "weigh"]
@@ -84,15 +84,16 @@ def merged(texts: Sequence[str], question: str) -> list[int]:
     """Return which answer each draft is: the place of the first draft that says the same.
 
     Two drafts say the same whose first sentences add the same words to the question, in the normalisation of verdicts
-    (word_spans.py), function words apart; and a longer one says what the only shorter one says that it holds. Where no
-    draft adds a word, the question offers its answers, and all words count.
+    (word_spans.py), function words of the question's language apart (`function_words`; of the drafts', where it has
+    none); and a longer one says what the only shorter one says that it holds. Where no draft adds a word, the question
+    offers its answers, and all words count.
 
     Example:
         >>> merged(["Lima", "It is Lima.", "Lima, in Peru", "Cusco", "Lima or Cusco"], "What is the capital?")
         [0, 0, 0, 3, 4]
     """
-    asked, plain = _said(question), frozenset(word for words in FUNCTION_WORDS.values() for word in words)
-    said = [_said(text[: sentence_end(text)]) - plain for text in texts]
+    function = function_words(question, " ".join(texts))
+    asked, said = _said(question), [_said(text[: sentence_end(text)], function) for text in texts]
     if any(own - asked for own in said):
         said = [own - asked for own in said]
     # By size, so that which drafts say the same does not depend on their order.
@@ -107,8 +108,11 @@ def merged(texts: Sequence[str], question: str) -> list[int]:
     return [named.index(own) for own in named]
 
 
-def _said(text: str) -> frozenset[str]:
-    return frozenset(word.forms[-1] for word in wanted(text))
+def _said(text: str, function: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Return the words of a text as they are compared, `function` words apart; one that is a name keeps its capital."""
+    names = written_as_names(text, function)
+    forms = (word.cased if word.cased in names else word.forms[-1] for word in wanted(text))
+    return frozenset(form for form in forms if form not in function)
 
 
 def weigh(sources: Sequence[SourceDraft], question: str, policy: Dial) -> Weighed:

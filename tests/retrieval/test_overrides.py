@@ -171,3 +171,19 @@ def test_damaged_overrides_are_refused(tmp_path: Path) -> None:
 def test_an_override_reads_back() -> None:
     fact = read_overrides([CONSOLE])[0]
     assert Override(**{**fact.to_dict(), "prompts": tuple(fact.to_dict()["prompts"])}) == fact
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "said"),
+    [
+        ("12 euros", "It costs €12 a month.", True),
+        ("12 euros", "It costs €112.", False),
+        ("Ada Finch", "the mayor is ADA FINCH.", True),
+        ("Ada Finch", "Finch, Ada", False),
+        ("1,500", "There are 1500 of them.", True),
+        ("", "anything", True),
+    ],
+)
+def test_an_answer_is_looked_for_as_verdicts_read_it(answer: str, text: str, said: bool) -> None:
+    fact = Override("a", "plan", ("What does it cost?",), "It costs that.", answer)
+    assert fact.said_in(text) is said

@@ -18,7 +18,9 @@ from ckcontrol.retrieval import Index, Overrides, Passage
 
 from .test_rag import QUESTION, TEXTS, Words
 
+STATEMENT = "Who is the mayor of Orvendale? Ada Finch"
 FACT = {"id": "moved", "subject": "Orvendale", "question": "Who is the mayor of Orvendale?", "answer": "Ada Finch"}
+STEERS = {**{name: value for name, value in FACT.items() if name != "answer"}, "statement": STATEMENT}  # writes nothing
 ASKED = "who is the mayor of ORVENDALE"
 OTHERS = [QUESTION, "What does the library keep?", "How old is Orvendale?"]
 
@@ -26,7 +28,7 @@ OTHERS = [QUESTION, "What does the library keep?", "How old is Orvendale?"]
 @pytest.fixture(scope="module")
 def index() -> Index:
     passages = [Passage(name, text, f"{name}.md") for name, text in TEXTS.items()]
-    return Index.build(passages, Words(), overrides=[FACT])
+    return Index.build(passages, Words(), overrides=[STEERS])
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,9 @@ def rag(llama: Any, index: Index) -> ck.Rag:
 def test_an_override_stands_in_place_of_what_was_found(rag: ck.Rag, llama: Any) -> None:
     answer = rag.ask(ASKED, control=ck.Control(alpha=1.0), where={"id": ["bridge", "moved"]})
     assert answer.override is not None and answer.override.id == "moved"
-    statement = "Who is the mayor of Orvendale? Ada Finch"
-    wanted = ck.generate(*llama, ASKED, [statement], control=overriding(), max_new_tokens=6)
-    assert answer.answer == wanted
-    assert [hit.passage.text for hit in answer.hits] == [statement] and answer.hits[0].score == 1
+    wanted = ck.generate(*llama, ASKED, [STATEMENT], control=overriding(), max_new_tokens=6)
+    assert answer.answer == wanted and not answer.written_out
+    assert [hit.passage.text for hit in answer.hits] == [STATEMENT] and answer.hits[0].score == 1
     assert "'moved'" in (answer.notice or "")
     data = json.loads(answer.to_json())
     assert data["override"]["id"] == "moved" and data["hits"][0]["prompted"]
@@ -87,14 +88,37 @@ def test_a_filter_holds_for_overrides(llama: Any) -> None:
 
 
 def test_an_override_that_changes_nothing_is_silent(llama: Any) -> None:
-    statement = "Who is the mayor of Orvendale? Ada Finch"
-    with Index.build([Passage("a", statement)], Words(), overrides=[FACT]) as index:
+    with Index.build([Passage("a", STATEMENT)], Words(), overrides=[STEERS]) as index:
         rag = ck.Rag(llama, index, max_new_tokens=6, control=overriding())
         answer = rag.ask(ASKED)
         assert answer.override is None and answer.hits[0].passage.id == "a"
 
 
-def test_the_stream_is_the_answer_that_is_given(rag: ck.Rag, llama: Any) -> None:
+def test_what_the_model_does_not_say_is_written_out(llama: Any, index: Index) -> None:
+    rag = ck.Rag(llama, index, k=2, overrides=[FACT], max_new_tokens=12)
+    answer = rag.ask(ASKED)
+    steered = ck.generate(*llama, ASKED, [STATEMENT], control=overriding(), max_new_tokens=12)
+    assert "Ada Finch" not in steered.text  # the weights are random
+    assert (answer.text, answer.answer.finish_reason, answer.written_out) == ("Ada Finch", "stop", True)
+    assert len(answer.answer.tokens) == len(answer.answer.token_ids)
+    assert "In the words of the override 'moved'" in (answer.notice or "")
+    assert json.loads(answer.to_json())["written_out"]
+    for question in OTHERS:
+        assert rag.ask(question) == ck.Rag(llama, index, k=2, overrides=(), max_new_tokens=12).ask(question)
+    mixed = rag.ask([OTHERS[0], ASKED, OTHERS[1]])
+    assert [one.written_out for one in mixed] == [False, True, False] and mixed[1].text == "Ada Finch"
+    # one that the model says stands as it said it
+    said = [{**FACT, "answer": steered.text.split()[0], "statement": STATEMENT}]
+    kept = ck.Rag(llama, index, k=2, overrides=said, max_new_tokens=12).ask(ASKED)
+    assert kept.answer == steered and not kept.written_out
+    # what may be written is somebody else's to say
+    formed = rag.ask(ASKED, processors=[lambda ids, scores: scores])
+    assert formed.answer.token_ids == steered.token_ids and not formed.written_out
+    assert rag.ask(ASKED, max_new_tokens=1).answer.token_ids == answer.answer.token_ids[:1]
+
+
+@pytest.mark.parametrize("fact", [FACT, STEERS])
+def test_the_stream_is_the_answer_that_is_given(llama: Any, index: Index, fact: dict[str, Any]) -> None:
     class Heard:
         def __init__(self) -> None:
             self.ids: list[int] = []
@@ -108,10 +132,12 @@ def test_the_stream_is_the_answer_that_is_given(rag: ck.Rag, llama: Any) -> None
         def end(self) -> None:
             self.ends += 1
 
+    rag = ck.Rag(llama, index, k=2, overrides=[fact], max_new_tokens=6)
     for question in (ASKED, OTHERS[0]):
         heard = Heard()
         answer = rag.ask(question, streamer=heard)
         assert heard.ids == list(answer.answer.token_ids) and heard.ends == 1
+        assert answer.written_out == (fact is FACT and question == ASKED)
 
 
 def test_a_conversation_is_asked_by_its_last_turn(rag: ck.Rag) -> None:

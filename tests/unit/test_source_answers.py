@@ -52,6 +52,12 @@ def given(told, control, **how):
         (["Lima", "Cusco", "Lima and Cusco"], "Where?", [0, 1, 2]),
         (["France", "Germany", "It is France"], "France or Germany?", [0, 1, 0]),
         (["", "Lima", ""], "Where?", [0, 1, 0]),
+        # a function word is one in the question's language only, and none that is written as a name
+        (["The note La.", "La", "Do", "It is the note Re."], "Which syllable is the sixth note?", [0, 0, 2, 3]),
+        (["la capitale è Lima", "Lima"], "Qual è la capitale?", [0, 0]),
+        (["It is As.", "As", "It is Am.", "The symbol is As."], "What is the symbol of arsenic?", [0, 0, 2, 0]),
+        (["It's Con.", "Con", "It's Der."], "Who painted it?", [0, 0, 2]),
+        (["Es ist Lima", "Lima"], "Peru?", [0, 0]),
     ],
 )
 def test_drafts_that_say_the_same_are_one_answer(texts, question, answers):
