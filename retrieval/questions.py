@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ckcontrol.errors import IndexMismatch, RetrievalError
 
 from .embed import AsQueries
 from .index import Index
 from .store import generations
-from .store.asked import ANSWERED
-from .store.texts import digest_text
+from .store.texts import ANSWERED, digest_text
 from .types import Passage, check_count
 from .where import is_text
 
@@ -29,7 +28,8 @@ OFTEN = 30.0  # seconds between two writes: each copies the questions there are
 QuestionWriter = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 
 
-class QuestionChange(NamedTuple):
+@dataclass(frozen=True)
+class QuestionChange:
     """What a write of questions did.
 
     Attributes:

@@ -235,7 +235,7 @@ def questions(
     opened = options.open_index(index, embedder, load=True)
     change = _write_questions(opened, _writer(model, device, dtype), model, batch_size)
     if json:
-        _echo_json({"questions": change._asdict(), "index": opened.info()})
+        _echo_json({"questions": asdict(change), "index": opened.info()})
         return
     data = opened.info()
     none = f"; of {_count(change.without, 'text')} the model made none" if change.without else ""

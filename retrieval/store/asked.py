@@ -12,9 +12,7 @@ import numpy as np
 
 from .vectors import Rows, Vectors
 
-__all__ = ["ANSWERED", "Asked"]
-
-ANSWERED = "answered_by"  # in the metadata of a question: the digest of its text
+__all__ = ["Asked"]
 
 Ranked = list[tuple[int, float]]  # (text number, score), best first
 

@@ -18,9 +18,9 @@ from ckcontrol.errors import IndexMismatch, RetrievalError
 from ..overrides import Override, read_overrides
 from ..types import Hit
 from ..where import Condition
-from .asked import ANSWERED, Asked, Ranked
+from .asked import Asked, Ranked
 from .generations import CURRENT, QUESTIONS, Generation, open_current, pointer
-from .texts import TextReader
+from .texts import ANSWERED, TextReader
 from .vectors import DECIMALS, Rows, Vectors
 
 OVERRIDES = "overrides.json"

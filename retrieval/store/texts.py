@@ -35,6 +35,7 @@ from ..writing import check_metadata, origin
 __all__ = ["CutDocument", "TextReader", "TextWriter", "digest_text"]
 
 NAME = "texts.sqlite"
+ANSWERED = "answered_by"  # in the metadata of a question: the digest of its text
 BUDGET = 30_000  # passages that the words of a question may touch, rarest words first; bounds the time of a search
 SCHEMA = """
 CREATE TABLE documents(id TEXT PRIMARY KEY, digest BLOB NOT NULL, session INTEGER NOT NULL) WITHOUT ROWID;

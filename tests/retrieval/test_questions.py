@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_a_passage_is_found_by_a_question_that_it_answers(index: Index) -> None:
     before = tree(index.path)
     assert index.search("yyy", k=1)[0].score == 0
     done = write_questions(index, Writer(), batch_size=2)
-    assert done == (3, 3, 1, 4, 0)
+    assert astuple(done) == (3, 3, 1, 4, 0)
     first = index.search("yyy", k=3)
     assert (first[0].passage.id, first[0].score) == ("b", pytest.approx(1))
     assert first[0].passage == PASSAGES[1], "the passage itself, not its question"
@@ -118,7 +119,7 @@ def test_scores_are_the_best_of_text_and_questions(tmp_path: Path) -> None:
 def test_questions_are_written_once_and_go_with_their_text(index: Index) -> None:
     write_questions(index, Writer())
     again = Writer()
-    assert write_questions(index, again) == (3, 0, 0, 0, 0) and again.seen == []
+    assert astuple(write_questions(index, again)) == (3, 0, 0, 0, 0) and again.seen == []
     index.remove(documents=["a"])
     assert ids(index, "xxx")[0] == "b" and "a" not in ids(index, "xxx")
     index.add([Passage("b", "klm klm"), Passage("d", "bcd bcd")])

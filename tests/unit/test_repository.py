@@ -40,8 +40,9 @@ RETRIEVAL_KNOWS = {
     "errors",
     "tables",
     "words",
-    "models",
-}  # models: Embedder("demo") means the model that "demo" means everywhere
+    "word_spans",  # whether a text says an override's answer, as verdicts read it
+    "models",  # Embedder("demo") means the model that "demo" means everywhere
+}
 # Inside vllm: the contract stands below the rest, and what runs in the engine knows nothing of HTTP or of clients.
 VLLM_FLOORS = [["contract"], ["engine"], ["http", "offline"]]
 

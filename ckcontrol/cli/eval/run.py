@@ -120,11 +120,17 @@ def _served(model: str, url: str, drawn: Any) -> Engine:
 
 def _check_dial(arms: Sequence[Arm], weights: Path | None, url: str | None) -> None:
     """Refuse the method ``weights`` without a dial, and a dial where none is loaded, before a model is."""
+    from ...weights.manifest import Manifest
+
     asked = [arm.name for arm in arms if arm.control.policy().in_weights]
     if asked and weights is None and url is None:
         raise EvalError(f"{asked[0]!r} needs a dial of adapters.", "Name the folder of `weights mix`: --weights dial/")
     if weights is not None and url is not None:
         raise EvalError("--weights loads a dial here, and --url asks a server.", "Start the server with --weights.")
+    if weights is not None and not asked:
+        raise EvalError(f"no method uses --weights {str(weights)!r}.", "Add it: --methods off,weights.")
+    if weights is not None:
+        Manifest.read(weights)
 
 
 def _local(
