@@ -60,7 +60,7 @@ def questions_in(text: str) -> list[str]:
 def question_writer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[Sequence[str]], list[list[str]]]:
-    """Return a function from texts to the questions that each of them answers, for `Index.write_questions`.
+    """Return a function from texts to the questions that each of them answers, for `retrieval.write_questions`.
 
     The model, base or chat, is shown two worked examples and goes on greedily, in one batch per call; no passages, no
     steering. A text of which it makes no question gets an empty list; of a long one it sees about 1,024 tokens.

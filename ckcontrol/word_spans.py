@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
-__all__ = ["ARTICLES", "Word", "content", "dated", "find", "fold", "readings", "wanted", "words"]
+__all__ = ["ARTICLES", "Word", "content", "dated", "find", "fold", "mentions", "readings", "wanted", "words"]
 
 ARTICLES = frozenset({"a", "an", "the"})
 # Letters that Unicode does not decompose, although people leave out their marks.
@@ -354,3 +354,16 @@ def _form(piece: str, kind: str) -> str:
 def _clean(plain: str) -> str:
     """Drop dots, spaces and apostrophes, but no vowel sign: those are marks, not letters."""
     return "".join(c for c in plain if c.isalnum() or unicodedata.category(c)[0] == "M")
+
+
+def mentions(text: str, answers: str | Iterable[str]) -> bool:
+    """Tell whether `text` contains one of `answers` as whole words, in the normalisation of verdicts.
+
+    An answer that normalises to nothing ("the") is never mentioned.
+
+    Example:
+        >>> mentions("It is Oslo.", ["Oslo"]), mentions("The Romans came.", ["Rome", "Roma"])
+        (True, False)
+    """
+    listed = [answers] if isinstance(answers, str) else list(answers)
+    return any(find(said, wanted(answer)) for said in readings(text) for answer in listed)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ckcontrol.rates import wilson
-from ckcontrol.word_spans import content, find, readings, wanted
+from ckcontrol.word_spans import content, mentions
 
 __all__ = ["Conflict", "mentions", "normalize", "wilson"]
 
@@ -27,19 +27,6 @@ def normalize(text: str) -> str:
         'us took ndjamena sao tome 1500 km'
     """
     return " ".join(word.forms[0] for word in content(text))
-
-
-def mentions(text: str, answers: str | Iterable[str]) -> bool:
-    """Tell whether `text` contains one of `answers` as whole words, after `normalize`.
-
-    An answer that normalises to nothing ("the") is never mentioned.
-
-    Example:
-        >>> mentions("It is Oslo.", ["Oslo"]), mentions("The Romans came.", ["Rome", "Roma"])
-        (True, False)
-    """
-    listed = [answers] if isinstance(answers, str) else list(answers)
-    return any(find(said, wanted(answer)) for said in readings(text) for answer in listed)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckcontrol import tables
 from ckcontrol.errors import RetrievalError
-from ckcontrol.word_spans import find, readings, wanted
+from ckcontrol.word_spans import mentions, wanted
 from ckcontrol.words import UNSPACED, words_of
 
 from .types import Hit, Passage, check_floor
@@ -70,8 +70,7 @@ class Override:
             >>> fact.said_in("It is €12 a month."), fact.said_in("It is 10 euros.")
             (True, False)
         """
-        asked = wanted(self.answer)
-        return not asked or any(find(said, asked) for said in readings(text))
+        return not wanted(self.answer) or mentions(text, self.answer)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values, which `read_overrides` reads back."""

@@ -77,7 +77,7 @@ def write_questions(
         store.open()
         digests = {digest_text(passage.text).hex() for passage in index.passages()}
         removed = store.drop(store.known - digests)
-        todo, asked, without, written = len(digests - store.known), 0, 0, 0
+        done, asked, without, written = len(digests & store.known), 0, 0, 0
         try:
             for batch in _batches(index, store.known, batch_size):
                 given = [list(each) for each in write(list(batch.values()))]
@@ -92,7 +92,7 @@ def write_questions(
                 without += sum(not each for each in questions.values())
                 written += sum(map(len, questions.values()))
                 if on_progress is not None:
-                    on_progress("Questions", len(digests) - todo + asked, len(digests))
+                    on_progress("Questions", done + asked, len(digests))
         finally:
             store.close()
     index.refresh()

@@ -19,7 +19,7 @@ from ..errors import ControlError, EmptyCorpus, RetrievalError
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
-from .words import TextCommand
+from .words import TextCommand, group
 
 if TYPE_CHECKING:
     from ..retrieval import Document, Index, QuestionChange
@@ -72,10 +72,7 @@ TextField = Annotated[
     ),
 ]
 
-index_app = typer.Typer(
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+index_app = group()
 
 
 @index_app.command("build", cls=TextCommand)

@@ -215,11 +215,12 @@ class Answering:
         import_policies(self.imported)
         from ..control import Control
 
-        if self.weights is not None and self.method != "weights":
+        control = Control(self.method, self.alpha, **parse_params(self.param))
+        if self.weights is not None and not control.policy().in_weights:
             raise ControlError(
                 f"--weights without --method weights: {self.method} does not use it.", "Add the one, or drop the other."
             )
-        return Control(self.method, self.alpha, **parse_params(self.param))
+        return control
 
     def steers(self) -> bool:
         """Whether the control was asked to do something, which takes passages."""

@@ -105,10 +105,10 @@ def read_texts(source: str, chat: bool, body: Mapping[str, Any], limits: Limits)
         raise ServingError(f"ck holds {len(given)} passages.", f"At most {limits.passages} are taken.")
     sizes = sum(map(len, given))
     if chat:
-        messages, turns = body.get("messages"), _turns(body, limits)
+        turns = _turns(body, limits)
         more = sum(len(json.dumps(turn.more)) for turn in turns) + len(json.dumps(tools_of(body)))
         _bound(sizes + more + sum(len(turn.text) for turn in turns), limits)
-        return Texts(source, messages=tuple(messages or ()), passages=tuple(given), wanted=wanted)
+        return Texts(source, messages=tuple(body["messages"]), passages=tuple(given), wanted=wanted)
     question = body.get("prompt")
     if not isinstance(question, str):
         raise ServingError("prompt is not one text.", "With ck.passages it is the question, as text.")

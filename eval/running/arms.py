@@ -84,7 +84,9 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
     """
     wanted: list[str] = []
     for given in methods:
-        wanted += [name for name in method_names() if name != "weights"] if given.strip() == "all" else [given.strip()]
+        wanted += (
+            [each for each in method_names() if not _in_weights(each)] if given.strip() == "all" else [given.strip()]
+        )
     if not wanted or not alphas:
         raise EvalError("no method or no alpha to compare.", "Name some: --methods off,ck-plug --alpha 0,0.5,1")
     found: dict[str, Arm] = {}
@@ -92,6 +94,10 @@ def arms_for(methods: Iterable[str], alphas: Sequence[float] = ALPHAS) -> list[A
         for arm in _arms(method, alphas):
             found.setdefault(arm.name, arm)
     return list(found.values())
+
+
+def _in_weights(method: str) -> bool:
+    return method in names() and Control(method).policy().in_weights
 
 
 def _arms(method: str, alphas: Sequence[float]) -> list[Arm]:

@@ -31,11 +31,15 @@ class Asked:
         self._vectors, self._rows = vectors, rows
         self._questions, self._texts = pairs[:, 0], pairs[:, 1]
         self._most = int(np.bincount(self._texts).max()) if len(pairs) else 0
+        self._belongs: dict[int, list[int]] = {}
+        for row, text in pairs.tolist():
+            self._belongs.setdefault(row, []).append(text)
+        self._all = Rows.of(list(self._belongs), rows)
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many questions there are, and how many texts have one."""
-        return len(np.unique(self._questions)), len(np.unique(self._texts))
+        return len(self._belongs), len(np.unique(self._texts))
 
     def join(
         self, found: list[Ranked], queries: Any, k: int, texts: Rows, total: int, effort: int | None
@@ -50,22 +54,20 @@ class Asked:
             total: Numbers of texts there are.
             effort: As for `Vectors.search`.
         """
-        there = np.ones(len(self._texts), dtype=bool)
+        rows, there = self._all, None
         if texts.mask is not None:
-            there = np.unpackbits(texts.mask, count=total, bitorder="little").astype(bool)[self._texts]
-        rows = np.unique(self._questions[there])
-        if not len(rows):
+            there = np.unpackbits(texts.mask, count=total, bitorder="little")
+            rows = Rows.of(np.unique(self._questions[there[self._texts] == 1]).tolist(), self._rows)
+        if not rows.count:
             return found
-        belongs: dict[int, list[int]] = {}
-        for row, text in zip(self._questions[there].tolist(), self._texts[there].tolist(), strict=True):
-            belongs.setdefault(row, []).append(text)
-        depth = min(k * self._most, len(rows))  # holds k texts at least
-        asked = self._vectors.search(queries, depth, Rows.of(rows.tolist(), self._rows), effort)
+        depth = min(k * self._most, rows.count)  # holds k texts at least
+        asked = self._vectors.search(queries, depth, rows, effort)
         joined = []
         for plain, near in zip(found, asked, strict=True):
             best = dict(plain)
             for row, score in near:
-                for text in belongs[row]:
-                    best[text] = max(score, best.get(text, score))
+                for text in self._belongs[row]:
+                    if there is None or there[text]:
+                        best[text] = max(score, best.get(text, score))
             joined.append(sorted(best.items(), key=lambda hit: (-hit[1], hit[0]))[:k])
         return joined
