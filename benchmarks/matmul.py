@@ -13,7 +13,7 @@ from datetime import date
 
 import torch
 
-from ckcontrol.decoding.matmul import few_row_linear
+from ckcontrol.decoding.matmul import few_row_linear, pays
 
 SHAPES = [((1536, 576), 60), ((576, 1536), 30), ((576, 576), 60), ((192, 576), 60), ((49152, 576), 1)]
 
@@ -22,7 +22,7 @@ def main() -> None:
     weights = [torch.randn(*shape) for shape, count in SHAPES for _ in range(count)]
     torch.set_num_threads(1)
     print(f"{date.today()}  torch {torch.__version__}  {torch.get_num_threads()} threads  {platform.machine()}")
-    print(f"{'rows':>5} {'F.linear':>9} {'few rows':>9} {'ratio':>7}")
+    print(f"{'rows':>5} {'F.linear':>9} {'few rows':>9} {'ratio':>7}  taken")
     with torch.inference_mode():
         for rows in (2, 4, 8, 16, 32, 64):
             inputs = {width: torch.randn(rows, 1, width) for width in (576, 1536)}
@@ -34,7 +34,7 @@ def main() -> None:
                         product(inputs[weight.shape[1]], weight)
                     times[name].append(1e3 * (time.process_time() - started))
             a, b = sorted(times["linear"])[1], sorted(times["few"])[1]
-            print(f"{rows:5} {a:9.1f} {b:9.1f} {a / b:6.2f}x", flush=True)
+            print(f"{rows:5} {a:9.1f} {b:9.1f} {a / b:6.2f}x  {'few rows' if pays(rows) else 'linear'}", flush=True)
 
 
 if __name__ == "__main__":

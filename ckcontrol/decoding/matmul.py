@@ -1,10 +1,12 @@
 """Few-row float32 matrix products on CPU, in the shapes BLAS is fast at.
 
-Decoding a pair multiplies 2B rows with every weight matrix. For few rows MKL's ``x @ W.T`` is far from memory speed,
-and slower with 2 rows than with 4. Two ways to the same product are faster (measured by benchmarks/matmul.py): up to 8
-rows ``(W @ x.T).T``; from there to 64, where W is tall, a batch of products with 192 rows of W each, which stay in the
-cache while they are packed and used. A single row is left alone, and so is everything on accelerators and in half
-precision; plain generation never comes here. Knows `torch.nn.Linear`; knows nothing else of models.
+Decoding a pair multiplies 2B rows with every weight matrix. For few rows MKL's ``x @ W.T`` is near memory speed on some
+processors and far from it on others, where two ways to the same product are faster: up to 8 rows ``(W @ x.T).T``; from
+there to 64, where W is tall, a batch of products with 192 rows of W each, which stay in the cache while they are packed
+and used. On one machine two rows gained 1.4 times by it, on another they lost 2.4 times, so both are tried once in a
+process, and ours is taken only where it is clearly faster (`pays`; benchmarks/matmul.py shows all of it). A single row
+is left alone, and so is everything on accelerators and in half precision; plain generation never comes here. Knows
+`torch.nn.Linear`; knows nothing else of models.
 
 Layers are reached by a forward of their own, for the time of one forward of the model. (A torch function mode would
 reach every product, but is asked about every one of a thousand operations besides: a fifth of a step of one pair.)
@@ -13,9 +15,11 @@ reach every product, but is asked about every one of a thousand operations besid
 from __future__ import annotations
 
 import threading
+import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import MethodType
 from typing import Any, TypeGuard
 
@@ -27,6 +31,7 @@ __all__ = ["few_row_products", "is_lent", "leave_few_row_products"]
 _MOST_TURNED, _MOST_ROWS = 8, 64
 _BLOCK = 192  # rows of W; with 576 columns 432 KiB
 _TALL = 4 * _BLOCK
+_CLEARLY = 1.15  # times as fast: nearer ones change places from one process to the next, and with them the last bits
 _PLAIN = (Tensor, nn.Parameter)  # torchao's quantised weights have a type, and a product, of their own
 
 _LOCK = threading.Lock()
@@ -52,6 +57,35 @@ def few_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
             torch.mm(rows, weight[whole:].t(), out=result[:, whole:])
     result = result.view(*x.shape[:-1], out)
     return result if bias is None else result + bias
+
+
+def pays(rows: int) -> bool:
+    """Return whether `few_row_linear` is clearly faster here than torch's own product, for 2 to 64 rows.
+
+    Tried once in a process for each power of two and number of threads (about 20 ms), on weights that no cache holds.
+    Never where torch is to be deterministic (``torch.use_deterministic_algorithms``): a process that finds otherwise
+    differs in the last bits.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return False
+    return _tried(1 << (rows - 1).bit_length(), torch.get_num_threads())
+
+
+@cache
+def _tried(rows: int, threads: int) -> bool:
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    with torch.inference_mode():
+        x, weights = torch.ones(rows, 576), torch.ones(4, 2 * _TALL, 576).unbind()
+
+        def seconds(product: Callable[[Tensor, Tensor], Tensor]) -> float:
+            started = clock()
+            for weight in weights:
+                product(x, weight)
+            return clock() - started
+
+        rounds = [(seconds(nn.functional.linear), seconds(few_row_linear)) for _ in range(5)]
+    theirs, ours = (min(times) for times in zip(*rounds, strict=True))
+    return theirs > _CLEARLY * ours
 
 
 @contextmanager
@@ -118,6 +152,7 @@ def _gains(layer: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def _forward(layer: nn.Linear, input: Tensor) -> Tensor:
-    if getattr(_HERE, "on", False) and 2 <= input.shape[:-1].numel() <= _MOST_ROWS:
+    rows = input.shape[:-1].numel()
+    if getattr(_HERE, "on", False) and 2 <= rows <= _MOST_ROWS and pays(rows):
         return few_row_linear(input, layer.weight, layer.bias)
     return nn.functional.linear(input, layer.weight, layer.bias)
