@@ -46,6 +46,7 @@ PEERS = {
     **{name: ck.Control(name) for name in ("adacad", "coiecd", "nwcad", "grd", "trustmargin")},
 }
 LIMITS = {"facts": 70, "desk": 200, "tristate": 100, "counterfact": 50, "nq_swap": 24, "ramdocs": 12}
+SHORT = {"ramdocs": 2000}  # characters of all passages together; half of them are longer
 
 
 @register
@@ -193,7 +194,7 @@ def facts(model: Model, limit: int, side: str) -> list[Record]:
 def short(task: str, data: Path, limit: int, side: str) -> list[Record]:
     """Return the records of a data set whose passages are short, in a seeded order."""
     some = [r for r in load_task(f"{task}={data / task}").records if half(r.id) == side]
-    some = [r for r in some if max(len(r.context), len(r.meta.get("org_context", ""))) < 700]
+    some = [r for r in some if max(len(r.context), len(r.meta.get("org_context", ""))) < SHORT.get(task, 700)]
     return sorted(some, key=lambda r: rank(0, r.id))[:limit]
 
 
