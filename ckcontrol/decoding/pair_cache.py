@@ -104,9 +104,17 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, streams: Sequence[DynamicLayer], owner: PairCache, reserve: int) -> None:
         super().__init__()
         self.is_initialized = True
-        self.owner = owner
+        self._owner = weakref.ref(owner)  # a cache that knew itself would be held until garbage is collected
         self.window: int | None = getattr(streams[0], "sliding_window", None) if streams[0].is_sliding else None
         self.buffers = tuple(_Buffer(layer.keys, layer.values, reserve) for layer in streams)
+
+    @property
+    def owner(self) -> PairCache:
+        """The cache that the layer is of."""
+        owner = self._owner()
+        if owner is None:
+            raise RuntimeError("a layer outlived its cache")
+        return owner
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Store one position: rows [0, B) are the first stream's, with the context in a pair, [B, 2B) the second's."""

@@ -230,6 +230,8 @@ class Stream:
             layer.values = torch.cat([_newest(one.values, 2, size) for one in (layer, *more)])
             if layer.is_sliding:
                 layer.cumulative_length = length
+        for stream in others:
+            stream.cache = None  # who asked holds the stream for as long as the row runs
 
     def _kept(self) -> Tensor:
         """Return what is no padding, [B, L] bool."""

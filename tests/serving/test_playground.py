@@ -203,7 +203,7 @@ def test_every_passage_says_what_it_makes_of_the_answer(plain: Served, visit: Ca
     with posts(page) as bodies:
         page.click("#ask")
         page.done()
-    assert [body["ck"].get("sources") for body in bodies] == ["each"]  # the others were asked without the second before
+    assert [body["ck"].get("sources") for body in bodies] == ["each", None]  # the closed book was asked before
     told = plain.post(bodies[0] | {"stream": False}).json()["ck"]["sources"]
     rows = [row.inner_text() for row in page.locator("#drafts tbody tr").all()]
     names = ["Memory", "Passage 1", "Passage 3", "All together"]
