@@ -78,8 +78,10 @@ class _Buffer:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, [R] int64; see `PairCache.batch_select_indices`."""
-        rows = rows.to(self.keys.device)
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        rows, spare = rows.to(self.keys.device), self.keys.shape[2] - self.length
+        keys, values = self.view(None)
+        self.keys = self._grown(keys.index_select(0, rows), spare)
+        self.values = self._grown(values.index_select(0, rows), spare)
 
     def rewind(self, cut: int, shift: Tensor | None) -> None:
         """Forget the newest `cut` positions of all rows, and the newest of each by moving the others up, [R] int64."""
@@ -146,7 +148,8 @@ class PairCache(Cache):  # type: ignore[misc]
     """The caches of prefilled streams, ready for shared decode forwards.
 
     Args:
-        caches: Filled `DynamicCache` of each stream, B rows; of a pair the one with passages first.
+        caches: Filled `DynamicCache` of each stream, B rows; of a pair the one with passages first. They are emptied,
+            layer by layer, so that no more than one layer is held twice.
         keep: Per stream, [B, L] bool attention mask of the prompt, or None where nothing is padded.
         additive: The attention adds its mask (eager) instead of testing it (sdpa).
         dtype: Dtype of an additive mask.
@@ -167,7 +170,12 @@ class PairCache(Cache):  # type: ignore[misc]
         self._keep = list(keep)
         self._masks: dict[tuple[int, int, torch.device], Tensor] = {}
         streams = zip(*(cache.layers for cache in caches), strict=True)
-        super().__init__(layers=[PairLayer(layers, self, reserve) for layers in streams])
+        made = []
+        for layers in streams:
+            made.append(PairLayer(layers, self, reserve))
+            for layer in layers:
+                layer.keys = layer.values = None
+        super().__init__(layers=made)
 
     def begin_step(self) -> None:
         """Extend the padding masks by the token about to be decoded."""
