@@ -425,6 +425,15 @@ class TwoStreams:
         streams = [self.contextual] if self.parametric is None else [self.contextual, self.parametric]
         return self._pair is not None or all(stream.joins for stream in streams)
 
+    @property
+    def wasteful(self) -> bool:
+        """Whether `join`, be it of nobody, would cut more than a quarter of a stream: what no row looks at any more."""
+        pair = [stream for stream in (self.contextual, self.parametric) if stream is not None and self.joins]
+        return any(
+            stream.keep is not None and 4 * (1 + int(stream.position[:, -1].max())) < 3 * stream.keep.shape[1]
+            for stream in pair
+        )
+
     def join(self, others: Sequence[TwoStreams]) -> None:
         """Take in the rows of others, behind one's own: they go on with the next step; see `Stream.join`.
 
