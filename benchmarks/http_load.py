@@ -181,11 +181,11 @@ def mebibytes(pid: int) -> int:
 
 WRONG: list[Any] = [
     None, True, False, -1, 0, 2, 10**30, 10**400, 1.5, -0.5, float("nan"), float("inf"), 1e308, "", "x", "0.3",
-    "ck-plug", "os.system", "../../secret", "{text.__class__}", "\ud800", "\u202e", "<|im_end|>", "x" * 100_000,
-    [], [[]], [None], ["x"] * 100, {}, {"a": {"b": []}}, [1, 2, 3], ["a", 5], [{"role": "user", "content": "x"}],
+    "ck-plug", "each", "os.system", "../../secret", "{text.__class__}", "\ud800", "\u202e", "<|im_end|>", "x" * 100_000,
+    [], [[]], [[0]], [None], ["x"] * 100, {}, {"a": {"b": []}}, [1, 2, 3], ["a", 5], [{"role": "user", "content": "x"}],
 ]  # fmt: skip
 NAMES = ["passages", "messages", "prompt", "method", "alpha", "gate", "adaptive", "candidates", "candidate_ratio",
-         "trace", "template", "heads", "cad_alpha", "segments", "pasages", "ck_pair", "self"]  # fmt: skip
+         "trace", "template", "heads", "cad_alpha", "segments", "sources", "pasages", "ck_pair", "self"]  # fmt: skip
 FIELDS = ["messages", "prompt", "model", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream",
           "echo", "logprobs", "top_logprobs", "logit_bias", "vllm_xargs", "ck_pair", "tools", "response_format",
           "cache_salt", "presence_penalty", "repetition_penalty", "stop_token_ids", "min_tokens", "bad_words",

@@ -202,7 +202,7 @@ class Answer:
         data |= {f.name: getattr(self, f.name) for f in fields(self)}
         tokens = [plain_trace(token) for token in self.tokens]
         drafts = [{name: _finite(value) for name, value in asdict(draft).items()} for draft in self.drafts]
-        sources = [{name: _finite(value) for name, value in asdict(source).items()} for source in self.sources]
+        sources = [plain_source(source) for source in self.sources]
         return data | {"control": self.control.to_dict(), "tokens": tokens, "drafts": drafts, "sources": sources}
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -236,6 +236,11 @@ class Answer:
         from .views.html import answer_html
 
         return answer_html(self)
+
+
+def plain_source(source: SourceTold) -> dict[str, Any]:
+    """Return what a source says as JSON-ready values."""
+    return {name: _finite(value) for name, value in asdict(source).items()}
 
 
 def plain_trace(token: TokenTrace) -> dict[str, Any]:

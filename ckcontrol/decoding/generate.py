@@ -22,9 +22,9 @@ from .options import GenerateOptions
 from .prompts import PromptPair, PromptTemplate, build_pair, passage_list
 from .recorder import Recorder
 from .refusals import check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
-from .source_drafts import check_beside, sourced, tell
 from .source_step import SourceRun
 from .source_step import told as told_sources
+from .sourced import check_beside, sourced, tell
 from .sources import SourcePrompts, build_sources
 from .structured import structure_of
 from .token_texts import Said, pieces, said

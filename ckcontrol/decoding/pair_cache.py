@@ -78,8 +78,10 @@ class _Buffer:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, [R] int64; see `PairCache.batch_select_indices`."""
-        rows = rows.to(self.keys.device)
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        rows, spare = rows.to(self.keys.device), self.keys.shape[2] - self.length
+        keys, values = self.view(None)
+        self.keys = self._grown(keys.index_select(0, rows), spare)
+        self.values = self._grown(values.index_select(0, rows), spare)
 
     def rewind(self, cut: int, shift: Tensor | None) -> None:
         """Forget the newest `cut` positions of all rows, and the newest of each by moving the others up, [R] int64."""
@@ -104,9 +106,17 @@ class PairLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, streams: Sequence[DynamicLayer], owner: PairCache, reserve: int) -> None:
         super().__init__()
         self.is_initialized = True
-        self.owner = owner
+        self._owner = weakref.ref(owner)  # a cache that knew itself would be held until garbage is collected
         self.window: int | None = getattr(streams[0], "sliding_window", None) if streams[0].is_sliding else None
         self.buffers = tuple(_Buffer(layer.keys, layer.values, reserve) for layer in streams)
+
+    @property
+    def owner(self) -> PairCache:
+        """The cache that the layer is of."""
+        owner = self._owner()
+        if owner is None:
+            raise RuntimeError("a layer outlived its cache")
+        return owner
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Store one position: rows [0, B) are the first stream's, with the context in a pair, [B, 2B) the second's."""
@@ -138,7 +148,8 @@ class PairCache(Cache):  # type: ignore[misc]
     """The caches of prefilled streams, ready for shared decode forwards.
 
     Args:
-        caches: Filled `DynamicCache` of each stream, B rows; of a pair the one with passages first.
+        caches: Filled `DynamicCache` of each stream, B rows; of a pair the one with passages first. They are emptied,
+            layer by layer, so that no more than one layer is held twice.
         keep: Per stream, [B, L] bool attention mask of the prompt, or None where nothing is padded.
         additive: The attention adds its mask (eager) instead of testing it (sdpa).
         dtype: Dtype of an additive mask.
@@ -159,7 +170,12 @@ class PairCache(Cache):  # type: ignore[misc]
         self._keep = list(keep)
         self._masks: dict[tuple[int, int, torch.device], Tensor] = {}
         streams = zip(*(cache.layers for cache in caches), strict=True)
-        super().__init__(layers=[PairLayer(layers, self, reserve) for layers in streams])
+        made = []
+        for layers in streams:
+            made.append(PairLayer(layers, self, reserve))
+            for layer in layers:
+                layer.keys = layer.values = None
+        super().__init__(layers=made)
 
     def begin_step(self) -> None:
         """Extend the padding masks by the token about to be decoded."""

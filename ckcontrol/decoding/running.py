@@ -170,9 +170,10 @@ class RunningBatch:
         ]
         self._streams, self.rows, self._joining = None, [], []
         fed: list[int] = []
+        fewer = False
         for streams, rows in parts:
             places = list(dict.fromkeys((row.place, row.tokens[-1]) for row in rows))
-            _select(streams, [place for place, _ in places])
+            fewer = _select(streams, [place for place, _ in places]) or fewer
             for row in rows:
                 row.place = len(fed) + places.index((row.place, row.tokens[-1]))
             fed += [token for _, token in places]
@@ -180,17 +181,19 @@ class RunningBatch:
         if not parts:
             return
         self._streams, *others = [streams for streams, _ in parts]
-        if others:
+        if others or (fewer and self._streams.wasteful):
             self._streams.join(others)
         with self.around():
             logits = self._streams.step(torch.tensor(fed, device=self._streams.contextual.input_ids.device))
         _choose(self.rows, *logits)
 
 
-def _select(streams: TwoStreams, places: list[int]) -> None:
-    """Keep these rows of the streams."""
-    if places != list(range(len(streams.contextual.position))):
+def _select(streams: TwoStreams, places: list[int]) -> bool:
+    """Keep these rows of the streams; return whether they are fewer than before."""
+    before = len(streams.contextual.position)
+    if places != list(range(before)):
         streams.select(torch.tensor(places, device=streams.contextual.input_ids.device))
+    return len(places) < before
 
 
 def _choose(rows: Sequence[Row], logits_ctx: Tensor, logits_par: Tensor | None) -> None:

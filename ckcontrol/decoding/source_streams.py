@@ -7,7 +7,7 @@ caches; knows nothing of fusion, weights or text. A pair of streams is `streams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,7 @@ class SourceStreams:
         for group in self._groups:
             group.shares = share and len(group.places) > 1 and can_share_forward(group.model)
         self._prompts: list[_Prompt] = []
+        self._made: list[Tensor] = []  # the logits of the prompts that have been run
 
     def __len__(self) -> int:
         return len(self.streams)
@@ -120,11 +121,10 @@ class SourceStreams:
     @torch.no_grad()
     def prefill(self) -> Tensor:
         """Run every prompt once, at its own length; return the logits of the next tokens, [S, B, V] float32."""
-        made = []
-        for i, stream in enumerate(self.streams):
-            with self._around(stream.model, [i]):
-                made.append(stream.prefill())
-        logits = _stacked(made)
+        for _ in self.prefilling():
+            pass
+        logits = _stacked(self._made)
+        self._made = []
         caches = [stream.cache if stream.joins else None for stream in self.streams]
         for group in self._groups:
             if group.shares:
@@ -134,6 +134,14 @@ class SourceStreams:
                 held = None if cache is None else _view(cache, stream)
                 self._prompts.append(_Prompt(held, logits[i].clone(), stream.input_ids, stream.keep, stream.position))
         return logits
+
+    @torch.no_grad()
+    def prefilling(self) -> Iterator[None]:
+        """Run the prompts that have not been run, one at each turn, ahead of `prefill`."""
+        for i in range(len(self._made), len(self)):
+            with self._around(self.streams[i].model, [i]):
+                self._made.append(self.streams[i].prefill())
+            yield
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
@@ -194,9 +202,11 @@ class SourceStreams:
             row: The question, as it was numbered when the prompts were run.
             drafts: Token ids, the end token included; none of them empty.
         """
-        return [self._score(i, row, drafts) for i in range(len(self))]
+        return [self.score_by(i, row, drafts) for i in range(len(self))]
 
-    def _score(self, place: int, row: int, drafts: Sequence[Sequence[int]]) -> list[Reading]:
+    @torch.no_grad()
+    def score_by(self, place: int, row: int, drafts: Sequence[Sequence[int]]) -> list[Reading]:
+        """Return what one source makes of every draft, as `score` does."""
         prompt, stream = self._prompts[place], self.streams[place]
         longest, device = max(map(len, drafts)), prompt.ids.device
         tokens = torch.tensor([[*draft, *[draft[-1]] * (longest - len(draft))] for draft in drafts], device=device)

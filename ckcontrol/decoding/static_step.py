@@ -175,6 +175,11 @@ class StaticStreams(TwoStreams):
         super().join(others)
         self._begin_again()
 
+    @property
+    def wasteful(self) -> bool:
+        """No: what was captured would have to be captured anew."""
+        return False
+
     def _part(self) -> None:
         if self._pair is not None and self.parametric is not None:
             for stream, position in zip((self.contextual, self.parametric), self._position.chunk(2), strict=True):

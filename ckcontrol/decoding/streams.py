@@ -230,6 +230,8 @@ class Stream:
             layer.values = torch.cat([_newest(one.values, 2, size) for one in (layer, *more)])
             if layer.is_sliding:
                 layer.cumulative_length = length
+        for stream in others:
+            stream.cache = None  # who asked holds the stream for as long as the row runs
 
     def _kept(self) -> Tensor:
         """Return what is no padding, [B, L] bool."""
@@ -422,6 +424,15 @@ class TwoStreams:
         """Whether these streams, which have been prefilled, can take in rows of others, or be taken in."""
         streams = [self.contextual] if self.parametric is None else [self.contextual, self.parametric]
         return self._pair is not None or all(stream.joins for stream in streams)
+
+    @property
+    def wasteful(self) -> bool:
+        """Whether `join`, be it of nobody, would cut more than a quarter of a stream: what no row looks at any more."""
+        pair = [stream for stream in (self.contextual, self.parametric) if stream is not None and self.joins]
+        return any(
+            stream.keep is not None and 4 * (1 + int(stream.position[:, -1].max())) < 3 * stream.keep.shape[1]
+            for stream in pair
+        )
 
     def join(self, others: Sequence[TwoStreams]) -> None:
         """Take in the rows of others, behind one's own: they go on with the next step; see `Stream.join`.

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from ..decoding.sources import MAX_SOURCES
 from ..errors import CKError
 from .asgi import ASGIApp, Gone, Receive, Scope, Send, Shared
 from .batcher import Batcher
@@ -167,7 +168,7 @@ class _Server:
     def _read(self, path: str, data: dict[str, Any]) -> Steered:
         if data.get("model") not in (None, self._name):
             raise Refusal(404, f"there is no model {shown(data['model'])} here.", f"It is {self._name!r}.")
-        request = read_request(path, data, self._limits)
+        request = read_request(path, data, self._limits, sources=True)
         check_fields(path, request.body)
         return request
 
@@ -179,7 +180,9 @@ class _Server:
             "created": self._since,
             "owned_by": "ckcontrol",
             "max_model_len": bounds.positions,
-            "ck": told_model(self._limits, self._retriever, bounds.tokens, dial=self._engine.batcher.dial),
+            "ck": told_model(
+                self._limits, self._retriever, bounds.tokens, dial=self._engine.batcher.dial, sources=MAX_SOURCES
+            ),
         }
 
     async def models(self, _: Request) -> Response:

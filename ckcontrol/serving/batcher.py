@@ -3,7 +3,8 @@
 Between two steps the one that has waited longest joins, or several with short prompts; these are run apart. Every row
 has its own control, draw, schema, stop texts and longest answer, and is told its tokens one by one; what is wrong with
 it fails no other. Rows of one stream, of two, of each head mask and alpha of the direction are batches of their own,
-which take turns step by step. Knows prompts, plans and rows; knows nothing of HTTP or JSON.
+which take turns step by step; so does a question whose sources weigh whole answers. Knows prompts, plans and rows;
+knows nothing of HTTP or JSON.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import gc
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -27,18 +27,18 @@ from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
 from ..decoding.refusals import bare, check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
 from ..decoding.running import Row, RunningBatch
+from ..decoding.sourced import told_pair, weighing
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
 from ..decoding.weight_rows import DIALS
 from ..errors import CKError, MissingExtra, NonFiniteLogits, ServingError
-from ..heads.apply import Pruned
-from ..heads.directions.apply import Added
 from ..heads.directions.direction import Direction
 from ..heads.fingerprint import Fingerprint
 from ..heads.mask import HeadMask
 from .jobs import End, Job
 from .read_heads import Entries
 from .replies import Refusal
+from .running_jobs import Running, Weighed, answer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,26 +49,6 @@ _PROMPTS = 1024  # tokens of prompts that rows under way wait for between two st
 _PADDED = 1.2  # how much longer padding may make prompts that are run together
 _IDLE, _ENDED = 1.0, 64  # seconds without work, or ended questions, after which the C library gives memory back
 log = logging.getLogger("ckcontrol.serving")
-
-
-class _Running:
-    """A batch and the jobs in it, which are of one kind."""
-
-    def __init__(self, model: PreTrainedModel, first: Job, direction: Direction | None) -> None:
-        self.kind = first.kind
-        self.jobs: list[Job] = []
-        self.batch = RunningBatch(self._around)
-        # both were made for this model: no step reads its weights to see that
-        self._changes: list[Pruned | Added] = [] if first.mask is None else [Pruned(model, first.mask, strict=False)]
-        if first.direction is not None:
-            self._changes.append(Added(model, direction, first.direction, strict=False))
-
-    @contextmanager
-    def _around(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for change in self._changes:
-                stack.enter_context(change.acting())
-            yield
 
 
 class Batcher:
@@ -106,7 +86,7 @@ class Batcher:
         self.ends = sorted(eos_ids(model, tokenizer))
         self.positions = position_limit(model)
         self.counts: Counter[str] = Counter()
-        self._running: list[_Running] = []
+        self._running: list[Running] = []
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -210,8 +190,13 @@ class Batcher:
             if not busy:
                 gc.collect()  # streams and their caches know each other
             _malloc_trim()(0)
-        for together in self._groups(jobs):
+        for together in self._groups([job for job in jobs if not job.weighs]):
             self._begin(together)
+        for job in jobs:
+            if job.weighs and job.sources is not None:
+                how: dict[str, Any] = {"ends": self.ends, "plain": job.plain}
+                steps = weighing(self.model, self.tokenizer, job.sources, job.control, job.options, **how)
+                self._running.append(Weighed(self.model, job, self.direction, steps))
         for running in list(self._running):
             self._step(running)
         return True
@@ -224,20 +209,27 @@ class Batcher:
         return self.counts["answers"] + self.counts["failures"] + self.counts["left"] - self._trimmed
 
     def _next(self) -> list[Job]:
-        """Take from the queue what begins now: where others run, no more than they may wait for."""
+        """Take from the queue what begins now: where others run, no more than they may wait for.
+
+        Of questions that weigh sources one at a time, as each runs a row for every source; others may pass those.
+        """
         self._waiting = deque(job for job in self._waiting if not job.dead)
         under_way = self._jobs()
         taken: list[Job] = []
         tokens = 0
         while self._waiting and len(under_way) + len(taken) < self.rows:
-            job = self._waiting[0]
-            tokens += len(job.pair.contextual) + len(job.pair.parametric)
             beside = [*under_way, *taken]
+            weighs = any(one.weighs for one in beside)
+            job = next((one for one in self._waiting if not (one.weighs and weighs)), None)
+            if job is None:
+                break
+            tokens += 0 if job.weighs else len(job.pair.contextual) + len(job.pair.parametric)
             if beside and (job.alone or any(one.alone for one in beside)):
                 break
             if under_way and taken and tokens > _PROMPTS:
                 break
-            taken.append(self._waiting.popleft())
+            self._waiting.remove(job)
+            taken.append(job)
         return taken
 
     def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
@@ -269,7 +261,7 @@ class Batcher:
         if not plans:
             return
         running = next((one for one in self._running if one.kind == jobs[0].kind and one.batch.joins), None)
-        running = running or _Running(self.model, jobs[0], self.direction)
+        running = running or Running(self.model, jobs[0], self.direction)
         try:
             made = running.batch.join_together(list(plans.values()))
         except Exception as error:
@@ -298,9 +290,9 @@ class Batcher:
         plan.favourites = job.favourites
         return plan
 
-    def _step(self, running: _Running) -> None:
+    def _step(self, running: Running) -> None:
         try:
-            running.batch.step()
+            running.step()
             self.counts["steps"] += 1
         except Exception as error:
             self._running.remove(running)
@@ -313,7 +305,7 @@ class Batcher:
         left = [job for job in jobs if not job.dead]
         again = [job for job in left if not job.alone and (len(left) > 1 or beside)]
         for job in again:
-            job.ids, job.rows, job.alone = [], [], True
+            job.ids, job.rows, job.alone, job.plain, job.first = [], [], True, None, None
         for job in left:
             if job not in again:
                 _fail(job, error)
@@ -322,16 +314,25 @@ class Batcher:
         with self._changed:
             self._waiting.extendleft(reversed(again))
 
-    def _tell(self, running: _Running) -> None:
+    def _tell(self, running: Running) -> None:
         """Tell the jobs of a batch what their rows have become; those that ended leave it."""
         for job in running.jobs:
-            if not job.dead:
+            if isinstance(running, Weighed):
+                running.settle()
+            elif not job.dead:
                 self._settle(job, running.batch)
+        on = [job for job in running.jobs if job.first is not None and job.rows and not job.dead]
+        for job in running.jobs:
             if job.dead:
                 job.count()
+            if job.dead or job in on:
                 for row in job.rows:
                     row.ended = True
-        running.jobs = [job for job in running.jobs if not job.dead]
+        running.jobs = [job for job in running.jobs if not job.dead and job not in on]
+        for job in on:
+            job.rows = []
+        with self._changed:
+            self._waiting.extendleft(reversed(on))
         if not running.jobs and running in self._running:
             self._running.remove(running)
 
@@ -341,9 +342,9 @@ class Batcher:
         if not job.several:
             (row,) = job.rows
             if len(row.tokens) > len(job.ids):
-                job.take(row)
+                job.take(row.tokens, row.recorder)
                 if (reason := self._reason(job, row)) and not job.over:
-                    job.finish(End(reason, row.recorder.rows(0) if row.recorder is not None else ()))
+                    self._end(job, End(reason, row.recorder.rows(0) if row.recorder is not None else ()))
             return None
         for row in job.rows:
             row.ended = row.ended or bool(self._reason(job, row))
@@ -355,8 +356,19 @@ class Batcher:
                 )
             given = next(i for i, draft in enumerate(chosen) if draft.given)
             for _ in job.rows[given].tokens:
-                job.take(job.rows[given])
-            job.finish(End(self._reason(job, job.rows[given]), recorders[given].rows(0), chosen))
+                job.take(job.rows[given].tokens, job.rows[given].recorder)
+            self._end(job, End(self._reason(job, job.rows[given]), recorders[given].rows(0), chosen))
+        return None
+
+    def _end(self, job: Job, end: End) -> None:
+        """End a pair's answer; where several sources are to weigh it, they go on from it."""
+        if job.sources is None:
+            return job.finish(end)
+        answer = answer_of(job, end, self.tokenizer, self.ends)
+        if job.sources.prompts.several:
+            job.plain, job.first = answer, end
+        else:
+            job.finish(replace(end, sources=told_pair(answer, job.sources.prompts)))
         return None
 
     def _reason(self, job: Job, row: Row) -> str:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..answer import Draft
+from ..answer import Answer, Draft, SourceTold
 from ..control import Control
 from ..decoding.drafts import Drafts
 from ..decoding.options import GenerateOptions
 from ..decoding.prompts import PromptPair
-from ..decoding.recorder import Scored
+from ..decoding.recorder import Recorder, Scored
 from ..decoding.running import Row
+from ..decoding.sourced import Asked
 from ..decoding.token_texts import StopTexts
 from ..heads.mask import HeadMask
 from ..policies.off import OFF
@@ -33,11 +34,15 @@ class End:
         reason: ``stop`` or ``length``.
         rows: What was recorded per token, see `Recorder.rows`; empty if nothing was.
         drafts: Of the answer, without their texts.
+        sources: What each says of the answer, where sources were asked for.
+        disputed: As in `Answer`.
     """
 
     reason: str
     rows: Sequence[Sequence[float]] = ()
     drafts: Sequence[Draft] = ()
+    sources: Sequence[SourceTold] = ()
+    disputed: bool = False
 
 
 @dataclass(eq=False)
@@ -51,6 +56,7 @@ class Job:
         structured: What `structure_of` takes beside the model: ``json_schema``, ``grammar`` or ``regex``.
         mask: Of heads, for both streams; None changes nothing.
         direction: Alpha of the server's direction; None changes nothing.
+        sources: Prompts of the sources that weigh the answer; None: it is weighed by its pair alone.
         favourites: Tokens to keep of each step, the likeliest, in `scored`; None keeps nothing there.
         tell: Called in the batcher's thread with each token id, at last with an `End` or an error.
         left: Set, by any thread, when nobody wants the answer any more.
@@ -67,6 +73,7 @@ class Job:
     mask: HeadMask | None = None
     direction: float | None = None
     favourites: int | None = None
+    sources: Asked | None = None
     tell: Callable[[int | End | Exception], None] = print
     left: bool = False
     over: bool = False
@@ -85,6 +92,8 @@ class Job:
         self.kind = (neutral, self.options.trace or not neutral, self.mask, self.direction)
         self.alone = False  # decoded once more, after a batch has failed
         self.rows: list[Row] = []
+        self.plain: Answer | None = None  # of the pair, which its sources then read
+        self.first: End | None = None  # likewise
         self.stop: StopTexts | None = None
         self._told: list[int] = []
 
@@ -93,15 +102,26 @@ class Job:
         """Whether no more tokens are to be computed: it has ended, or nobody waits for it."""
         return self.over or self.left
 
-    def take(self, row: Row) -> None:
-        """Take the row's next token. When a batch is decoded again, those that were told already only have to agree."""
+    @property
+    def weighs(self) -> bool:
+        """Whether its sources write, read and weigh whole answers next; those of one draft are a pair's before."""
+        several = self.sources is not None and self.sources.prompts.several
+        return several and (self.several or self.plain is not None)
+
+    def take(self, tokens: Sequence[int], recorder: Recorder | None) -> None:
+        """Take the next of these tokens. When they are decoded again, those that were told already only have to agree.
+
+        Args:
+            tokens: Of the answer so far.
+            recorder: Of its row.
+        """
         place = len(self.ids)
-        token = row.tokens[place]
+        token = tokens[place]
         self.ids.append(token)
         if place >= len(self._told):
             self._told.append(token)
-            if self.favourites is not None and row.recorder is not None:
-                self.scored.append(row.recorder.scored(place))
+            if self.favourites is not None and recorder is not None:
+                self.scored.append(recorder.scored(place))
             self.tell(token)
         elif self._told[place] != token:
             self.fail(Refusal(503, "the answer was interrupted and came out differently.", "Try again."))

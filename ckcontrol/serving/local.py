@@ -11,14 +11,15 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..answer import Draft
+from ..answer import Draft, SourceTold, plain_source
+from ..decoding.sources import check_room
 from ..decoding.token_texts import TextSoFar, pieces, said
 from ..errors import ServingError, did_you_mean
 from .asgi import Gone, Message, Send, Shared
 from .batcher import Batcher
 from .jobs import End, Job
 from .json_values import flag, integer, kind, shown
-from .prompt_pairs import Room, make_pair
+from .prompt_pairs import Room, make_pair, make_sources
 from .read_request import CHAT, Steered
 from .replies import Part, Refusal
 
@@ -140,6 +141,7 @@ class LocalEngine:
             what = f"method {request.control.method!r} needs a dial of adapters, and this server has none."
             raise ServingError(what, "Start it with --weights FOLDER.")
         pair, most = make_pair(request, self.batcher.tokenizer, self.room)
+        sources, most = make_sources(request, self.batcher.tokenizer, self.room, most)
         stop = request.body.get("stop") or ()
         options = request.drawn(most, (stop,) if isinstance(stop, str) else tuple(text for text in stop if text))
         structured = structured_of(request.body)
@@ -151,7 +153,12 @@ class LocalEngine:
             )
         mask, favourites = self.batcher.mask(request.heads), logprobs_of(request.path, request.body)
         lean = self.batcher.lean(request.direction)
-        return Job(pair, request.control, options, structured, mask, lean, favourites)
+        if sources is not None:
+            check_room(self.batcher.model, [sources.prompts] if sources.prompts.several else [], most)
+            if structured or favourites is not None:
+                what = "response_format" if structured else "logprobs"
+                raise ServingError(f"{what} stands beside ck.sources, which write answers side by side.", "Drop one.")
+        return Job(pair, request.control, options, structured, mask, lean, favourites, sources)
 
 
 class LocalSource:
@@ -187,6 +194,8 @@ class LocalSource:
         }
         self._events: asyncio.Queue[Any] = asyncio.Queue()
         self._seconds, self._drafts, self._length = seconds, list[Draft](), 0
+        self._sources: Sequence[SourceTold] = ()
+        self._disputed = False
         tokenizer = engine.batcher.tokenizer
         self._tokenizer = tokenizer
 
@@ -263,14 +272,20 @@ class LocalSource:
                 yield self._base | {"choices": [], "usage": self._usage(ids)}
             yield "[DONE]"
 
-    def told(self) -> list[dict[str, Any]]:
-        """Return the drafts as the reply tells them."""
+    def told(self) -> dict[str, Any]:
+        """Return what the reply tells of drafts and sources."""
+        found: dict[str, Any] = {}
+        if self._request.sources is not None:
+            found = {"sources": [plain_source(one) for one in self._sources], "disputed": self._disputed}
+        if not self.drafted:
+            return found
         kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "given")
         ends = self._engine.batcher.ends
         stop, thinking = self._job.options.stop, self._job.pair.thinking
         texts = [said(self._tokenizer, d.token_ids, stop=stop, ends=ends, thinking=thinking).text for d in self._drafts]
         each = zip(self._drafts, texts, strict=True)
-        return [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in each]
+        drafts = [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in each]
+        return {"drafts": drafts, **found}
 
     async def send(self, send: Send, message: Message) -> None:
         """Send to the client, for as long as the time lasts: one that does not read cannot hold its row for ever.
@@ -289,6 +304,7 @@ class LocalSource:
 
     def _keep(self, end: End) -> None:
         self.rows, self._drafts = end.rows, list(end.drafts)
+        self._sources, self._disputed = end.sources, end.disputed
         self._engine.traces[self.pair] = end.rows
 
     def _usage(self, ids: Sequence[int]) -> dict[str, int]:

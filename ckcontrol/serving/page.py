@@ -45,7 +45,9 @@ def _paths() -> frozenset[str]:
     return frozenset({"/", *(f"/{file.name}" for file in _PAGE.iterdir())})
 
 
-def told_model(limits: Limits, retriever: Retriever, tokens: int | None, *, dial: bool = False) -> dict[str, Any]:
+def told_model(
+    limits: Limits, retriever: Retriever, tokens: int | None, *, dial: bool = False, sources: int | None = None
+) -> dict[str, Any]:
     """Return what ``/v1/models`` tells of steering, as ``data[0].ck``.
 
     Args:
@@ -53,6 +55,7 @@ def told_model(limits: Limits, retriever: Retriever, tokens: int | None, *, dial
         retriever: Searches for passages, or refuses to.
         tokens: Longest answer.
         dial: The model has a dial of adapters, for the methods that act in the weights.
+        sources: How many may stand in ``ck.sources``; None: the server does not take it.
     """
     methods = [name for name in method_names() if dial or not Control(name).policy().in_weights]
     return {
@@ -61,6 +64,7 @@ def told_model(limits: Limits, retriever: Retriever, tokens: int | None, *, dial
         "retrieve": retriever.told(),
         "max_tokens": tokens,
         "passages": limits.passages,
+        "sources": sources,
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..decoding.plain_text import LOCK
 from ..decoding.prompts import PromptPair, PromptTemplate, build_pair
+from ..decoding.sourced import Asked, ask_sources, check_answers
 from ..errors import PromptTooLong, ServingError
 from .read_request import CHAT, Steered
 from .read_texts import BUILT, PLAIN, tools_of
@@ -18,7 +19,7 @@ from .read_texts import BUILT, PLAIN, tools_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BARE", "Room", "make_pair"]
+__all__ = ["BARE", "Room", "make_pair", "make_sources"]
 
 BARE = PromptTemplate(instruction="", intro="", passage="{text}", question="{question}", answer="")
 
@@ -63,22 +64,57 @@ def make_pair(request: Steered, tokenizer: PreTrainedTokenizerBase, room: Room) 
     return pair, asked
 
 
+def make_sources(
+    request: Steered, tokenizer: PreTrainedTokenizerBase, room: Room, most: int
+) -> tuple[Asked | None, int]:
+    """Return the prompts of a request's sources, and the most tokens that the answer may have; None without passages.
+
+    An override of the index stands alone.
+
+    Args:
+        request: What was asked for.
+        tokenizer: Of the model that will answer.
+        room: What prompts and answers have to fit.
+        most: The most tokens that the answer of its pair may have, from `make_pair`.
+
+    Raises:
+        UnsupportedMode: The method does not weigh whole answers of several sources.
+        PromptError: As `ask_sources`.
+    """
+    texts = request.texts
+    if request.sources is None or not texts.passages or texts.override:
+        return None, most
+    check_answers(request.control.policy())
+    asked = {"question": texts.question} if texts.messages is None else {"messages": texts.messages}
+    wanted = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
+    limit = None if room.positions is None else max(0, room.positions - (wanted or 1))
+    how = _how(request, limit, wanted or 1, room)
+    made = ask_sources(tokenizer, asked, texts.passages, request.sources, how)
+    if room.positions is not None and wanted is None:
+        most = min(most, room.positions - max(map(len, made.prompts.ids)))
+    return made, most
+
+
+def _how(request: Steered, limit: int | None, tokens: int, room: Room) -> dict[str, Any]:
+    """Return what `build_pair` is told of prompts with passages."""
+    return {
+        "tools": tools_of(request.body),
+        "template": request.template,
+        "truncate": "passages" if request.texts.source == "retrieve" else None,
+        "limit": limit,
+        "max_new_tokens": tokens,
+        "ends": room.ends,
+    }
+
+
 def _make(
     request: Steered, tokenizer: PreTrainedTokenizerBase, limit: int | None, tokens: int, room: Room
 ) -> PromptPair:
     texts, body = request.texts, request.body
     how: dict[str, Any] = {"limit": limit, "max_new_tokens": tokens, "ends": room.ends}
     if texts.source in BUILT:
-        return build_pair(
-            tokenizer,
-            texts.question,
-            texts.passages,
-            messages=texts.messages,
-            tools=tools_of(body),
-            template=request.template,
-            truncate="passages" if texts.source == "retrieve" else None,
-            **how,
-        )
+        how = _how(request, limit, tokens, room)
+        return build_pair(tokenizer, texts.question, texts.passages, messages=texts.messages, **how)
     if request.path == CHAT:
         how |= {"template": BARE, "template_kwargs": body.get("chat_template_kwargs")}
         how["tools"] = tools_of(body)

@@ -72,8 +72,9 @@ _WHY = {  # more than that a field cannot be honoured, where clients send it oft
 # What only a whole batch, decoded at once, can honour.
 _OFFLINE = {
     "segments": "drafts start anew from the one that was chosen, which rows of a server cannot.",
-    "sources": "every source is a stream of its own, and a server runs the two of a pair.",
+    "sources": "every source is a stream of its own, and vLLM runs the two of a pair.",
 }
+_INSTEAD = {"sources": "Leave sources out, or use `ckcontrol serve` or ckcontrol.generate."}
 # Chat fields that change the prompt; where we build the prompt from passages they would be lost.
 _NOT_WITH_PASSAGES: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
@@ -99,6 +100,7 @@ class Steered:
         template: With passages: their wording.
         heads: The head mask; empty is none.
         direction: The alpha of the server's direction; None, or 0.5, adds nothing.
+        sources: Which sources are weighed, see `read_sources`; None: no sources.
         trace: Send the trace back.
         stream: The client wants server-sent events.
         body: The rest of the body, to be sent to vLLM.
@@ -112,6 +114,7 @@ class Steered:
     template: PromptTemplate
     heads: Entries
     direction: float | None
+    sources: Any
     trace: bool
     stream: bool
     body: Mapping[str, Any]
@@ -138,13 +141,14 @@ class Steered:
         return told
 
 
-def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
+def read_request(path: str, body: Mapping[str, Any], limits: Limits, *, sources: bool = False) -> Steered:
     """Check a body.
 
     Args:
         path: `CHAT` or `COMPLETIONS`.
         body: The decoded JSON object; without ``ck`` it asks the unmodified model.
         limits: Bounds.
+        sources: The server weighs answers across sources; else ``ck.sources`` is refused.
 
     Raises:
         CKError: One of its ValueError kinds, whatever the body holds; the message is for the client.
@@ -154,7 +158,7 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
     if not isinstance(ck, dict):
         raise ServingError(f"ck is {kind(ck)}, not an object.", 'Like {"passages": ["..."], "alpha": 0.3}.')
     _check_text(body)
-    control = _control(ck)
+    control = _control(ck, weighs=sources)
     source = PLAIN if plain else _source(ck, path)
     _refuse(body, _NOT_WITH_CK, "this server cannot honour it" if plain else "a steered request cannot honour it")
     if source in BUILT:
@@ -181,6 +185,7 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits) -> Steered:
         template=read_template(ck.get("template"), texts, limits, body.get("chat_template_kwargs")),
         heads=read_heads(ck.get("heads"), limits.heads),
         direction=None if ck.get("direction") is None else check_number("ck.direction", ck["direction"], 0, 1),
+        sources=_sources(ck.get("sources"), source, limits),
         trace=trace,
         stream=flag("stream", body.get("stream")),
         body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in _DRAWN_HERE},
@@ -216,7 +221,19 @@ def _check_text(body: Mapping[str, Any]) -> None:
         raise ServingError("the body holds NaN or an infinite number.", "JSON has none; give a number.") from error
 
 
-def _control(ck: Mapping[str, Any]) -> Control:
+def _sources(given: Any, source: str, limits: Limits) -> Any:
+    """Return which sources are weighed; whether there are such passages is seen when their prompts are built."""
+    if given is None or given is False:
+        return None
+    lists = isinstance(given, list) and all(isinstance(one, list) and len(one) <= limits.passages for one in given)
+    if given != "each" and not (lists and len(given) <= limits.passages):
+        raise ServingError(f"ck.sources={shown(given)}.", 'Send "each", or the places of each group: [[0], [1, 2]].')
+    if source not in BUILT:
+        raise ServingError(f"ck.sources stands beside ck.{source}.", f"Send {' or '.join(BUILT)}: each is a source.")
+    return given
+
+
+def _control(ck: Mapping[str, Any], *, weighs: bool) -> Control:
     method = ck.get("method", DEFAULT_METHOD)
     known = _methods()
     if not isinstance(method, str) or method not in known:
@@ -225,9 +242,9 @@ def _control(ck: Mapping[str, Any]) -> Control:
     allowed = {*_OWN, *_parameters(method)} - {*_OFFLINE}
     for name in ck:
         if name in _OFFLINE:
-            if ck[name] in (None, False):
+            if ck[name] in (None, False) or (name == "sources" and weighs):
                 continue
-            hint = f"Leave {name} out, or use ckcontrol.generate."
+            hint = _INSTEAD.get(name, f"Leave {name} out, or use ckcontrol.generate.")
             raise ServingError(f"ck.{name}={shown(ck[name])}: {_OFFLINE[name]}", hint)
         if name not in allowed:
             raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], allowed))

@@ -65,8 +65,8 @@ class Source(Protocol):
     def parts(self) -> AsyncGenerator[Part, None]:
         """Yield the answer, once: a whole reply, or one event after the other; `start` is set before the first."""
 
-    def told(self) -> list[dict[str, Any]]:
-        """Return the drafts as the reply tells them."""
+    def told(self) -> dict[str, Any]:
+        """Return what the reply tells of drafts and sources; empty where there are none."""
 
     async def send(self, send: Send, message: Message) -> None:
         """Send to the client, for as long as the time lasts."""
@@ -216,9 +216,9 @@ class SteeredReply:
             return told | {"fallback": "contextual", "fallback_reason": self._lost}
         if self._exchange.drafted:
             rows = self._exchange.rows
-            told["drafts"] = self._exchange.told()
         else:
             rows = await self._server.trace(self._pair, needed=traced)
+        told |= self._exchange.told()
         if traced:
             try:
                 tokenizer = await self._server.tokenizer()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
 import pytest
 import torch
+from transformers.cache_utils import CacheLayerMixin
 
 import ckcontrol as ck
 from ckcontrol.decoding import static_step
 from ckcontrol.decoding.inputs import plan_of
+from ckcontrol.decoding.pair_cache import _Buffer as Held
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.decoding.running import Row, RunningBatch
+from ckcontrol.decoding.sources import cache_bytes
 from ckcontrol.decoding.streams import Stream, side_by_side
 from ckcontrol.errors import NonFiniteLogits
 from ckcontrol.models.tiny import tiny_model
@@ -195,3 +199,63 @@ def test_what_is_wrong_with_a_row_ends_it_alone() -> None:
     for text, row in (("What?", rows[0]), ("Who?", rows[2])):
         answer = ck.generate(model, tokenizer, text, ["The Tellin."], control=ck.Control("cad", 0.2), options=options)
         assert row.error is None and row.tokens[: len(answer.token_ids)] == list(answer.token_ids)
+
+
+def held() -> int:
+    """How many bytes of keys and values are held by caches of this process."""
+    stores = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for one in gc.get_objects()
+        if issubclass(type(one), (CacheLayerMixin, Held))
+        for tensor in (getattr(one, "keys", None), getattr(one, "values", None))
+        if isinstance(tensor, torch.Tensor)
+    }
+    return sum(stores.values())
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_what_a_batch_holds_is_bounded_by_its_rows(together: int) -> None:
+    """As soon as a step is over, without the garbage collector: nothing of prompts and batches that were taken over."""
+    model, tokenizer = tiny_model("llama")
+    options = ck.GenerateOptions(max_new_tokens=200, trace=False)
+    gc.collect()
+    gc.disable()
+    try:
+        before, batch = held(), RunningBatch()
+        for number in range(8):
+            pairs = [ck.build_pair(tokenizer, f"{number}?", ["The Tellin. " * 20])] * together
+            plans = [plan_of(model, tokenizer, [pair], [ck.Control("cad", 0.2)], options, ends=[]) for pair in pairs]
+            batch.join_together(plans)
+            batch.step()
+            rows = len(batch.rows)
+            longest = len(pairs[0].contextual) + len(pairs[0].parametric) + 2 * (number + 2 + 200)
+            assert rows == together * (1 + min(number, 2))
+            assert held() - before <= cache_bytes(model, rows * longest)
+            for row in batch.rows[: max(0, rows - 2 * together)]:
+                row.ended = True
+        for row in batch.rows:
+            row.ended = True
+        batch.step()
+        assert held() == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_leaves_with_the_row_that_was_long(family: str) -> None:
+    model, tokenizer = tiny_model(family)
+    options = ck.GenerateOptions(max_new_tokens=20, trace=False)
+    pairs = [ck.build_pair(tokenizer, "Which?", ["The Tellin. " * times]) for times in (2, 12)]
+    plans = [plan_of(model, tokenizer, [pair], [ck.Control("cad", 0.2)], options, ends=[]) for pair in pairs]
+    batch = RunningBatch()
+    (short,), (long,) = (batch.join(plan) for plan in plans)
+    batch.step()
+    streams: Any = batch._streams
+    assert streams.contextual.keep is not None and len(pairs[1].contextual) > 1.4 * len(pairs[0].contextual)
+    long.ended = True
+    while len(short.tokens) < 20:
+        batch.step()
+    assert streams.contextual.keep is None
+    text, passages = "Which?", ["The Tellin. " * 2]
+    answer = ck.generate(model, tokenizer, text, passages, control=ck.Control("cad", 0.2), options=options)
+    assert short.tokens[: len(answer.token_ids)] == list(answer.token_ids)

@@ -194,6 +194,30 @@ def test_drafts_are_shown_with_both_surprises_and_where_the_answer_changes(
     assert page.is_visible("#flip") == bool(changes)
 
 
+def test_every_passage_says_what_it_makes_of_the_answer(plain: Served, visit: Callable[..., Page]) -> None:
+    page = visit(plain)
+    passages = ("The Tellin runs through Orvendale.", "Nothing.", "The Vess runs through Orvendale.")
+    page.ask("Which river runs through Orvendale?", passages, tokens=12)
+    page.locator("#passages input[role=switch]").nth(1).uncheck()
+    page.check("#each")
+    with posts(page) as bodies:
+        page.click("#ask")
+        page.done()
+    assert [body["ck"].get("sources") for body in bodies] == ["each", None]  # the closed book was asked before
+    told = plain.post(bodies[0] | {"stream": False}).json()["ck"]["sources"]
+    rows = [row.inner_text() for row in page.locator("#drafts tbody tr").all()]
+    names = ["Memory", "Passage 1", "Passage 3", "All together"]
+    assert len(rows) == len(told) == 4
+    for row, name, one in zip(rows, names, told, strict=True):
+        assert row.startswith(name) and f"{one['surprise']:.2f}" in row and one["stance"] in row
+    page.select_option("#method", "cad")
+    assert page.locator("#each").is_hidden()
+    with posts(page) as bodies:
+        page.click("#ask")
+        page.done()
+    assert "sources" not in bodies[0]["ck"]
+
+
 def test_what_was_switched_stands_in_a_table(plain: Served, visit: Callable[..., Page]) -> None:
     page = visit(plain)
     page.select_option("#method", "cad")
@@ -350,6 +374,7 @@ def test_every_size_and_theme_is_accessible(
     assert not page.scrolls()
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
+    page.check("#each")
     for method in ("dial", "cad", "adacad"):
         page.select_option("#method", method)
         page.click("#ask")

@@ -300,7 +300,6 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
             {"extra_body": {"ck": {"passages": ["x"], "method": "dial", "alpha": 0.7, "segments": True}}},
             "segments.*Leave segments out",
         ),
-        ({"extra_body": {"ck": {"passages": ["x"], "sources": "each"}}}, "ck.sources='each'.*Leave sources out"),
         ({"extra_body": {"ck": {"passages": ["x"], "method": "dial", "sigments": 1}}}, r"Known: (?!.*segments)"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "cannot be continued"),
         ({"messages": [{"role": "user", "content": "x" * 5000}], "max_tokens": 7}, r"beside max_tokens=7\. Shorten"),

@@ -4,7 +4,7 @@
 // text nodes and nothing else: no markup is ever parsed, so none of it can execute.
 
 import { asCurl, asPython } from "./code.js";
-import { MIDDLE, draftsTable, legend, make, shown, switchedTable, tokenLine } from "./why.js";
+import { MIDDLE, draftsTable, legend, make, shown, sourcesTable, switchedTable, tokenLine } from "./why.js";
 
 const DIALS = ["dial", "ck-plug", "cad", "ck-plug-repo"]; // where the server does not say which methods take alpha
 const METHODS = {
@@ -114,6 +114,8 @@ async function answer(body, arrived, signal) {
 }
 const number = (id, otherwise) => $(id).value.trim() === "" ? otherwise : Number($(id).value);
 const takesAlpha = () => model.dials.includes($("method").value);
+const weighsSources = () => Boolean(model.sources) && $("method").value === "dial";
+const eachSpeaks = () => weighsSources() && $("each").checked && texts().length > 1;
 const dialAt = () => Number($("alpha").value);
 const texts = () => passages.filter((one) => one.on && one.text.trim()).map((one) => one.text);
 function request(ck) {
@@ -125,7 +127,7 @@ function request(ck) {
 function control(arm, alpha = dialAt()) {
   if (arm === "closed") return { passages: [], method: "off", trace: true };
   if (arm === "plain") return { passages: texts(), method: "off", trace: true };
-  return { passages: texts(), method: $("method").value, ...(takesAlpha() && { alpha }), trace: true };
+  return { passages: texts(), method: $("method").value, ...(takesAlpha() && { alpha }), ...(eachSpeaks() && { sources: "each" }), trace: true };
 }
 
 // --- passages ---
@@ -224,6 +226,7 @@ function dialMoved() {
   $("alpha").setAttribute("aria-valuetext", `${alpha.toFixed(2)}. ${meaning(alpha)}`);
   $("lean-text").textContent = active ? meaning(alpha)
     : $("method").value === "off" ? "The model as it is; it has no dial." : "This method chooses by itself; it has no dial.";
+  $("each-row").hidden = !weighsSources();
   $("method-note").textContent = METHODS[$("method").value] ?? "Chooses by itself.";
   clear("dial");
   codeChanged();
@@ -328,12 +331,13 @@ async function ask(anew = true) {
     if (model.retrieve && !passages.length && !(await find(mine.signal))) return;
     const alpha = takesAlpha() ? dialAt() : null;
     newTrip();
+    const numbers = passages.flatMap((one, i) => (one.on && one.text.trim() ? [i + 1] : []));
     cards.chosen.note.textContent = `${$("method").value}${alpha === null ? "" : `, alpha ${alpha.toFixed(2)}`}${texts().length ? "" : "; without passages there is nothing to steer"}`;
     const [told] = await Promise.all(ARMS.map(({ id }) => run(id, request(control(id, alpha)), mine.signal, anew || id === "chosen")));
     if (!told) return;
     $("news").textContent = `Your setting answers: ${shown(told.text)}`;
     if (alpha !== null) visited.set(alpha, told.text);
-    showWhy(told);
+    showWhy(told, numbers);
     showTrip();
   } finally {
     if (asking === mine) $("stop").disabled = true;
@@ -362,11 +366,11 @@ async function sweep() {
 }
 /** Forget the answers along the dial, unless they are of the same question, passages and method. */
 function newTrip() {
-  const key = JSON.stringify([request(null), texts(), $("method").value]);
+  const key = JSON.stringify([request(null), texts(), $("method").value, eachSpeaks()]);
   if (key !== visitedFor) [visited, visitedFor, flipAt] = [new Map(), key, null];
 }
-function showWhy(told) {
-  const { parts, flip } = draftsTable(told);
+function showWhy(told, numbers) {
+  const { parts, flip } = told.ck?.sources?.length > 2 ? sourcesTable(told, numbers) : draftsTable(told);
   flipAt = flip;
   $("drafts").replaceChildren(...parts);
   $("switched").replaceChildren(...switchedTable(told));
@@ -404,7 +408,7 @@ async function copy(id) {
 async function meet() {
   try {
     const told = (await (await send("v1/models")).json()).data[0], ck = told.ck ?? {};
-    Object.assign(model, { name: told.id, methods: ck.methods ?? model.methods, dials: ck.dials ?? DIALS, retrieve: ck.retrieve ?? null });
+    Object.assign(model, { name: told.id, methods: ck.methods ?? model.methods, dials: ck.dials ?? DIALS, retrieve: ck.retrieve ?? null, sources: ck.sources ?? null });
     if (ck.max_tokens) $("tokens").max = ck.max_tokens;
     if (ck.passages) $("k").max = ck.passages;
     $("about").textContent = `${shown(told.id)} · ${model.retrieve ? "with an index of passages" : "no index: type or paste passages"}`;
@@ -442,6 +446,7 @@ $("add").addEventListener("click", () => {
 });
 $("find").addEventListener("click", () => find());
 $("key").addEventListener("change", meet);
+$("each").addEventListener("change", () => { codeChanged(); dialLetGo(); });
 $("method").addEventListener("change", () => { dialMoved(); dialLetGo(); });
 $("alpha").addEventListener("input", dialMoved);
 $("alpha").addEventListener("change", dialLetGo);

@@ -5,6 +5,8 @@
 export const MIDDLE = 0.5;
 const SATURATION = 3, STEPS = 4; // as in views/palette.py
 const DRAFTS = { unmodified: "The model as it is", memory: "Memory", context: "The passages, amplified" };
+const STANCES = { supports: "✓ supports", contradicts: "✗ contradicts", silent: "– silent" };
+const SOURCES = { memory: "Memory", all: "All together" };
 const ROWS = 60; // of switched tokens
 
 /** An element; functions among its attributes listen, strings among its children become text. */
@@ -107,6 +109,17 @@ export function switchedTable({ ck }) {
   const caption = `The method acted on ${acted.length} of ${trace.length} tokens.${more} ` +
     "τ is the weight of the passages there: 0 is memory, 1 the model as it is, above 1 the passages are amplified.";
   return [table(caption, columns, rows)];
+}
+
+/** What every source says of the answer, with a sign and a word; `numbers` are those of the passages in the page. */
+export function sourcesTable({ ck }, numbers) {
+  const columns = ["Source", "Its own answer", "Says", "Surprise at the answer"];
+  const rows = ck.sources.map((one) => make("tr", {},
+    make("th", { scope: "row" }, SOURCES[one.name] ?? `Passage ${one.passages.map((place) => numbers[place]).join(" + ")}`),
+    make("td", { dir: "auto" }, shown(one.text)), cell(columns[2], STANCES[one.stance] ?? ""),
+    cell(columns[3], one.surprise == null ? "not recorded" : one.surprise.toFixed(2))));
+  const why = ck.disputed ? "The sources disagree: see who says what." : "No source that bears on the question says otherwise.";
+  return { parts: [make("p", {}, why), table("What memory, every passage and all of them together say of this answer (nats; less is better).", columns, rows)], flip: null };
 }
 
 /** What was drafted, and why one draft was given; `flip` is where on the dial that changes, or null. */

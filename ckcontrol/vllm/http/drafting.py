@@ -123,10 +123,11 @@ class Drafting(Exchange):
         self.rows = rows[given]
         return written[given]
 
-    def told(self) -> list[dict[str, Any]]:
+    def told(self) -> dict[str, Any]:
         """Return the drafts as the reply tells them."""
         kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "given")
-        return [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in self._drafts]
+        each = self._drafts
+        return {"drafts": [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in each]}
 
 
 async def _read(answer: AsyncGenerator[Part, None]) -> _Written:

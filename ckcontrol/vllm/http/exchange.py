@@ -88,9 +88,9 @@ class Exchange:
         """Whether the answer comes as events."""
         return self.start is not None and self.start["status"] < 400 and is_stream(self.start)
 
-    def told(self) -> list[dict[str, Any]]:
-        """Return the drafts; there are none."""
-        return []
+    def told(self) -> dict[str, Any]:
+        """Return what the reply tells of drafts; there are none."""
+        return {}
 
     async def parts(self) -> AsyncGenerator[Part, None]:
         """Yield the answer, once: a whole reply, or one event after the other; `start` is set before the first.
