@@ -135,6 +135,14 @@ class TextReader:
             values = [(num, json.loads(metadata).get(name)) for num, metadata in rows]
         return [(num, value) for num, value in values if isinstance(value, str)]
 
+    def documents(self) -> list[tuple[str, str]]:
+        """Return (id, file) of every document that was read from a file, in corpus order."""
+        with self.connection() as link:
+            return link.execute(
+                "SELECT document, json_extract(metadata, '$.path') AS path FROM passages "
+                "WHERE json_type(metadata, '$.path') = 'text' GROUP BY document ORDER BY min(seq)"
+            ).fetchall()
+
     def every(self) -> Iterator[Passage]:
         """Yield all passages in corpus order."""
         with self.connection() as link:
