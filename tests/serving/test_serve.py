@@ -319,6 +319,38 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
     assert told["retrieve"] is None and "weights" not in told["methods"] and "dial" in told["methods"]
 
 
+def test_another_method_than_a_path_takes_is_405_and_says_which_it_takes(served: Served) -> None:
+    chat, models = "/v1/chat/completions", "/v1/models"
+    for method, path, taken in [
+        *((method, path, "POST") for path in (chat, "/v1/completions") for method in ("GET", "PUT", "OPTIONS")),
+        *(("POST", path, "GET, HEAD") for path in (models, f"{models}/tiny", "/health", "/metrics", "/")),
+    ]:
+        reply = httpx.request(method, served.url + path)
+        assert reply.status_code == 405 and {*reply.headers["allow"].split(", ")} == {*taken.split(", ")}, (
+            method,
+            path,
+        )
+        error = reply.json()["error"]
+        assert error["code"] == 405 and repr(path) in error["message"] and repr(method) in error["message"]
+        assert taken.split(", ")[-1] in error["message"]
+    assert httpx.head(served.url + chat).status_code == 405
+    assert {httpx.head(served.url + path).status_code for path in (models, "/health", "/")} == {200}
+    for path in ("/v1/embeddings", "/v1/chat/completions/", "/nothing"):
+        for method in ("GET", "HEAD"):
+            assert httpx.request(method, served.url + path).status_code == 404
+        assert repr(path) in httpx.get(served.url + path).json()["error"]["message"]
+
+
+def test_a_passage_that_was_cut_or_left_out_is_told(model) -> None:
+    texts = ["The Tellin runs through Orvendale.", "Orvendale lies " + "north " * 1000, "Orvendale has a harbour."]
+    passages = [Passage(str(place), text) for place, text in enumerate(texts)]
+    with Index.build(passages, Hashes()) as index, serve(*model, index=index) as server:
+        extra = {"ck": {"retrieve": {"k": 3, "mode": "bm25"}, "alpha": 0.2}}
+        reply = server.client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=4, extra_body=extra)
+        long = next(hit["rank"] for hit in reply.ck["hits"] if len(hit["text"]) > 1000)
+        assert re.search(rf"passages? {long} .*(cut|left out)", reply.ck["notice"])
+
+
 def test_a_key_is_asked_for_before_a_body_is_read(model) -> None:
     with serve(*model, key="secret") as server:
         assert server.client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=2).choices
@@ -357,6 +389,7 @@ def test_passages_are_retrieved(model) -> None:
         assert [hit["source"] for hit in ask(where={"year": 2001}).ck["hits"]] == ["1.txt"]
         nothing = ask(where={"year": 1900})
         assert (nothing.ck["hits"], nothing.ck["method"]) == ([], "off")
+        assert "Nothing was found" in nothing.ck["notice"] and "notice" not in told
         for wanted in (
             {"k": 0},
             {"k": 65},
