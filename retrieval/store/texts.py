@@ -65,10 +65,10 @@ class TextReader:
 
     def __init__(self, folder: Path, words: int) -> None:
         self._words = words
-        self._uri = f"file:{quote(str((folder / NAME).resolve()))}?mode=ro&immutable=1"
         self._idle: list[sqlite3.Connection] = []
         self._lock = Lock()
         self._closed = False
+        self._uri = f"file:{quote(str((folder / NAME).resolve()))}?mode=ro&immutable=1"
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:

@@ -229,6 +229,8 @@ def test_bad_params_are_refused(pairs: list[str]) -> None:
         (["--method", "ck-plug", "--param", "gat=2"], "Did you mean 'gate'?"),
         (["--method", "ck-plug", "--param", "gate=wide"], "gate='wide'"),
         (["--param", "gate=2"], "Method 'ck-plug' has it"),
+        (["--system", "caf\udce9"], r"'caf\udce9' is not UTF-8. Type it anew"),
+        (["--passage", "caf\udce9.txt"], r"'caf\udce9.txt' is not UTF-8. Type it anew; a file"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0 "),
         (["--sample", "--temperature", "0"], "temperature"),
         (["--temperature", "1"], "--temperature 1.0 without --sample"),

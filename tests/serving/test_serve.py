@@ -37,6 +37,7 @@ from .served import TURNS, Held, Served, alike, serve
 QUESTION = "Which river runs through Orvendale?"
 PASSAGES = ["The Tellin runs through Orvendale.", "Orvendale lies in the north, " * 3]
 ASKED = [{"role": "user", "content": QUESTION}]
+JSON = {"Content-Type": "application/json"}
 TOOL = {"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {"type": "object"}}}
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -308,11 +309,24 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ({"messages": "Who?"}, r'not a list of messages\. Like "messages": \['),
         ({"extra_body": {"ck": {"passages": ["x"], "method": "weights"}}}, "has none.*--weights FOLDER"),
         ({"response_format": {"type": "yaml"}}, "response_format.type='yaml'"),
+        ({"extra_body": {"ck": {"passages": ["x"], "alpha": 3}}}, r"(?<!\w)ck\.alpha=3 is out of range\. Give"),
+        (
+            {"extra_body": {"ck": {"passages": ["x"], "adaptive": True, "alpha": 0.3}}},
+            r"ck\.alpha=0\.3 would be ignored",
+        ),
+        ({"extra_body": {"ck": {"passages": ["x"], "template": {"question": "?"}}}}, r"ck\.template\.question='\?'"),
     ]:
         with pytest.raises(openai.BadRequestError, match=sentence):
             chat.create(**{"model": "tiny", "messages": ASKED, **fields})
     with pytest.raises(openai.BadRequestError, match="The model knows 0 to"):
         served.client.completions.create(model="tiny", prompt=[1, 100_000])
+    for body, place in [
+        ({"messages": [{"role": "user", "content": "caf\ud83d"}]}, "messages[0].content"),
+        ({"messages": ASKED, "ck": {"passages": ["x", "\udce9"]}}, "ck.passages[1]"),
+        ({"messages": ASKED, "ck": {"passages": ["x"], "a\udce9": 1}}, r"'a\udce9'"),
+    ]:
+        reply = httpx.post(f"{served.url}/v1/chat/completions", content=json.dumps(body), headers=JSON)
+        assert reply.status_code == 400 and place in reply.text.replace("\\\\", "\\") and r"\ufffd" in reply.text
     assert served.post({}, headers={"Content-Type": "text/plain"}).status_code == 400
     assert [model.id for model in served.client.models.list()] == ["tiny"]
     told = served.client.models.retrieve("tiny").model_extra["ck"]
