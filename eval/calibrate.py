@@ -73,7 +73,8 @@ class Setting:
         right: [n] whether each question's answer was right.
         against: Paired difference of the share of right answers to the unmodified model's, with a 95 % interval of this
             setting alone.
-        p: Two-sided, that it differs from the unmodified model by chance, corrected for the choice among all settings.
+        p: That chance makes a setting this much better than the unmodified model; corrected for the choice
+            among all settings.
     """
 
     name: str

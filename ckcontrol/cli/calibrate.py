@@ -143,7 +143,7 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
         elif not any(setting.against.up or setting.against.down for setting in result.settings):
             yield "No setting changes whether any answer is right."
         if n < FEW:
-            told = f"a gain of 20 points is found by 40 in two of three tries, by {FEW} nearly always."
+            told = f"a gain of 20 points is found by 40 in four of five tries, by {FEW} nearly always."
             yield f"{n} questions are few: {told}"
         return
     yield (
@@ -171,7 +171,7 @@ def _evidence(setting: Setting, result: Calibration) -> str:
     differ = gap.up + gap.down
     return (
         f"{_points(setting)} points: {differ} questions differ, {gap.up} won and "
-        f"{gap.down} lost, p = {setting.p:.2g} (paired swap test, corrected for choosing the best of {tried})"
+        f"{gap.down} lost, p = {setting.p:.2g} (paired swap test, one-sided, corrected for the best of {tried})"
     )
 
 
