@@ -176,7 +176,7 @@ def add(
     made = opened.info()["settings"]
     documents = _read(sources, progress, encoding or made["encoding"], text_field or made["text_field"])
     gone = files_gone(options.with_embedder(opened).documents(), as_paths(sources))
-    told = {"on_skip": progress.on_skip, "on_progress": progress.on_progress}
+    told: dict[str, Any] = {"on_skip": progress.on_skip, "on_progress": progress.on_progress}
     with _resumable(again), progress:
         change = opened.add(reading.watch(documents), without=[*chain(*gone.values())] if prune else (), **told)
     records = reading.records_gone(opened.documents(), progress.skipped)

@@ -105,6 +105,9 @@ def with_tags(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: dict
 
 def _to_last_character(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: dict[int, str]) -> str:
     """As `with_tags`, up to the last whole character."""
+    silent = {*tokenizer.all_special_ids} - {*tags}
+    while ids and ids[-1] in silent:  # an end token, for example
+        ids = ids[:-1]
     part, tokens = unfinished(tokenizer, ids)
     text = with_tags(
         tokenizer, ids[: len(ids) - tokens], tags
@@ -126,7 +129,7 @@ def unfinished(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[
     """
     held: list[bytes] = []
     for token in reversed(ids[-4:]):
-        if "\ufffd" not in tokenizer.decode([token]):
+        if "\ufffd" not in tokenizer.decode([token], skip_special_tokens=False):
             break
         name = str(tokenizer.convert_ids_to_tokens(token))
         byte = re.fullmatch(r"<0x([0-9A-F]{2})>", name)

@@ -261,8 +261,10 @@ def test_more_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 
 
 def test_a_failure_is_code_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, err = failure(capsys, "run", "-q", "Who?", "--model", "no/such model")
+    assert code == 1 and "'no/such model'" in err
     code, err = failure(capsys, "run", "-q", "Who?", "--model", str(tmp_path / "none"))
-    assert code == 1 and "none" in err
+    assert code == 2 and "none" in err  # a path that is no model's is bad input
 
 
 @pytest.mark.parametrize(

@@ -368,5 +368,9 @@ def test_an_answer_that_is_cut_inside_a_character_ends_before_it(byte: Any, kind
 
 
 def test_a_stray_half_inside_an_answer_stays(byte: Any) -> None:
-    half, _, letter = byte("éb", add_special_tokens=False)["input_ids"]
+    half, rest, letter = byte("éb", add_special_tokens=False)["input_ids"]
+    ended = [letter, half, byte.eos_token_id]
+    assert (
+        said(byte, ended).text == TextSoFar(byte).feed(ended, last=True) == "b" != said(byte, [letter, half, rest]).text
+    )
     assert said(byte, [half, letter, half]).text == "\ufffdb" == "".join(pieces(byte, [half, letter, half]))
