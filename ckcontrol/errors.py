@@ -8,6 +8,7 @@
     ├── UnsupportedMode                 a decoding mode we refuse before the first forward
     ├── NonFiniteLogits                 NaN or +inf came out of the model; names row, step and stream
     ├── ModelUnavailable                a model name that could not be resolved or obtained
+    │   └── ModelFolderBroken (ValueError)  a folder that holds no model, or not a whole one
     ├── MissingExtra (ImportError)      an optional dependency; names the extra to install
     ├── RetrievalError                  an index, embedder or retriever that cannot answer
     │   ├── NoIndex (ValueError)        there is none where one was named
@@ -39,6 +40,7 @@ __all__ = [
     "IndexLocked",
     "IndexMismatch",
     "MissingExtra",
+    "ModelFolderBroken",
     "ModelUnavailable",
     "NoIndex",
     "NonFiniteLogits",
@@ -141,6 +143,10 @@ class NonFiniteLogits(CKError):
 
 class ModelUnavailable(CKError):
     """A model name that could not be resolved or obtained."""
+
+
+class ModelFolderBroken(ModelUnavailable, ValueError):
+    """A folder that holds no model, or not a whole one; the network has nothing to do with it."""
 
 
 class MissingExtra(CKError, ImportError):

@@ -18,6 +18,7 @@ from .decoding.conversation import conversations, question_of, read_turns
 from .decoding.endings import ends_streamer
 from .decoding.options import GenerateOptions
 from .decoding.plain_text import check_text
+from .decoding.prompts import missing, shortened
 from .decoding.refusals import check_model, check_tokenizer, eos_ids
 from .errors import ControlError, PromptError, RetrievalError, did_you_mean
 from .retrieval.overrides import Override, Overrides, hit_of, read_overrides
@@ -89,21 +90,11 @@ class RagAnswer:
         return " ".join(filter(None, parts)) or None
 
     def _missing(self) -> str | None:
-        if not self.hits:
-            return "Nothing was found: answered closed book, from memory alone."
-        if self.closed_book:
-            return "No passage fitted the prompt: answered closed book, from memory alone."
-        parts = [f"passage {self.hits[place].rank} was cut" for place in self._cut()]
-        left = [hit.rank for hit in self.hits[len(self.prompted) :]]
-        if left:
-            which = f"passage {left[0]} was" if len(left) == 1 else f"passages {left[0]} to {left[-1]} were"
-            parts.append(f"{which} left out")
-        return f"Not everything fitted the prompt: {', '.join(parts)}." if parts else None
+        return missing([(hit.rank, hit.passage.text) for hit in self.hits], self.answer.passages)
 
     def _cut(self) -> list[int]:
         """Places of the hits whose passages stood in the prompt shortened."""
-        pairs = zip(self.prompted, self.answer.passages, strict=True)
-        return [place for place, (hit, kept) in enumerate(pairs) if kept.split() != hit.passage.text.split()]
+        return shortened([hit.passage.text for hit in self.prompted], self.answer.passages)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""

@@ -36,7 +36,7 @@ __all__ = ["ALPHAS", "FEW", "OFF", "Calibration", "Question", "Setting", "calibr
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
 OFF = "alpha 0.5"
 FEWEST = 8  # questions; fewer cannot tell any two settings apart
-FEW = 40  # questions; fewer tell only large differences
+FEW = 80  # questions; of fewer, a gain of 20 points is often not told from chance: benchmarks/calibrate.py
 _ANSWERS = ("answers", "answer", "golden_answers")
 
 
@@ -73,7 +73,8 @@ class Setting:
         right: [n] whether each question's answer was right.
         against: Paired difference of the share of right answers to the unmodified model's, with a 95 % interval of this
             setting alone.
-        p: Two-sided, that it differs from the unmodified model by chance, corrected for the choice among all settings.
+        p: That chance makes a setting this much better than the unmodified model; corrected for the choice
+            among all settings.
     """
 
     name: str
@@ -181,7 +182,7 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
         why = f" ({rejected[0].id}: {rejected[0].detail.rstrip('.')})" if rejected else ""
         raise EvalError(
             f"{str(path)!r} holds {len(kept)} questions with answers, too few to tell settings apart{why}.",
-            f"Give at least {FEWEST}, better 40 or more: one JSON object per line, with question and answers.",
+            f"Give at least {FEWEST}, better {FEW} or more: one JSON object per line, with question and answers.",
         )
     return kept, rejected
 

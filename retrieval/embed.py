@@ -150,6 +150,9 @@ def load_model(kind: str, name: str, place: Callable[[], str], **options: Any) -
         import sentence_transformers
     except ImportError as error:
         raise MissingExtra("sentence-transformers", "retrieval") from error
+    from safetensors import SafetensorError
+
+    from ckcontrol.models.folder import fault
     from ckcontrol.models.load import hub_answers
 
     folder = place()
@@ -158,9 +161,12 @@ def load_model(kind: str, name: str, place: Callable[[], str], **options: Any) -
             make = getattr(sentence_transformers, kind)
             options |= {"local_files_only": not hub_answers(folder), "model_kwargs": {"use_safetensors": True}}
             return make(folder, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         what, wanted = MODELS[kind]
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        if Path(folder).is_dir() and not (Path(folder) / "modules.json").is_file():
+            told, hint = fault(Path(folder), reason)
+            raise RetrievalError(f"the {what} {name!r} could not be loaded: its folder {told}.", hint) from error
         raise RetrievalError(
             f"the {what} {name!r} could not be loaded: {reason}.",
             f"Give a {wanted} folder or a Hugging Face id, and check the network.",

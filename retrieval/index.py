@@ -83,6 +83,8 @@ class Index(PassageIndex):
         overlap: int = 32,
         overwrite: bool = False,
         overrides: Any = (),
+        text_field: str | None = None,
+        encoding: str | None = None,
         on_skip: OnSkip | None = None,
         on_progress: OnProgress | None = None,
     ) -> Index:
@@ -99,6 +101,8 @@ class Index(PassageIndex):
             overlap: Tokens that neighbouring passages share at most.
             overwrite: Replace an index that is there.
             overrides: Facts that outrank what is found, a file or records; see `read_overrides` and `override`.
+            text_field: What `read` was told, where `items` come from it; ``ckcontrol index add`` reads with it again.
+            encoding: Likewise.
             on_skip: Told of every item that is left out (blank, or its id occurred before); None: raise instead.
             on_progress: Called with (stage, done, total); total 0: length unknown.
 
@@ -118,7 +122,7 @@ class Index(PassageIndex):
         for name, tokens, least in (("chunk_size", chunk_size, 1), ("overlap", overlap, 0)):
             if (tokens is not None or not least) and (type(tokens) is not int or tokens < least):
                 raise RetrievalError(f"{name}={tokens!r} is not a number of tokens.", f"Give {least} or more.")
-        settings = Settings(metric, dtype, kind, chunk_size, overlap)
+        settings = Settings(metric, dtype, kind, chunk_size, overlap, text_field, encoding)
         root = Path(path if path is not None else tempfile.mkdtemp(prefix="ckcontrol-index-"))
         if root.exists() and not root.is_dir():
             raise RetrievalError(f"{str(root)!r} is a file.", "Give a folder.")
@@ -170,6 +174,7 @@ class Index(PassageIndex):
         self,
         items: Iterable[Passage | Document],
         *,
+        without: Sequence[str] = (),
         on_skip: OnSkip | None = None,
         on_progress: OnProgress | None = None,
     ) -> Change:
@@ -178,10 +183,22 @@ class Index(PassageIndex):
         The index is the old one until everything is in it, then the new one. Interrupted, it stays the old one, and
         the embeddings made are used by the next write.
 
+        Args:
+            items: As for `build`.
+            without: Ids of documents that are removed first, in the same write.
+            on_skip: As for `build`.
+            on_progress: As for `build`.
+
         Raises:
-            RetrievalError, IndexLocked: As for `build`.
+            RetrievalError, IndexLocked: As for `build`; or a document to remove that is not in the index.
         """
-        return self._write(lambda writer: writer.add(items), on_skip, on_progress, adds=True)
+
+        def work(writer: Writer) -> None:
+            if without:
+                writer.remove(without, (), ())
+            writer.add(items)
+
+        return self._write(work, on_skip, on_progress, adds=True)
 
     def remove(
         self,
@@ -343,6 +360,10 @@ class Index(PassageIndex):
         """Yield all passages in corpus order, those with equal texts each."""
         snapshot = self._snapshot  # held until the last one is out
         yield from snapshot.texts.every()
+
+    def documents(self) -> list[tuple[str, str]]:
+        """Return id and file of every document that was read from a file, in corpus order."""
+        return self._snapshot.texts.documents()
 
     def info(self) -> dict[str, Any]:
         """Return what the manifest says, without the fingerprint; JSON-ready."""

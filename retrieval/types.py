@@ -137,10 +137,15 @@ def check_queries(queries: str | Sequence[str]) -> list[str]:
     """Return one question or several as a list.
 
     Raises:
-        RetrievalError: A question is blank or no text; its place is named.
+        RetrievalError: A question is blank, no text, or holds half a character; its place is named.
     """
     several = [queries] if isinstance(queries, str) else list(queries)
     for number, query in enumerate(several):
         if not isinstance(query, str) or not query.strip():
             raise RetrievalError(f"query {number} is {query!r}, which asks nothing.", "Give it some text.")
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            hint = "Decode its bytes with errors='replace'."
+            raise RetrievalError(f"query {number} is {query!a:.80}, which holds half a character.", hint) from error
     return several

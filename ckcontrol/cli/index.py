@@ -6,10 +6,11 @@ Knows files and `Index`; says what was done, what was left out and why, and how 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,10 +25,12 @@ from .words import TextCommand, group
 if TYPE_CHECKING:
     from ..retrieval import Document, Index, QuestionChange
     from ..retrieval.questions import QuestionWriter
+    from ..retrieval.writing import Change
 
 __all__ = ["index_app"]
 
 SKIPPED = 3  # exit code: done, but inputs were left out
+SHOWN = 20  # files of which something is gone, by name
 
 
 class Kind(str, Enum):
@@ -137,12 +140,14 @@ def build(
             overlap=overlap,
             overwrite=overwrite,
             overrides=facts,
+            text_field=text_field,
+            encoding=encoding,
             on_skip=progress.on_skip,
             on_progress=progress.on_progress,
         )
     if write is not None and questions is not None:
         _write_questions(index, write, questions)
-    _summarise(index, progress, json)
+    _summarise(index, progress, json, index.change)
 
 
 @index_app.command("add", cls=TextCommand)
@@ -153,19 +158,31 @@ def add(
     embedder: options.Embedder = None,
     encoding: Encoding = None,
     text_field: TextField = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what is gone from these sources.")] = False,
     json: options.AsJson = False,
 ) -> None:
     """Add files; a changed document replaces its old passages, an unchanged one costs nothing.
 
-    Until the command is done, searches see the index as it was. Exit 3: done, but inputs were skipped.
+    Files and records of these sources that are gone are named, and with --prune removed. What --text-field and
+    --encoding said at the build holds here too. Until the command is done, searches see the index as it was. Exit 3:
+    done, but inputs were skipped.
     """
+    from ..retrieval.reading.files import as_paths
+    from ..retrieval.reading.gone import Reading, files_gone
+
     again = "The index is as it was. The same command goes on where this one stopped."
-    progress = WriteProgress(index, context.command)
-    documents = _read(sources, progress, encoding, text_field)
-    opened = options.open_index(index, embedder, load=True)
+    progress, reading = WriteProgress(index, context.command), Reading()
+    opened = options.open_index(index, embedder)
+    made = opened.info()["settings"]
+    documents = _read(sources, progress, encoding or made["encoding"], text_field or made["text_field"])
+    gone = files_gone(options.with_embedder(opened).documents(), as_paths(sources))
+    told: dict[str, Any] = {"on_skip": progress.on_skip, "on_progress": progress.on_progress}
     with _resumable(again), progress:
-        opened.add(documents, on_skip=progress.on_skip, on_progress=progress.on_progress)
-    _summarise(opened, progress, json)
+        change = opened.add(reading.watch(documents), without=[*chain(*gone.values())] if prune else (), **told)
+    records = reading.records_gone(opened.documents(), progress.skipped)
+    if prune and records:
+        opened.remove(documents=[*chain(*records.values())])
+    _summarise(opened, progress, json, change, gone | records, prune)
 
 
 @index_app.command("remove", cls=TextCommand)
@@ -269,6 +286,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
             **({"overrides": f"{data['overrides']:,} that outrank what is found"} if data["overrides"] else {}),
             **({"questions": _questions(data)} if data["questions"] else {}),
             "tokens": cut,
+            **{name.replace("_", " "): settings[name] for name in ("text_field", "encoding") if settings[name]},
             **({} if data["words"] else {"words": WORDS_OF_OLD}),
             "size": _size(data["bytes"]),
             "created": f"{data['created']} (generation {data['generation']}, updated {data['updated']})",
@@ -372,17 +390,29 @@ def _nothing_made(progress: WriteProgress) -> Iterator[None]:
         raise ControlError(f"no index was made: {why}.", "Name files that can be read.") from error
 
 
-def _summarise(index: Index, progress: WriteProgress, json: bool) -> None:
-    """Print what was done; exit 3 when inputs were skipped."""
-    data, change = index.info(), index.change
+def _summarise(
+    index: Index,
+    progress: WriteProgress,
+    json: bool,
+    change: Change | None,
+    gone: Mapping[str, Sequence[str]] = {},
+    pruned: bool = False,
+) -> None:
+    """Print what was done, and what is gone of the sources; exit 3 when inputs were skipped."""
+    data = index.info()
     counts = {} if change is None else asdict(change)
     counts["skipped"] = len(progress.skipped)  # without those of the index's own folder
     if json:
         skipped = [asdict(item) for item in progress.skipped]
-        _echo_json({"files": progress.files, "change": counts, "skipped": skipped, "index": data})
+        told = {"files": progress.files, "change": counts, "skipped": skipped, "gone": gone, "pruned": pruned}
+        _echo_json(told | {"index": data})
     else:
+        for file, ids in [*gone.items()][:SHOWN]:
+            what = "the file is gone" if ids == [file] else f"{_count(len(ids), 'record')} of it gone"
+            typer.echo(f"gone     {clean(file, 1000)}: {what}, {'removed' if pruned else 'still found'}.", err=True)
         reused = f", {counts['reused']:,} more reused from an interrupted run" if counts["reused"] else ""
         folded = f", {counts['folded']:,} of the new ones equal to others" if counts["folded"] else ""
+        lost = _count(sum(map(len, gone.values())), "document")
         rows = {
             "index": f"{data['path']}, {_size(data['bytes'])}",
             "files": f"{progress.files:,}",
@@ -391,6 +421,7 @@ def _summarise(index: Index, progress: WriteProgress, json: bool) -> None:
             "embedded": f"{_count(counts['embedded'], 'text')}{reused}",
             **({"questions": _questions(data)} if data["questions"] else {}),
             "kind": _why(data),
+            **({"gone": f"{lost}, {'removed' if pruned else 'still found: --prune removes them'}"} if gone else {}),
         }
         _grid(rows | ({"skipped": f"{_count(counts['skipped'], 'input')}, named above"} if progress.skipped else {}))
     if progress.skipped:

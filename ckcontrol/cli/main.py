@@ -23,6 +23,7 @@ from .. import __version__
 from ..errors import CKError, UnsupportedMode
 from ..views.safe_text import clean
 from . import process
+from .files import SURROGATE
 from .words import TextCommand, called, in_options, in_plain_words
 
 __all__ = ["app", "main", "run"]
@@ -188,6 +189,9 @@ def main(args: Sequence[str] | None = None) -> int:
     process.complete_streams()
     given = list(sys.argv[1:] if args is None else args)
     tree = typer.main.get_command(app)
+    if broken := next((arg for arg in given if SURROGATE.search(arg)), None):
+        _complain(f"{broken!a} is not UTF-8. Type it anew; a file that is called so has to be renamed.")
+        return 2
     try:
         code = tree.main(args=given, prog_name="ckcontrol", standalone_mode=False)
         return process.finish(_finished(code))

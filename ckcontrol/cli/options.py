@@ -350,8 +350,6 @@ def open_index(folder: Path, embedder: str | None = None, *, load: bool = False)
         embedder: A name for `load_embedder`.
         load: Load the manifest's embedder now, with a spinner, rather than when it is needed.
     """
-    from rich.console import Console
-
     from ..retrieval import Index
 
     index = Index.open(folder)
@@ -359,9 +357,15 @@ def open_index(folder: Path, embedder: str | None = None, *, load: bool = False)
         scaled = index.info()["embedder"]["normalize"]
         index.close()
         index = Index.open(folder, load_embedder(embedder, normalize=scaled))
-    if load:
-        with Console(stderr=True).status("Loading the index's embedder ..."):
-            index.embedder  # noqa: B018  loads it
+    return with_embedder(index) if load else index
+
+
+def with_embedder(index: Index) -> Index:
+    """Load an index's embedder now, with a spinner on stderr where that is a terminal; return the index."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("Loading the index's embedder ..."):
+        index.embedder  # noqa: B018  loads it
     return index
 
 

@@ -18,7 +18,16 @@ from .plain_text import LOCK, check_text, plain_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PromptPair", "PromptTemplate", "build_pair", "passage_list", "passage_text", "plain_ids"]
+__all__ = [
+    "PromptPair",
+    "PromptTemplate",
+    "build_pair",
+    "missing",
+    "passage_list",
+    "passage_text",
+    "plain_ids",
+    "shortened",
+]
 
 _MARK = "ckcontrolBODYckcontrol"
 _MAX_CHARS = 20_000_000
@@ -315,6 +324,31 @@ def _cut(
             size -= max(1, len(shorter) - room)
         return kept, texts[:i]
     return kept, texts
+
+
+def missing(found: Sequence[tuple[int, str]], kept: Sequence[str]) -> str | None:
+    """Return a sentence where the prompt does not hold everything that was found; None where it does.
+
+    Args:
+        found: Rank and text of each passage, best first.
+        kept: Those that stand in the prompt: the first of them, perhaps shortened.
+    """
+    if not found:
+        return "Nothing was found: answered closed book, from memory alone."
+    if not kept:
+        return "No passage fitted the prompt: answered closed book, from memory alone."
+    parts = [f"passage {found[place][0]} was cut" for place in shortened([text for _, text in found], kept)]
+    left = [rank for rank, _ in found[len(kept) :]]
+    if left:
+        which = f"passage {left[0]} was" if len(left) == 1 else f"passages {left[0]} to {left[-1]} were"
+        parts.append(f"{which} left out")
+    return f"Not everything fitted the prompt: {', '.join(parts)}." if parts else None
+
+
+def shortened(found: Sequence[str], kept: Sequence[str]) -> list[int]:
+    """Return the places of passages that stand in the prompt shortened; arguments as for `missing`, without ranks."""
+    pairs = enumerate(zip(found, kept, strict=False))
+    return [place for place, (text, short) in pairs if short.split() != text.split()]
 
 
 def _check_bos(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> None:

@@ -5,6 +5,8 @@ Knows tokenizers and the tags models think between; nothing else.
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,7 @@ __all__ = [
     "split_thought",
     "stop_at",
     "tags_of",
+    "unfinished",
     "with_tags",
 ]
 
@@ -36,6 +39,10 @@ THOUGHTS = (
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
 )
+# How byte-level tokenizers write bytes in the names of tokens: what is printable as itself, the rest from U+0100 on.
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+_BYTES = {chr(byte): byte for byte in _PRINTED} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}
 _WINDOW = 6  # tokens re-decoded before the new one, so that spaces and multi-token characters come out right
 
 
@@ -63,6 +70,8 @@ def said(
 ) -> Said:
     """Return the text of a whole answer, without special tokens and without what a stop text ended.
 
+    Where the last tokens hold only the beginning of a character, it ends before that.
+
     Args:
         tokenizer: Of the model.
         ids: The answer, the end token included.
@@ -72,7 +81,7 @@ def said(
     """
     if ids and ids[-1] in ends:
         ids = ids[:-1]
-    whole = with_tags(tokenizer, ids, tags_of(tokenizer))
+    whole = _to_last_character(tokenizer, ids, tags_of(tokenizer))
     place = stop_at(whole, stop)
     text, thought = split_thought(whole[:place], opened=thinking)
     return Said(text, thought, place is not None)
@@ -92,6 +101,46 @@ def with_tags(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: dict
             text += str(tokenizer.decode(ids[start:place], skip_special_tokens=True)) + tags[token]
             start = place + 1
     return text + str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+def _to_last_character(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], tags: dict[int, str]) -> str:
+    """As `with_tags`, up to the last whole character."""
+    silent = {*tokenizer.all_special_ids} - {*tags}
+    while ids and ids[-1] in silent:  # an end token, for example
+        ids = ids[:-1]
+    part, tokens = unfinished(tokenizer, ids)
+    text = with_tags(
+        tokenizer, ids[: len(ids) - tokens], tags
+    )  # not cut later: some decoders spoil what is before, too
+    return text if tokens or not part else text.removesuffix("\ufffd")
+
+
+def unfinished(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[bytes, int]:
+    r"""Return the bytes at the end of an answer that only begin a character, and how many tokens they are.
+
+    0 tokens where one holds more than these bytes. U+FFFD that a model has written is a whole character. None are told
+    of a tokenizer that does not name tokens by their bytes.
+
+    Example:
+        >>> from ckcontrol.models.tiny import tiny_model
+        >>> tokenizer = tiny_model()[1]
+        >>> unfinished(tokenizer, tokenizer("né")["input_ids"][:-1])
+        (b'\xc3', 1)
+    """
+    held: list[bytes] = []
+    for token in reversed(ids[-4:]):
+        if "\ufffd" not in tokenizer.decode([token], skip_special_tokens=False):
+            break
+        name = str(tokenizer.convert_ids_to_tokens(token))
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", name)
+        if not byte and not all(letter in _BYTES for letter in name):
+            break
+        held.insert(0, bytes([int(byte[1], 16)]) if byte else bytes(_BYTES[letter] for letter in name))
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(b"".join(held))
+    part = decoder.getstate()[0]
+    sizes = [len(b"".join(held[len(held) - tokens :])) for tokens in range(len(held) + 1)]
+    return part, sizes.index(len(part)) if len(part) in sizes else 0
 
 
 def stop_at(text: str, stop: Sequence[str]) -> int | None:
@@ -228,7 +277,7 @@ class TextSoFar:
     def feed(self, ids: Sequence[int] = (), *, last: bool = False) -> str:
         """Take the next tokens; return what the text has gained, all that is left with the `last` ones."""
         self.ids += [token for token in ids if token not in self._ends]
-        text = with_tags(self._tokenizer, self.ids, self._tags)
+        text = (_to_last_character if last else with_tags)(self._tokenizer, self.ids, self._tags)
         text = text[: stop_at(text, self._stop)]
         if not last:
             held = max((overlap(text, one) for one in self._stop), default=0)
@@ -266,7 +315,8 @@ class StopTexts:
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, since: int = 0, last: bool = True) -> list[str]:
     """Return the text each id added; special tokens by their name.
 
-    A character spread over several tokens is attributed to the last of them, the earlier ones get "".
+    A character spread over several tokens is attributed to the last of them, the earlier ones get "", and so do all
+    that hold one of which the rest is missing.
 
     Args:
         tokenizer: Of the model.
@@ -289,6 +339,10 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, since: int
         if now.endswith("�") and not (last and i + 1 == len(ids)) and i + 1 - done < 8:
             texts.append("")
             continue
+        if i + 1 == len(ids):
+            part, tokens = unfinished(tokenizer, ids)
+            now = tokenizer.decode(ids[start : i + 1 - tokens], skip_special_tokens=False)
+            now = now if tokens or not part else now.removesuffix("\ufffd")
         texts.append(now[len(before) :])
         done = i + 1
         start = max(start, done - _WINDOW)

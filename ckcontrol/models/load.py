@@ -16,7 +16,8 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ControlError, ModelUnavailable, did_you_mean
+from ..errors import ControlError, ModelFolderBroken, ModelUnavailable, did_you_mean
+from .folder import fault
 from .wheels import Status, Wheel, ensure
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def load(
 
     Raises:
         ModelUnavailable: The name cannot be resolved or obtained.
+        ModelFolderBroken: The folder holds no model, or not a whole one; the message says what is wrong with it.
         ControlError: The device or dtype is not one torch can use.
 
     Example:
@@ -124,7 +126,7 @@ def _resolve(name: str) -> str:
         return str(path)
     looks_local = name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1 or there
     if not name.strip() or looks_local:
-        raise ModelUnavailable(
+        raise ModelFolderBroken(
             f"{name!r} is not a model folder.",
             "Give a folder that holds config.json, a Hugging Face id, or 'demo'.",
         )
@@ -142,8 +144,15 @@ def _from_pretrained(name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
                 name, dtype=dtype, use_safetensors=True, trust_remote_code=False, adapter_kwargs=local, **local
             )
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **local)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        if isinstance(error, RuntimeError):
+            if "mismatched_sizes" not in reason:  # no memory, for example
+                raise
+            reason = "its weights have other shapes than its config.json says"
+        if Path(name).is_dir():
+            what, hint = fault(Path(name), reason)
+            raise ModelFolderBroken(f"the model folder {name!r} {what}.", hint) from error
         near = difflib.get_close_matches(name, ["demo", "tiny"], n=1)
         raise ModelUnavailable(
             f"{name!r} could not be loaded: {reason}.",

@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from ..decoding.sources import MAX_SOURCES
 from ..errors import CKError
@@ -91,7 +91,7 @@ def create_app(
         finally:
             await asyncio.to_thread(batcher.close)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(CHAT, server.chat, methods=["POST"]),
             Route(COMPLETIONS, server.completions, methods=["POST"]),
@@ -99,7 +99,6 @@ def create_app(
             Route("/v1/models/{name:path}", server.one_model),
             Route("/health", server.health),
             Route("/metrics", server.metrics),
-            Mount("/", page()),
         ],
         middleware=[
             Middleware(SafeHeaders),
@@ -109,6 +108,8 @@ def create_app(
         exception_handlers={HTTPException: _http_error, Exception: _broken},
         lifespan=lifespan,
     )
+    app.router.default, app.router.redirect_slashes = page(), False  # a mount would take what a route refuses
+    return app
 
 
 class _Endpoint:
@@ -249,10 +250,16 @@ class _Keys:
         await self._app(scope, receive, send)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 500)
-    detail, headers = getattr(error, "detail", ""), getattr(error, "headers", None)
-    return JSONResponse(error_object(status, str(detail)), status, headers)
+    detail, headers = str(getattr(error, "detail", "")), dict(getattr(error, "headers", None) or {})
+    path = shown(request.url.path)
+    if status == 405:
+        taken = headers["Allow"] = headers.get("Allow", "GET, HEAD")
+        detail = f"{path} does not take {shown(request.method)}. Send {' or '.join(sorted(taken.split(', ')))}."
+    elif detail == "Not Found":
+        detail = f"there is nothing at {path}."
+    return JSONResponse(error_object(status, detail), status, headers)
 
 
 async def _broken(_: Request, error: Exception) -> Response:

@@ -5,14 +5,17 @@ Knows JSON values; knows nothing of requests, HTTP or vLLM.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Collection, Iterable
+from typing import Any, TypeVar
 
-from ..errors import ServingError
+from ..errors import ControlError, PromptError, ServingError
 
-__all__ = ["HEADS", "SALT", "flag", "integer", "kind", "shown", "without_ours"]
+__all__ = ["HEADS", "SALT", "flag", "half", "in_ck", "integer", "kind", "shown", "without_ours"]
 
 HEADS = "ckheads"  # the engine argument of a head mask; beside pair_params.KEYS, as it needs no pair
 SALT = "ck_heads_"  # how the ``cache_salt`` of a head mask begins
+Error = TypeVar("Error", ControlError, PromptError)
 _CARRIERS = ("vllm_xargs", "extra_args")
 
 
@@ -51,6 +54,27 @@ def integer(name: str, value: Any, low: float, high: float) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ServingError(f"{name}={shown(value)} is not valid.", f"Give a whole number from {low} to {high}.")
     return value
+
+
+def half(value: Any, name: str = "") -> str | None:
+    """Return the place of the first text, or name of a field, that holds half a character; None where all are whole."""
+    if isinstance(value, str):
+        return (name or "the body") if any("\ud800" <= letter <= "\udfff" for letter in value) else None
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        if broken := next((key for key in value if half(key)), None):
+            return f"the name {broken[:64]!a}"
+        inner = ((f"{name}.{key}" if name else key, one) for key, one in value.items())
+    elif isinstance(value, list):
+        inner = ((f"{name}[{place}]", one) for place, one in enumerate(value))
+    return next((found for key, one in inner if (found := half(one, key))), None)
+
+
+def in_ck(error: Error, names: Collection[str]) -> Error:
+    """Return an error of the library in the words of a request: ``alpha=3`` was written as ``ck.alpha``."""
+    named = rf"(?<![\w.])({'|'.join(map(re.escape, names))})(?=[=.]\S)"
+    told = (re.sub(named, r"ck.\1", text) for text in (str(error).removesuffix(error.hint).rstrip(), error.hint))
+    return type(error)(*told)
 
 
 def without_ours(value: Any, *, top: bool = True) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..answer import Draft, SourceTold, plain_source
 from ..decoding.sources import check_room
-from ..decoding.token_texts import TextSoFar, pieces, said
+from ..decoding.token_texts import TextSoFar, pieces, said, unfinished
 from ..errors import ServingError, did_you_mean
 from .asgi import Gone, Message, Send, Shared
 from .batcher import Batcher
@@ -321,7 +321,7 @@ class LocalSource:
         for place, text in enumerate(texts, told):
             logp, likeliest = self._job.scored[place]
             before = ids[max(0, place - 4) : place]
-            tops: Any = [(pieces(self._tokenizer, [*before, token])[-1], value) for token, value in likeliest]
+            tops: Any = [(self._rival([*before, token]), value) for token, value in likeliest]
             if self._request.path != CHAT:  # named by their texts, of equal ones the likeliest
                 tops = dict([*reversed(tops), (text, logp)]) if tops else None
             form["token_logprobs"].append(logp)
@@ -329,6 +329,11 @@ class LocalSource:
             form["text_offset"].append(self._length)
             self._length += len(text)
         return form
+
+    def _rival(self, ids: Sequence[int]) -> str:
+        """Return what the last id would have added; of a part of a character, U+FFFD."""
+        part = unfinished(self._tokenizer, ids)[0]
+        return pieces(self._tokenizer, ids)[-1] + ("\ufffd" if part else "")
 
     def _begin(self) -> None:
         if self.start is None:

@@ -19,9 +19,9 @@ from ..control import DEFAULT_METHOD, Control
 from ..control import drafts as drafts_of
 from ..decoding.options import OPTION_BOUNDS, GenerateOptions, new_seed
 from ..decoding.prompts import PromptTemplate
-from ..errors import PromptError, ServingError, did_you_mean
+from ..errors import ControlError, PromptError, ServingError, did_you_mean
 from ..policies import names as method_names
-from .json_values import flag, integer, kind, shown, without_ours
+from .json_values import flag, half, in_ck, integer, kind, shown, without_ours
 from .limits import Limits
 from .read_heads import Entries, read_heads
 from .read_texts import BUILT, PLAIN, Texts, read_template, read_texts
@@ -216,7 +216,8 @@ def _check_text(body: Mapping[str, Any]) -> None:
     try:
         json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
-        raise PromptError("a text holds half a character.", "Decode its bytes with errors='replace'.") from error
+        what = f"{half(body)} holds half a character."
+        raise PromptError(what, "Send both halves, or what stands for a broken one: \\ufffd.") from error
     except ValueError as error:
         raise ServingError("the body holds NaN or an infinite number.", "JSON has none; give a number.") from error
 
@@ -254,7 +255,10 @@ def _control(ck: Mapping[str, Any], *, weighs: bool) -> Control:
         plain = value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= 64)
         if not plain or (isinstance(value, int) and abs(value) >= 2**63):
             raise ServingError(f"ck.{name}={shown(value)} is not valid.", "Give a plain, short value.")
-    return Control(**values)
+    try:
+        return Control(**values)
+    except ControlError as error:
+        raise in_ck(error, values) from None
 
 
 @cache

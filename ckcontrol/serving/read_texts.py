@@ -15,8 +15,8 @@ from typing import Any
 
 from ..decoding.conversation import Turn, question_of, read_turns
 from ..decoding.prompts import PromptTemplate
-from ..errors import ServingError, did_you_mean
-from .json_values import integer, kind, shown
+from ..errors import PromptError, ServingError, did_you_mean
+from .json_values import in_ck, integer, kind, shown
 from .limits import Limits
 
 __all__ = ["BUILT", "PLAIN", "Texts", "Wanted", "read_template", "read_texts", "tools_of"]
@@ -204,7 +204,10 @@ def read_template(value: Any, texts: Texts, limits: Limits, variables: Any = Non
             _check_places(name, given)
         elif not (name == "system" and given is None):
             raise ServingError(f"ck.template.{name} is {kind(given)}.", "Give text.")
-    template = PromptTemplate(**value)
+    try:
+        template = PromptTemplate(**value)
+    except PromptError as error:
+        raise in_ck(error, ("template",)) from None
     if variables and texts.source in (*BUILT, PLAIN):  # vLLM's own chat endpoint makes the other prompts, with them
         template = replace(template, template_kwargs=_variables(variables))
     return template

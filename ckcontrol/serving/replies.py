@@ -37,6 +37,7 @@ _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
     404: "NotFoundError",
+    405: "MethodNotAllowedError",
     408: "RequestTimeout",
     413: "RequestTooLarge",
     429: "TooManyRequests",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..answer import plain_trace
 from ..citations import cite
+from ..decoding.prompts import missing
 from ..decoding.recorder import record
 from ..decoding.token_texts import Thoughts, pieces
 from ..errors import CKError, PromptTooLong
@@ -208,6 +209,10 @@ class SteeredReply:
     async def _echo(self) -> dict[str, Any]:
         """Return ``ck`` of the reply; the pair has ended."""
         told, traced = self._request.echo(), self._request.trace
+        texts = self._request.texts
+        found = [(hit["rank"], hit["text"]) for hit in texts.hits]
+        if texts.wanted is not None and (notice := missing(found, self._passages)):
+            told["notice"] = notice
         if self._passages:
             given = "".join(self._text), self._passages, self._request.texts.asked
             told["cited"] = [sentence.to_dict() for sentence in await asyncio.to_thread(cite, *given)]

@@ -237,18 +237,19 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def largest_of(gaps: ArrayLike) -> list[float]:
-    """Return two-sided p values of several paired differences, corrected for looking at the largest of them.
+    """Return the p values of several paired differences being above 0, corrected for looking at the largest of them.
 
     The signs of a row are swapped together, so what the columns share costs nothing (Westfall and Young, 1993): p is
-    the share of swaps in which any column is as far from 0 as this one, in units of its own spread. Exact up to 12
-    rows that differ; beyond, random swaps, the observed one among them.
+    the share of swaps in which any column is as high as this one, in units of its own spread. One-sided: for whoever
+    would take the largest and never the least. Exact up to 12 rows that differ; beyond, random swaps, the observed one
+    among them.
 
     Args:
         gaps: [n, k] one row per observation, one column per difference.
 
     Example:
         >>> largest_of([[1, 1], [1, 0], [1, 0], [1, 0], [0, 0]])
-        [0.125, 1.0]
+        [0.0625, 0.5625]
     """
     table = np.asarray(gaps, dtype=np.float64)
     table = table[table.any(axis=1)]
@@ -257,8 +258,8 @@ def largest_of(gaps: ArrayLike) -> list[float]:
     swaps, all_of_them = _swaps(len(table), len(table), FLIPS, 0)
     spread = np.sqrt((table**2).sum(axis=0))
     spread[spread == 0] = np.inf
-    highest = (np.abs(times(swaps, table)) / spread).max(axis=1)
-    found = [int((highest >= at - 1e-9).sum()) for at in np.abs(table.sum(axis=0)) / spread]
+    highest = (times(swaps, table) / spread).max(axis=1)
+    found = [int((highest >= at - 1e-9).sum()) for at in table.sum(axis=0) / spread]
     return [at / len(swaps) if all_of_them else (at + 1) / (len(swaps) + 1) for at in found]
 
 

@@ -17,7 +17,7 @@ from ckcontrol.errors import RetrievalError
 
 from ..types import Skipped
 
-__all__ = ["FoundFile", "as_paths", "find_files", "nothing_at"]
+__all__ = ["FoundFile", "as_paths", "find_files", "is_under", "nothing_at"]
 
 MAGIC = frozenset("*?[")
 
@@ -74,12 +74,27 @@ def nothing_at(path: Path) -> Skipped | None:
     return found[0] if len(found) == 1 and isinstance(found[0], Skipped) else None
 
 
+def is_under(path: Path, source: Path) -> bool:
+    """Whether a source names a file, by its path, or by a folder or pattern above it; neither need be there."""
+    base, pattern = _parted(source)
+    if not path.is_relative_to(base):
+        return False
+    parts = path.relative_to(base).parts
+    return not pattern or any(_matches(parts[:length], pattern) for length in range(len(parts) + 1))
+
+
+def _parted(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder where a pattern begins, and the pattern; an empty one where the path is none."""
+    if _is(path, os.path.lexists) or not MAGIC & set(str(path)):
+        return path, ()
+    fixed = next(number for number, part in enumerate(path.parts) if MAGIC & set(part))
+    return Path(*path.parts[:fixed]), path.parts[fixed:]
+
+
 def _expand(path: Path) -> Iterator[FoundFile | Skipped]:
-    base, pattern = path, path.parts[:0]
+    base, pattern = _parted(path)
     reason = "the folder holds no files (hidden ones are left out)."
-    if not _is(path, os.path.lexists) and MAGIC & set(str(path)):
-        fixed = next(number for number, part in enumerate(path.parts) if MAGIC & set(part))
-        base, pattern = Path(*path.parts[:fixed]), path.parts[fixed:]
+    if pattern:
         reason = "no file matches this pattern (hidden files and folders are left out)."
     elif not _is(path, Path.is_dir):
         yield _file(path)

@@ -23,7 +23,7 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ckcontrol.errors import IndexLocked, IndexMismatch, MissingExtra, NoIndex, RetrievalError
+from ckcontrol.errors import CKError, IndexLocked, IndexMismatch, MissingExtra, NoIndex, RetrievalError
 
 from .manifest import NAME, Manifest, check_files
 
@@ -125,6 +125,14 @@ def open_current(root: Path) -> Generation:
 
 
 def _nothing(root: Path) -> str:
+    if (root / LOCK).exists():
+        try:
+            with write_lock(root):
+                pass
+        except IndexLocked as error:
+            return f"One is being built here. {error.hint}"
+        except CKError:  # it cannot be locked: nobody builds there
+            pass
     if (root / UNFINISHED).exists():
         return "A build was interrupted here: run it again, it goes on where it stopped."
     return "Build one first: ckcontrol index build."

@@ -34,6 +34,8 @@ class Settings:
         kind: "flat", "hnsw", "ivf" or "ivfpq", or "auto": chosen by size at every write.
         chunk_size: Tokens a passage may have, special tokens not counted; None: 256, or what the window holds.
         overlap: Tokens that consecutive passages of a document share at most.
+        text_field: What `read` was told holds the text of records, for later reads; None: nothing.
+        encoding: What `read` was told of text files, likewise.
     """
 
     metric: str = "cosine"
@@ -41,6 +43,8 @@ class Settings:
     kind: str = "auto"
     chunk_size: int | None = None
     overlap: int = 32
+    text_field: str | None = None
+    encoding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,9 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the file's content."""
         data = {"format": FORMAT, **asdict(self)}
+        for name in ("text_field", "encoding"):  # older versions read an index that does without them
+            if data["settings"][name] is None:
+                del data["settings"][name]
         return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
     @classmethod

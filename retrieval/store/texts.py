@@ -65,10 +65,10 @@ class TextReader:
 
     def __init__(self, folder: Path, words: int) -> None:
         self._words = words
-        self._uri = f"file:{quote(str((folder / NAME).resolve()))}?mode=ro&immutable=1"
         self._idle: list[sqlite3.Connection] = []
         self._lock = Lock()
         self._closed = False
+        self._uri = f"file:{quote(str((folder / NAME).resolve()))}?mode=ro&immutable=1"
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -134,6 +134,14 @@ class TextReader:
             rows = link.execute("SELECT num, metadata FROM passages")
             values = [(num, json.loads(metadata).get(name)) for num, metadata in rows]
         return [(num, value) for num, value in values if isinstance(value, str)]
+
+    def documents(self) -> list[tuple[str, str]]:
+        """Return (id, file) of every document that was read from a file, in corpus order."""
+        with self.connection() as link:
+            return link.execute(
+                "SELECT document, json_extract(metadata, '$.path') AS path FROM passages "
+                "WHERE json_type(metadata, '$.path') = 'text' GROUP BY document ORDER BY min(seq)"
+            ).fetchall()
 
     def every(self) -> Iterator[Passage]:
         """Yield all passages in corpus order."""

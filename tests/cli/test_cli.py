@@ -229,6 +229,8 @@ def test_bad_params_are_refused(pairs: list[str]) -> None:
         (["--method", "ck-plug", "--param", "gat=2"], "Did you mean 'gate'?"),
         (["--method", "ck-plug", "--param", "gate=wide"], "gate='wide'"),
         (["--param", "gate=2"], "Method 'ck-plug' has it"),
+        (["--system", "caf\udce9"], r"'caf\udce9' is not UTF-8. Type it anew"),
+        (["--passage", "caf\udce9.txt"], r"'caf\udce9.txt' is not UTF-8. Type it anew; a file"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0 "),
         (["--sample", "--temperature", "0"], "temperature"),
         (["--temperature", "1"], "--temperature 1.0 without --sample"),
@@ -259,8 +261,10 @@ def test_more_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 
 
 def test_a_failure_is_code_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, err = failure(capsys, "run", "-q", "Who?", "--model", "no/such model")
+    assert code == 1 and "'no/such model'" in err
     code, err = failure(capsys, "run", "-q", "Who?", "--model", str(tmp_path / "none"))
-    assert code == 1 and "none" in err
+    assert code == 2 and "none" in err  # a path that is no model's is bad input
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_build_takes_its_options(tmp_path: Path, docs: Path, embedder: str, caps
     options = ["--kind", "hnsw", "--metric", "ip", "--dtype", "float16", "--chunk-size", "20", "--overlap", "4"]
     data = told(capsys, "index", "build", str(docs), "--out", str(tmp_path / "i"), "--embedder", embedder, *options)
     settings = data["index"]["settings"]
-    assert settings == {"kind": "hnsw", "metric": "ip", "dtype": "float16", "chunk_size": 20, "overlap": 4}
+    given = {"kind": "hnsw", "metric": "ip", "dtype": "float16", "chunk_size": 20, "overlap": 4}
+    assert settings == {**given, "text_field": None, "encoding": None}
     assert data["index"]["passages"] > data["index"]["documents"] == 6
     assert data["files"] == 5 and data["change"]["added"] == 6 and data["skipped"] == []
     hits = told(capsys, "search", str(tmp_path / "i"), "salt", "--embedder", embedder)["hits"]

@@ -118,6 +118,11 @@ def test_blank_queries(query: str | list[str]) -> None:
         Index.build(corpus("gold"), Words()).search(query)
 
 
+def test_a_query_that_holds_half_a_character_is_refused() -> None:
+    with pytest.raises(RetrievalError, match=r"query 1 is 'caf\\udce9'.*errors='replace'"):
+        Index.build(corpus("gold"), Words()).search(["fine", "caf\udce9"])
+
+
 @pytest.mark.parametrize("k", [0, -1, True, 2.0, "3"])
 def test_bad_k(k: int) -> None:
     with pytest.raises(RetrievalError, match="positive whole number"):

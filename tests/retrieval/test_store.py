@@ -50,6 +50,7 @@ def test_info_is_the_manifest(small: Index) -> None:
     assert info["documents"] == 40
     assert info["settings"] == {
         "metric": "cosine", "dtype": "float32", "kind": "auto", "chunk_size": None, "overlap": 32,
+        "text_field": None, "encoding": None,
     }  # fmt: skip
     assert info["bytes"] == sum(p.stat().st_size for p in (small.path / "1").iterdir() if p.name != "manifest.json")
     assert len(small) == 36

@@ -340,6 +340,8 @@ def test_a_key_is_asked_for_and_never_shown(model: Any, visit: Callable[..., Pag
     with Index.build([Passage("0", "Here.")], Hashes()) as index, serve(*model, key="s3cret", index=index) as server:
         page = visit(server)
         assert "API key" in page.inner_text("#about")
+        assert "$CKCONTROL_API_KEY" in page.text_content("#curl")
+        assert 'os.environ["CKCONTROL_API_KEY"]' in page.text_content("#python")
         page.fill("#key", "wrong")
         page.keyboard.press("Tab")
         page.wait_for_selector("#key-error:has-text('does not take this key')")

@@ -37,6 +37,7 @@ from .served import TURNS, Held, Served, alike, serve
 QUESTION = "Which river runs through Orvendale?"
 PASSAGES = ["The Tellin runs through Orvendale.", "Orvendale lies in the north, " * 3]
 ASKED = [{"role": "user", "content": QUESTION}]
+JSON = {"Content-Type": "application/json"}
 TOOL = {"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {"type": "object"}}}
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -307,15 +308,60 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ({"messages": "Who?"}, r'not a list of messages\. Like "messages": \['),
         ({"extra_body": {"ck": {"passages": ["x"], "method": "weights"}}}, "has none.*--weights FOLDER"),
         ({"response_format": {"type": "yaml"}}, "response_format.type='yaml'"),
+        ({"extra_body": {"ck": {"passages": ["x"], "alpha": 3}}}, r"(?<!\w)ck\.alpha=3 is out of range\. Give"),
+        (
+            {"extra_body": {"ck": {"passages": ["x"], "adaptive": True, "alpha": 0.3}}},
+            r"ck\.alpha=0\.3 would be ignored",
+        ),
+        ({"extra_body": {"ck": {"passages": ["x"], "template": {"question": "?"}}}}, r"ck\.template\.question='\?'"),
     ]:
         with pytest.raises(openai.BadRequestError, match=sentence):
             chat.create(**{"model": "tiny", "messages": ASKED, **fields})
     with pytest.raises(openai.BadRequestError, match="The model knows 0 to"):
         served.client.completions.create(model="tiny", prompt=[1, 100_000])
+    for body, place in [
+        ({"messages": [{"role": "user", "content": "caf\ud83d"}]}, "messages[0].content"),
+        ({"messages": ASKED, "ck": {"passages": ["x", "\udce9"]}}, "ck.passages[1]"),
+        ({"messages": ASKED, "ck": {"passages": ["x"], "a\udce9": 1}}, r"'a\udce9'"),
+    ]:
+        reply = httpx.post(f"{served.url}/v1/chat/completions", content=json.dumps(body), headers=JSON)
+        assert reply.status_code == 400 and place in reply.text.replace("\\\\", "\\") and r"\ufffd" in reply.text
     assert served.post({}, headers={"Content-Type": "text/plain"}).status_code == 400
     assert [model.id for model in served.client.models.list()] == ["tiny"]
     told = served.client.models.retrieve("tiny").model_extra["ck"]
     assert told["retrieve"] is None and "weights" not in told["methods"] and "dial" in told["methods"]
+
+
+def test_another_method_than_a_path_takes_is_405_and_says_which_it_takes(served: Served) -> None:
+    chat, models = "/v1/chat/completions", "/v1/models"
+    for method, path, taken in [
+        *((method, path, "POST") for path in (chat, "/v1/completions") for method in ("GET", "PUT", "OPTIONS")),
+        *(("POST", path, "GET, HEAD") for path in (models, f"{models}/tiny", "/health", "/metrics", "/")),
+    ]:
+        reply = httpx.request(method, served.url + path)
+        assert reply.status_code == 405 and {*reply.headers["allow"].split(", ")} == {*taken.split(", ")}, (
+            method,
+            path,
+        )
+        error = reply.json()["error"]
+        assert error["code"] == 405 and repr(path) in error["message"] and repr(method) in error["message"]
+        assert taken.split(", ")[-1] in error["message"]
+    assert httpx.head(served.url + chat).status_code == 405
+    assert {httpx.head(served.url + path).status_code for path in (models, "/health", "/")} == {200}
+    for path in ("/v1/embeddings", "/v1/chat/completions/", "/nothing"):
+        for method in ("GET", "HEAD"):
+            assert httpx.request(method, served.url + path).status_code == 404
+        assert repr(path) in httpx.get(served.url + path).json()["error"]["message"]
+
+
+def test_a_passage_that_was_cut_or_left_out_is_told(model) -> None:
+    texts = ["The Tellin runs through Orvendale.", "Orvendale lies " + "north " * 1000, "Orvendale has a harbour."]
+    passages = [Passage(str(place), text) for place, text in enumerate(texts)]
+    with Index.build(passages, Hashes()) as index, serve(*model, index=index) as server:
+        extra = {"ck": {"retrieve": {"k": 3, "mode": "bm25"}, "alpha": 0.2}}
+        reply = server.client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=4, extra_body=extra)
+        long = next(hit["rank"] for hit in reply.ck["hits"] if len(hit["text"]) > 1000)
+        assert re.search(rf"passages? {long} .*(cut|left out)", reply.ck["notice"])
 
 
 def test_a_key_is_asked_for_before_a_body_is_read(model) -> None:
@@ -356,6 +402,7 @@ def test_passages_are_retrieved(model) -> None:
         assert [hit["source"] for hit in ask(where={"year": 2001}).ck["hits"]] == ["1.txt"]
         nothing = ask(where={"year": 1900})
         assert (nothing.ck["hits"], nothing.ck["method"]) == ([], "off")
+        assert "Nothing was found" in nothing.ck["notice"] and "notice" not in told
         for wanted in (
             {"k": 0},
             {"k": 65},

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
+import tokenizers
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import ckcontrol as ck
 from ckcontrol.decoding.options import GenerateOptions
-from ckcontrol.decoding.token_texts import THOUGHTS, Thoughts, pieces, split_thought
+from ckcontrol.decoding.token_texts import THOUGHTS, TextSoFar, Thoughts, pieces, said, split_thought
 from ckcontrol.errors import ControlError, PromptError
 from ckcontrol.models.tiny import tiny_model
 
@@ -324,3 +327,50 @@ def test_what_each_token_added_is_told_alike_however_they_arrive(byte, seed):
         assert "".join(told) == "".join(pieces(byte, ids)[: len(told)])
     told += pieces(byte, ids, since=len(told))
     assert told == pieces(byte, ids)
+
+
+# --- an answer that ends inside a character ---
+
+
+def fallback() -> Any:
+    """A tokenizer with a token for every byte, as Llama's is, whose decoder spoils a whole run of them for one half."""
+    vocab = {**{f"<0x{byte:02X}>": byte for byte in range(256)}, "a": 256, "\ufffd": 257, "b": 258}
+    made = Tokenizer(tokenizers.models.BPE(vocab, [], byte_fallback=True))
+    made.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def merged() -> Any:
+    """A byte-level tokenizer, of which one token holds a blank and the beginning of an emoji, as in GPT-2."""
+    letters = {letter: place for place, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [("Ġ", "ð"), ("Ġð", "Ł")]
+    vocab = letters | {"".join(pair): len(letters) + place for place, pair in enumerate(merges)}
+    made = Tokenizer(tokenizers.models.BPE(vocab, merges))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+@pytest.mark.parametrize("kind", ["byte", "fallback", "merged"])
+@pytest.mark.parametrize("text", ["aé", "éé", "a \N{SLIGHTLY SMILING FACE}", "中", "a\ufffd", "a\ufffdé", "ab"])
+def test_an_answer_that_is_cut_inside_a_character_ends_before_it(byte: Any, kind: str, text: str) -> None:
+    tokenizer = {"byte": lambda: byte, "fallback": fallback, "merged": merged}[kind]()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert said(tokenizer, ids).text == text, "U+FFFD that was written stays"
+    sizes = [{"Ġð": 2, "ĠðŁ": 3, "\ufffd": 3}.get(name, 1) for name in tokenizer.convert_ids_to_tokens(ids)]
+    assert sum(sizes) == len(text.encode())
+    for count in range(len(ids) + 1):
+        whole = text.encode()[: sum(sizes[:count])].decode("utf-8", "ignore")
+        assert said(tokenizer, ids[:count]).text == whole.strip()
+        assert "".join(pieces(tokenizer, ids[:count])) == whole
+        arriving = TextSoFar(tokenizer)
+        assert "".join([*(arriving.feed([token]) for token in ids[:count]), arriving.feed(last=True)]) == whole
+
+
+def test_a_stray_half_inside_an_answer_stays(byte: Any) -> None:
+    half, rest, letter = byte("éb", add_special_tokens=False)["input_ids"]
+    ended = [letter, half, byte.eos_token_id]
+    assert (
+        said(byte, ended).text == TextSoFar(byte).feed(ended, last=True) == "b" != said(byte, [letter, half, rest]).text
+    )
+    assert said(byte, [half, letter, half]).text == "\ufffdb" == "".join(pieces(byte, [half, letter, half]))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ckcontrol.errors import ControlError, ModelUnavailable
+from ckcontrol.cli.main import main
+from ckcontrol.errors import ControlError, ModelFolderBroken, ModelUnavailable
 from ckcontrol.models import load as models
+from ckcontrol.models.tiny import tiny_model
 
 
 def test_import_is_light() -> None:
@@ -37,6 +41,54 @@ def test_what_cannot_be_an_id_fails_without_asking_the_hub(name: str, monkeypatc
     monkeypatch.setattr(models, "_from_pretrained", lambda *_: pytest.fail("asked transformers"))
     with pytest.raises(ModelUnavailable, match=r"is not a model folder\..*Give a folder"):
         models.load(name, device="cpu")
+
+
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def widen(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says", "remedy"),
+    [
+        (lambda f: [file.unlink() for file in f.iterdir()], "is empty", "save_pretrained"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json", "save_pretrained"),
+        (lambda f: cut(f / "config.json", 9), r"config.json that is no JSON object \(9 bytes", "again"),
+        (lambda f: (f / "config.json").write_text("{}"), "without model_type", "save_pretrained"),
+        (widen, "other shapes than its config.json", "save_pretrained"),
+        (lambda f: cut(f / "model.safetensors", 0), "damaged model.safetensors: its 0 bytes", "again"),
+        (lambda f: cut(f / "model.safetensors", 2000), "damaged model.safetensors: its 2,000 bytes", "again"),
+        (lambda f: cut(f / "model.safetensors", 30000), "damaged model.safetensors: it has 30,000 bytes", "again"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights as safetensors", "save_pretrained"),
+        (lambda f: (f / "model.safetensors").rename(f / "model.bin"), "only model.bin", "save_pretrained"),
+        (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer", "tokenizer.save_pretrained"),
+        (lambda f: cut(f / "tokenizer.json", 7), "tokenizer.json that is no JSON object", "again"),
+        (
+            lambda f: (
+                (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
+                and (f / "model.safetensors").rename(f / "model-1.safetensors")
+            ),
+            "lacks model-2.safetensors, which model.safetensors.index.json names",
+            "again",
+        ),
+    ],
+)
+def test_a_broken_folder_is_told_what_is_wrong_with_it(
+    tmp_path: Path, spoil: Callable[[Path], object], says: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    for part in tiny_model():
+        part.save_pretrained(folder)
+    spoil(folder)
+    with pytest.raises(ModelFolderBroken, match=rf"{re.escape(repr(str(folder)))}.*{says}") as told:
+        models.load(str(folder), device="cpu")
+    assert remedy in told.value.hint and "network" not in str(told.value) and "spelling" not in str(told.value)
+    assert main(["run", "--model", str(folder), "-q", "Who?"]) == 2
+    assert remedy in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_unknown_id_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +141,7 @@ def test_local_folder_loads_and_a_cut_off_weight_file_is_named(tmp_path: Path, l
 
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelUnavailable, match="checkpoint' could not be loaded"):
+    with pytest.raises(ModelUnavailable, match=r"checkpoint' has a damaged model\.safetensors: it has"):
         models.load(str(folder), device="cpu")
 
 

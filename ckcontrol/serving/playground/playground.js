@@ -47,7 +47,7 @@ const FIELDS = [
   [/message|prompt|characters|question/i, "question"], [/API key/i, "key"],
 ];
 function fail(field, text) {
-  if (field === "key") $("key-row").hidden = false;
+  if (field === "key") { $("key-row").hidden = false; codeChanged(); }
   $(`${field}-error`).textContent = shown(text);
   const input = $({ dial: "alpha" }[field] ?? field);
   if (input?.matches("input, textarea")) input.setAttribute("aria-invalid", "true");
@@ -388,7 +388,7 @@ function showTrip() {
 // --- the request as code ---
 
 function codeChanged() {
-  const body = request(control("chosen")), base = new URL("v1", location.href).href, locked = $("key").value !== "";
+  const body = request(control("chosen")), base = new URL("v1", location.href).href, locked = !$("key-row").hidden;
   $("curl").textContent = asCurl(base, body, locked);
   $("python").textContent = asPython(base, body, locked);
 }
