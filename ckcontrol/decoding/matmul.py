@@ -85,7 +85,7 @@ def _tried(rows: int, threads: int) -> bool:
 
         rounds = [(seconds(nn.functional.linear), seconds(few_row_linear)) for _ in range(5)]
     theirs, ours = (min(times) for times in zip(*rounds, strict=True))
-    return theirs > _CLEARLY * ours
+    return bool(theirs > _CLEARLY * ours)
 
 
 @contextmanager
