@@ -1,7 +1,7 @@
 """Which adapter each row of a running forward takes, for `Control("weights")`.
 
 A dial that is loaded onto a model is entered here; a stream carries the names of its rows' adapters through forwards.
-Knows names and rows; the adapters themselves, and the hooks that read `row_adapters`, are ckcontrol/weights.
+Knows names and rows; the adapters themselves, and the hooks that read `rows_now`, are ckcontrol/weights.
 """
 
 from __future__ import annotations
@@ -12,28 +12,68 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from ..errors import ControlError, UnsupportedMode
 from ..policies import Policy, Weights
 from .refusals import bare
 
-__all__ = ["BASE", "DIALS", "adapters_of", "by_adapter", "nearest", "row_adapters", "rows_take"]
+__all__ = ["BASE", "DIALS", "Rows", "adapters_of", "by_adapter", "nearest", "rows_now", "rows_take"]
 
 T = TypeVar("T")
 BASE = "__base__"  # PEFT's name, in a batch of several adapters, for a row without one
 # Model -> alpha -> name of its adapter.
 DIALS: weakref.WeakKeyDictionary[Any, Mapping[float, str]] = weakref.WeakKeyDictionary()
-_ROWS: ContextVar[tuple[str, ...] | None] = ContextVar("row_adapters", default=None)
+_ROWS: ContextVar[Rows | None] = ContextVar("rows_now", default=None)
 
 
-def row_adapters() -> tuple[str, ...] | None:
-    """Return the adapter of each row of the running forward; None where all rows are the base model."""
+class Rows:
+    """The adapter of each row of one forward.
+
+    Args:
+        names: One per row; `BASE` for none.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._known: dict[tuple[tuple[str, int, int], ...], tuple[int, int, Tensor | None]] = {}
+
+    def within(self, spans: tuple[tuple[str, int, int], ...], like: Tensor) -> tuple[int, int, Tensor | None]:
+        """Return which part of a layer's stacked adapters the rows need, and what of it is each row's.
+
+        Args:
+            spans: Name, first and end place of each adapter of the layer.
+            like: Gives the device.
+
+        Returns:
+            First place, end, and [B, end - first] float32, 1 where a place is the row's and else 0; None where all of it
+            is every row's. First and end are one where no row has an adapter of the layer.
+        """
+        if spans not in self._known:
+            used = {name: (first, end) for name, first, end in spans if name in self.names}
+            first = min((start for start, _ in used.values()), default=0)
+            last = max((end for _, end in used.values()), default=0)
+            keep = None
+            if len(set(self.names)) > 1 and used:
+                keep = torch.zeros(len(self.names), last - first)
+                for row, name in enumerate(self.names):
+                    start, end = used.get(name, (first, first))
+                    keep[row, start - first : end - first] = 1
+                keep = keep.to(like.device)
+            self._known[spans] = first, last, keep
+        return self._known[spans]
+
+
+def rows_now() -> Rows | None:
+    """Return the rows of the running forward; None where all of them are the base model."""
     return _ROWS.get()
 
 
 @contextmanager
 def rows_take(names: tuple[str, ...] | None) -> Iterator[None]:
     """Say which adapters the rows of the forwards in this block take."""
-    token = _ROWS.set(names)
+    token = _ROWS.set(None if names is None else Rows(names))
     try:
         yield
     finally:

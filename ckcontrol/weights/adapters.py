@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..decoding.refusals import bare
+from ..decoding.weight_rows import DIALS
 from ..errors import WeightsError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["attach", "check_adapter", "check_unadapted"]
+
+# What a LoRA of PEFT's may have beside two matrices per layer.
+_MORE = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters")
+_MORE += ("alora_invocation_tokens", "use_bdlora", "arrow_config")
 
 
 def check_adapter(folder: Path) -> Mapping[str, Any]:
@@ -29,8 +35,10 @@ def check_adapter(folder: Path) -> Mapping[str, Any]:
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{str(folder)!r} holds no adapter: {error}", "Give a folder that PEFT wrote.") from error
-    if kind != "LORA" or config.get("use_dora"):
-        raise WeightsError(f"{str(folder)!r} is {kind!r:.20}, or DoRA.", "Train a plain LoRA.")
+    if kind != "LORA":
+        raise WeightsError(f"{str(folder)!r} is {kind!r:.20}.", "Train a plain LoRA.")
+    if more := [name for name in _MORE if config.get(name)]:
+        raise WeightsError(f"{str(folder)!r} has {more[0]}={config[more[0]]!r:.60}.", "Train a plain LoRA without it.")
     if not (folder / "adapter_model.safetensors").is_file():
         raise WeightsError(
             f"{str(folder)!r} holds no adapter_model.safetensors.", "Save it with safe_serialization=True: no pickle."
@@ -46,7 +54,7 @@ def check_unadapted(model: PreTrainedModel) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if bare(model) in DIALS or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
 
 
