@@ -47,8 +47,8 @@ class Rows:
             like: Gives the device.
 
         Returns:
-            First place, end, and [B, end - first] float32, 1 where a place is the row's and else 0; None where all of it
-            is every row's. First and end are one where no row has an adapter of the layer.
+            First place, end, and [B, end - first] float32, 1 where a place is the row's and else 0; None where all
+            of it is every row's. First and end are one where no row has an adapter of the layer.
         """
         if spans not in self._known:
             used = {name: (first, end) for name, first, end in spans if name in self.names}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..decoding.refusals import bare
 from ..decoding.weight_rows import BASE, DIALS, Rows, rows_now
-from ..errors import UnsupportedMode, WeightsError
+from ..errors import UnsupportedMode
 from .adapters import attach
 from .manifest import Manifest
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "unload"]
 
 _LOADED: weakref.WeakKeyDictionary[Any, list[tuple[nn.Module, Any]]] = weakref.WeakKeyDictionary()
-_IN, _OUT = "_ck_dial_in", "_ck_dial_out"  # buffers of a layer: [ranks, in] and [ranks, out], adapters one after another
+_IN, _OUT = "_ck_dial_in", "_ck_dial_out"  # a layer's buffers, [ranks, in] and [ranks, out]: adapter after adapter
 
 
 def load(model: PreTrainedModel, folder: str | Path) -> Manifest:
