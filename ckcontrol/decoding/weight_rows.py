@@ -33,36 +33,34 @@ class Rows:
 
     Args:
         names: One per row; `BASE` for none.
+
+    Attributes:
+        used: The adapters that some row takes, each once, sorted.
+        only: The one that every row takes; None where they differ.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self._known: dict[tuple[tuple[str, int, int], ...], tuple[int, int, Tensor | None]] = {}
+        self.used = tuple(sorted({*names} - {BASE}))
+        self.only = names[0] if len({*names}) == 1 else None
+        self._kept: dict[tuple[int, ...], Tensor] = {}
 
-    def within(self, spans: tuple[tuple[str, int, int], ...], like: Tensor) -> tuple[int, int, Tensor | None]:
-        """Return which part of a layer's stacked adapters the rows need, and what of it is each row's.
+    def keep(self, widths: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return [B, sum of widths], 1 where a place is that of the row's adapter and else 0.
 
         Args:
-            spans: Name, first and end place of each adapter of the layer.
-            like: Gives the device.
-
-        Returns:
-            First place, end, and [B, end - first] float32, 1 where a place is the row's and else 0; None where all
-            of it is every row's. First and end are one where no row has an adapter of the layer.
+            widths: How many places each adapter of `used` has.
+            like: Gives dtype and device.
         """
-        if spans not in self._known:
-            used = {name: (first, end) for name, first, end in spans if name in self.names}
-            first = min((start for start, _ in used.values()), default=0)
-            last = max((end for _, end in used.values()), default=0)
-            keep = None
-            if len(set(self.names)) > 1 and used:
-                keep = torch.zeros(len(self.names), last - first)
-                for row, name in enumerate(self.names):
-                    start, end = used.get(name, (first, first))
-                    keep[row, start - first : end - first] = 1
-                keep = keep.to(like.device)
-            self._known[spans] = first, last, keep
-        return self._known[spans]
+        if widths not in self._kept:
+            table = torch.zeros(len(self.names), sum(widths))
+            for row, name in enumerate(self.names):
+                if name in self.used:
+                    place = self.used.index(name)
+                    first = sum(widths[:place])
+                    table[row, first : first + widths[place]] = 1
+            self._kept[widths] = table.to(like)
+        return self._kept[widths]
 
 
 def rows_now() -> Rows | None:

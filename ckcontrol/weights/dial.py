@@ -1,8 +1,8 @@
 """A dial onto a model: its adapters beside the weights, each row of a forward with its own, or with none.
 
 PEFT reads the adapters and says which layers they belong to; a hook on each of those adds, to its output, the products
-with the adapters that the rows ask for (decoding/weight_rows.py). All adapters of a layer lie in one pair of matrices,
-so a batch of one adapter costs two thin products per layer, and one of several the same with the other rows' zeroed.
+with the adapters that the rows ask for (decoding/weight_rows.py). A batch of one adapter costs two thin products per
+layer. One of several costs the same two, as thick as all of its adapters together, with the other rows' zeroed between.
 Whatever does not ask for an adapter meets the base model, bit for bit.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..decoding.refusals import bare
-from ..decoding.weight_rows import BASE, DIALS, Rows, rows_now
+from ..decoding.weight_rows import BASE, DIALS, rows_now
 from ..errors import UnsupportedMode
 from .adapters import attach
 from .manifest import Manifest
@@ -61,7 +61,8 @@ def load(model: PreTrainedModel, folder: str | Path) -> Manifest:
         wrapped.unload()
     hooks: list[tuple[nn.Module, Any]] = []
     for name, updates in found.items():
-        hooks.append((layer := inner.get_submodule(name), _put(layer, updates)))
+        layer = inner.get_submodule(name)
+        hooks.append((layer, layer.register_forward_hook(_Beside(layer, updates))))
     inner.eval()
     _LOADED[inner] = hooks
     DIALS[inner] = names
@@ -94,44 +95,67 @@ def _updates(wrapped: Any, names: list[str]) -> dict[str, dict[str, tuple[Tensor
     return found
 
 
-def _put(layer: nn.Module, updates: Mapping[str, tuple[Tensor, Tensor]]) -> Any:
-    """Give a layer its adapters; return the hook that adds them."""
-    import torch
+class _Beside:
+    """The hook of a layer that adds each row's update: [B, ..., in] and the layer's [B, ..., out] to [B, ..., out].
 
-    spans, end = [], 0
-    for name, (first, _) in updates.items():
-        spans.append((name, end, end := end + len(first)))
-    # Buffers follow the model to another device, and stay out of what it saves.
-    for buffer, side in ((_IN, 0), (_OUT, 1)):
-        layer.register_buffer(buffer, torch.cat([pair[side] for pair in updates.values()]), persistent=False)
-    key = tuple(spans)
+    Args:
+        layer: Gets the adapters as buffers, which follow it to another device and stay out of what it saves.
+        updates: As `_updates` returns them.
+    """
 
-    def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        rows = rows_now()
-        return None if rows is None else _added(module, args[0], output, rows, key)
+    def __init__(self, layer: nn.Module, updates: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        import torch
 
-    return layer.register_forward_hook(add)
+        for buffer, side in ((_IN, 0), (_OUT, 1)):
+            layer.register_buffer(buffer, torch.cat([pair[side] for pair in updates.values()]), persistent=False)
+        self._places: dict[str, slice] = {}
+        end = 0
+        for name, (into, _) in updates.items():
+            self._places[name] = slice(end, end := end + len(into))
+        self._views: tuple[Any, dict[str, tuple[Tensor, Tensor]]] = None, {}  # of which buffer -> adapter ->
+        self._mixed: tuple[Any, ...] = (None,)  # of which buffer, adapters, their matrices one after another, widths
 
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        from torch.nn.functional import linear
 
-def _added(module: Any, x: Tensor, output: Tensor, rows: Rows, spans: tuple[tuple[str, int, int], ...]) -> Tensor:
-    """Return a layer's output, [B, ..., out], plus each row's update of its input, [B, ..., in]."""
-    import torch
+        rows, x, keep = rows_now(), args[0], None
+        if rows is None:
+            return None
+        if rows.only is not None:
+            pair = self._one(layer, rows.only)
+            if pair is None:
+                return None
+            into, out = pair
+        else:
+            into, out, widths = self._several(layer, rows.used)
+            if len(x) != len(rows.names):
+                raise UnsupportedMode(
+                    f"{len(rows.names)} questions reach {type(layer).__name__} as {len(x)} rows: whose they are is lost.",
+                    "Ask each alpha in a batch of its own.",
+                )
+            keep = rows.keep(widths, into)
+        thin = linear(x.to(into.dtype), into)
+        if keep is not None:
+            thin = thin * keep.view(len(x), *(1,) * (x.dim() - 2), -1)
+        return (output + thin @ out).to(output.dtype)  # PEFT keeps adapters of half-precision models in float32
 
-    first, end, keep = rows.within(spans, x)
-    if first == end:
-        return output
-    into, out = getattr(module, _IN)[first:end], getattr(module, _OUT)[first:end]
-    thin = torch.nn.functional.linear(x.to(into.dtype), into)
-    if keep is not None:
-        if len(x) != len(keep):
-            raise UnsupportedMode(
-                f"rows of {len(keep)} questions reach {type(module).__name__} as {len(x)}, which hides whose they are.",
-                "Ask each alpha in a batch of its own.",
-            )
-        thin = thin * keep.view(len(x), *(1,) * (x.dim() - 2), -1).to(thin.dtype)
-    flat = output.reshape(-1, output.shape[-1])
-    if into.dtype == output.dtype:
-        made = torch.addmm(flat, thin.reshape(-1, thin.shape[-1]), out)
-    else:  # PEFT keeps adapters of half-precision models in float32
-        made = (flat + thin.reshape(-1, thin.shape[-1]) @ out).to(output.dtype)
-    return made.view(output.shape)
+    def _one(self, layer: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return an adapter's matrices, [rank, in] and [rank, out]; None where it leaves the layer alone."""
+        into = layer._buffers[_IN]
+        of, views = self._views
+        if of is not into:  # the model was moved, or this is the first forward
+            views = {name: (into[place], layer._buffers[_OUT][place]) for name, place in self._places.items()}  # type: ignore[index]
+            self._views = into, views
+        return views.get(name)
+
+    def _several(self, layer: nn.Module, names: tuple[str, ...]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Return the matrices of some adapters, one after another, and the rank of each here."""
+        import torch
+
+        of, *made = self._mixed
+        if of is not layer._buffers[_IN] or made[0] != names:
+            pairs = [self._one(layer, name) for name in names]
+            sides = [torch.cat([pair[side] for pair in pairs if pair is not None]) for side in (0, 1)]
+            made = [names, *sides, tuple(0 if pair is None else len(pair[0]) for pair in pairs)]
+            self._mixed = layer._buffers[_IN], *made
+        return made[1], made[2], made[3]
