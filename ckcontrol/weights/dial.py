@@ -130,7 +130,7 @@ class _Beside:
             into, out, widths = self._several(layer, rows.used)
             if len(x) != len(rows.names):
                 raise UnsupportedMode(
-                    f"{len(rows.names)} questions reach {type(layer).__name__} as {len(x)} rows: whose they are is lost.",
+                    f"{len(rows.names)} questions are {len(x)} rows to {type(layer).__name__}: whose they are is lost.",
                     "Ask each alpha in a batch of its own.",
                 )
             keep = rows.keep(widths, into)

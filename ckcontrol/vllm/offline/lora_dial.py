@@ -42,7 +42,9 @@ class LoraDial:
             name: number for number, name in enumerate(filter(None, self.manifest.adapters.values()), start=1)
         }
         configs = [check_adapter(self.folder / name) for name in self._numbers]
-        self.rank = max(int(most) for config in configs for most in (config["r"], *config["rank_pattern"].values()))
+        self.rank = max(
+            int(most) for config in configs for most in (config["r"], *(config.get("rank_pattern") or {}).values())
+        )
         if self.rank > RANKS[-1]:
             raise WeightsError(
                 f"{str(folder)!r} has rank {self.rank}, and vLLM takes {RANKS[-1]}.", "Train a lower one."
