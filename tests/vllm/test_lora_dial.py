@@ -101,6 +101,8 @@ def test_an_engine_without_lora_or_a_dial_of_other_ranks_is_refused(small: Any, 
         SteeredLLM(folder, weights=dial, enable_lora=False, **ENGINE)
     with pytest.raises(ServingError, match=r"max_lora_rank=8, and 1 was given"):
         SteeredLLM(folder, weights=dial, max_lora_rank=1, **ENGINE)
+    with pytest.raises(ServingError, match=r"max_loras=3, and 2 was given"):
+        SteeredLLM(folder, weights=dial, max_loras=2, **ENGINE)
     with pytest.raises(WeightsError, match=r"is no dial.*weights mix"):
         SteeredLLM(folder, weights=tmp_path, **ENGINE)
 

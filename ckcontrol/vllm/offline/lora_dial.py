@@ -54,16 +54,17 @@ class LoraDial:
         """Return the arguments of an engine that takes the adapters; those given stay.
 
         Raises:
-            ServingError: The engine is to have no LoRA, or none of this rank.
+            ServingError: The engine is to have no LoRA, none of this rank, or too few at once.
         """
         ours = {
             "enable_lora": True,
             "max_lora_rank": next(rank for rank in RANKS if rank >= self.rank),
-            "max_loras": len(self._numbers),
+            # One more: vLLM 0.32 on a CPU gives rows without an adapter what lies in the last place, which stays empty.
+            "max_loras": len(self._numbers) + 1,
         }
         made = ours | given
-        if not made["enable_lora"] or made["max_lora_rank"] < self.rank:
-            name = "max_lora_rank" if made["enable_lora"] else "enable_lora"
+        small = (name for name, least in ours.items() if made[name] < (self.rank if name == "max_lora_rank" else least))
+        if name := next(small, ""):
             raise ServingError(
                 f"weights={str(self.folder)!r} needs {name}={ours[name]}, and {given[name]!r} was given.",
                 f"Leave {name} out.",
