@@ -6,6 +6,7 @@ Knows PEFT's files and its `PeftModel`; knows no dial and no alpha.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,11 +81,13 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
             try:
                 config = PeftConfig.from_pretrained(str(folder))
                 config.inference_mode = True
-                if wrapped is None:
-                    wrapped = PeftModel(model, config, adapter_name=name)
-                else:
-                    wrapped.add_adapter(name, config)
-                read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
+                    if wrapped is None:
+                        wrapped = PeftModel(model, config, adapter_name=name)
+                    else:
+                        wrapped.add_adapter(name, config)
+                    read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise _of_another(folder, " ".join(str(error).split())[:200]) from error
             if lost := [*read.missing_keys, *read.unexpected_keys]:

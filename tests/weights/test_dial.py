@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import ckcontrol as ck
 from ckcontrol.decoding.inputs import plan_of
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.decoding.running import RunningBatch
+from ckcontrol.decoding.weight_rows import rows_take
 from ckcontrol.errors import ControlError, UnsupportedMode, WeightsError
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.weights import METHODS, load, mix, shares, unload
@@ -146,6 +148,25 @@ def _update(folder: Path) -> dict[str, torch.Tensor]:
     scale = config["lora_alpha"] / config["r"]
     found = {key: tensors[key.replace("lora_A", "lora_B")] @ a * scale for key, a in tensors.items() if "lora_A" in key}
     return found
+
+
+def test_mixing_and_loading_say_nothing_of_the_libraries_beneath(folders, tmp_path: Path):
+    model, _ = tiny_model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mix(model, *folders, tmp_path / "dial", steps=5)
+        load(model, tmp_path / "dial")
+    unload(model)
+
+
+def test_a_layer_that_no_longer_knows_its_rows_is_refused(loaded):
+    """Rows of one adapter need not be told apart; of several they must be."""
+    model, _ = loaded
+    layer, x = model.model.layers[0].self_attn.q_proj, torch.randn(3, 32)
+    with rows_take(("step0", "step0")):
+        assert layer(x).shape[0] == 3
+    with rows_take(("step0", "step8")), pytest.raises(UnsupportedMode, match=r"2 questions are 3 rows.*of its own"):
+        layer(x)
 
 
 def test_shares_pass_through_both_ends_and_the_middle():
