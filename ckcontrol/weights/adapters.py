@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["attach", "check_adapter", "check_unadapted"]
 
 # What a LoRA of PEFT's may have beside two matrices per layer.
-_MORE = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters")
-_MORE += ("alora_invocation_tokens", "use_bdlora", "arrow_config")
+_MORE = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "arrow_config",
+)
 
 
 def check_adapter(folder: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""A dial of adapters in vLLM: a stock engine takes its folders, without anything of this library.
+"""A dial of adapters in vLLM: a stock engine takes its folders, and ours an adapter per request.
 
 What an adapter is meant to do is computed by hand here, from PEFT's files; tests/weights holds PEFT to the same.
 """
@@ -46,6 +46,25 @@ def by_hand(folder: str, adapter: Path | None, ids: list[int], length: int) -> l
 
 
 @pytest.mark.usefixtures("vllm_here")
+def test_stock_vllm_loads_an_exported_adapter_and_gives_its_tokens(small: Any, dial: Path) -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    folder, _, tokenizer = small
+    ids = list(ck.build_pair(tokenizer, *QUESTIONS[0]).contextual)
+    llm = LLM(folder, enable_lora=True, max_lora_rank=8, **ENGINE)
+    try:
+        asked = SamplingParams(temperature=0.0, max_tokens=10)
+        for number, name in enumerate((None, "step0", "step2")):
+            given = None if name is None else LoRARequest(name, number, str(dial / name))
+            made = llm.generate([{"prompt_token_ids": ids}], asked, lora_request=given, use_tqdm=False)
+            wanted = by_hand(folder, name and dial / name, ids, 10)
+            assert list(made[0].outputs[0].token_ids) == wanted, name
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.usefixtures("vllm_here")
 def test_one_request_per_question_takes_the_adapter_of_its_alpha(small: Any, dial: Path) -> None:
     """In one engine: stock requests for each adapter, the same through `SteeredLLM`, and beside a pair."""
     from vllm import SamplingParams
@@ -62,7 +81,7 @@ def test_one_request_per_question_takes_the_adapter_of_its_alpha(small: Any, dia
             [{"prompt_token_ids": row} for row in ids],
             SamplingParams(temperature=0.0, max_tokens=10),
             lora_request=[
-                None if name is None else LoRARequest(name, int(name[-1]) + 1, str(dial / name))
+                None if name is None else LoRARequest(name, 1 + int(name[-1]) // 2, str(dial / name))  # as ours
                 for name in (names[alpha] for _, alpha in asked)
             ],
             use_tqdm=False,
@@ -88,7 +107,7 @@ def test_one_request_per_question_takes_the_adapter_of_its_alpha(small: Any, dia
             ({"do_sample": True, "seed": 3}, "seed=3"),
             ({"repetition_penalty": 1.2, "penalty_scope": "generated"}, "penalty_scope='generated'"),
         ):
-            with pytest.raises(ControlError, match=rf"{named}.*alpha=0\).*ckcontrol\.generate"):
+            with pytest.raises(ControlError, match=rf"{named}.*alpha=0\.0\).*ckcontrol\.generate"):
                 llm.generate([QUESTIONS[0]], control=controls[0], **options)
 
 

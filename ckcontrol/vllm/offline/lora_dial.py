@@ -14,6 +14,7 @@ from ...control import Control
 from ...decoding.options import GenerateOptions
 from ...decoding.weight_rows import nearest
 from ...errors import ControlError, ServingError, WeightsError
+from ...policies import Weights
 from ...weights.adapters import check_adapter
 from ...weights.manifest import Manifest
 
@@ -56,13 +57,13 @@ class LoraDial:
         Raises:
             ServingError: The engine is to have no LoRA, none of this rank, or too few at once.
         """
-        ours = {
+        ours: dict[str, Any] = {
             "enable_lora": True,
             "max_lora_rank": next(rank for rank in RANKS if rank >= self.rank),
             # One more: vLLM 0.32 on a CPU gives rows without an adapter what lies in the last place, which stays empty.
             "max_loras": len(self._numbers) + 1,
         }
-        made = ours | given
+        made = {**ours, **given}
         small = (name for name, least in ours.items() if made[name] < (self.rank if name == "max_lora_rank" else least))
         if name := next(small, ""):
             raise ServingError(
@@ -90,11 +91,12 @@ class LoraDial:
         """Return what a request with this control names; None at 0.5, the model without an adapter."""
         from vllm.lora.request import LoRARequest
 
-        name = nearest(self.manifest.adapters, control.alpha)
+        policy = control.policy()
+        name = nearest(self.manifest.adapters, policy.position) if isinstance(policy, Weights) else None
         return None if name is None else LoRARequest(name, self._numbers[name], str(self.folder / name))
 
 
-def check_options(options: GenerateOptions, alpha: float) -> None:
+def check_options(options: GenerateOptions, control: Control) -> None:
     """Refuse what vLLM's own sampling cannot do as `ckcontrol.generate` does.
 
     Raises:
@@ -109,6 +111,6 @@ def check_options(options: GenerateOptions, alpha: float) -> None:
         what = "penalty_scope='generated'"
     if what:
         raise ControlError(
-            f"{what}: Control('weights', alpha={alpha:g}) is an ordinary request to vLLM, which does not do that.",
+            f"{what}: Control('weights', alpha={control.alpha!r}) is an ordinary request to vLLM, which does not do that.",
             "Leave it out, or answer with ckcontrol.generate.",
         )

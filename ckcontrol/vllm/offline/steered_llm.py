@@ -290,11 +290,11 @@ class SteeredLLM:
         """Refuse controls in the weights without a dial, and options that their requests cannot have."""
         if controls and self.dial is None:
             raise ControlError(
-                f"Control('weights', alpha={controls[0].alpha:g}) met an engine without a dial.",
+                f"Control('weights', alpha={controls[0].alpha!r}) met an engine without a dial.",
                 'Make it with one: SteeredLLM(model, weights="dial/").',
             )
         for control in controls:
-            check_options(chosen, control.alpha)
+            check_options(chosen, control)
 
     def _run_single(
         self,
