@@ -126,6 +126,15 @@ def test_an_engine_without_lora_or_a_dial_of_other_ranks_is_refused(small: Any, 
         SteeredLLM(folder, weights=tmp_path, **ENGINE)
 
 
+def test_the_method_without_a_dial_is_refused_before_the_engine_is_asked() -> None:
+    from ckcontrol.vllm import SteeredLLM
+
+    llm = SteeredLLM.__new__(SteeredLLM)
+    llm.dial = None
+    with pytest.raises(ControlError, match=r"alpha=0\.2\).*without a dial.*SteeredLLM\(model, weights="):
+        llm._check_single([ck.Control("weights", alpha=0.2)], ck.GenerateOptions())
+
+
 def test_a_dial_of_another_model_is_refused_by_its_shape(dial: Path) -> None:
     from types import SimpleNamespace
 

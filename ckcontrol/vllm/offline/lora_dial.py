@@ -111,6 +111,6 @@ def check_options(options: GenerateOptions, control: Control) -> None:
         what = "penalty_scope='generated'"
     if what:
         raise ControlError(
-            f"{what}: Control('weights', alpha={control.alpha!r}) is an ordinary request to vLLM, which does not do that.",
+            f"{what}: Control('weights', alpha={control.alpha!r}) is an ordinary request to vLLM, without it.",
             "Leave it out, or answer with ckcontrol.generate.",
         )
