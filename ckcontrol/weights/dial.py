@@ -116,7 +116,7 @@ class _Beside:
         self._mixed: tuple[Any, ...] = (None,)  # of which buffer, adapters, their matrices one after another, widths
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        from torch.nn.functional import linear
+        import torch
 
         rows, x, keep = rows_now(), args[0], None
         if rows is None:
@@ -134,9 +134,12 @@ class _Beside:
                     "Ask each alpha in a batch of its own.",
                 )
             keep = rows.keep(widths, into)
-        thin = linear(x.to(into.dtype), into)
+        thin = torch.nn.functional.linear(x.to(into.dtype), into)
         if keep is not None:
             thin = thin * keep.view(len(x), *(1,) * (x.dim() - 2), -1)
+        if output.dtype == out.dtype and output.is_contiguous() and not torch.is_grad_enabled():
+            flat = output.view(-1, output.shape[-1])  # in place: a decode step has nothing to spare for copies
+            return flat.addmm_(thin.reshape(-1, thin.shape[-1]), out).view_as(output)
         return (output + thin @ out).to(output.dtype)  # PEFT keeps adapters of half-precision models in float32
 
     def _one(self, layer: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
