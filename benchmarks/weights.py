@@ -2,8 +2,9 @@
 
 `split` writes the shipped facts as train, dev, report (by a hash of the subject, so that a country's capital, currency
 and continent stand on one side) and unseen (a relation held out entirely). `perplexity` reads neutral text, that of the
-panel for head masks, at every adapter of some dials. `table` puts the cells of finished runs beside each other. What is
-between, asking, exporting, training and mixing, are the commands of docs/research/weights.md.
+panel for head masks, at every adapter of some dials. `table` puts the cells of runs beside each other, unfinished ones
+as far as they are, with the paired differences to `off`. What is between, asking, exporting, training and mixing, are
+the commands of docs/research/weights.md.
 
     python benchmarks/weights.py split facts/
     python benchmarks/weights.py perplexity dial-linear/ dial-ties/
@@ -22,7 +23,10 @@ import torch
 
 import ckcontrol as ck
 from ckcontrol.decoding.weight_rows import BASE, DIALS, rows_take
-from ckcontrol.eval.run_files import read_json
+from ckcontrol.eval.figures.aggregate import aggregate
+from ckcontrol.eval.figures.cells import collect
+from ckcontrol.eval.figures.compare import compare
+from ckcontrol.eval.run_files import items, read_card, samples
 from ckcontrol.eval.tasks.facts import shipped
 from ckcontrol.heads.choosing.panel import NEUTRAL, perplexity
 
@@ -71,18 +75,29 @@ def neutral(model_name: str, dials: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(folders: list[str]) -> list[dict[str, Any]]:
-    """Return one row per run, arm and state: n, and each metric as value, low, high."""
+def table(folders: list[str], without: str | None) -> list[dict[str, Any]]:
+    """Return one row per run, arm and state: n, each metric as value, low, high, and the same less off's, paired."""
     rows = []
-    for folder in folders:
-        results = read_json(Path(folder) / "results.json")
-        for cell in results["cells"]:
-            row = {"run": Path(folder).name, "arm": cell["arm"], "state": cell["state"], "n": cell["n"]}
+    for folder in map(Path, folders):
+        asked = [item for item in items(folder) if item["meta"].get("relation") != without]
+        card = read_card(folder)
+        cells = aggregate(card, asked, samples(folder))["cells"]
+        found = collect(asked, samples(folder))
+        arms = [(arm["name"], "off") for arm in card["arms"]]
+        longest = card["options"]["max_new_tokens"]
+        less = {
+            (row["state"], row["arm_a"], row["metric"]): [row[key] for key in ("difference", "low", "high")]
+            for row in compare(found, found, arms=arms, metrics=METRICS, longest=longest)
+        }
+        for cell in cells:
+            row = {"run": folder.name, "arm": cell["arm"], "state": cell["state"], "n": cell["n"]}
             for name in METRICS:
-                if found := cell["metrics"].get(name):
-                    row[name] = [round(100 * found[key], 1) for key in ("value", "low", "high")]
+                if had := cell["metrics"].get(name):
+                    row[name] = [round(100 * had[key], 1) for key in ("value", "low", "high")]
+                    if change := less.get((cell["state"], cell["arm"], name)):
+                        row[f"{name}_less_off"] = [round(100 * x, 1) for x in change]
             rows.append(row)
-            print(row, flush=True)
+            print(json.dumps(row), flush=True)
     return rows
 
 
@@ -94,13 +109,14 @@ def main() -> None:
     parser.add_argument("--unseen", default="us_state_capital", help="the relation that is held out")
     parser.add_argument("--asked", type=int, default=40, help="facts of asked.jsonl")
     parser.add_argument("--of-unseen", type=int, default=14, help="how many of them are of the relation held out")
+    parser.add_argument("--without", help="table: a relation to leave out")
     parser.add_argument("--json")
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.what == "split":
         split(Path(args.folders[0]), args.unseen, args.asked, args.of_unseen)
         return
-    made = neutral(args.model, args.folders) if args.what == "perplexity" else table(args.folders)
+    made = neutral(args.model, args.folders) if args.what == "perplexity" else table(args.folders, args.without)
     if args.json:
         Path(args.json).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
