@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..decoding.refusals import bare
 from ..decoding.weight_rows import BASE, DIALS, rows_now
-from ..errors import UnsupportedMode
+from ..errors import UnsupportedMode, WeightsError
 from .adapters import attach
 from .manifest import Manifest
 
@@ -92,6 +92,10 @@ def _updates(wrapped: Any, names: list[str]) -> dict[str, dict[str, tuple[Tensor
                 for name in names
                 if name in layer.lora_A
             }
+            if not found[path] or any(side.dim() != 2 for pair in found[path].values() for side in pair):
+                raise WeightsError(
+                    f"the dial adapts {path!r}, which is no linear layer.", "Train a LoRA of linear layers alone."
+                )
     return found
 
 

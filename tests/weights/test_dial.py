@@ -159,6 +159,22 @@ def test_mixing_and_loading_say_nothing_of_the_libraries_beneath(folders, tmp_pa
     unload(model)
 
 
+def test_an_adapter_of_the_embedding_is_refused_and_the_model_left_as_it_was(dial: Path, tmp_path: Path):
+    model, _ = tiny_model("llama")
+    config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(model, config)
+    for step in ("step0", "step8"):
+        wrapped.save_pretrained(str(tmp_path / "dial" / step), save_embedding_layers=False)
+    told = json.loads((dial / "ckcontrol-dial.json").read_text())
+    told["adapters"] = [row for row in told["adapters"] if row["folder"] in ("step0", None, "step8")]
+    (tmp_path / "dial" / "ckcontrol-dial.json").write_text(json.dumps(told))
+    fresh, _ = tiny_model("llama")
+    with pytest.raises(WeightsError, match=r"'model\.embed_tokens', which is no linear layer.*linear layers alone"):
+        load(fresh, tmp_path / "dial")
+    assert not any("lora" in name for name, _ in fresh.named_modules())
+    load(fresh, dial)
+
+
 def test_a_layer_that_no_longer_knows_its_rows_is_refused(loaded):
     """Rows of one adapter need not be told apart; of several they must be."""
     model, _ = loaded
