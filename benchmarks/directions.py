@@ -106,26 +106,28 @@ def speed(model: Any, tokenizer: Any, args: argparse.Namespace, repeats: int = 9
     Seconds of this process, not of the clock: neighbours on the machine then count for little.
     """
     pair = ck.build_pair(tokenizer, "Tell a long story about Lima.", ["The capital of Peru is Lima, by the sea."])
-    ways: dict[str, tuple[bool, str, Around]] = {
-        "plain": (False, "", nullcontext),
-        "two streams": (True, "", nullcontext),
+    bare = ck.load(args.model)[0] if args.dial else model  # without a dial's hooks
+    ways: dict[str, tuple[Any, bool, str, Around]] = {
+        "plain": (bare, False, "", nullcontext),
+        "two streams": (bare, True, "", nullcontext),
     }
     if args.direction:
         direction = ck.heads.Direction.load(args.direction)
         alpha = 0.0 if direction.context else 1.0
-        ways["direction"] = (False, "", partial(ck.heads.added, model, direction, alpha))
+        ways["direction"] = (model, False, "", partial(ck.heads.added, model, direction, alpha))
     if args.dial:
         names = [DIALS[model][a] for a in (0.0, 1.0)]
         ways |= {
-            "weights, one adapter": (False, names[0], nullcontext),
-            "weights, two": (False, "+".join(names), nullcontext),
+            "weights, none": (model, False, "", nullcontext),
+            "weights, one adapter": (model, False, names[0], nullcontext),
+            "weights, two": (model, False, "+".join(names), nullcontext),
         }
     for batch in (1, 8, 32):
         found: dict[str, list[float]] = {name: [] for name in ways}
         running = {}
-        for name, (two, _, around) in ways.items():
+        for name, (which, two, _, around) in ways.items():
             streams = TwoStreams(
-                stream_of(model, [pair.contextual], 0), stream_of(model, [pair.parametric], 0) if two else None,
+                stream_of(which, [pair.contextual], 0), stream_of(which, [pair.parametric], 0) if two else None,
                 share=two, reserve=64,
             )  # fmt: skip
             with around(), torch.no_grad():
@@ -133,7 +135,7 @@ def speed(model: Any, tokenizer: Any, args: argparse.Namespace, repeats: int = 9
                 streams.select(torch.zeros(batch, dtype=torch.long))
             running[name] = streams
         for _ in range(repeats):
-            for name, (_, adapters, around) in ways.items():
+            for name, (_, _, adapters, around) in ways.items():
                 if adapters:
                     each = adapters.split("+")
                     running[name].contextual.adapters = tuple(each[i % len(each)] for i in range(batch))

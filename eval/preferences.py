@@ -173,7 +173,8 @@ def export_pairs(
     the chosen answer follows), ``task``, ``id``, ``group``, ``toward`` and, in ``arms``, who wrote both.
 
     Args:
-        folder: A finished run; one with arms on both sides of the dial has both answers to most questions.
+        folder: A run, of which the answers so far are taken; one with arms on both sides of the dial has both answers
+            to most questions.
         out: The file; replaced whole, or not at all.
         toward: ``"context"`` or ``"memory"``.
         balance: Leave out pairs, see `balanced`.

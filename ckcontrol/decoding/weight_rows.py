@@ -1,7 +1,7 @@
 """Which adapter each row of a running forward takes, for `Control("weights")`.
 
 A dial that is loaded onto a model is entered here; a stream carries the names of its rows' adapters through forwards.
-Knows names and rows; the adapters themselves, and the hooks that read `row_adapters`, are ckcontrol/weights.
+Knows names and rows; the adapters themselves, and the hooks that read `rows_now`, are ckcontrol/weights.
 """
 
 from __future__ import annotations
@@ -12,28 +12,66 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from ..errors import ControlError, UnsupportedMode
 from ..policies import Policy, Weights
 from .refusals import bare
 
-__all__ = ["BASE", "DIALS", "adapters_of", "by_adapter", "nearest", "row_adapters", "rows_take"]
+__all__ = ["BASE", "DIALS", "Rows", "adapters_of", "by_adapter", "nearest", "rows_now", "rows_take"]
 
 T = TypeVar("T")
 BASE = "__base__"  # PEFT's name, in a batch of several adapters, for a row without one
 # Model -> alpha -> name of its adapter.
 DIALS: weakref.WeakKeyDictionary[Any, Mapping[float, str]] = weakref.WeakKeyDictionary()
-_ROWS: ContextVar[tuple[str, ...] | None] = ContextVar("row_adapters", default=None)
+_ROWS: ContextVar[Rows | None] = ContextVar("rows_now", default=None)
 
 
-def row_adapters() -> tuple[str, ...] | None:
-    """Return the adapter of each row of the running forward; None where all rows are the base model."""
+class Rows:
+    """The adapter of each row of one forward.
+
+    Args:
+        names: One per row; `BASE` for none.
+
+    Attributes:
+        used: The adapters that some row takes, each once, sorted.
+        only: The one that every row takes; None where they differ.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.used = tuple(sorted({*names} - {BASE}))
+        self.only = names[0] if len({*names}) == 1 else None
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+
+    def keep(self, widths: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return [B, sum of widths], 1 where a place is that of the row's adapter and else 0.
+
+        Args:
+            widths: How many places each adapter of `used` has.
+            like: Gives dtype and device.
+        """
+        if widths not in self._kept:
+            table = torch.zeros(len(self.names), sum(widths))
+            for row, name in enumerate(self.names):
+                if name in self.used:
+                    place = self.used.index(name)
+                    first = sum(widths[:place])
+                    table[row, first : first + widths[place]] = 1
+            self._kept[widths] = table.to(like)
+        return self._kept[widths]
+
+
+def rows_now() -> Rows | None:
+    """Return the rows of the running forward; None where all of them are the base model."""
     return _ROWS.get()
 
 
 @contextmanager
 def rows_take(names: tuple[str, ...] | None) -> Iterator[None]:
     """Say which adapters the rows of the forwards in this block take."""
-    token = _ROWS.set(names)
+    token = _ROWS.set(None if names is None else Rows(names))
     try:
         yield
     finally:

@@ -195,7 +195,7 @@ def check_in_weights(policy: Policy, where: str) -> None:
     if policy.in_weights:
         raise UnsupportedMode(
             f"method {policy.name!r} needs an adapter of its own for every row, which {where} does not give.",
-            "Use ckcontrol.generate, Rag or `ckcontrol serve`.",
+            "Use ckcontrol.generate, Rag, `ckcontrol serve` or SteeredLLM(weights=...).",
         )
 
 
@@ -220,7 +220,7 @@ def check_drafts(policies: Iterable[Policy], where: str) -> None:
             raise UnsupportedMode(
                 f"method {policy.name!r} reads its drafts after the passages without the question, which {where} "
                 "does not have.",
-                "Use ckcontrol.generate, Rag or `ckcontrol serve`.",
+                "Use ckcontrol.generate, Rag, `ckcontrol serve` or SteeredLLM(weights=...).",
             )
 
 

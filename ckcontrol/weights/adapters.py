@@ -6,16 +6,31 @@ Knows PEFT's files and its `PeftModel`; knows no dial and no alpha.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..decoding.refusals import bare
+from ..decoding.weight_rows import DIALS
 from ..errors import WeightsError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["attach", "check_adapter", "check_unadapted"]
+
+# What a LoRA of PEFT's may have beside two matrices per layer.
+_MORE = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "arrow_config",
+)
 
 
 def check_adapter(folder: Path) -> Mapping[str, Any]:
@@ -29,8 +44,10 @@ def check_adapter(folder: Path) -> Mapping[str, Any]:
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{str(folder)!r} holds no adapter: {error}", "Give a folder that PEFT wrote.") from error
-    if kind != "LORA" or config.get("use_dora"):
-        raise WeightsError(f"{str(folder)!r} is {kind!r:.20}, or DoRA.", "Train a plain LoRA.")
+    if kind != "LORA":
+        raise WeightsError(f"{str(folder)!r} is {kind!r:.20}.", "Train a plain LoRA.")
+    if more := [name for name in _MORE if config.get(name)]:
+        raise WeightsError(f"{str(folder)!r} has {more[0]}={config[more[0]]!r:.60}.", "Train a plain LoRA without it.")
     if not (folder / "adapter_model.safetensors").is_file():
         raise WeightsError(
             f"{str(folder)!r} holds no adapter_model.safetensors.", "Save it with safe_serialization=True: no pickle."
@@ -46,7 +63,7 @@ def check_unadapted(model: PreTrainedModel) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if bare(model) in DIALS or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
 
 
@@ -72,11 +89,13 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
             try:
                 config = PeftConfig.from_pretrained(str(folder))
                 config.inference_mode = True
-                if wrapped is None:
-                    wrapped = PeftModel(model, config, adapter_name=name)
-                else:
-                    wrapped.add_adapter(name, config)
-                read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
+                    if wrapped is None:
+                        wrapped = PeftModel(model, config, adapter_name=name)
+                    else:
+                        wrapped.add_adapter(name, config)
+                    read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise _of_another(folder, " ".join(str(error).split())[:200]) from error
             if lost := [*read.missing_keys, *read.unexpected_keys]:

@@ -298,7 +298,8 @@ def _waves(out: Path, card: dict[str, Any], arms: Sequence[Arm]) -> list[list[Ar
     if added or missing in [list(held)[: sum(sizes[:count])] for count in range(len(sizes))]:
         mine = {name: mine.get(name) or _arm(out, arm) for name, arm in held.items()} | {a.name: a for a in added}
     if added:
-        check_same(out, {**card, "arms": [arm.to_dict() for arm in mine.values() if arm.name in held]})
+        begun = {key: value for key, value in card.items() if key != "dial" or key in there}  # a dial may come later
+        check_same(out, {**begun, "arms": [arm.to_dict() for arm in mine.values() if arm.name in held]})
         if len({arm.control.shortlist for arm in mine.values()}) > 1:
             raise EvalError(f"{out} holds arms of other candidates or candidate_ratio.", "Run into another folder.")
         sizes = [*sizes, len(added)]

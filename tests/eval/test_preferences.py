@@ -196,4 +196,8 @@ def test_the_command_counts_what_it_wrote(tmp_path, capsys):
     told = capsys.readouterr().err
     assert f"{INCLUSION}: 1 of 1 (irrelevant 1 of 1)" in told
     assert f"{IGNORANCE}: 1 of " in told
+    assert f"{folder} is not finished" in told
+    (folder / "results.json").write_text("{}", encoding="utf-8")
+    assert main(["eval", "export-pairs", str(folder), "--out", str(out), "--as-said"]) == 0
+    assert "not finished" not in capsys.readouterr().err
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2

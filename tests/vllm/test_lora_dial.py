@@ -1,4 +1,4 @@
-"""A dial of adapters in vLLM: a stock engine takes its folders, without anything of this library.
+"""A dial of adapters in vLLM: a stock engine takes its folders, and ours an adapter per request.
 
 What an adapter is meant to do is computed by hand here, from PEFT's files; tests/weights holds PEFT to the same.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import ckcontrol as ck
+from ckcontrol.errors import ControlError, ServingError, WeightsError
 from ckcontrol.heads.fingerprint import Fingerprint
 from ckcontrol.models.load import load
 from ckcontrol.weights.manifest import Manifest
@@ -18,7 +19,7 @@ from ckcontrol.weights.manifest import Manifest
 from ..weights.by_hand import merged, write_adapter
 
 QUESTIONS = [("Who rules Oz?", ["Ozma rules Oz."]), ("Where is Ys?", []), ("What is Mu's capital?", ["Mu: Ra."])]
-ENGINE: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
+ENGINE: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 12}
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,84 @@ def test_stock_vllm_loads_an_exported_adapter_and_gives_its_tokens(small: Any, d
             assert list(made[0].outputs[0].token_ids) == wanted, name
     finally:
         llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.usefixtures("vllm_here")
+def test_one_request_per_question_takes_the_adapter_of_its_alpha(small: Any, dial: Path) -> None:
+    """In one engine: stock requests for each adapter, the same through `SteeredLLM`, and beside a pair."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from ckcontrol.vllm import SteeredLLM
+
+    folder, model, tokenizer = small
+    asked = [(question, alpha) for question in QUESTIONS for alpha in (0.0, 0.3, 0.5, 0.9)]
+    names = {0.0: "step0", 0.3: None, 0.5: None, 0.9: "step2"}  # 0.3 is nearer to 0.5
+    with SteeredLLM(folder, weights=dial, **ENGINE) as llm:
+        ids = [list(ck.build_pair(tokenizer, *question).contextual) for question, _ in asked]
+        stock = llm.llm.generate(
+            [{"prompt_token_ids": row} for row in ids],
+            SamplingParams(temperature=0.0, max_tokens=10),
+            lora_request=[
+                None if name is None else LoRARequest(name, 1 + int(name[-1]) // 2, str(dial / name))  # as ours
+                for name in (names[alpha] for _, alpha in asked)
+            ],
+            use_tqdm=False,
+        )
+        wanted = {name: by_hand(folder, name and dial / name, ids[0], 10) for name in (None, "step0", "step2")}
+        for (question, alpha), made in zip(asked, stock, strict=True):
+            if question == QUESTIONS[0]:
+                assert list(made.outputs[0].token_ids) == wanted[names[alpha]], alpha  # as PEFT's files say
+        assert len({tuple(row) for row in wanted.values()}) == 3
+        controls = [ck.Control("weights", alpha=alpha) for _, alpha in asked]
+        answers = llm.generate([question for question, _ in asked], control=controls, max_new_tokens=10)
+        for answer, made, control in zip(answers, stock, controls, strict=True):
+            end = [*made.outputs[0].token_ids, 258].index(258) + 1  # ours ends there, as `ckcontrol.generate` does
+            assert list(answer.token_ids) == list(made.outputs[0].token_ids)[:end]
+            assert answer.control == control and not answer.tokens
+        pair = ck.Control("cad", alpha=0.2)
+        both = llm.generate([QUESTIONS[0], QUESTIONS[0]], control=[pair, controls[0]], max_new_tokens=10)
+        assert both[1].token_ids == answers[0].token_ids
+        alone = ck.generate(model, tokenizer, *QUESTIONS[0], control=pair, max_new_tokens=10)
+        assert both[0].token_ids == alone.token_ids
+        for options, named in (
+            ({"trace": True}, "trace=True"),
+            ({"do_sample": True, "seed": 3}, "seed=3"),
+            ({"repetition_penalty": 1.2, "penalty_scope": "generated"}, "penalty_scope='generated'"),
+        ):
+            with pytest.raises(ControlError, match=rf"{named}.*alpha=0\.0\).*ckcontrol\.generate"):
+                llm.generate([QUESTIONS[0]], control=controls[0], **options)
+
+
+@pytest.mark.usefixtures("vllm_here")
+def test_an_engine_without_lora_or_a_dial_of_other_ranks_is_refused(small: Any, dial: Path, tmp_path: Path) -> None:
+    from ckcontrol.vllm import SteeredLLM
+
+    folder, _, _ = small
+    with pytest.raises(ServingError, match=r"enable_lora=True, and False was given.*Leave enable_lora out"):
+        SteeredLLM(folder, weights=dial, enable_lora=False, **ENGINE)
+    with pytest.raises(ServingError, match=r"max_lora_rank=8, and 1 was given"):
+        SteeredLLM(folder, weights=dial, max_lora_rank=1, **ENGINE)
+    with pytest.raises(ServingError, match=r"max_loras=3, and 2 was given"):
+        SteeredLLM(folder, weights=dial, max_loras=2, **ENGINE)
+    with pytest.raises(WeightsError, match=r"is no dial.*weights mix"):
+        SteeredLLM(folder, weights=tmp_path, **ENGINE)
+
+
+def test_the_method_without_a_dial_is_refused_before_the_engine_is_asked() -> None:
+    from ckcontrol.vllm import SteeredLLM
+
+    llm = SteeredLLM.__new__(SteeredLLM)
+    llm.dial = None
+    with pytest.raises(ControlError, match=r"alpha=0\.2\).*without a dial.*SteeredLLM\(model, weights="):
+        llm._check_single([ck.Control("weights", alpha=0.2)], ck.GenerateOptions())
+
+
+def test_a_dial_of_another_model_is_refused_by_its_shape(dial: Path) -> None:
+    from types import SimpleNamespace
+
+    from ckcontrol.vllm.offline.lora_dial import LoraDial
+
+    here = SimpleNamespace(model_type="llama", num_hidden_layers=3, num_attention_heads=2, hidden_size=64)
+    with pytest.raises(WeightsError, match=r"\('llama', 2, 2, 64\).*\('llama', 3, 2, 64\).*that its adapters"):
+        LoraDial(dial).check(here)

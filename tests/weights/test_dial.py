@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import ckcontrol as ck
 from ckcontrol.decoding.inputs import plan_of
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.decoding.running import RunningBatch
+from ckcontrol.decoding.weight_rows import rows_take
 from ckcontrol.errors import ControlError, UnsupportedMode, WeightsError
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.weights import METHODS, load, mix, shares, unload
@@ -148,6 +150,41 @@ def _update(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def test_mixing_and_loading_say_nothing_of_the_libraries_beneath(folders, tmp_path: Path):
+    model, _ = tiny_model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mix(model, *folders, tmp_path / "dial", steps=5)
+        load(model, tmp_path / "dial")
+    unload(model)
+
+
+def test_an_adapter_of_the_embedding_is_refused_and_the_model_left_as_it_was(dial: Path, tmp_path: Path):
+    model, _ = tiny_model("llama")
+    config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(model, config)
+    for step in ("step0", "step8"):
+        wrapped.save_pretrained(str(tmp_path / "dial" / step), save_embedding_layers=False)
+    told = json.loads((dial / "ckcontrol-dial.json").read_text())
+    told["adapters"] = [row for row in told["adapters"] if row["folder"] in ("step0", None, "step8")]
+    (tmp_path / "dial" / "ckcontrol-dial.json").write_text(json.dumps(told))
+    fresh, _ = tiny_model("llama")
+    with pytest.raises(WeightsError, match=r"'model\.embed_tokens', which is no linear layer.*linear layers alone"):
+        load(fresh, tmp_path / "dial")
+    assert not any("lora" in name for name, _ in fresh.named_modules())
+    load(fresh, dial)
+
+
+def test_a_layer_that_no_longer_knows_its_rows_is_refused(loaded):
+    """Rows of one adapter need not be told apart; of several they must be."""
+    model, _ = loaded
+    layer, x = model.model.layers[0].self_attn.q_proj, torch.randn(3, 32)
+    with rows_take(("step0", "step0")):
+        assert layer(x).shape[0] == 3
+    with rows_take(("step0", "step8")), pytest.raises(UnsupportedMode, match=r"2 questions are 3 rows.*of its own"):
+        layer(x)
+
+
 def test_shares_pass_through_both_ends_and_the_middle():
     assert shares(0.0) == (1, 0) and shares(0.5) == (0, 0) and shares(1.0) == (0, 1)
     assert shares(0.3) == pytest.approx(shares(0.7)[::-1])
@@ -199,7 +236,7 @@ def test_refusals_of_loading_and_mixing(dial: Path, folders, tmp_path: Path):
     with pytest.raises(WeightsError, match="another model: family is 'llama' there and 'qwen3' here"):
         load(tiny_model("qwen3")[0], dial)
     load(model, dial)
-    with pytest.raises(WeightsError, match="a dial already"):
+    with pytest.raises(WeightsError, match=r"a dial or adapters already.*unload"):
         load(model, dial)
     unload(model)
     with pytest.raises(WeightsError, match=r"steps=8 leaves out alpha 0.5.*Take 9"):

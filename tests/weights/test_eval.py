@@ -89,6 +89,20 @@ def test_the_command_runs_arms_of_a_dial_and_names_it_in_the_card(
     assert card["model_fingerprint"] == json.loads((dial / "ckcontrol-dial.json").read_text())["base"]
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert {"weights@0", "weights@1"} <= {arm["name"] for arm in card["arms"]} and results
+    # a run of other methods takes a dial later
+    assert main([*run, "--methods", "off", "--out", str(tmp_path / "b")]) == 0
+    assert main([*run, "--out", str(tmp_path / "b"), "--weights", str(dial)]) == 0
+    later = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert later["dial"] == card["dial"] and [arm["name"] for arm in later["arms"]] == ["off", "weights@0", "weights@1"]
+    said = [
+        {
+            (line["id"], line["arm"]): line.get("text")
+            for line in map(json.loads, file.read_text().splitlines())
+            if "arm" in line
+        }
+        for file in (tmp_path / name / "samples.jsonl" for name in "ab")
+    ]
+    assert said[0] == said[1]
     # a dial of other weights is another run
     other = tmp_path / "other"
     ck.weights.mix(

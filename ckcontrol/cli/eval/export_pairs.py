@@ -14,7 +14,7 @@ __all__ = ["export_pairs"]
 
 
 def export_pairs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A finished run's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the pairs go, as JSON lines.")],
     toward: Annotated[str, typer.Option(help="Which source wins a conflict: context or memory.")] = "context",
     balance: Annotated[
@@ -46,6 +46,8 @@ def export_pairs(
             continue
         parts = ", ".join(f"{state} {kept.get(state, 0)} of {count}" for state, count in found.items())
         _say(f"{error}: {sum(kept.values())} of {sum(found.values())} ({parts})")
+    if not (folder / "results.json").exists():
+        _say(f"{folder} is not finished: these are of the answers it has so far. The command that began it goes on.")
     if made.substituted:
         _say(f"In {made.substituted} of them one text is the other with the name replaced: no arm wrote it.")
     _say(f"Wrote {out}")

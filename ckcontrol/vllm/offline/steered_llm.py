@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...answer import Answer, TokenTrace
@@ -17,11 +18,12 @@ from ...decoding.options import GenerateOptions
 from ...decoding.prompts import PromptPair, PromptTemplate, build_pair
 from ...decoding.recorder import record
 from ...decoding.token_texts import pieces, said
-from ...errors import ControlError, HeadsError, NonFiniteLogits, PromptError, ServingError
+from ...errors import ControlError, HeadsError, NonFiniteLogits, PromptError, ServingError, WeightsError
 from ..contract import fallback
 from ..contract import pair_params as params
 from ..engine import compat
 from .jobs import Job, given_of, parts
+from .lora_dial import LoraDial, check_options
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -64,6 +66,8 @@ class SteeredLLM:
         template_kwargs: Variables of the chat template, e.g. ``{"enable_thinking": False}``.
         heads: Mask where `generate` is given none; runs the model in eager mode unless told otherwise. Masks act on
             both rows, as in `heads.pruned`.
+        weights: A dial, the folder that `ckcontrol weights mix` wrote: ``Control("weights", alpha=...)`` is then one
+            request with the adapter nearest to its alpha, beside pairs of other methods; vLLM draws, without a trace.
         on_lost: What happens when the engine gives a pair up: ``"fail"``, an error; or ``"contextual"``, the
             prompt with the passages is answered alone, by vLLM's own sampling, and `lost` says so.
         **engine: Arguments of vLLM's `LLM`, e.g. ``dtype``, ``max_model_len``, ``gpu_memory_utilization``.
@@ -75,7 +79,9 @@ class SteeredLLM:
 
     Raises:
         MissingExtra: vLLM is not installed.
-        ServingError: An unknown version of vLLM, a setting that pairs cannot live with, or an unknown `on_lost`.
+        ServingError: An unknown version of vLLM, a setting that pairs or adapters cannot live with, or an unknown
+            `on_lost`.
+        WeightsError: `weights` is no dial, or one for another model.
 
     Example:
         >>> with SteeredLLM("model", control=Control(alpha=0.2)) as llm:  # doctest: +SKIP
@@ -90,11 +96,14 @@ class SteeredLLM:
         template: PromptTemplate | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         heads: HeadMask | None = None,
+        weights: str | Path | None = None,
         on_lost: str = "fail",
         **engine: Any,
     ) -> None:
         self.heads, self.on_lost = heads, fallback.choice(on_lost)
-        arguments = engine_arguments(**({"enforce_eager": True} if heads else {}) | engine)
+        self.dial = None if weights is None else LoraDial(weights)
+        given = engine if self.dial is None else self.dial.arguments(engine)
+        arguments = engine_arguments(**({"enforce_eager": True} if heads else {}) | given)
         from vllm import LLM
 
         self.control = check_control(control)
@@ -102,6 +111,12 @@ class SteeredLLM:
         self.lost: dict[int, str] = {}
         self.llm: LLM = LLM(model=model, **arguments)
         self._closed = False
+        try:
+            if self.dial is not None:
+                self.dial.check(self.llm.llm_engine.model_config.hf_text_config)
+        except WeightsError:
+            self.close()
+            raise
         self._ends = self._end_tokens()
 
     def __enter__(self) -> SteeredLLM:
@@ -140,7 +155,7 @@ class SteeredLLM:
             One `Answer` per item, in order.
 
         Raises:
-            ControlError: A control or option that cannot be honoured.
+            ControlError: A control or option that cannot be honoured; the method ``weights`` without a dial.
             HeadsError: A mask for another model, or an engine in which masks cannot act.
             PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
             NonFiniteLogits: The logits became NaN or infinite; ``error.partial`` holds the answers, that one cut.
@@ -173,31 +188,33 @@ class SteeredLLM:
             for question, passages in asked
         ]
         used = [c if p.passages else c.without_passages() for c, p in zip(controls, pairs, strict=True)]
-        own = [[Job(i, draft) for draft in params.drafts(control)] for i, control in enumerate(used)]
+        single = [i for i, control in enumerate(used) if control.policy().in_weights]
+        self._check_single([used[i] for i in single], chosen)
+        own = [
+            [] if i in single else [Job(i, draft) for draft in params.drafts(control)] for i, control in enumerate(used)
+        ]
         self.lost = {}
-        alone: dict[int, list[int]] = {}
+        alone = self._run_single(single, pairs, used, masks, chosen) if single else {}
         for part in parts(own, chosen):
             alone |= self._run(part, pairs, used, masks, chosen)
             self._fetch(part)
         answers = []
         for i, pair in enumerate(pairs):
-            given, drafts = given_of(
-                own[i],
+            job, drafts = given_of(
+                own[i] or [Job(i, "", ids=alone[i])],
                 used[i],
                 i in self.lost,
                 asked[i][0],
                 pair.passages,
                 lambda ids: said(tokenizer, ids, ends=self._ends, thinking=pairs[0].thinking).text,
             )
-            ids = alone[i] if i in self.lost else given.ids
+            ids = alone.get(i, job.ids)
             say = partial(said, tokenizer, stop=chosen.stop, ends=self._ends, thinking=pair.thinking)
             told = say(ids)
             answers.append(
                 Answer(
                     text=told.text,
-                    tokens=_trace(ids, pieces(tokenizer, ids), given.rows)
-                    if chosen.trace and i not in self.lost
-                    else (),
+                    tokens=_trace(ids, pieces(tokenizer, ids), job.rows) if chosen.trace and i not in self.lost else (),
                     token_ids=tuple(ids),
                     question=asked[i][0],
                     passages=pair.passages,
@@ -230,9 +247,7 @@ class SteeredLLM:
     ) -> dict[int, list[int]]:
         """Run some pairs; return what was answered alone, by item."""
         prompts, asked = [], []
-        ending: dict[str, Any] = {"stop_token_ids": tuple(sorted({*self._ends, *chosen.stop_token_ids}))}
-        # Stop texts go to both rows, which say the same; only they need the engine to turn tokens into text.
-        ending |= {"detokenize": True, "stop": list(chosen.stop)} if chosen.stop else {"detokenize": False}
+        ending = self._ending(chosen)
         seeded = {job.item: params.seeded(chosen) for job in jobs}  # one for all drafts of an item
         for job in jobs:
             i, (extra, salted) = job.item, masks[job.item]
@@ -270,6 +285,42 @@ class SteeredLLM:
             if why := _given_up(output.outputs[0]):
                 raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
         return {i: list(output.outputs[0].token_ids) for i, output in zip(lost, alone, strict=True)}
+
+    def _check_single(self, controls: list[Control], chosen: GenerateOptions) -> None:
+        """Refuse controls in the weights without a dial, and options that their requests cannot have."""
+        if controls and self.dial is None:
+            raise ControlError(
+                f"Control('weights', alpha={controls[0].alpha!r}) met an engine without a dial.",
+                'Make it with one: SteeredLLM(model, weights="dial/").',
+            )
+        for control in controls:
+            check_options(chosen, control)
+
+    def _run_single(
+        self,
+        items: list[int],
+        pairs: list[PromptPair],
+        controls: list[Control],
+        masks: list[tuple[dict[str, str], dict[str, str]]],
+        chosen: GenerateOptions,
+    ) -> dict[int, list[int]]:
+        """Answer items whose control is in the weights, each as one request; return their tokens."""
+        how = self._ending(chosen) | fallback.vllm_sampling(chosen)
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(pairs[i].contextual)} | masks[i][1] for i in items],
+            [params.sampling_params(masks[i][0], max_tokens=chosen.max_new_tokens, **how) for i in items],
+            lora_request=[self.dial.request(controls[i]) for i in items],  # type: ignore[union-attr]
+            use_tqdm=False,
+        )
+        for i, output in zip(items, outputs, strict=True):
+            if why := _given_up(output.outputs[0]):
+                raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
+        return {i: list(output.outputs[0].token_ids) for i, output in zip(items, outputs, strict=True)}
+
+    def _ending(self, chosen: GenerateOptions) -> dict[str, Any]:
+        """Return where an answer ends, in vLLM's fields; only stop texts need the engine to turn tokens into text."""
+        ending: dict[str, Any] = {"stop_token_ids": tuple(sorted({*self._ends, *chosen.stop_token_ids}))}
+        return ending | ({"detokenize": True, "stop": list(chosen.stop)} if chosen.stop else {"detokenize": False})
 
     def _fetch(self, jobs: list[Job]) -> None:
         """Bring what the workers know of the pairs into the jobs."""

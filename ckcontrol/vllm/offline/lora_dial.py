@@ -1,0 +1,116 @@
+"""The dial in the weights in a vLLM engine: one ordinary request per question, with the adapter nearest to its alpha.
+
+Knows a dial's folder and vLLM's LoRA arguments; knows no pairs, and nothing of how answers are read. vLLM itself loads
+the adapters, draws, and keeps prefixes of different adapters apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...control import Control
+from ...decoding.options import GenerateOptions
+from ...decoding.weight_rows import nearest
+from ...errors import ControlError, ServingError, WeightsError
+from ...policies import Weights
+from ...weights.adapters import check_adapter
+from ...weights.manifest import Manifest
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+__all__ = ["LoraDial", "check_options"]
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+
+
+class LoraDial:
+    """A dial's adapters as vLLM takes them.
+
+    Args:
+        folder: What `ckcontrol weights mix` wrote.
+
+    Raises:
+        WeightsError: No dial, a damaged one, or an adapter of a rank that vLLM does not take.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        self.manifest = Manifest.read(self.folder)
+        self._numbers = {
+            name: number for number, name in enumerate(filter(None, self.manifest.adapters.values()), start=1)
+        }
+        configs = [check_adapter(self.folder / name) for name in self._numbers]
+        self.rank = max(
+            int(most) for config in configs for most in (config["r"], *(config.get("rank_pattern") or {}).values())
+        )
+        if self.rank > RANKS[-1]:
+            raise WeightsError(
+                f"{str(folder)!r} has rank {self.rank}, and vLLM takes {RANKS[-1]}.", "Train a lower one."
+            )
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of an engine that takes the adapters; those given stay.
+
+        Raises:
+            ServingError: The engine is to have no LoRA, none of this rank, or too few at once.
+        """
+        ours: dict[str, Any] = {
+            "enable_lora": True,
+            "max_lora_rank": next(rank for rank in RANKS if rank >= self.rank),
+            # One more: vLLM 0.32 on a CPU gives rows without an adapter what lies in the last place, which stays empty.
+            "max_loras": len(self._numbers) + 1,
+        }
+        made = {**ours, **given}
+        small = (name for name, least in ours.items() if made[name] < (self.rank if name == "max_lora_rank" else least))
+        if name := next(small, ""):
+            raise ServingError(
+                f"weights={str(self.folder)!r} needs {name}={ours[name]}, and {given[name]!r} was given.",
+                f"Leave {name} out.",
+            )
+        return made
+
+    def check(self, config: Any) -> None:
+        """Refuse an engine of another model, by the shapes of vLLM's text configuration; weights are not compared.
+
+        Raises:
+            WeightsError: Names both.
+        """
+        base = self.manifest.base
+        mine = (base.family, base.layers, base.heads, base.hidden)
+        here = (config.model_type, config.num_hidden_layers, config.num_attention_heads, config.hidden_size)
+        if mine != here:
+            raise WeightsError(
+                f"{str(self.folder)!r} is for {mine}, and the model is {here} (family, layers, heads, width).",
+                "Load the model that its adapters were trained on.",
+            )
+
+    def request(self, control: Control) -> LoRARequest | None:
+        """Return what a request with this control names; None at 0.5, the model without an adapter."""
+        from vllm.lora.request import LoRARequest
+
+        policy = control.policy()
+        name = nearest(self.manifest.adapters, policy.position) if isinstance(policy, Weights) else None
+        return None if name is None else LoRARequest(name, self._numbers[name], str(self.folder / name))
+
+
+def check_options(options: GenerateOptions, control: Control) -> None:
+    """Refuse what vLLM's own sampling cannot do as `ckcontrol.generate` does.
+
+    Raises:
+        ControlError: A trace, a seed, or a penalty that spares the prompt.
+    """
+    what = ""
+    if options.trace:
+        what = "trace=True"
+    elif options.do_sample and options.seed is not None:
+        what = f"seed={options.seed}"
+    elif options.repetition_penalty != 1 and options.penalty_scope == "generated":
+        what = "penalty_scope='generated'"
+    if what:
+        raise ControlError(
+            f"{what}: Control('weights', alpha={control.alpha!r}) is an ordinary request to vLLM, without it.",
+            "Leave it out, or answer with ckcontrol.generate.",
+        )
