@@ -167,14 +167,8 @@ def test_a_bad_value_is_one_sentence(
         out, err = capsys.readouterr()
         *notes, said = err.splitlines()
         shown = value.strip()[:60] or "''"
-        hub = (
-            parameter.name in ("model", "screen") and value.strip()
-        )  # a name that no hub gives: not the caller's fault
-        assert code == 2 or (hub and code == 1), (
-            name,
-            value,
-            err,
-        )  # ModelUnavailable: not the caller's
+        by_hub = parameter.name in ("model", "screen") and value.strip()  # ModelUnavailable: not the caller's
+        assert code == 2 or (by_hub and code == 1), (name, value, err)
         assert out == "" and said.startswith("ckcontrol: ") and "Traceback" not in err, (name, value, err)
         assert not any(line.startswith("ckcontrol: ") for line in notes), (name, value, err)
         assert shown in said or (value == HUGE and "inf" in said) or value == " ", (name, value, err)
