@@ -147,8 +147,8 @@ class Answer:
             before it closed); None where it did not think.
         sources: What it was decoded from with `sources=`: with a method of whole answers what every source says of this
             answer, else their names and passages; empty without.
-        disputed: Passages that bear on the question give several answers, or memory knows another; False where whole
-            answers were not weighed across sources.
+        disputed: Passages that bear on the question give several answers or another one than this, or memory knows
+            another; False where whole answers were not weighed across sources.
     """
 
     text: str

@@ -1,10 +1,10 @@
 """Which passage supports which sentence of an answer, told from the words alone.
 
 A sentence says what its words add to the question. A passage supports it when it holds enough of that, numbers and long
-words counting for more, and speaks of what was asked; a sentence that no passage supports rests on memory. It costs no
-forward, so it is read off any answer, recorded or not, and in any language: words are those of search (words.py).
-Measured against embeddings in benchmarks/citations.py, on whose even seeds the shares below were chosen. Knows texts;
-knows no model.
+words counting for more, and speaks of what was asked; a sentence that no passage supports rests on memory, and so does
+one that asks, as answers do that repeat the question. It costs no forward, so it is read off any answer, recorded or
+not, and in any language: words are those of search (words.py). Measured against embeddings in benchmarks/citations.py,
+on whose even seeds the shares below were chosen. Knows texts; knows no model.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ LONGEST_FORM = 40  # letters of a word that has other forms
 # A sentence ends at a line end; at a full stop of a script without blanks; and at . ! ? … before a blank, where that
 # is neither the stop of an initial or a short title (J. Dr. St.) nor followed by a small letter (e.g. this).
 _END = re.compile(r"\n+|[。！？｡।။።؟۔]+[\"'”’」』）)\]]*\s*|[.!?…]+[\"'”’»)\]]*\s+(?![a-z])")
+_ASKS = re.compile(r"[?？؟\u037e]+[\"'”’»)\]」』）]*$")  # the last is Greek's
 _SHORT = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[A-Z][a-z]|Mrs|Rev|Gen|Col|[^\W\d_](?:\.[^\W\d_])+)\.\s*$")
 
 
@@ -118,7 +119,7 @@ def _support(
         asked_whole: Weight of the question's words.
         asked_held: Of those of them that each passage holds.
     """
-    words = set(words_of(sentence))
+    words = set() if _ASKS.search(sentence) else set(words_of(sentence))
     adds = {word for word in words if word not in asked} or words
     whole, rest = sum(map(_weight, adds)), words - asked.words
     about = [_weighed(rest, passage) + held for passage, held in zip(passages, asked_held, strict=True)]

@@ -73,6 +73,7 @@ def ask(
     else:
         if not given.stream:
             typer.echo(given.said(answer.answer))
+        given.warn_of_cut(answer.answer)
         typer.echo()
         print_cited(answer.cited, answer.hits)
         print_sources(answer.answer)

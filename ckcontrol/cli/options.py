@@ -261,6 +261,11 @@ class Answering:
         thought = (answer.thinking or "") if self.thinking else ""
         return clean("\n\n".join(filter(None, (thought, answer.text))), None)
 
+    def warn_of_cut(self, answer: Answer) -> None:
+        """Say on stderr that an answer did not end by itself."""
+        if answer.finish_reason == "length" and not self.json:
+            typer.echo(f"! Cut at --max-new-tokens {self.max_new_tokens}: a higher one lets it go on.", err=True)
+
     def load(self) -> tuple[Any, Any]:
         """Load the model, with its dial, and its tokenizer, with a spinner."""
         loaded = load(self.model, self.device, self.dtype)

@@ -91,6 +91,7 @@ def answer(
         print_table(made, summary=False)
     elif not given.stream:
         typer.echo(given.said(made))
+    given.warn_of_cut(made)
     if made.sources and not given.json:
         from ..views.terminal import print_sources
 

@@ -67,8 +67,8 @@ class Weighed:
         backing: T of each, its share that is the passages'.
         stances: Of each source, what it says of the answer given: `SUPPORTS`, `CONTRADICTS` or `SILENT`.
         evidence: Of memory's answer against the one to all passages, as in `dial`.
-        disputed: Passages that bear on the question give several answers, or memory one that none of them gives and
-            that it knows (`evidence` above the constant of adaptive).
+        disputed: Passages that bear on the question give several answers, or another one than is given; or memory
+            one that none of them gives and that it knows (`evidence` above the constant of adaptive).
     """
 
     given: int
@@ -166,7 +166,8 @@ def weigh(sources: Sequence[SourceDraft], question: str, policy: Dial) -> Weighe
         for speaks, answer in zip(speak, answers, strict=True)
     ]
     told = {answers[i] for i in offered}
-    disputed = len(told) > 1 or (answers[memory] not in {*told, answers[all_]} and found > ADAPTIVE)
+    knows = answers[memory] not in {*told, answers[all_]} and found > ADAPTIVE
+    disputed = len(told) > 1 or knows or CONTRADICTS in [stances[i] for i in offered]
     known = [None if nothing else answer for nothing, answer in zip(idle, answers, strict=True)]
     return Weighed(given, known, whole, support, stances, found, disputed)
 

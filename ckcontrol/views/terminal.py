@@ -144,9 +144,11 @@ def print_sources(answer: AnswerShape, console: Console | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    if not any(source.stance for source in answer.sources):
-        return
     console = console or open_console()
+    if not any(source.stance for source in answer.sources):
+        if [source.name for source in answer.sources] == ["memory", "all"]:
+            console.print(Text("One passage: the usual two streams, with nothing to weigh across sources.", "dim"))
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("source", "says", "nats", "own", "its answer"):
         table.add_column(name, justify="right" if name in ("nats", "own") else "left", no_wrap=name != "its answer")
@@ -156,7 +158,9 @@ def print_sources(answer: AnswerShape, console: Console | None = None) -> None:
             Text(clean(source.name)), source.stance, *surprises, Text(" ".join(clean(source.text, 200).split()))
         )
     console.print(table)
-    told = "The sources disagree." if answer.disputed else "The passages that bear on the question agree."
+    bear = any(source.stance not in ("", "silent") for source in answer.sources[1:-1])
+    agreed = "The passages that bear on the question agree." if bear else "No passage alone bears on the question."
+    told = "The sources disagree." if answer.disputed else agreed
     console.print(Text(told, "bold yellow" if answer.disputed else "dim"), highlight=False)
 
 

@@ -331,7 +331,7 @@ def test_html_alone_leaves_stdout_to_the_answer(tmp_path: Path, capsys: pytest.C
     assert main(["run", *ASK]) == 0
     answer = capsys.readouterr().out
     assert main(["run", *ASK, "--html", str(page)]) == 0
-    assert capsys.readouterr() == (answer, f"Wrote {page}\n")
+    assert capsys.readouterr() == (answer, f"! Cut at --max-new-tokens 6: a higher one lets it go on.\nWrote {page}\n")
     assert "It was Ann." in page.read_text(encoding="utf-8")
 
 
@@ -405,3 +405,13 @@ def test_sources_say_who_says_what(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(told["disputed"], bool)
     assert main([*asked, "--sources", "all"]) == 2
     assert "each" in capsys.readouterr().err
+
+
+def test_an_answer_that_did_not_end_is_said_to_be_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, so that what is piped on is the answer alone."""
+    call = ["run", "--model", "tiny", "-q", "Who?", "--max-new-tokens"]
+    assert main([*call, "2"]) == 0
+    out, err = capsys.readouterr()
+    assert "! Cut at --max-new-tokens 2" in err and "Cut" not in out
+    assert main([*call, "2", "--json"]) == 0
+    assert "Cut" not in "".join(capsys.readouterr())

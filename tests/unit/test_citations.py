@@ -54,6 +54,12 @@ def test_the_questions_words_and_what_is_beside_the_point_support_nothing() -> N
     assert places("Paris is the capital of France.", told, "What is the capital of France?") == [()]
 
 
+def test_an_answer_that_asks_rests_on_nothing() -> None:
+    question, told = "Within how many days?", ["Orders are returned within 30 days."]
+    assert [s.passages for s in cite(question, told, question)] == [()]
+    assert [s.passages for s in cite("“Within 30 days?” Within 30 days.", told, question)] == [(), (0,)]
+
+
 @pytest.mark.parametrize(
     ("question", "told", "text", "found"),
     [

@@ -173,3 +173,12 @@ def test_towards_memory_it_is_dial(seed):
         chosen = control.policy().choose(pair)
         weighed = weigh(own, QUESTION, control.policy())
         assert (weighed.given == 0) == (chosen == 1)
+
+
+def test_a_passage_that_bears_and_contradicts_the_answer_disputes_it():
+    """The one that stands beside the point supports what is given; the only one that bears says otherwise."""
+    some = sources(NOVAK, BESIDE, all_="Carl Brandt")
+    weighed = weigh(some, QUESTION, ck.Control(alpha=0.5).policy())
+    assert some[weighed.given].text == "Carl Brandt" and weighed.stances[1] == CONTRADICTS
+    assert weighed.disputed
+    assert not weigh(sources(BESIDE, all_="Carl Brandt"), QUESTION, ck.Control(alpha=0.5).policy()).disputed
