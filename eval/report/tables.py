@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from ...views.canvas import Canvas
 from ..figures.dial_curve import HARM_STATES
 from ..figures.intervals import Difference, Estimate
-from ..judging.measures import METRICS
+from ..judging.measures import METRICS, UNDEFINED
 from .charts.axes import Scale, look
 from .grid import Grid, GridCell
 from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points
@@ -34,7 +34,8 @@ def figure(run: Run, task: str, state: str, arm: Setting, *, with_n: bool) -> Gr
     failed = int(cell.get("errors") or 0)
     silent = run.get(task, state, arm.name, "neither") if metric == "mr" else None  # what a ratio hides
     if found is None:
-        return GridCell(MISSING, f"{failed} failed" if failed else ("undefined" if cell else "not run"))
+        why = f"undefined: {UNDEFINED[metric]}" if cell else "not run"
+        return GridCell(MISSING, f"{failed} failed" if failed else why)
     change = run.against_off(task, state, arm.name, metric)
     detail = [
         interval(found),

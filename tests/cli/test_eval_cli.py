@@ -123,3 +123,19 @@ def test_tasks_are_split_at_commas_but_not_inside_options(tmp_path):
         "nq_swap=a.parquet?limit=3",
         "ramdocs=b",
     ]
+
+
+def test_what_has_no_figure_is_said(tmp_path, capsys):
+    data, out = tmp_path / "own.jsonl", str(tmp_path / "run")
+    told = {"question": "Who?", "context": "Ida rows.", "ctx_answers": ["Ida"], "par_answers": []}
+    rows = [told | {"id": state, "meta": {"state": state}} for state in ("helpful", "irrelevant")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["--tasks", str(data), "--model", "tiny", "--methods", "off,cad", "--alpha", "1", "--max-new-tokens", "2"]
+    assert main(["eval", "run", *args, "--out", out]) == 0
+    assert main(["eval", "compare", out, out, "--arms", "off=cad@1"]) == 0
+    said = capsys.readouterr()
+    assert "own · helpful · accuracy" in said.out
+    assert "No accuracy for own · irrelevant: the records have no par_answers" in said.err
+    assert main(["eval", "report", out]) == 0
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "undefined: the records have no par" in page

@@ -178,7 +178,7 @@ def test_undefined_metrics_are_dashes_never_zero(tmp_path):
 
     page = reported(edited(tmp_path, undefined))
     row = next(r for r in page.split("<tr>") if "<bdi>prompt</bdi>" in r and 'data-label="conflict: memory' in r)
-    assert "undefined" in row.split('data-label="agree')[0]
+    assert "undefined: no answer names one of two sides" in row.split('data-label="agree')[0]
     assert "7 failed" in page and not re.search(r"[\"> ]nan[\"< ,]", page, re.I)
 
 
