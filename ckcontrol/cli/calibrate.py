@@ -92,7 +92,7 @@ def calibrate(
     else:
         _print(result, index)
     for row in rejected:
-        typer.echo(clean(f"Left out {row.id}: {row.detail or row.reason}"), err=True)
+        typer.echo(clean(f"Left out {row.told}"), err=True)
     if rejected:
         raise typer.Exit(3)
 

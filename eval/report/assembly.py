@@ -72,7 +72,9 @@ def report_page(runs: Sequence[Run], items: int) -> str:
 
 
 def report_markdown(runs: Sequence[Run]) -> str:
-    """Return findings and tables as GitHub Markdown, short enough to paste into an issue; no text of any benchmark."""
+    """Return findings and tables as GitHub Markdown, short enough to paste into an issue; no text of any benchmark,
+    but what the first rows that could not be read are blamed for.
+    """
     blocks = [f"# {plain(title(runs))}", READING]
     if len(runs) > 1 and (differ := differences(runs)):
         blocks.append(f"The runs differ in: {plain(', '.join(differ))}.")

@@ -54,12 +54,13 @@ def card(run: Run) -> Card:
 
 
 def rejected(task: Mapping[str, Any]) -> str:
-    """Return how many records of a task were rejected and why, in words."""
+    """Return how many records of a task were rejected and why, in words, and the first that could not be read."""
     reasons = {str(why): int(n) for why, n in dict(task.get("rejected") or {}).items()}
     if not sum(reasons.values()):
         return "none rejected"
     why = ", ".join(f"{n:,} {clean(reason, 80)}" for reason, n in sorted(reasons.items()) if n)
-    return f"{sum(reasons.values()):,} rejected: {why}"
+    first = "; ".join(clean(str(line), 150) for line in list(task.get("unread") or ())[:3])
+    return f"{sum(reasons.values()):,} rejected: {why}{first and f'; first: {first}'}"
 
 
 def differences(runs: Sequence[Run]) -> list[str]:

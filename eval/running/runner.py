@@ -43,6 +43,7 @@ from .passes import Pass, in_measuring_order, passes, shard_of
 __all__ = ["SEEDS", "Outcome", "merge", "run"]
 
 SEEDS = (0, 2**63 - 1)  # what numpy's generators, which draw the intervals, and torch's take
+TOLD = 5  # rows that could not be read, in run.json; the rest is counted
 
 OnProgress = Callable[[str, int, int], None]
 OnNote = Callable[[str], None]
@@ -181,6 +182,7 @@ def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int,
                 "settings": dict(task.settings),
                 "records": len(task.records),
                 "rejected": task.reasons,
+                **({"unread": task.unread[:TOLD]} if task.unread else {}),
             }
             for task in tasks
         },

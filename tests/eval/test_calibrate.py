@@ -153,7 +153,7 @@ def test_bad_rows_are_named_and_few_are_refused(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in [*bad, *good]), encoding="utf-8")
     kept, rejected = read_questions(path)
     assert [question.answers for question in kept] == [("Rome", "Roma")] * FEWEST and kept[0].wrong == ("Oslo",)
-    assert [row.id for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 6)]
+    assert [row.told.split(":")[0] for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 6)]
     assert "'rome' is in answers and in wrong" in rejected[-1].detail
     path.write_text("\n".join(json.dumps(row) for row in bad), encoding="utf-8")
     with pytest.raises(EvalError, match=rf"0 questions.*at least {FEWEST}"):
