@@ -86,8 +86,8 @@ def report_markdown(runs: Sequence[Run]) -> str:
             blocks.append(markdown_grid(by_task(run, "conflict")))
         for task in run.tasks:
             blocks += [f"### {plain(task)}", markdown_grid(by_state(run, task))]
-        tasks = run.card.get("tasks", {}).items()
-        blocks += ["### Data", "\n".join(f"- {plain(f'{name}: {rejected(task)}')}" for name, task in sorted(tasks))]
+        tasks = sorted(run.card.get("tasks", {}))
+        blocks += ["### Data", "\n".join(f"- {plain(f'{name}: {rejected(run, name)}')}" for name in tasks)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -18,7 +18,7 @@ __all__ = ["Card", "card", "differences", "rejected"]
 
 Lines = list[tuple[str, str]]  # how a line looks ("", "mono" or "pre"), and what it says, cleaned and cut
 Rows = list[tuple[str, Lines]]
-LATER = ("schema", "arms", "tasks", "prompts")  # these have their own tables
+LATER = ("schema", "arms", "tasks", "prompts", "unread")  # these have their own tables
 FIRST = ("model", "model_fingerprint", "dtype", "device", "started", "seed", "style", "options", "versions")
 
 
@@ -38,7 +38,7 @@ def card(run: Run) -> Card:
     facts.append(("results.json", [("mono", f"sha256 {_sha256(run)}")]))
     failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))
     facts.append(("failed samples", [("", f"{failed:,}, counted and never averaged")]))
-    facts += [(f"data: {name}", _task(task)) for name, task in sorted(told.get("tasks", {}).items())]
+    facts += [(f"data: {name}", _task(run, name)) for name in sorted(told.get("tasks", {}))]
     facts += [("each method alone", _speed(run.speed))] if run.speed else []
     prompts: Rows = [
         (f"prompt: {name}", [("pre", _prompt(fields))]) for name, fields in sorted(told.get("prompts", {}).items())
@@ -53,19 +53,20 @@ def card(run: Run) -> Card:
     return Card(facts, prompts, arms)
 
 
-def rejected(task: Mapping[str, Any]) -> str:
-    """Return how many records of a task were rejected and why, in words, and the first that could not be read."""
+def rejected(run: Run, name: str) -> str:
+    """Return how many records of a task were rejected and why, in words, and the first rows that are no records."""
+    task, unread = run.card["tasks"][name], run.card.get("unread")
     reasons = {str(why): int(n) for why, n in dict(task.get("rejected") or {}).items()}
     if not sum(reasons.values()):
         return "none rejected"
     why = ", ".join(f"{n:,} {clean(reason, 80)}" for reason, n in sorted(reasons.items()) if n)
-    first = "; ".join(clean(str(line), 150) for line in list(task.get("unread") or ())[:3])
+    first = "; ".join(clean(str(line), 150) for line in _listed(unread, name)[:3])
     return f"{sum(reasons.values()):,} rejected: {why}{first and f'; first: {first}'}"
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """Return what differs between runs: fields of the card, and data, settings and records of shared tasks."""
-    fields = sorted({key for run in runs for key in run.card} - {"started", "arms", "tasks", "schema"})
+    fields = sorted({key for run in runs for key in run.card} - {"started", "arms", "tasks", "schema", "unread"})
     found = [name for name in fields if len({_json(run.card.get(name)) for run in runs}) > 1]
     for task in sorted(set.intersection(*({*run.card.get("tasks", {})} for run in runs))):
         for key in ("sha256", "settings", "records"):
@@ -88,11 +89,17 @@ def _speed(told: Mapping[str, Any]) -> Lines:
     return lines
 
 
-def _task(task: Mapping[str, Any]) -> Lines:
+def _listed(unread: Any, name: str) -> list[Any]:
+    lines = unread.get(name) if isinstance(unread, Mapping) else None
+    return lines if isinstance(lines, list) else []
+
+
+def _task(run: Run, name: str) -> Lines:
+    task = run.card["tasks"][name]
     records = task.get("records")
     plain = [
         f"{records:,} records" if isinstance(records, int) else "",
-        rejected(task),
+        rejected(run, name),
         f"kind {task.get('kind')}",
         f"licence {task.get('licence') or 'unknown'}",
         f"source {task.get('source')}",

@@ -167,6 +167,7 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int, batch_size: int) -> dict[str, Any]:
+    unread = {task.name: list(task.unread[:TOLD]) for task in tasks if task.unread}
     return {
         "schema": 1,
         "started": date.today().isoformat(),
@@ -182,10 +183,10 @@ def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int,
                 "settings": dict(task.settings),
                 "records": len(task.records),
                 "rejected": task.reasons,
-                **({"unread": task.unread[:TOLD]} if task.unread else {}),
             }
             for task in tasks
         },
+        **({"unread": unread} if unread else {}),
         "arms": [arm.to_dict() for arm in arms],
     }
 
