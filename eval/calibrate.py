@@ -168,8 +168,12 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
     have ``wrong`` (likewise) and ``passages`` (likewise).
 
     Raises:
-        EvalError: The file cannot be read, or holds fewer than `FEWEST` questions.
+        EvalError: There is no such file, it cannot be read, or it holds fewer than `FEWEST` questions.
     """
+    if not Path(path).exists():
+        raise EvalError(
+            f"there is no {str(path)!r}.", "Name a file of questions with answers: JSON lines, CSV, TSV or Parquet."
+        )
     data = read(str(path))
     kept: list[Question] = []
     rejected = list(data.rejected)
@@ -180,9 +184,10 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
             rejected.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
     if len(kept) < FEWEST:
         why = f" ({rejected[0].told.rstrip('.')})" if rejected else ""
+        some = "1 question" if len(kept) == 1 else f"{len(kept)} questions"
         raise EvalError(
-            f"{str(path)!r} holds {len(kept)} questions with answers, too few to tell settings apart{why}.",
-            f"Give at least {FEWEST}, better {FEW} or more: one JSON object per line, with question and answers.",
+            f"{str(path)!r} holds {some} with answers, too few to tell settings apart{why}.",
+            f"Give at least {FEWEST}, better {FEW} or more: each a row with question and answers.",
         )
     return kept, rejected
 

@@ -151,7 +151,9 @@ def test_contributing(name: str, reader: Reader) -> None:
 PAGES = [page for place in ("*.md", "docs/**/*.md", "hub/*/*.md") for page in sorted(ROOT.glob(place))]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "pip install" in p.read_text(encoding="utf-8")], ids=str)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "pip install" in p.read_text(encoding="utf-8")], ids=lambda p: p.name
+)
 def test_what_is_installed_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     named = re.findall(r"pip install ['\"](?:/path/to/clone|\.)\[([\w,]+)\]", text)
