@@ -16,7 +16,7 @@ from ..figures.intervals import LEVEL
 from .answers import choose
 from .beside import side_by_side, tested
 from .browser import browser, key
-from .card import card, differences, rejected
+from .card import card, differences, rejected, value_text
 from .charts.curves import memory_ratio, named
 from .charts.tradeoff import tradeoff
 from .findings import findings
@@ -108,7 +108,7 @@ def _lead(run: Run, several: bool) -> str:
 
 def _told(run: Run) -> str:
     keys = ("model", "model_fingerprint", "dtype", "seed", "started")
-    return plain(" · ".join(f"{key.replace('_', ' ')} {run.card[key]}" for key in keys if key in run.card))
+    return plain(" · ".join(f"{key.replace('_', ' ')} {value_text(run.card[key])}" for key in keys if key in run.card))
 
 
 def places(runs: Sequence[Run]) -> list[tuple[Run, str, str]]:

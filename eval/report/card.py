@@ -14,7 +14,7 @@ from ...views.safe_text import clean
 from .number_texts import count
 from .runs import Run
 
-__all__ = ["Card", "card", "differences", "rejected"]
+__all__ = ["Card", "card", "differences", "rejected", "value_text"]
 
 Lines = list[tuple[str, str]]  # how a line looks ("", "mono" or "pre"), and what it says, cleaned and cut
 Rows = list[tuple[str, Lines]]
@@ -34,7 +34,7 @@ def card(run: Run) -> Card:
     """Return the run card: the facts of the run, its prompts, its arms and their controls."""
     told = run.card
     keys = [key for key in FIRST if key in told] + sorted(set(told) - set(FIRST) - set(LATER))
-    facts: Rows = [(key.replace("_", " "), [("", _value(told[key]))]) for key in keys]
+    facts: Rows = [(key.replace("_", " "), [("", value_text(told[key]))]) for key in keys]
     facts.append(("results.json", [("mono", f"sha256 {_sha256(run)}")]))
     failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))
     facts.append(("failed samples", [("", f"{failed:,}, counted and never averaged")]))
@@ -46,7 +46,7 @@ def card(run: Run) -> Card:
     arms: Rows = [
         (
             str(arm.get("name")),
-            [("", _value({k: v for k, v in arm.items() if k != "name" and v not in (None, {}, "")}))],
+            [("", value_text({k: v for k, v in arm.items() if k != "name" and v not in (None, {}, "")}))],
         )
         for arm in told.get("arms", ())
     ]
@@ -108,10 +108,11 @@ def _task(run: Run, name: str) -> Lines:
         ("", clean("; ".join(filter(None, plain)), 1000)),
         ("mono", f"sha256 {clean(str(task.get('sha256')), 80)}"),
     ]
-    return [*lines, ("", _value(task["settings"]))] if task.get("settings") else lines
+    return [*lines, ("", value_text(task["settings"]))] if task.get("settings") else lines
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return an entry of the card in words: "family llama, layers 9" of an object."""
     if isinstance(value, Mapping):
         return clean(", ".join(f"{key} {_plain(part)}" for key, part in value.items()), 3000)
     return clean(_plain(value), 1000)

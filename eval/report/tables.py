@@ -15,7 +15,7 @@ from ..figures.intervals import Difference, Estimate
 from ..judging.measures import METRICS, UNDEFINED
 from .charts.axes import Scale, look
 from .grid import Grid, GridCell
-from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points
+from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points, titled
 from .runs import BASELINES, Run, Setting, headline
 
 __all__ = ["by_state", "by_task", "glance", "other_metrics", "reach", "worst"]
@@ -116,7 +116,8 @@ def other_metrics(run: Run, task: str, state: str) -> Grid:
             value = MISSING if found is None else percent(found.value) if share else plain(found.value)
             row.append(GridCell(value, ends, change.sign if change else 0, merit=False))
         rows.append(row)
-    return Grid(["method", *names], rows, "Shares in %; length in tokens, margin in nats; ▲▼ against off as above.")
+    units = "Shares in %; length in tokens, margin in nats; ▲▼ against off as above."
+    return Grid(["method", *map(titled, names)], rows, units)
 
 
 # --- at a glance ---

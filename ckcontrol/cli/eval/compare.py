@@ -67,6 +67,7 @@ def _matched(text: str) -> list[tuple[str, str]]:
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
+    from ...eval.report.number_texts import titled
     from ...views.terminal import open_console
 
     console = open_console()
@@ -74,7 +75,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         place = (row["task"], row["state"], row["metric"])
         if place not in tables:
-            tables[place] = Table(title=clean(" · ".join(place), 100), title_justify="left")
+            title = " · ".join((*place[:2], titled(row["metric"])))
+            tables[place] = Table(title=clean(title, 100), title_justify="left")
             tables[place].add_column("arm", overflow="fold")
             for name in ("A", "B", "A - B", "95 %", "n"):
                 tables[place].add_column(name, justify="right", no_wrap=True)
