@@ -51,7 +51,7 @@ tags:
 
 A custom generation method for decoder-only models: one dial per request between what the model remembers (*parametric*)
 and what the passages in its prompt say (*contextual*). Methods: CK-PLUG, CAD and others of the package ckcontrol, which
-does the work: `pip install ckcontrol`.
+does the work; install it from a clone: `pip install /path/to/clone`.
 
 ```python
 from ckcontrol import build_pair

@@ -13,7 +13,7 @@ questions that did not choose it: each question is judged at the setting that th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Question:
     """A question whose right answer is known.
 
     Attributes:
-        id: File and row.
+        id: File and row, counted from 1.
         text: What is asked.
         answers: Right answers, aliases included; an answer that names one, not negated, is right.
         wrong: Answers known to be wrong, such as what an outdated passage says; named first, they make it wrong.
@@ -168,21 +168,26 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
     have ``wrong`` (likewise) and ``passages`` (likewise).
 
     Raises:
-        EvalError: The file cannot be read, or holds fewer than `FEWEST` questions.
+        EvalError: There is no such file, it cannot be read, or it holds fewer than `FEWEST` questions.
     """
+    if not Path(path).exists():
+        raise EvalError(
+            f"there is no {str(path)!r}.", "Name a file of questions with answers: JSON lines, CSV, TSV or Parquet."
+        )
     data = read(str(path))
     kept: list[Question] = []
-    rejected = [replace(row, id=_place(*row.id.rsplit(":", 1))) for row in data.rejected]
+    rejected = list(data.rejected)
     for row in data.rows:
         try:
             kept.append(_question(row))
         except EvalError as error:
-            rejected.append(Rejected(_place(row.file, row.number), "malformed", str(error)))
+            rejected.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
     if len(kept) < FEWEST:
-        why = f" ({rejected[0].id}: {rejected[0].detail.rstrip('.')})" if rejected else ""
+        why = f" ({rejected[0].told.rstrip('.')})" if rejected else ""
+        some = "1 question" if len(kept) == 1 else f"{len(kept)} questions"
         raise EvalError(
-            f"{str(path)!r} holds {len(kept)} questions with answers, too few to tell settings apart{why}.",
-            f"Give at least {FEWEST}, better {FEW} or more: one JSON object per line, with question and answers.",
+            f"{str(path)!r} holds {some} with answers, too few to tell settings apart{why}.",
+            f"Give at least {FEWEST}, better {FEW} or more: each a row with question and answers.",
         )
     return kept, rejected
 
@@ -239,11 +244,6 @@ def calibrate(
     )
 
 
-def _place(file: str, number: int | str) -> str:
-    """Return how a row is named to whoever wrote the file: counted from 1."""
-    return f"{file}, row {int(number) + 1}"
-
-
 def _question(row: Row) -> Question:
     if not isinstance(row.data, Mapping):
         raise EvalError(f"{type(row.data).__name__} is not a question.", "Write one JSON object per line.")
@@ -259,7 +259,7 @@ def _question(row: Row) -> Question:
     if both := {normalize(a) for a in answers} & {normalize(w) for w in wrong}:
         raise EvalError(f"{sorted(both)[0]!r} is in answers and in wrong.", "Leave it in one of them.")
     return Question(
-        _place(row.file, row.number),
+        f"{row.file}, row {row.number + 1}",
         text,
         answers,
         wrong,

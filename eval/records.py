@@ -37,6 +37,19 @@ class Rejected:
     reason: str
     detail: str = ""
 
+    @property
+    def told(self) -> str:
+        """A line for whoever wrote the file: which row, counted from 1, or else the record's id; and what is wrong.
+
+        Example:
+            >>> Rejected("q.jsonl:12", "malformed", "it is not JSON").told, Rejected("7", "id given twice").told
+            ('q.jsonl, row 13: it is not JSON', '7: id given twice')
+        """
+        file, _, number = self.id.rpartition(":")
+        if self.reason == "malformed" and number.isdecimal():
+            return f"{file}, row {int(number) + 1}: {self.detail or self.reason}"
+        return f"{self.id}: {self.reason}{self.detail and f' ({self.detail})'}"
+
 
 @dataclass(frozen=True)
 class Record:

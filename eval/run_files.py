@@ -45,8 +45,8 @@ __all__ = [
 Sample = dict[str, Any]
 Line = dict[str, Any]  # any line of a run's files
 # Fields of run.json that may differ between the two halves of an interrupted run; "waves" counts the arms that the run
-# began with, and those that each later call added.
-_FREE = {"started", "waves"}
+# began with, and those that each later call added; "unread" tells of rows that are no records.
+_FREE = {"started", "waves", "unread"}
 _AFRESH = "Restore the file, or run into another folder."
 # What a sample's fields hold, and what the lists among them hold.
 _FIELDS: dict[str, type | tuple[type, ...]] = {"task": str, "id": str, "arm": str, "error": str, "text": str, "n": int}

@@ -92,7 +92,7 @@ def calibrate(
     else:
         _print(result, index)
     for row in rejected:
-        typer.echo(clean(f"Left out {row.id}: {row.detail or row.reason}"), err=True)
+        typer.echo(clean(f"Left out {row.told}"), err=True)
     if rejected:
         raise typer.Exit(3)
 
@@ -105,16 +105,15 @@ def _print(result: Calibration, index: str) -> None:
     console = open_console()
     n = len(result.questions)
     table = Table(title=f"{n} questions, right answers", title_justify="left")
-    for name in ("setting", "right", "%", "against 0.5, points", "won", "lost"):
+    for name in ("setting", "right", "%", "against 0.5, points", "won", "lost", "p"):
         table.add_column(name, justify="left" if name == "setting" else "right")
     for setting in result.settings:
         gap = setting.against
         told = "" if setting is result.off else f"{gap.value:+.0%} [{gap.low:+.0%}, {gap.high:+.0%}]".replace("%", "")
         marked = f"{setting.name} (the unmodified model)" if setting is result.off else setting.name
         style = "bold" if setting is result.proposed else ""
-        table.add_row(
-            marked, str(sum(setting.right)), f"{setting.share:.0%}", told, str(gap.up), str(gap.down), style=style
-        )
+        beside = ("", "", "") if setting is result.off else (str(gap.up), str(gap.down), f"{setting.p:.2g}")
+        table.add_row(marked, str(sum(setting.right)), f"{setting.share:.0%}", told, *beside, style=style)
     console.print(table)
     for line in _said(result, index):
         console.print(line, markup=False, highlight=False)

@@ -24,7 +24,7 @@ from ..errors import CKError, UnsupportedMode
 from ..views.safe_text import clean
 from . import process
 from .files import SURROGATE
-from .words import TextCommand, called, in_options, in_plain_words
+from .words import HelpfulCommand, TextCommand, called, in_options, in_plain_words
 
 __all__ = ["app", "main", "run"]
 
@@ -106,7 +106,7 @@ def _command(name: str, function: Any) -> Any:
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     if name == "serve-vllm":  # what it does not know is for vLLM
         unknown = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True}
-        alone.command(name, context_settings=unknown)(function)
+        alone.command(name, cls=HelpfulCommand, context_settings=unknown)(function)
     else:
         alone.command(name, cls=TextCommand)(function)
     return typer.main.get_command(alone)

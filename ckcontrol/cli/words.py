@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from ..errors import ControlError
 
-__all__ = ["TextCommand", "called", "group", "in_options", "in_plain_words"]
+__all__ = ["HelpfulCommand", "TextCommand", "called", "group", "in_options", "in_plain_words"]
 
 VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
 
@@ -42,7 +42,15 @@ def group() -> typer.Typer:
     )
 
 
-class TextCommand(TyperCommand):
+class HelpfulCommand(TyperCommand):
+    """A command in whose help only an empty line ends a line; typer breaks paragraphs where the source does."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", self.help or "") or None
+
+
+class TextCommand(HelpfulCommand):
     """A command whose positional texts may begin with a dash: ``search INDEX "-5 degrees"``.
 
     A dash and a digit, or a name with a space in it, is no option's. An option's own value is never looked at.

@@ -47,7 +47,7 @@ def aggregate(run: Mapping[str, Any], items: Iterable[Mapping[str, Any]], sample
     figures = {at: _figures(cells[at], longest) for at in places}
     return {
         "schema": SCHEMA,
-        "run": {key: value for key, value in run.items() if key not in ("started", "waves")},
+        "run": {key: value for key, value in run.items() if key not in ("started", "waves", "unread")},
         "tasks": run.get("tasks", {}),
         "cells": [_row(at, cells[at], figures[at]) for at in places],
         "pairs": _pairs(places, cells, longest),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ckcontrol.errors import EvalError, did_you_mean
 
-from ..judging.measures import METRICS
+from ..judging.measures import METRICS, UNDEFINED
 from ..records import STATES
 from .cells import Cell, Place
 from .rows import Line, difference_row, rounded, with_holm
@@ -40,7 +40,8 @@ def compare(
         Holm's correction is over the arms compared in one task, state and metric.
 
     Raises:
-        EvalError: An unknown arm or metric, no sample in common, or one id with two questions.
+        EvalError: An unknown arm or metric, no sample in common, no metric that they define, or one id with two
+            questions.
     """
     names = [name for name, metric in METRICS.items() if metric.compared] if metrics is None else list(metrics)
     for name in names:
@@ -53,12 +54,20 @@ def compare(
             if arm not in side:
                 raise EvalError(f"no samples of arm {arm!r}.", did_you_mean(arm, side))
     rows: list[Line] = []
+    met = False
     for task, state in sorted({at[:2] for at in a} & {at[:2] for at in b}, key=lambda at: (at[0], STATES.index(at[1]))):
         for name in names:
             for arm_a, arm_b in wanted:
                 one, other = a.get((task, state, arm_a)), b.get((task, state, arm_b))
                 if one is not None and other is not None:
+                    met = met or not one.rows.keys().isdisjoint(other.rows)
                     rows += _row({"task": task, "state": state, "metric": name}, (arm_a, arm_b), one, other, longest)
+    if not rows and met:
+        why = "; ".join(dict.fromkeys(UNDEFINED[name] for name in names if name in UNDEFINED))
+        raise EvalError(
+            f"{', '.join(names)}: no figure on the samples both have{why and f' ({why})'}.",
+            "Compare another metric: --metrics all shows which there are.",
+        )
     if not rows:
         raise EvalError(
             "the two have no sample in common.", "Compare runs of the same tasks, with the same limit and seed."

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["export_harness", "load_rows", "ratio", "score_row"]
 
 HIGHER = {"em"}  # the others are directions, not merits
-CODE = '''"""Data and metrics of these tasks. They need: pip install ckcontrol."""
+CODE = '''"""Data and metrics of these tasks. They need the package ckcontrol."""
 
 from pathlib import Path
 

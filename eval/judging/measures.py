@@ -18,6 +18,7 @@ from .verdict import Verdict, exact_match, set_match, verdict
 
 __all__ = [
     "METRICS",
+    "UNDEFINED",
     "Contribution",
     "MetricRule",
     "ended",
@@ -48,6 +49,12 @@ class MetricRule:
     ratio: bool = False
 
 
+UNDEFINED = {  # why a metric has no figure although there are answers
+    "accuracy": "the records have no par_answers, or no answer_index",
+    "mr": "no answer names one of two sides that differ",
+    "parr": "the records' two sides do not differ",
+    "conr": "the records' two sides do not differ",
+}
 METRICS: dict[str, MetricRule] = {
     # which source, strict: parr + conr + neither = 1
     "parr": MetricRule(),
@@ -86,7 +93,8 @@ def measure(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribution
       helpful. In strict mode `both` says that both are named somewhere without negation; `neither`, that no answer of
       one side alone is given.
     - Of choices, ``parr conr mr neither`` by the role (``meta.roles``) of the one with the highest score.
-    - ``accuracy``: the truth is the first that is named; of choices, the wanted one has the highest score.
+    - ``accuracy``: the truth is the first that is named: `par_answers`, or in agree and helpful, where the passages
+      are right, `ctx_answers` if there are no others; of choices, the wanted one has the highest score.
     - ``accuracy_norm``: the same with scores divided by tokens; ``margin``: its score above the best other one, nats.
     - ``set_em``: records with ``meta.multi_gold``.
     - ``ignorance`` in agree and helpful, ``over_inclusion`` in irrelevant.
@@ -102,13 +110,16 @@ def measure(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribution
         raise EvalError(f"sample {sample.get('id')!r} has no text.", "Samples of questions hold a text or an error.")
     strict = verdict(text, record.ctx_answers, record.par_answers)
     found = _sources(record, text, strict)
+    right_passages = record.state in ("agree", "helpful")
     if record.par_answers:
         found["accuracy"] = strict.source in ("parametric", "both")
+    elif record.ctx_answers and right_passages:
+        found["accuracy"] = strict.source == "contextual"
     if record.par_answers or record.ctx_answers:
         found["hit"] = strict.source != "neither"
     if record.ctx_answers:
         found["em"] = exact_match(text, record.ctx_answers)
-        if record.state in ("agree", "helpful"):
+        if right_passages:
             found["ignorance"] = ignorance(strict)
         if record.state == "irrelevant":
             found["over_inclusion"] = over_inclusion(strict)

@@ -16,7 +16,7 @@ from ..figures.intervals import LEVEL
 from .answers import choose
 from .beside import side_by_side, tested
 from .browser import browser, key
-from .card import card, differences, rejected
+from .card import card, differences, rejected, value_text
 from .charts.curves import memory_ratio, named
 from .charts.tradeoff import tradeoff
 from .findings import findings
@@ -72,7 +72,9 @@ def report_page(runs: Sequence[Run], items: int) -> str:
 
 
 def report_markdown(runs: Sequence[Run]) -> str:
-    """Return findings and tables as GitHub Markdown, short enough to paste into an issue; no text of any benchmark."""
+    """Return findings and tables as GitHub Markdown, short enough to paste into an issue; no text of any benchmark,
+    but what the first rows that could not be read are blamed for.
+    """
     blocks = [f"# {plain(title(runs))}", READING]
     if len(runs) > 1 and (differ := differences(runs)):
         blocks.append(f"The runs differ in: {plain(', '.join(differ))}.")
@@ -84,8 +86,8 @@ def report_markdown(runs: Sequence[Run]) -> str:
             blocks.append(markdown_grid(by_task(run, "conflict")))
         for task in run.tasks:
             blocks += [f"### {plain(task)}", markdown_grid(by_state(run, task))]
-        tasks = run.card.get("tasks", {}).items()
-        blocks += ["### Data", "\n".join(f"- {plain(f'{name}: {rejected(task)}')}" for name, task in sorted(tasks))]
+        tasks = sorted(run.card.get("tasks", {}))
+        blocks += ["### Data", "\n".join(f"- {plain(f'{name}: {rejected(run, name)}')}" for name in tasks)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -106,7 +108,7 @@ def _lead(run: Run, several: bool) -> str:
 
 def _told(run: Run) -> str:
     keys = ("model", "model_fingerprint", "dtype", "seed", "started")
-    return plain(" · ".join(f"{key.replace('_', ' ')} {run.card[key]}" for key in keys if key in run.card))
+    return plain(" · ".join(f"{key.replace('_', ' ')} {value_text(run.card[key])}" for key in keys if key in run.card))
 
 
 def places(runs: Sequence[Run]) -> list[tuple[Run, str, str]]:

@@ -14,11 +14,11 @@ from ...views.safe_text import clean
 from .number_texts import count
 from .runs import Run
 
-__all__ = ["Card", "card", "differences", "rejected"]
+__all__ = ["Card", "card", "differences", "rejected", "value_text"]
 
 Lines = list[tuple[str, str]]  # how a line looks ("", "mono" or "pre"), and what it says, cleaned and cut
 Rows = list[tuple[str, Lines]]
-LATER = ("schema", "arms", "tasks", "prompts")  # these have their own tables
+LATER = ("schema", "arms", "tasks", "prompts", "unread")  # these have their own tables
 FIRST = ("model", "model_fingerprint", "dtype", "device", "started", "seed", "style", "options", "versions")
 
 
@@ -34,11 +34,11 @@ def card(run: Run) -> Card:
     """Return the run card: the facts of the run, its prompts, its arms and their controls."""
     told = run.card
     keys = [key for key in FIRST if key in told] + sorted(set(told) - set(FIRST) - set(LATER))
-    facts: Rows = [(key.replace("_", " "), [("", _value(told[key]))]) for key in keys]
+    facts: Rows = [(key.replace("_", " "), [("", value_text(told[key]))]) for key in keys]
     facts.append(("results.json", [("mono", f"sha256 {_sha256(run)}")]))
     failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))
     facts.append(("failed samples", [("", f"{failed:,}, counted and never averaged")]))
-    facts += [(f"data: {name}", _task(task)) for name, task in sorted(told.get("tasks", {}).items())]
+    facts += [(f"data: {name}", _task(run, name)) for name in sorted(told.get("tasks", {}))]
     facts += [("each method alone", _speed(run.speed))] if run.speed else []
     prompts: Rows = [
         (f"prompt: {name}", [("pre", _prompt(fields))]) for name, fields in sorted(told.get("prompts", {}).items())
@@ -46,25 +46,27 @@ def card(run: Run) -> Card:
     arms: Rows = [
         (
             str(arm.get("name")),
-            [("", _value({k: v for k, v in arm.items() if k != "name" and v not in (None, {}, "")}))],
+            [("", value_text({k: v for k, v in arm.items() if k != "name" and v not in (None, {}, "")}))],
         )
         for arm in told.get("arms", ())
     ]
     return Card(facts, prompts, arms)
 
 
-def rejected(task: Mapping[str, Any]) -> str:
-    """Return how many records of a task were rejected and why, in words."""
+def rejected(run: Run, name: str) -> str:
+    """Return how many records of a task were rejected and why, in words, and the first rows that are no records."""
+    task, unread = run.card["tasks"][name], run.card.get("unread")
     reasons = {str(why): int(n) for why, n in dict(task.get("rejected") or {}).items()}
     if not sum(reasons.values()):
         return "none rejected"
     why = ", ".join(f"{n:,} {clean(reason, 80)}" for reason, n in sorted(reasons.items()) if n)
-    return f"{sum(reasons.values()):,} rejected: {why}"
+    first = "; ".join(clean(str(line), 150) for line in _listed(unread, name)[:3])
+    return f"{sum(reasons.values()):,} rejected: {why}{first and f'; first: {first}'}"
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """Return what differs between runs: fields of the card, and data, settings and records of shared tasks."""
-    fields = sorted({key for run in runs for key in run.card} - {"started", "arms", "tasks", "schema"})
+    fields = sorted({key for run in runs for key in run.card} - {"started", "arms", "tasks", "schema", "unread"})
     found = [name for name in fields if len({_json(run.card.get(name)) for run in runs}) > 1]
     for task in sorted(set.intersection(*({*run.card.get("tasks", {})} for run in runs))):
         for key in ("sha256", "settings", "records"):
@@ -87,11 +89,17 @@ def _speed(told: Mapping[str, Any]) -> Lines:
     return lines
 
 
-def _task(task: Mapping[str, Any]) -> Lines:
+def _listed(unread: Any, name: str) -> list[Any]:
+    lines = unread.get(name) if isinstance(unread, Mapping) else None
+    return lines if isinstance(lines, list) else []
+
+
+def _task(run: Run, name: str) -> Lines:
+    task = run.card["tasks"][name]
     records = task.get("records")
     plain = [
         f"{records:,} records" if isinstance(records, int) else "",
-        rejected(task),
+        rejected(run, name),
         f"kind {task.get('kind')}",
         f"licence {task.get('licence') or 'unknown'}",
         f"source {task.get('source')}",
@@ -100,10 +108,11 @@ def _task(task: Mapping[str, Any]) -> Lines:
         ("", clean("; ".join(filter(None, plain)), 1000)),
         ("mono", f"sha256 {clean(str(task.get('sha256')), 80)}"),
     ]
-    return [*lines, ("", _value(task["settings"]))] if task.get("settings") else lines
+    return [*lines, ("", value_text(task["settings"]))] if task.get("settings") else lines
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return an entry of the card in words: "family llama, layers 9" of an object."""
     if isinstance(value, Mapping):
         return clean(", ".join(f"{key} {_plain(part)}" for key, part in value.items()), 3000)
     return clean(_plain(value), 1000)

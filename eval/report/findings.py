@@ -17,19 +17,28 @@ from .tables import reach, worst
 __all__ = ["SMALL", "Sentence", "findings"]
 
 SMALL = 100  # below this n an interval is wider than most differences
+LEAST = 10  # a finding that rests on fewer does not lead
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence; `bad` where it is a cost or a warning."""
+    """One sentence.
+
+    Attributes:
+        text: What it says.
+        bad: It is a cost or a warning.
+        n: The fewest answers that it rests on; None where it counts something else.
+    """
 
     text: str
     bad: bool = False
+    n: int | None = None
 
 
 def findings(run: Run) -> list[Sentence]:
-    """Return the sentences about one run, the good and the bad."""
-    return [*_widest(run), *_cost(run), *_tested(run), *_beware(run)]
+    """Return the sentences about one run, the good and the bad; those that rest on fewer than `LEAST` come last."""
+    told = [*_widest(run), *_cost(run), *_tested(run), *_beware(run)]
+    return sorted(told, key=lambda sentence: sentence.n is not None and sentence.n < LEAST)
 
 
 def _widest(run: Run) -> list[Sentence]:
@@ -55,7 +64,8 @@ def _widest(run: Run) -> list[Sentence]:
     return [
         Sentence(
             f"{listed([name, *equal])}{which} the memory ratio in conflict from {percent(low)} {interval(ratios[0])} "
-            f"to {percent(high)} {interval(ratios[-1])} % on {task}{where}, {100 * span:.1f} points ({counted})."
+            f"to {percent(high)} {interval(ratios[-1])} % on {task}{where}, {100 * span:.1f} points ({counted}).",
+            n=n,
         )
     ]
 
@@ -77,6 +87,7 @@ def _cost(run: Run) -> list[Sentence]:
                 f"The largest loss with {name}: {points(change.value)} points of accuracy against off, on {task} "
                 f"with {kind} passages at alpha {arm.alpha:g} ({n_of(change.n)}); the difference {tested}.",
                 bad=True,
+                n=change.n,
             )
         )
     if free:
@@ -84,7 +95,8 @@ def _cost(run: Run) -> list[Sentence]:
         found.append(
             Sentence(
                 f"{listed(list(free))} {lose} no accuracy against off in any tested state and setting "
-                f"(smallest {n_of(min(free.values()))})."
+                f"(smallest {n_of(min(free.values()))}).",
+                n=min(free.values()),
             )
         )
     return found
@@ -102,7 +114,8 @@ def _tests(run: Run, arms: Iterable[Setting]) -> list[Difference]:
 
 
 def _tested(run: Run) -> list[Sentence]:
-    signs = [change.sign for change in _tests(run, run.arms)]
+    tests = _tests(run, run.arms)
+    signs = [change.sign for change in tests]
     if not signs:
         return []
     return [
@@ -110,6 +123,7 @@ def _tested(run: Run) -> list[Sentence]:
             f"With agreeing, helpful and irrelevant passages, {count(len(signs), 'paired comparison')} of accuracy "
             f"with off: {signs.count(1)} better, {signs.count(-1)} worse, {signs.count(0)} not told apart.",
             bad=signs.count(-1) > signs.count(1),
+            n=min(change.n for change in tests),
         )
     ]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..figures.intervals import Estimate
 
-__all__ = ["LABELS", "MISSING", "count", "interval", "listed", "n_of", "percent", "plain", "points"]
+__all__ = ["LABELS", "MISSING", "count", "interval", "listed", "n_of", "percent", "plain", "points", "titled"]
 
 MISSING = "–"
 LABELS = {
@@ -20,6 +20,12 @@ LABELS = {
     "accuracy": "accuracy",
     "neither": "neither",
 }
+
+
+def titled(metric: str) -> str:
+    """Return a metric as a table is headed: "memory's answer (parr)"; its name where it has no other words."""
+    label = LABELS.get(metric, metric)
+    return label if label == metric else f"{label} ({metric})"
 
 
 def percent(value: float | None) -> str:

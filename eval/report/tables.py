@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from ...views.canvas import Canvas
 from ..figures.dial_curve import HARM_STATES
 from ..figures.intervals import Difference, Estimate
-from ..judging.measures import METRICS
+from ..judging.measures import METRICS, UNDEFINED
 from .charts.axes import Scale, look
 from .grid import Grid, GridCell
-from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points
+from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points, titled
 from .runs import BASELINES, Run, Setting, headline
 
 __all__ = ["by_state", "by_task", "glance", "other_metrics", "reach", "worst"]
@@ -34,7 +34,8 @@ def figure(run: Run, task: str, state: str, arm: Setting, *, with_n: bool) -> Gr
     failed = int(cell.get("errors") or 0)
     silent = run.get(task, state, arm.name, "neither") if metric == "mr" else None  # what a ratio hides
     if found is None:
-        return GridCell(MISSING, f"{failed} failed" if failed else ("undefined" if cell else "not run"))
+        why = f"undefined: {UNDEFINED[metric]}" if cell else "not run"
+        return GridCell(MISSING, f"{failed} failed" if failed else why)
     change = run.against_off(task, state, arm.name, metric)
     detail = [
         interval(found),
@@ -115,7 +116,8 @@ def other_metrics(run: Run, task: str, state: str) -> Grid:
             value = MISSING if found is None else percent(found.value) if share else plain(found.value)
             row.append(GridCell(value, ends, change.sign if change else 0, merit=False))
         rows.append(row)
-    return Grid(["method", *names], rows, "Shares in %; length in tokens, margin in nats; ▲▼ against off as above.")
+    units = "Shares in %; length in tokens, margin in nats; ▲▼ against off as above."
+    return Grid(["method", *map(titled, names)], rows, units)
 
 
 # --- at a glance ---

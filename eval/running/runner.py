@@ -43,6 +43,7 @@ from .passes import Pass, in_measuring_order, passes, shard_of
 __all__ = ["SEEDS", "Outcome", "merge", "run"]
 
 SEEDS = (0, 2**63 - 1)  # what numpy's generators, which draw the intervals, and torch's take
+TOLD = 5  # rows that could not be read, in run.json; the rest is counted
 
 OnProgress = Callable[[str, int, int], None]
 OnNote = Callable[[str], None]
@@ -166,6 +167,7 @@ def merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int, batch_size: int) -> dict[str, Any]:
+    unread = {task.name: list(task.unread[:TOLD]) for task in tasks if task.unread}
     return {
         "schema": 1,
         "started": date.today().isoformat(),
@@ -184,6 +186,7 @@ def _card(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm], seed: int,
             }
             for task in tasks
         },
+        **({"unread": unread} if unread else {}),
         "arms": [arm.to_dict() for arm in arms],
     }
 

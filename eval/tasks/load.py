@@ -89,6 +89,11 @@ class Task:
         """How many were rejected for which reason, the most frequent first."""
         return dict(Counter(item.reason for item in self.rejected).most_common())
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Of each row that is no record or repeats an id, a line with its place and what is wrong."""
+        return tuple(item.told for item in self.rejected if item.reason in ("malformed", "id given twice"))
+
 
 class _Spec(NamedTuple):
     name: str
@@ -239,7 +244,7 @@ def _cleaned(records: Iterable[Record], by: str, supported: bool) -> tuple[list[
 
 def _nothing(spec: str, name: str, rejected: Sequence[Rejected]) -> EvalError:
     why = ", ".join(f"{reason} ({n})" for reason, n in Counter(item.reason for item in rejected).most_common())
-    first = next((item.detail for item in rejected if item.detail), "")
+    first = next((item.told for item in rejected if item.detail), "")
     return EvalError(
         f"{spec!r} holds no record of {name!r}; rejected: {why or 'nothing'}.",
         f"First: {first}" if first else "Check that the file is what the name says.",

@@ -42,6 +42,13 @@ def test_every_command_has_help(command: str) -> None:
     assert "--model" in result.output and "--json" in result.output
 
 
+def test_help_breaks_no_sentence_where_the_source_does() -> None:
+    made = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for command in (made["calibrate"], made["serve-vllm"], made["index"].commands["add"]):
+        paragraphs = command.help.split("\n\n")
+        assert len(paragraphs) > 1 and not any("\n" in paragraph for paragraph in paragraphs)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"ckcontrol {__version__}\n"

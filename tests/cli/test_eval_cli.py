@@ -30,15 +30,16 @@ def run(tmp_path_factory):
     out = folder / "run"
     args = ["--model", "tiny", "--methods", "off,closed-book,ck-plug", "--alpha", "0,1", "--max-new-tokens", "4"]
     args += ["--batch-size", "1", "--tasks", str(data), "--out", str(out)]
-    assert main(["eval", "run", *args]) == 0
+    assert main(["eval", "run", *args]) == 3  # one line is no record
     return folder, out, args
 
 
 def test_a_run_says_what_it_reads_and_what_it_costs(run, capsys, tmp_path):
     folder, _, args = run
-    assert main(["eval", "run", *args[:-1], str(tmp_path / "again")]) == 0
+    assert main(["eval", "run", *args[:-1], str(tmp_path / "again")]) == 3
     told = capsys.readouterr().err
     assert re.search(r"things: 10 records\. Rejected: 1 ", told)
+    assert "Left out things.jsonl, row 11: is not JSON" in told
     assert re.search(r"40 answers in 5 passes: about .* \(measured on 2 of them\)", told)
     assert re.search(r"Took .*; estimated ", told)
     assert "Next: ckcontrol eval report" in told
@@ -51,6 +52,7 @@ def test_report_and_compare(run, capsys, tmp_path):
     assert main(["eval", "report", str(out), "--out", str(tmp_path), "--items", "2"]) == 0
     assert (tmp_path / "report.html").exists()
     assert "ck-plug" in (tmp_path / "report.md").read_text()
+    assert "1 malformed; first: things.jsonl, row 11: is not JSON" in (tmp_path / "report.md").read_text()
     capsys.readouterr()
     assert main(["eval", "compare", str(out), str(out), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -63,7 +65,7 @@ def test_report_and_compare(run, capsys, tmp_path):
 def test_shards_and_merge(run, tmp_path, capsys):
     _, out, args = run
     for i in (1, 2):
-        assert main(["eval", "run", *args[:-1], str(tmp_path / str(i)), "--shard", f"{i}/2"]) == 0
+        assert main(["eval", "run", *args[:-1], str(tmp_path / str(i)), "--shard", f"{i}/2"]) == 3
     assert "This shard is done" in capsys.readouterr().err
     assert main(["eval", "merge", str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path / "all")]) == 0
     assert (tmp_path / "all" / "results.json").read_bytes() == (out / "results.json").read_bytes()
@@ -123,3 +125,19 @@ def test_tasks_are_split_at_commas_but_not_inside_options(tmp_path):
         "nq_swap=a.parquet?limit=3",
         "ramdocs=b",
     ]
+
+
+def test_what_has_no_figure_is_said(tmp_path, capsys):
+    data, out = tmp_path / "own.jsonl", str(tmp_path / "run")
+    told = {"question": "Who?", "context": "Ida rows.", "ctx_answers": ["Ida"], "par_answers": []}
+    rows = [told | {"id": state, "meta": {"state": state}} for state in ("helpful", "irrelevant")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["--tasks", str(data), "--model", "tiny", "--methods", "off,cad", "--alpha", "1", "--max-new-tokens", "2"]
+    assert main(["eval", "run", *args, "--out", out]) == 0
+    assert main(["eval", "compare", out, out, "--arms", "off=cad@1"]) == 0
+    said = capsys.readouterr()
+    assert "own · helpful · accuracy" in said.out
+    assert "No accuracy for own · irrelevant: the records have no par_answers" in said.err
+    assert main(["eval", "report", out]) == 0
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "undefined: the records have no par" in page

@@ -148,9 +148,16 @@ def test_contributing(name: str, reader: Reader) -> None:
     assert reader.types("python program.py").splitlines()[-1] == SAYS[name]
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/index.md"])
-def test_what_is_installed_exists(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    named = re.findall(r"pip install '/path/to/clone\[([\w,]+)\]'", text)
-    extras = {extra for group in named for extra in group.split(",")}
-    assert named and extras <= set(project()["project"]["optional-dependencies"])
+PAGES = [page for place in ("*.md", "docs/**/*.md", "hub/*/*.md") for page in sorted(ROOT.glob(place))]
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "pip install" in p.read_text(encoding="utf-8")], ids=lambda p: p.name
+)
+def test_what_is_installed_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"pip install ['\"](?:/path/to/clone|\.)\[([\w,]+)\]", text)
+    assert {extra for group in named for extra in group.split(",")} <= set(
+        project()["project"]["optional-dependencies"]
+    )
+    assert not re.search(r"pip install [^`\n]*\bckcontrol\b", text), "it is on no package index"

@@ -241,3 +241,13 @@ def test_nobody_named_an_answer() -> None:
     assert found["ckplug_mr"] == found["mr"]
     assert found["neither"]["value"] == 1
     assert found["neither"]["low"] == pytest.approx(0.43850, abs=1e-4)  # Wilson, 3 of 3
+
+
+@pytest.mark.parametrize(("state", "expected"), [("helpful", 1), ("agree", 1), ("irrelevant", None), ("plain", None)])
+def test_where_passages_are_right_they_are_the_truth_that_is_missing(state: str, expected: float | None) -> None:
+    item = {"task": "t", "id": "1", "question": "Who?", "ctx_answers": ["Ida Brandt"], "par_answers": []}
+    item |= {"context": "Ida Brandt rows.", "meta": {"state": state}}
+    for text, value in (("Ida Brandt", expected), ("Per Holm", expected and 0)):
+        line = {"task": "t", "id": "1", "arm": "off", "text": text, "n": 3, "finish": "stop"}
+        found = aggregate({}, [item], [line])["cells"][0]["metrics"]
+        assert found.get("accuracy", {}).get("value") == value

@@ -101,6 +101,7 @@ def test_four_of_four_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
     said = printed(few, capsys)
     assert "Leave it off" in said and "The best was alpha 0.6, +20 [" in said
     assert "4 questions differ, 4 won and 0 lost, p = 0.062 (paired swap test, one-sided" in said
+    assert "won ┃ lost ┃ p ┃" in said and "│ 4 │ 0 │ 0.062 │" in said, "p of every setting in the table"
     assert "20 questions are few:" in said and "by 80 nearly always" in said
 
 
@@ -153,11 +154,18 @@ def test_bad_rows_are_named_and_few_are_refused(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in [*bad, *good]), encoding="utf-8")
     kept, rejected = read_questions(path)
     assert [question.answers for question in kept] == [("Rome", "Roma")] * FEWEST and kept[0].wrong == ("Oslo",)
-    assert [row.id for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 6)]
+    assert [row.told.split(":")[0] for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 6)]
     assert "'rome' is in answers and in wrong" in rejected[-1].detail
     path.write_text("\n".join(json.dumps(row) for row in bad), encoding="utf-8")
     with pytest.raises(EvalError, match=rf"0 questions.*at least {FEWEST}"):
         read_questions(path)
+    (tmp_path / "q.csv").write_text("question,answers\nq?,a\n", encoding="utf-8")
+    with pytest.raises(EvalError, match=rf"holds 1 question with answers.*at least {FEWEST}") as few:
+        read_questions(tmp_path / "q.csv")
+    assert "JSON" not in str(few.value)
+    with pytest.raises(EvalError, match=r"there is no '.*no\.jsonl'.*JSON lines, CSV") as missing:
+        read_questions(tmp_path / "no.jsonl")
+    assert "Hugging Face" not in str(missing.value)
 
 
 def test_where_nothing_is_right_nothing_is_advised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,3 +80,10 @@ def test_the_same_id_with_another_question_is_refused() -> None:
     others = [item | {"question": "How big is " + item["id"]} for item in small_run.items()]
     with pytest.raises(EvalError, match="is not the same: 'what is capital of france' and 'how big is france"):
         compare(cells(), collect(others, small_run.samples()))
+
+
+def test_samples_in_common_that_define_no_figure_are_not_called_missing() -> None:
+    blank = [item | {"par_answers": []} for item in small_run.items() if item["meta"]["state"] == "irrelevant"]
+    run = collect(blank, small_run.samples())
+    with pytest.raises(EvalError, match=r"accuracy: no figure on the samples .*no par_answers.*--metrics all"):
+        compare(run, run, metrics=["accuracy"])

@@ -112,6 +112,7 @@ def test_corrected_p_values_of_the_results_are_used(tmp_path):
 
 
 def test_other_metrics_and_n_are_told(page):
+    assert 'data-label="memory&#x27;s answer (parr)"' in page
     assert "Every other metric" in page and 'data-label="repeat4"' in page
     assert "n\u00a0=\u00a0200 in every state" in page and "n\u00a0=\u00a0177" in page
 
@@ -132,7 +133,8 @@ def test_a_ratio_and_the_share_it_leaves_out_have_their_own_n(tmp_path):
     assert "ck-plug, the only method with a dial here, moves the memory ratio in conflict from 40.0" in said
     assert "from 40.0 [20.0, 48.0] to 100.0 [50.0, 100.0] % on capitals, 60.0 points" in said
     assert "60.0 points (n = 5 answers that name one of the two, of 6)." in said
-    assert "Fewer than 100 items stand behind 1 of 1 pair of task and state (fewest: 6, capitals, conflict)." in said
+    warning = "Fewer than 100 items stand behind 1 of 1 pair of task and state (fewest: 6, capitals, conflict)."
+    assert -1 < said.find(warning) < said.find("ck-plug, the only method"), "five answers do not lead"
 
 
 def test_the_run_card_tells_model_data_and_what_was_left_out(run, page):
@@ -142,6 +144,15 @@ def test_the_run_card_tells_model_data_and_what_was_left_out(run, page):
         assert said in text
     assert "19 rejected: 12 answers contain each other, 7 truth in the passage" in text
     assert "licence Apache-2.0" in text and "max_new_tokens 64" in text and "{context}\nQ: {question}" in text
+
+
+def test_a_fingerprint_is_told_in_words(tmp_path):
+    folder = edited(tmp_path, lambda results: None)
+    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", told | {"model_fingerprint": {"family": "llama", "layers": 9}})
+    reported(folder)
+    said = (folder / "out" / "report.md").read_text(encoding="utf-8")
+    assert "model fingerprint family llama, layers 9" in said and "{'" not in said
 
 
 def test_bytes_depend_on_the_run_alone(run, tmp_path):
@@ -178,7 +189,7 @@ def test_undefined_metrics_are_dashes_never_zero(tmp_path):
 
     page = reported(edited(tmp_path, undefined))
     row = next(r for r in page.split("<tr>") if "<bdi>prompt</bdi>" in r and 'data-label="conflict: memory' in r)
-    assert "undefined" in row.split('data-label="agree')[0]
+    assert "undefined: no answer names one of two sides" in row.split('data-label="agree')[0]
     assert "7 failed" in page and not re.search(r"[\"> ]nan[\"< ,]", page, re.I)
 
 

@@ -30,21 +30,28 @@ def compare(
     """Compare two runs on the records both answered: A minus B, with 95 % intervals and Holm's correction."""
     from ...eval.figures.cells import collect
     from ...eval.figures.compare import compare as compared
+    from ...eval.judging.measures import UNDEFINED
     from ...eval.run_files import items, read_card, samples
 
+    names = None if metrics == "all" else [name.strip() for name in metrics.split(",")]
     cards = [read_card(folder) for folder in (first, second)]
     cells = [collect(items(folder), samples(folder)) for folder in (first, second)]
     rows = compared(
         cells[0],
         cells[1],
         arms=None if arms is None else _matched(arms),
-        metrics=None if metrics == "all" else [name.strip() for name in metrics.split(",")],
+        metrics=names,
         longest=max(card["options"].get("max_new_tokens", 0) for card in cards) or None,
     )
     if json:
         typer.echo(json_module.dumps(rows))
     else:
         _print(rows)
+    places = {at[:2] for at in cells[0]} & {at[:2] for at in cells[1]}
+    for name, why in UNDEFINED.items():
+        told = {(row["task"], row["state"]) for row in rows if row["metric"] == name}
+        if lacking := sorted(places - told) if names is None or name in names else []:
+            typer.echo(clean(f"No {name} for {', '.join(map(' · '.join, lacking))}: {why}.", 1000), err=True)
 
 
 def _matched(text: str) -> list[tuple[str, str]]:
@@ -60,6 +67,7 @@ def _matched(text: str) -> list[tuple[str, str]]:
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
+    from ...eval.report.number_texts import titled
     from ...views.terminal import open_console
 
     console = open_console()
@@ -67,7 +75,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         place = (row["task"], row["state"], row["metric"])
         if place not in tables:
-            tables[place] = Table(title=clean(" · ".join(place), 100), title_justify="left")
+            title = " · ".join((*place[:2], titled(row["metric"])))
+            tables[place] = Table(title=clean(title, 100), title_justify="left")
             tables[place].add_column("arm", overflow="fold")
             for name in ("A", "B", "A - B", "95 %", "n"):
                 tables[place].add_column(name, justify="right", no_wrap=True)

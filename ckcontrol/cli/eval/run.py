@@ -63,12 +63,13 @@ def run(
     """Answer every record under every method and alpha, and add it up.
 
     The methods of a pass share the prompts, and every forward until their answers part. Interrupted? The same command
-    goes on where it stopped and ends with the same results.json.
+    goes on where it stopped and ends with the same results.json. Rows that are no records are named, and end it with
+    exit code 3.
     """
     from ...decoding.options import GenerateOptions
     from ...eval.running.arms import arms_for
     from ...eval.running.prompt_styles import check_style
-    from ...eval.running.runner import SEEDS, clock
+    from ...eval.running.runner import SEEDS, TOLD, clock
     from ...eval.running.runner import run as evaluate
     from ...eval.tasks.load import load_task
 
@@ -91,6 +92,10 @@ def run(
     loaded = [load_task(spec, limit=limit, seed=seed, clean=not dirty) for spec in split_tasks(tasks)]
     for task in loaded:
         _say(f"{task.name}: {len(task.records):,} records. {_left_out(task)}Source: {task.source} ({task.licence})")
+        for line in task.unread[:TOLD]:
+            _say(f"Left out {line}")
+        if len(task.unread) > TOLD:
+            _say(f"and {len(task.unread) - TOLD:,} more rows.")
     engine = served or _local(model, drawn, style, device, dtype, weights)
     with Bars(kept=out) as bars:
         outcome = evaluate(
@@ -109,6 +114,8 @@ def run(
     if speed:
         _time(engine, loaded, arms, out, speed)
     _tell(outcome)
+    if any(task.unread for task in loaded):
+        raise typer.Exit(3)
 
 
 def _served(model: str, url: str, drawn: Any) -> Engine:
