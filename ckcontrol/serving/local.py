@@ -320,8 +320,10 @@ class LocalSource:
         form: dict[str, Any] = {"tokens": texts, "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for place, text in enumerate(texts, told):
             logp, likeliest = self._job.scored[place]
-            before = ids[max(0, place - 4) : place]
-            tops: Any = [(self._rival([*before, token]), value) for token, value in likeliest]
+            whole = max((i for i in range(told, place) if texts[i - told]), default=told - 1) + 1  # a character ends
+            start = max(0, whole - 8)
+            named = {t: self._rival([*ids[start:place], t], whole - start) for t, _ in likeliest} | {ids[place]: text}
+            tops: Any = [(named[token], value) for token, value in likeliest]
             if self._request.path != CHAT:  # named by their texts, of equal ones the likeliest
                 tops = dict([*reversed(tops), (text, logp)]) if tops else None
             form["token_logprobs"].append(logp)
@@ -330,10 +332,10 @@ class LocalSource:
             self._length += len(text)
         return form
 
-    def _rival(self, ids: Sequence[int]) -> str:
-        """Return what the last id would have added; of a part of a character, U+FFFD."""
+    def _rival(self, ids: Sequence[int], since: int) -> str:
+        """Return what the last id would have added, where a character ends before `since`; of a part of one, U+FFFD."""
         part = unfinished(self._tokenizer, ids)[0]
-        return pieces(self._tokenizer, ids)[-1] + ("\ufffd" if part else "")
+        return pieces(self._tokenizer, ids, since=since)[-1] + ("\ufffd" if part else "")
 
     def _begin(self) -> None:
         if self.start is None:
