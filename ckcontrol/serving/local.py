@@ -20,7 +20,7 @@ from .batcher import Batcher
 from .jobs import End, Job
 from .json_values import flag, integer, kind, shown
 from .prompt_pairs import Room, make_pair, make_sources
-from .read_request import CHAT, Steered
+from .read_request import CHAT, Steered, belongs_in_ck
 from .replies import Part, Refusal
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _KNOWN = {
     *("model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"),
     *("response_format", "structured_outputs", "chat_template_kwargs", "return_token_ids", "include_reasoning"),
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "logprobs"),
+    *("ck", "temperature", "top_p", "top_k", "seed", "repetition_penalty"),
 }
 _OF_CHATS = ("tools", "tool_choice", "top_logprobs")
 _NEUTRAL: dict[str, Any] = {"functions": [], "logit_bias": {}}
@@ -51,6 +52,7 @@ def check_fields(path: str, body: Mapping[str, Any]) -> None:
         neutral = value is None or (name in _NEUTRAL and value == _NEUTRAL[name])
         if not neutral and name not in known:
             proposal = did_you_mean(name[:64], known) if name not in _NEUTRAL else "vLLM's server knows it."
+            proposal = f'It belongs in ck, like {{"ck": {{"{name}": ...}}}}.' if belongs_in_ck(name) else proposal
             raise ServingError(f"{name[:64]}={shown(value)}: this server does not know the field.", proposal)
     for name in ("stream_options", "response_format", "structured_outputs", "chat_template_kwargs"):
         if body.get(name) is not None and not isinstance(body[name], dict):
