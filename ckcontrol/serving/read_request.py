@@ -254,8 +254,8 @@ def _control(ck: Mapping[str, Any], *, weighs: bool) -> Control:
             hint = _INSTEAD.get(name, f"Leave {name} out, or use ckcontrol.generate.")
             raise ServingError(f"ck.{name}={shown(ck[name])}: {_OFFLINE[name]}", hint)
         if name not in allowed:
-            known = {*allowed, *(("sources",) if weighs else ())}
-            raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], known))
+            listed = {*allowed, *(("sources",) if weighs else ())}
+            raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], listed))
     others = (*SOURCES, *_OFFLINE, "template", "trace", "heads", "direction")
     values = {name: value for name, value in ck.items() if name not in others}
     for name, value in values.items():
