@@ -421,7 +421,11 @@ def _column_names(cells: list[str], encoding: str, limit: int) -> list[str]:
 
 def _record(header: list[str], cells: list[str], encoding: str, limit: int) -> dict[str, str]:
     if len(cells) != len(header):
-        raise TableError(f"has {len(cells)} cells where the header has {len(header)}.", "Quote its cells.")
+        short = len(cells) < len(header)
+        raise TableError(
+            f"has {len(cells)} cell{'' if len(cells) == 1 else 's'} where the header has {len(header)}.",
+            "Give it the missing ones, if only empty." if short else "Quote the cells that hold a delimiter.",
+        )
     return {name: _clean(cell, encoding, limit) for name, cell in zip(header, cells, strict=True)}
 
 

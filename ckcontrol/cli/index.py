@@ -20,7 +20,7 @@ from ..errors import ControlError, EmptyCorpus, RetrievalError
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
-from .words import TextCommand, group
+from .words import TextCommand, count, group, size
 
 if TYPE_CHECKING:
     from ..retrieval import Document, Index, QuestionChange
@@ -163,19 +163,25 @@ def add(
 ) -> None:
     """Add files; a changed document replaces its old passages, an unchanged one costs nothing.
 
-    Files and records of these sources that are gone are named, and with --prune removed. What --text-field and
-    --encoding said at the build holds here too. Until the command is done, searches see the index as it was. Exit 3:
-    done, but inputs were skipped.
+    Files and records of these sources that are gone are named, and with --prune removed, but none of a source that was
+    skipped. What --text-field and --encoding said at the build holds here too. Until the command is done, searches see
+    the index as it was. Exit 3: done, but inputs were skipped.
     """
     from ..retrieval.reading.files import as_paths
-    from ..retrieval.reading.gone import Reading, files_gone
+    from ..retrieval.reading.gone import Reading, emptied, files_gone
 
     again = "The index is as it was. The same command goes on where this one stopped."
     progress, reading = WriteProgress(index, context.command), Reading()
     opened = options.open_index(index, embedder)
     made = opened.info()["settings"]
     documents = _read(sources, progress, encoding or made["encoding"], text_field or made["text_field"])
-    gone = files_gone(options.with_embedder(opened).documents(), as_paths(sources))
+    stored, paths = list(options.with_embedder(opened).documents()), as_paths(sources)
+    for source, lost in emptied(stored, paths).items() if prune else ():
+        raise ControlError(
+            f"{str(source)!r} holds no files, and --prune would remove the whole of it: {count(lost, 'document')}.",
+            "Check that the folder is the right one, and mounted; ckcontrol index remove takes documents out by name.",
+        )
+    gone = files_gone(stored, paths)
     told: dict[str, Any] = {"on_skip": progress.on_skip, "on_progress": progress.on_progress}
     with _resumable(again), progress:
         change = opened.add(reading.watch(documents), without=[*chain(*gone.values())] if prune else (), **told)
@@ -203,7 +209,7 @@ def remove(
         _echo_json({"removed": change.removed, "index": opened.info()})
     else:
         left = opened.info()["passages"]
-        typer.echo(f"Removed {_count(change.removed, 'passage')}; {_count(left, 'passage')} left.")
+        typer.echo(f"Removed {count(change.removed, 'passage')}; {count(left, 'passage')} left.")
 
 
 @index_app.command("override", cls=TextCommand)
@@ -229,7 +235,7 @@ def override(
     if json:
         _echo_json({"overrides": len(read), "index": opened.info()})
     else:
-        typer.echo(f"{_count(len(read), 'override')} in {clean(str(index))}.")
+        typer.echo(f"{count(len(read), 'override')} in {clean(str(index))}.")
 
 
 @index_app.command("questions", cls=TextCommand)
@@ -252,13 +258,13 @@ def questions(
         _echo_json({"questions": asdict(change), "index": opened.info()})
         return
     data = opened.info()
-    none = f"; of {_count(change.without, 'text')} the model made none" if change.without else ""
-    gone = f"; {_count(change.removed, 'question')} of texts that are gone removed" if change.removed else ""
+    none = f"; of {count(change.without, 'text')} the model made none" if change.without else ""
+    gone = f"; {count(change.removed, 'question')} of texts that are gone removed" if change.removed else ""
     if not change.asked:
         typer.echo(f"Nothing to ask: every text was asked of{gone}. {_questions(data)} in {clean(str(index))}.")
         return
     typer.echo(
-        f"{_count(change.written, 'question')} written for {_count(change.asked, 'text')}{none}{gone}. "
+        f"{count(change.written, 'question')} written for {count(change.asked, 'text')}{none}{gone}. "
         f"{_questions(data)} in {clean(str(index))}."
     )
 
@@ -288,7 +294,7 @@ def info(index: options.Folder, json: options.AsJson = False) -> None:
             "tokens": cut,
             **{name.replace("_", " "): settings[name] for name in ("text_field", "encoding") if settings[name]},
             **({} if data["words"] else {"words": WORDS_OF_OLD}),
-            "size": _size(data["bytes"]),
+            "size": size(data["bytes"]),
             "created": f"{data['created']} (generation {data['generation']}, updated {data['updated']})",
             "format": f"version {data['version']}, written by ckcontrol {data['writer']}",
         }
@@ -408,22 +414,22 @@ def _summarise(
         _echo_json(told | {"index": data})
     else:
         for file, ids in [*gone.items()][:SHOWN]:
-            what = "the file is gone" if ids == [file] else f"{_count(len(ids), 'record')} of it gone"
+            what = "the file is gone" if ids == [file] else f"{count(len(ids), 'record')} of it gone"
             typer.echo(f"gone     {clean(file, 1000)}: {what}, {'removed' if pruned else 'still found'}.", err=True)
         reused = f", {counts['reused']:,} more reused from an interrupted run" if counts["reused"] else ""
         folded = f", {counts['folded']:,} of the new ones equal to others" if counts["folded"] else ""
-        lost = _count(sum(map(len, gone.values())), "document")
+        lost = count(sum(map(len, gone.values())), "document")
         rows = {
-            "index": f"{data['path']}, {_size(data['bytes'])}",
+            "index": f"{data['path']}, {size(data['bytes'])}",
             "files": f"{progress.files:,}",
             "documents": " · ".join(f"{counts[name]:,} {name}" for name in ("added", "replaced", "unchanged")),
             "passages": f"{_passages(data)}{folded}",
-            "embedded": f"{_count(counts['embedded'], 'text')}{reused}",
+            "embedded": f"{count(counts['embedded'], 'text')}{reused}",
             **({"questions": _questions(data)} if data["questions"] else {}),
             "kind": _why(data),
             **({"gone": f"{lost}, {'removed' if pruned else 'still found: --prune removes them'}"} if gone else {}),
         }
-        _grid(rows | ({"skipped": f"{_count(counts['skipped'], 'input')}, named above"} if progress.skipped else {}))
+        _grid(rows | ({"skipped": f"{count(counts['skipped'], 'input')}, named above"} if progress.skipped else {}))
     if progress.skipped:
         raise typer.Exit(SKIPPED)
 
@@ -445,7 +451,7 @@ def _write_questions(index: Index, write: QuestionWriter, model: str, batch_size
 
 def _questions(data: dict[str, Any]) -> str:
     return (
-        f"{_count(data['questions'], 'question')} that {data['questioned']:,} of {_count(data['texts'], 'text')} answer"
+        f"{count(data['questions'], 'question')} that {data['questioned']:,} of {count(data['texts'], 'text')} answer"
     )
 
 
@@ -459,18 +465,18 @@ def _why(data: dict[str, Any]) -> str:
     from ..retrieval.store.vectors import MEMORY, SCAN
 
     kind, asked = data["kind"], data["settings"]["kind"]
-    size = data["rows"] * data["embedder"]["dim"] * (2 if data["settings"]["dtype"] == "float16" else 4)
-    count = f"{data['rows']:,} vectors" + (f" ({size / 2**20:,.0f} MiB)" if size >= 2**20 else "")
+    held = data["rows"] * data["embedder"]["dim"] * (2 if data["settings"]["dtype"] == "float16" else 4)
+    vectors = f"{data['rows']:,} vectors" + (f" ({held / 2**20:,.0f} MiB)" if held >= 2**20 else "")
     if kind == asked:
-        return f"{kind}: as asked, {count}"
+        return f"{kind}: as asked, {vectors}"
     if asked != "auto":
-        return f"{kind}: {count} are too few to train the {asked} that was asked for"
+        return f"{kind}: {vectors} are too few to train the {asked} that was asked for"
     reasons = {
         "flat": f"exact search is fast up to {SCAN >> 20} MiB",
         "ivf": f"beyond {SCAN >> 20} MiB only the nearest lists are searched",
         "ivfpq": f"beyond {MEMORY >> 30} GiB the vectors are searched compressed",
     }
-    return f"{kind}: {count}, {reasons.get(kind, 'chosen by size')}"
+    return f"{kind}: {vectors}, {reasons.get(kind, 'chosen by size')}"
 
 
 def _grid(rows: dict[str, str]) -> None:
@@ -487,14 +493,3 @@ def _grid(rows: dict[str, str]) -> None:
 
 def _echo_json(data: Any) -> None:
     typer.echo(escape_json(json_module.dumps(data, ensure_ascii=False, allow_nan=False)))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _size(count: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count} bytes"

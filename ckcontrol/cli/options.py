@@ -7,7 +7,9 @@ command.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..control import DEFAULT_METHOD
-from ..errors import ControlError, PromptError
+from ..errors import ControlError, PromptError, RetrievalError
 from ..views.safe_text import clean
 from .files import import_policies, parse_params
 
@@ -378,10 +380,21 @@ def load_embedder(name: str, *, normalize: bool = True) -> Any:
     """Load an embedder with a spinner on stderr where that is a terminal; a folder is recorded by its absolute path."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"Loading the embedder {name} ...") as status:
+    with Console(stderr=True).status(f"Loading the embedder {name} ...") as status, _local_is_input(name):
         from ..retrieval import Embedder
 
         return Embedder(place_of(name), normalize=normalize, on_status=status.update)
+
+
+@contextmanager
+def _local_is_input(name: str) -> Iterator[None]:
+    """Make what is wrong with a path of this machine bad input, as `load` does: nothing failed."""
+    try:
+        yield
+    except RetrievalError as error:
+        if name.startswith((".", "~", "/")) or os.path.exists(name):
+            raise ControlError(str(error)) from error
+        raise
 
 
 def place_of(embedder: str) -> str:
@@ -396,7 +409,7 @@ def load_reranker(name: str | None) -> Any:
         return None
     from rich.console import Console
 
-    with Console(stderr=True).status(f"Loading the re-ranker {name} ..."):
+    with Console(stderr=True).status(f"Loading the re-ranker {name} ..."), _local_is_input(name):
         from ..retrieval.rerank import Reranker
 
         return Reranker(name)

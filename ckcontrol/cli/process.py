@@ -1,17 +1,21 @@
-"""What a command owes the shell that runs it: closed streams, a reader that went away, and Ctrl-C.
+"""What a command owes the shell that runs it: closed streams, a reader that went away, Ctrl-C, and a port in use.
 
-Knows file descriptors and signals; knows no command.
+Knows file descriptors, sockets and signals; knows no command.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["complete_streams", "finish", "is_broken_pipe", "stop_at_once"]
+from ..errors import ServingError
+
+__all__ = ["check_port", "complete_streams", "finish", "is_broken_pipe", "stop_at_once"]
 
 WRITE_NOTHING = ("demo", "run", "explain", "ask", "search", "doctor")  # or only when all is done
 
@@ -83,3 +87,27 @@ def _stop(*_: object) -> None:
         os.write(2, f"{cursor}ckcontrol: interrupted.\n".encode())
     finally:
         os._exit(130)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a place where no server can listen, before it has loaded anything; 0 is any free port.
+
+    Raises:
+        ServingError: Another program listens there, the system forbids it, or the host is unknown.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":  # a port that was left a moment ago is free
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except socket.gaierror as error:
+        raise ServingError(f"host {host!r} is unknown here: {error.strerror}.", "Name an address of ours.") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            hint = "Give another one by --port, or stop the program that listens there."
+            raise ServingError(f"port {port} of {host} is taken.", hint) from error
+        if error.errno == errno.EACCES:
+            raise ServingError(f"port {port} of {host} is not allowed.", "Give one above 1023 by --port.") from error

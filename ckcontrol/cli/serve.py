@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import ServingError, require
+from ..views.safe_text import clean
 from .files import import_policies, parse_params
 from .options import Device, Dtype, Embedder, Import, Weights, load, load_dial, open_index, read_direction
+from .process import check_port
 
 __all__ = ["serve"]
 
@@ -74,6 +77,7 @@ def serve(
         raise ServingError("--embedder is that of an index, and none is served.", "Name it: --index FOLDER.")
     read = None if direction is None else read_direction(direction)
     opened = None if index is None else open_index(index, embedder, load=True)
+    check_port(host, port)
     loaded, tokenizer = load(model, device, dtype)
     load_dial(loaded, weights)
     local = host in LOOPBACK
@@ -91,4 +95,22 @@ def serve(
     )
     if not local and not keys:
         typer.echo(f"ckcontrol: without --api-key anybody who reaches {host} can use this server.", err=True)
-    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, server_header=False, ws="none")
+    called = clean(name or model) + ("" if index is None else f" with the index {clean(str(index))}")
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            """Say that it is up, and where its page is."""
+            await super().startup(sockets)
+            if self.started:
+                at = self.servers[0].sockets[0].getsockname()[1]
+                page = f"http://{f'[{host}]' if ':' in host else host}:{at}/"
+                typer.echo(f"ckcontrol: {page} serves {called}. Stop it by Ctrl-C.", err=True)
+
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, ws="none"
+    )
+    server = Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise typer.Exit(1)

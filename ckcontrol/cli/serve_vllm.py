@@ -21,6 +21,7 @@ from ..child_python import module_command
 from ..errors import MissingExtra, ServingError
 from .files import parse_params
 from .options import Embedder, place_of
+from .process import check_port
 
 __all__ = ["command", "serve_vllm"]
 
@@ -80,8 +81,10 @@ def serve_vllm(
         )
     if index is not None:
         _check_index(index)
+    host, port = _value(line, "--host") or "127.0.0.1", _value(line, "--port") or "8000"
+    if port.isdecimal() and int(port) < 2**16:  # else vLLM complains
+        check_port(host, int(port))
     typer.echo(shown, err=True)
-    host = _value(line, "--host")
     if host not in LOOPBACK and _value(line, "--api-key") is None and not os.environ.get("VLLM_API_KEY"):
         typer.echo(f"ckcontrol: without --api-key anybody who reaches {host} can use this server.", err=True)
     sys.stdout.flush()

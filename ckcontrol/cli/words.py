@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from ..errors import ControlError
 
-__all__ = ["HelpfulCommand", "TextCommand", "called", "group", "in_options", "in_plain_words"]
+__all__ = ["HelpfulCommand", "TextCommand", "called", "count", "group", "in_options", "in_plain_words", "size"]
 
 VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
 
@@ -148,3 +148,16 @@ def _spelled(option: str, flag: bool, found: re.Match[str]) -> str:
     if flag:
         return f"no {option}" if value in ("False", "None") else option
     return f"{option} {value[1:-1] if re.fullmatch(QUOTED_WORD, value) else value}".rstrip()
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number and what it counts: ``1 passage``, ``1,200 passages``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size(number: int) -> str:
+    """Return a number of bytes in its largest unit: ``1.2 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:,.1f} {unit}"
+    return f"{number} bytes"

@@ -20,7 +20,7 @@ from .batcher import Batcher
 from .jobs import End, Job
 from .json_values import flag, integer, kind, shown
 from .prompt_pairs import Room, make_pair, make_sources
-from .read_request import CHAT, Steered
+from .read_request import CHAT, Steered, belongs_in_ck
 from .replies import Part, Refusal
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ _KNOWN = {
     *("model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"),
     *("response_format", "structured_outputs", "chat_template_kwargs", "return_token_ids", "include_reasoning"),
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "logprobs"),
+    *("ck", "temperature", "top_p", "top_k", "seed", "repetition_penalty"),
 }
 _OF_CHATS = ("tools", "tool_choice", "top_logprobs")
-_NEUTRAL: dict[str, Any] = {"functions": [], "logit_bias": {}}
+_NEUTRAL: dict[str, Any] = {"functions": [], "logit_bias": {}, "n": 1}
 _KINDS = ("json", "regex", "grammar")
 _MOST = 20  # tokens told beside each of the answer's
 
@@ -51,6 +52,7 @@ def check_fields(path: str, body: Mapping[str, Any]) -> None:
         neutral = value is None or (name in _NEUTRAL and value == _NEUTRAL[name])
         if not neutral and name not in known:
             proposal = did_you_mean(name[:64], known) if name not in _NEUTRAL else "vLLM's server knows it."
+            proposal = f'It belongs in ck, like {{"ck": {{"{name}": ...}}}}.' if belongs_in_ck(name) else proposal
             raise ServingError(f"{name[:64]}={shown(value)}: this server does not know the field.", proposal)
     for name in ("stream_options", "response_format", "structured_outputs", "chat_template_kwargs"):
         if body.get(name) is not None and not isinstance(body[name], dict):
@@ -320,8 +322,10 @@ class LocalSource:
         form: dict[str, Any] = {"tokens": texts, "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for place, text in enumerate(texts, told):
             logp, likeliest = self._job.scored[place]
-            before = ids[max(0, place - 4) : place]
-            tops: Any = [(self._rival([*before, token]), value) for token, value in likeliest]
+            whole = max((i for i in range(told, place) if texts[i - told]), default=told - 1) + 1  # a character ends
+            start = max(0, whole - 8)
+            named = {t: self._rival([*ids[start:place], t], whole - start) for t, _ in likeliest} | {ids[place]: text}
+            tops: Any = [(named[token], value) for token, value in likeliest]
             if self._request.path != CHAT:  # named by their texts, of equal ones the likeliest
                 tops = dict([*reversed(tops), (text, logp)]) if tops else None
             form["token_logprobs"].append(logp)
@@ -330,10 +334,10 @@ class LocalSource:
             self._length += len(text)
         return form
 
-    def _rival(self, ids: Sequence[int]) -> str:
-        """Return what the last id would have added; of a part of a character, U+FFFD."""
+    def _rival(self, ids: Sequence[int], since: int) -> str:
+        """Return what the last id would have added, where a character ends before `since`; of a part of one, U+FFFD."""
         part = unfinished(self._tokenizer, ids)[0]
-        return pieces(self._tokenizer, ids)[-1] + ("\ufffd" if part else "")
+        return pieces(self._tokenizer, ids, since=since)[-1] + ("\ufffd" if part else "")
 
     def _begin(self) -> None:
         if self.start is None:

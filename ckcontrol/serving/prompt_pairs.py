@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..decoding.plain_text import LOCK
 from ..decoding.prompts import PromptPair, PromptTemplate, build_pair
 from ..decoding.sourced import Asked, ask_sources, check_answers
-from ..errors import PromptTooLong, ServingError
+from ..errors import PromptTooLong, ServingError, UnsupportedMode
 from .read_request import CHAT, Steered
 from .read_texts import BUILT, PLAIN, tools_of
 
@@ -47,12 +47,10 @@ def make_pair(request: Steered, tokenizer: PreTrainedTokenizerBase, room: Room) 
 
     Raises:
         PromptError: Texts or wording cannot become prompts; `PromptTooLong` if they do not fit.
-        ServingError: More tokens are asked for than this server gives, or a token id that does not exist.
+        ServingError: A token id that does not exist.
     """
     asked = request.body.get("max_completion_tokens")
     asked = request.body.get("max_tokens") if asked is None else asked
-    if asked is not None and asked > room.tokens:
-        raise ServingError(f"max_tokens={asked} is more than this server gives.", f"At most {room.tokens}.")
     least = 1 if asked is None else asked
     limit = None if room.positions is None else max(0, room.positions - least)
     pair = _make(request, tokenizer, limit, least, room)
@@ -78,13 +76,17 @@ def make_sources(
         most: The most tokens that the answer of its pair may have, from `make_pair`.
 
     Raises:
-        UnsupportedMode: The method does not weigh whole answers of several sources.
+        ServingError: The method does not weigh whole answers of several sources.
         PromptError: As `ask_sources`.
     """
     texts = request.texts
     if request.sources is None or not texts.passages or texts.override:
         return None, most
-    check_answers(request.control.policy())
+    try:
+        check_answers(request.control.policy())
+    except UnsupportedMode as error:
+        what = f"ck.method={request.control.method!r} does not choose among whole answers of several sources."
+        raise ServingError(what, 'Send "method": "dial" in ck, or leave ck.sources out.') from error
     asked = {"question": texts.question} if texts.messages is None else {"messages": texts.messages}
     wanted = request.body.get("max_completion_tokens") or request.body.get("max_tokens")
     limit = None if room.positions is None else max(0, room.positions - (wanted or 1))

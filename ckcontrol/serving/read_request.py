@@ -26,7 +26,7 @@ from .limits import Limits
 from .read_heads import Entries, read_heads
 from .read_texts import BUILT, PLAIN, Texts, read_template, read_texts
 
-__all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "constrained", "read_request"]
+__all__ = ["CHAT", "COMPLETIONS", "PATHS", "Steered", "belongs_in_ck", "constrained", "read_request"]
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PATHS = (CHAT, COMPLETIONS)
@@ -141,7 +141,9 @@ class Steered:
         return told
 
 
-def read_request(path: str, body: Mapping[str, Any], limits: Limits, *, sources: bool = False) -> Steered:
+def read_request(
+    path: str, body: Mapping[str, Any], limits: Limits, *, sources: bool = False, most: int = 2**31
+) -> Steered:
     """Check a body.
 
     Args:
@@ -149,6 +151,7 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits, *, sources:
         body: The decoded JSON object; without ``ck`` it asks the unmodified model.
         limits: Bounds.
         sources: The server weighs answers across sources; else ``ck.sources`` is refused.
+        most: Most tokens that a request may ask for.
 
     Raises:
         CKError: One of its ValueError kinds, whatever the body holds; the message is for the client.
@@ -168,7 +171,7 @@ def read_request(path: str, body: Mapping[str, Any], limits: Limits, *, sources:
     texts = read_texts(source, path == CHAT, body, limits)
     if source == "passages" and not texts.passages:
         control = control.without_passages()
-    for name, low, high in (("max_tokens", 1, 2**31), ("max_completion_tokens", 1, 2**31), ("min_tokens", 0, 2**31)):
+    for name, low, high in (("max_tokens", 1, most), ("max_completion_tokens", 1, most), ("min_tokens", 0, most)):
         if body.get(name) is not None:
             integer(name, body[name], low, high)
     _check_stop(body.get("stop"))
@@ -228,7 +231,10 @@ def _sources(given: Any, source: str, limits: Limits) -> Any:
         return None
     lists = isinstance(given, list) and all(isinstance(one, list) and len(one) <= limits.passages for one in given)
     if given != "each" and not (lists and len(given) <= limits.passages):
-        raise ServingError(f"ck.sources={shown(given)}.", 'Send "each", or the places of each group: [[0], [1, 2]].')
+        value = f"{json.dumps(given):.60}" if isinstance(given, list) else shown(given)
+        raise ServingError(
+            f"ck.sources={value} is not valid.", 'Send "each", or the places of each group: [[0], [1, 2]].'
+        )
     if source not in BUILT:
         raise ServingError(f"ck.sources stands beside ck.{source}.", f"Send {' or '.join(BUILT)}: each is a source.")
     return given
@@ -248,7 +254,8 @@ def _control(ck: Mapping[str, Any], *, weighs: bool) -> Control:
             hint = _INSTEAD.get(name, f"Leave {name} out, or use ckcontrol.generate.")
             raise ServingError(f"ck.{name}={shown(ck[name])}: {_OFFLINE[name]}", hint)
         if name not in allowed:
-            raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], allowed))
+            listed = {*allowed, *(("sources",) if weighs else ())}
+            raise ServingError(f"ck.{name[:64]} is unknown for method {method!r}.", did_you_mean(name[:64], listed))
     others = (*SOURCES, *_OFFLINE, "template", "trace", "heads", "direction")
     values = {name: value for name, value in ck.items() if name not in others}
     for name, value in values.items():
@@ -259,6 +266,11 @@ def _control(ck: Mapping[str, Any], *, weighs: bool) -> Control:
         return Control(**values)
     except ControlError as error:
         raise in_ck(error, values) from None
+
+
+def belongs_in_ck(name: str) -> bool:
+    """Whether a field is one of the object ``ck``, with some method."""
+    return name in (*_OWN, *_OFFLINE) or any(name in _parameters(method) for method in _methods())
 
 
 @cache

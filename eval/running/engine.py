@@ -162,12 +162,12 @@ class Local:
         return [[self._sample(answer) for answer in answers] for answers in found]
 
     def _sample(self, answer: FanAnswer) -> Sample:
-        from ckcontrol.decoding.token_texts import pieces
+        from ckcontrol.decoding.token_texts import pieces, said
 
         if answer.error is not None:
             return {"error": answer.error}
         return {
-            "text": self.tokenizer.decode(answer.ids, skip_special_tokens=True).strip(),
+            "text": said(self.tokenizer, answer.ids, ends=self.ends).text,
             "n": len(answer.ids),
             "finish": "stop" if answer.ids and answer.ids[-1] in self.ends else "length",
             "tokens": {

@@ -6,18 +6,21 @@ there. Knows paths, documents and what one reading met; knows nothing of an inde
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from ..types import Document, Skipped
-from .files import is_under
+from .files import find_files, is_under
 
-__all__ = ["Reading", "files_gone"]
+__all__ = ["Reading", "emptied", "files_gone"]
 
 
 def files_gone(stored: Iterable[tuple[str, str]], sources: Collection[Path]) -> dict[str, list[str]]:
     """Return the files under `sources` that are no longer there, each with its documents.
+
+    Of a source that is not there itself, and below a folder that cannot be reached, nothing is known to be gone.
 
     Args:
         stored: Document id and file of everything stored that was read from a file, as `Index.documents` gives them.
@@ -27,7 +30,23 @@ def files_gone(stored: Iterable[tuple[str, str]], sources: Collection[Path]) -> 
     for document, file in stored:
         if file in under or any(is_under(Path(file), source) for source in sources):
             under.setdefault(file, []).append(document)
-    return {file: documents for file, documents in under.items() if _is_gone(Path(file))}
+    gone = {file: documents for file, documents in under.items() if _is_gone(Path(file))}
+    skipped = [Path(item.name) for item in find_files((*sources,)) if isinstance(item, Skipped)] if gone else []
+    return {file: ids for file, ids in gone.items() if not any(is_under(Path(file), path) for path in skipped)}
+
+
+def emptied(stored: Iterable[tuple[str, str]], sources: Collection[Path]) -> dict[Path, int]:
+    """Return the folders among `sources` that hold no file any more, each with the number of documents from below it.
+
+    Args:
+        stored: As for `files_gone`.
+        sources: Likewise.
+    """
+    files = [Path(file) for _, file in stored]
+    below = {source: sum(is_under(file, source) for file in files) for source in sources if os.path.isdir(source)}
+    return {
+        source: n for source, n in below.items() if n and all(isinstance(i, Skipped) for i in find_files((source,)))
+    }
 
 
 def _is_gone(path: Path) -> bool:

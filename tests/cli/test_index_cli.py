@@ -142,6 +142,20 @@ def test_an_embedder_folder_is_kept_by_its_whole_path(
     assert told(capsys, "search", "i", "ferry")["hits"]
 
 
+@pytest.mark.parametrize("held", [None, "", "x"])
+def test_a_folder_that_is_no_embedder_is_bad_input(
+    tmp_path: Path, docs: Path, index: str, held: Any, capsys: Any
+) -> None:
+    bad = tmp_path / "bad"
+    if held is not None:
+        bad.mkdir()
+        (bad / "config.json").write_text(held, encoding="utf-8")
+    build = ["index", "build", str(docs), "--out", str(tmp_path / "i"), "--embedder", str(bad)]
+    for command in (build, ["search", index, "salt", "--rerank", str(bad)]):
+        err = run(capsys, *command, code=2)[1]
+        assert repr(str(bad)) in err and ("Give" in err or "Copy" in err)
+
+
 def test_skipped_inputs_are_named_counted_and_code_3(
     tmp_path: Path, docs: Path, embedder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,35 @@ def test_what_is_gone_of_the_sources_is_told_and_removed_when_asked(
     assert told(capsys, "index", "add", "i", "docs", "--prune")["pruned"]
     assert found("i") == whole - {"docs/ferry.md", "docs/table.csv#2"} | {"docs/boat.md"}
     assert told(capsys, "index", "add", "i", "docs")["gone"] == {}
-    assert told(capsys, "index", "add", "i", "beside.txt", code=3)["gone"] == {"beside.txt": ["beside.txt"]}
+    assert told(capsys, "index", "add", "i", "beside.txt", code=3)["gone"] == {}  # it was skipped
+
+
+def test_a_source_that_is_not_there_prunes_nothing(
+    tmp_path: Path, docs: Path, embedder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (docs / "mount").mkdir()
+    (docs / "mount" / "far.txt").write_text("It lies on another disk.", encoding="utf-8")
+    run(capsys, "index", "build", "docs", "--out", "i", "--embedder", embedder)
+    whole = found("i")
+    (docs / "mount").rename("disk")
+    (docs / "mount").symlink_to("nowhere")
+    (docs / "ferry.md").unlink()
+    data = told(capsys, "index", "add", "i", "docs", "--prune", code=3)
+    assert list(data["gone"]) == ["docs/ferry.md"] and "docs/mount" in [one["name"] for one in data["skipped"]]
+    whole -= {"docs/ferry.md"}
+    docs.rename("elsewhere")
+    for source in ("docs", "docs/*.md"):
+        data = told(capsys, "index", "add", "i", source, "--prune", code=3)
+        assert data["gone"] == {} and data["change"]["removed"] == 0 and found("i") == whole
+    docs.symlink_to("nowhere")
+    assert told(capsys, "index", "add", "i", "docs", "--prune", code=3)["gone"] == {} and found("i") == whole
+    docs.unlink()
+    docs.mkdir()
+    (docs / ".hidden").touch()
+    _, err = run(capsys, "index", "add", "i", "docs", "--prune", code=2)
+    assert f"{len(whole)} documents" in err and "'docs'" in err and "index remove" in err and found("i") == whole
+    assert told(capsys, "index", "add", "i", "docs", code=3)["gone"] == {}
 
 
 def test_of_a_file_that_was_not_read_whole_nothing_is_gone(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from ckcontrol.cli.main import main
 from ckcontrol.cli.process import stop_at_once
 
 from ..warm import Warm
@@ -138,3 +141,25 @@ def test_commands_that_save_their_work_get_the_interrupt() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_taken_port_is_bad_input_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert main(["serve", "--model", "no/such-model", "--port", port]) == 2
+    err = capsys.readouterr().err
+    assert f"port {port} of 127.0.0.1 is taken" in err and "--port" in err and "no/such-model" not in err
+
+
+def test_a_server_says_where_it_is(warm: Warm) -> None:
+    command = [warm.python, "-m", "ckcontrol", "serve", "--model", "tiny", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        told = next(line for line in server.stderr if "http://127.0.0.1:" in line)
+        with urllib.request.urlopen(told.split()[1]) as page:
+            assert page.status == 200
+        server.send_signal(signal.SIGINT)
+        rest = server.stderr.read()
+    assert "tiny" in told and "Traceback" not in rest

@@ -84,7 +84,7 @@ def test_csv_with_a_mark_line_breaks_and_big_fields() -> None:
     assert [row["prompt"] for row in found if isinstance(row, dict)] == ['two\nlines, "quoted"', big, "last"]
     bad = [row for row in found if isinstance(row, Rejected)]
     assert [(row.id, row.detail) for row in bad] == [
-        ("f.csv:2", "has 1 cells where the header has 2"),
+        ("f.csv:2", "has 1 cell where the header has 2"),
         ("f.csv:3", "has 3 cells where the header has 2"),
     ]
     assert rows(b"a\tb\n1,5\t2\n", "f.tsv") == [{"a": "1,5", "b": "2"}]

@@ -155,6 +155,12 @@ def test_markdown_is_cut_at_headings(name: str) -> None:
     assert [p.text for p in split(text, overlap=0, size=10, path="a.txt")] != chunks
 
 
+def test_short_sections_of_markdown_stay_together() -> None:
+    text = "# One\n\na b c\n\n# Two\n\nd e f\n"
+    assert [passage.text for passage in split(text, size=32, path="a.md")] == [text.strip()]
+    assert [passage.text[:5] for passage in split(text, size=8, overlap=0, path="a.md")] == ["# One", "# Two"]
+
+
 def test_an_endless_word_is_one_token_and_still_bounded() -> None:
     """WordPiece takes any long word for one unknown token, so tokens alone would allow a passage of a megabyte."""
     passages = split("x" * 5000 + " river", "words", 8, 0)

@@ -246,7 +246,9 @@ def test_csv_rows_that_do_not_fit() -> None:
     assert [document.id for document in documents] == ["1", "7"]
     assert list(skipped) == [f"a.csv row {number}" for number in (2, 3, 4, 5, 6, 8)]
     reasons = list(skipped.values())
-    assert "has 1 cells where the header has 2" in reasons[0] and "is not CSV" in reasons[2]
+    assert "has 1 cell where the header has 2" in reasons[0] and "missing ones" in reasons[0]
+    assert "has 3 cells where the header has 2" in reasons[1] and "Quote" in reasons[1]
+    assert "Quote" not in reasons[0] and "is not CSV" in reasons[2]
     assert "0xfc" in reasons[3] and "holds no text" in reasons[4] and "unexpected end of data" in reasons[5]
 
 

@@ -191,7 +191,7 @@ def test_logprobs_are_those_of_the_trace(model, served: Served, number: int) -> 
         assert 0 < len(tops) <= 4 and tops == sorted(tops, reverse=True)
         assert bytes(one.bytes).decode() == one.token
         if not ours.get("do_sample"):
-            assert one.logprob == tops[0] and one.token in ("", one.top_logprobs[0].token)  # "": part of a character
+            assert one.logprob == tops[0] and one.token == one.top_logprobs[0].token
     chunks = list(served.client.chat.completions.create(**asked, stream=True))
     streamed = [one for part in chunks if part.choices[0].logprobs for one in part.choices[0].logprobs.content]
     assert [(one.token, one.bytes) for one in streamed] == [(one.token, one.bytes) for one in told]
@@ -293,7 +293,13 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ({"tools": [TOOL], "tool_choice": "required"}, "nothing here makes a model call a tool"),
         ({"tools": [TOOL]}, "no variable 'tools'"),
         ({"tools": ["f"]}, "tools is a list"),
-        ({"max_tokens": 5000}, "At most 1024"),
+        ({"max_tokens": 5000}, "max_tokens=5000 .*from 1 to 1024"),
+        ({"max_tokens": 0}, "max_tokens=0 .*from 1 to 1024"),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens=5000 .*from 1 to 1024"),
+        ({"extra_body": {"temprature": 0}}, "Did you mean 'temperature'.*Known: .*ck, .*seed.*top_p"),
+        ({"extra_body": {"sources": "each"}}, "sources='each'.*belongs in ck"),
+        ({"extra_body": {"segments": True}}, "segments=True.*belongs in ck"),
+        ({"extra_body": {"ck": {"passages": ["x"], "foo": 0.3}}}, "ck.foo is unknown.*Known: .*sources"),
         ({"extra_body": {"max_token": 5}}, "Did you mean 'max_tokens'"),
         ({"extra_body": {"ck": {"passages": ["x"], "heads": [{"layer": 9, "head": 0}]}}}, r"head 9\.0|9"),
         ({"extra_body": {"ck": {"retrieve": {"k": 2}}}}, "--index"),
