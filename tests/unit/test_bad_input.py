@@ -194,7 +194,8 @@ def test_an_ordinary_token_may_end_the_models_answers(byte):
         setattr(getattr(other, config), "eos_token_id", free.token_ids[at])  # noqa: B010
         answer = ck.generate(other, byte, *ASK, max_new_tokens=12, control=STEER)
         assert answer.token_ids == free.token_ids[: at + 1] and answer.finish_reason == "stop"
-        assert answer.text == byte.decode(free.token_ids[:at], skip_special_tokens=True).strip(), "its end is no text"
+        text = byte.decode(free.token_ids[:at], skip_special_tokens=True).strip()
+        assert answer.text in (text, text.removesuffix("\ufffd")), "its end is no text"
 
 
 def test_an_ordinary_end_of_a_tokenizer_from_elsewhere_is_refused_with_the_way_out(byte):
