@@ -109,9 +109,8 @@ def _to_last_character(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], t
     while ids and ids[-1] in silent:  # an end token, for example
         ids = ids[:-1]
     part, tokens = unfinished(tokenizer, ids)
-    text = with_tags(
-        tokenizer, ids[: len(ids) - tokens], tags
-    )  # not cut later: some decoders spoil what is before, too
+    # Tokens are left out, not text cut afterwards: some decoders spoil what is before, too.
+    text = with_tags(tokenizer, ids[: len(ids) - tokens], tags)
     return text if tokens or not part else text.removesuffix("\ufffd")
 
 

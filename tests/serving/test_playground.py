@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 
 import ckcontrol
-from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
 from ckcontrol.views.palette import SATURATION, STEPS, ink_rules, palette_rules
 
 from ..browser import PHONE, WIDE, Page, posts, text_of
 from ..retrieval.hashes import Hashes
-from .served import TURNS, Held, Served, serve
+from .served import Held, Served, serve
 
 PAGE = Path(ckcontrol.__file__).parent / "serving" / "playground"
 HOSTILE = (
@@ -30,13 +29,6 @@ HOSTILE = (
     "<svg onload='hit=1'><style>@import '//evil.invalid'</style> javascript:hit=1 ${hit} {{hit}} \u202egnp.exe"
 )
 QUOTES = "Who said 'it''s \"done\"', $(touch x) `id` \\n \\\\ and\nwent? ünd 漢字 🎈 </script>"
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    model, tokenizer = tiny_model("llama")
-    tokenizer.chat_template = TURNS
-    return model.float(), tokenizer
 
 
 @pytest.fixture(scope="module")

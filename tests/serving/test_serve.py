@@ -47,19 +47,6 @@ CONVERSATION = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    model, tokenizer = tiny_model("llama")
-    tokenizer.chat_template = TURNS
-    return model.float(), tokenizer
-
-
-@pytest.fixture(scope="module")
-def served(model: Any) -> Any:
-    with serve(*model) as server:
-        yield server
-
-
 def case(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A request of its own, as keywords of the client and of `generate`."""
     rng = random.Random(number)

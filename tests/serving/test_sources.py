@@ -14,29 +14,15 @@ import ckcontrol as ck
 from ckcontrol.decoding.running import RunningBatch
 from ckcontrol.decoding.source_streams import SourceStreams
 from ckcontrol.heads import HeadMask, pruned
-from ckcontrol.models.tiny import tiny_model
 from ckcontrol.retrieval import Index, Passage
 
 from ..retrieval.hashes import Hashes
-from .served import TURNS, Served, alike, serve
+from .served import Served, alike, serve
 
 QUESTION = "Which river runs through Orvendale?"
 PASSAGES = ["The Tellin runs through Orvendale.", "Orvendale lies in the north.", "The Vess runs through Orvendale."]
 ASKED = [{"role": "user", "content": QUESTION}]
 DIALS: list[dict[str, Any]] = [{"alpha": 0.1}, {"alpha": 0.5}, {"alpha": 0.8}, {"alpha": 1}, {"adaptive": True}]
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    model, tokenizer = tiny_model("llama")
-    tokenizer.chat_template = TURNS
-    return model.float(), tokenizer
-
-
-@pytest.fixture(scope="module")
-def served(model: Any) -> Any:
-    with serve(*model) as server:
-        yield server
 
 
 def ask(served: Served, passages: list[str], dial: dict[str, Any], sources: Any = "each", **more: Any) -> Any:

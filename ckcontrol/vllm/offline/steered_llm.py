@@ -5,7 +5,7 @@ Knows prompts, answers and vLLM's offline `LLM`; the pairs are kept in step and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -281,10 +281,7 @@ class SteeredLLM:
             for i in lost
         ]
         alone = self.llm.generate([prompts[first[i]] for i in lost], rows, use_tqdm=False)
-        for i, output in zip(lost, alone, strict=True):
-            if why := _given_up(output.outputs[0]):
-                raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
-        return {i: list(output.outputs[0].token_ids) for i, output in zip(lost, alone, strict=True)}
+        return _by_item(lost, alone)
 
     def _check_single(self, controls: list[Control], chosen: GenerateOptions) -> None:
         """Refuse controls in the weights without a dial, and options that their requests cannot have."""
@@ -312,10 +309,7 @@ class SteeredLLM:
             lora_request=[self.dial.request(controls[i]) for i in items],  # type: ignore[union-attr]
             use_tqdm=False,
         )
-        for i, output in zip(items, outputs, strict=True):
-            if why := _given_up(output.outputs[0]):
-                raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
-        return {i: list(output.outputs[0].token_ids) for i, output in zip(items, outputs, strict=True)}
+        return _by_item(items, outputs)
 
     def _ending(self, chosen: GenerateOptions) -> dict[str, Any]:
         """Return where an answer ends, in vLLM's fields; only stop texts need the engine to turn tokens into text."""
@@ -382,6 +376,14 @@ class SteeredLLM:
         for value in values:
             found |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {int(value)}
         return tuple(sorted(found))
+
+
+def _by_item(items: Iterable[int], outputs: Sequence[Any]) -> dict[int, list[int]]:
+    """Return the tokens of requests that were answered alone, by item; raise for one that the engine gave up."""
+    for i, output in zip(items, outputs, strict=True):
+        if why := _given_up(output.outputs[0]):
+            raise ServingError(f"item {i} was given up {why}", "The engine is alive; ask again.")
+    return {i: list(output.outputs[0].token_ids) for i, output in zip(items, outputs, strict=True)}
 
 
 def _given_up(*rows: Any) -> str:
