@@ -75,8 +75,8 @@ def half(name: str) -> str:
 class Model:
     """A model that answers records, in batches of similar length."""
 
-    def __init__(self, name: str, cloze: bool, peers: bool) -> None:
-        self.model, self.tokenizer = ck.load(name)
+    def __init__(self, name: str, dtype: str, cloze: bool, peers: bool) -> None:
+        self.model, self.tokenizer = ck.load(name, dtype=dtype)
         self.wording, self.cloze = Wording("auto", self.tokenizer), cloze
         self.peers = {peer: control.policy() for peer, control in PEERS.items()} if peers else {}
         self.said: dict[tuple[bool, str], str] = {}
@@ -232,6 +232,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtype", default="float32", help="of the weights; what is made of the logits is float32")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--half", choices=["develop", "report"], default="develop")
     parser.add_argument("--out", type=Path, required=True)
@@ -240,7 +241,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=N", help=f"instead of {LIMITS}")
     args = parser.parse_args()
     limits = [(name, int(n)) for name, _, n in (task.partition("=") for task in args.tasks)] or [*LIMITS.items()]
-    began, model = time.process_time(), Model(args.model, args.cloze, args.peers)
+    began, model = time.process_time(), Model(args.model, args.dtype, args.cloze, args.peers)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     written = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     done = {json.loads(line)["record"]["id"] for line in written}
