@@ -127,9 +127,9 @@ def sets(data: Path | None, limit: int) -> dict[str, tuple[list[Passage], list[t
     return found
 
 
-def questions(data: Path | None, work: Path, model: str, limit: int) -> list[dict[str, Any]]:
+def questions(data: Path | None, work: Path, model: str, dtype: str, limit: int) -> list[dict[str, Any]]:
     embedder, rows = Embedder("demo"), []
-    write = ck.question_writer(*ck.load(model, device="cpu"))
+    write = ck.question_writer(*ck.load(model, device="cpu", dtype=dtype))
     for name, (passages, asked) in sets(data, limit).items():
         folder = work / name
         index = (
@@ -336,6 +336,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="scifact: the folder with corpus.jsonl, queries.jsonl, qrels/")
     parser.add_argument("--cut", action="store_true", help="scifact: also with abstracts cut into passages")
     parser.add_argument("--model", default="demo", help="questions: who writes them; --rows: most SciFact abstracts")
+    parser.add_argument("--dtype", default="float32", help="questions: of the writer's weights")
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--searches", type=int, default=200)
     parser.add_argument("--work", type=Path, help="keep the indexes here, and use those that are there")
@@ -353,7 +354,7 @@ def main() -> None:
                 parser.error("scifact needs --data")
             rows = scifact(args.data, work, args.cut)
         elif args.what == "questions":
-            rows = questions(args.data, work, args.model, args.rows or 100)
+            rows = questions(args.data, work, args.model, args.dtype, args.rows or 100)
         elif args.what == "kinds":
             rows = kinds(args.rows or 1_000_000, work, args.searches)
         else:

@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> None:
     done = set()
     if given.out.exists():
         done = {json.loads(line)["record"]["id"] for line in given.out.read_text(encoding="utf-8").splitlines()}
-    model, tokenizer = ck.load(given.model)
+    model, tokenizer = ck.load(given.model, dtype=given.dtype)
     template = Wording("auto", tokenizer).templates["base"]
     ends, known = sorted(eos_ids(model, tokenizer)), check_tokenizer(model, tokenizer)
     options, pad = GenerateOptions(max_new_tokens=NEW_TOKENS), tokenizer.pad_token_id or 0
@@ -194,6 +194,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     asking = commands.add_parser("run")
     asking.add_argument("--model", default="demo")
+    asking.add_argument("--dtype", default="float32", help="of the weights; what is made of the logits is float32")
     asking.add_argument("--data", type=Path)
     asking.add_argument("--half", choices=["develop", "report"], default="develop")
     asking.add_argument(
