@@ -90,8 +90,7 @@ class Drafts:
                 chosen.append(rows[0])
                 self.made.append([])
                 continue
-            evidence = [replace(recorder.evidence(r), whole=r not in self.stopped) for r in rows]
-            made = self.choose_one(item, [recorder.token_ids(r) for r in rows], evidence)
+            made = self.choose_one(item, [recorder.token_ids(r) for r in rows], [recorder.evidence(r) for r in rows])
             chosen.append(next(row for row, draft in zip(rows, made, strict=True) if draft.given))
             self.made.append(made)
         return chosen
@@ -109,9 +108,11 @@ class Drafts:
             return []
         known = item, evidence[0].whole
         if known not in self._settled:
-            first = self._read(ids[0]).strip() if self._read and evidence[0].whole else ""
-            asked = (self._questions[item], self._passages[item]) if self._read and self._passages else ("", ())
-            self._settled[known] = nothing_to_add(*asked, first)
+            self._settled[known] = bool(self._read and self._questions and self._passages) and nothing_to_add(
+                self._questions[item],
+                self._passages[item],
+                self._read(ids[0]).strip() if self._read and evidence[0].whole else "",
+            )
         settled = self._settled[known]
         each = zip(evidence, (self.names[row] == "context" for row in rows), strict=True)
         told = [found if found.whole else replace(found, idle=settled and context) for found, context in each]
@@ -120,6 +121,7 @@ class Drafts:
     def choose_one(self, item: int, ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]) -> list[Draft]:
         """Return the drafts of one question, of several, from their ids and what the streams made of them."""
         policy: AnswerPolicy = self.policies[item]  # type: ignore[assignment]
+        evidence = [replace(e, whole=row not in self.stopped) for row, e in zip(self.rows(item), evidence, strict=True)]
         if policy.alone and self._alone is not None:
             evidence = [replace(e, logp_alone=a) for e, a in zip(evidence, self._alone(item, ids), strict=True)]
         return choose(
@@ -169,7 +171,7 @@ def choose(
             found.surprise_par,
             i == given,
             evidence=weighed[i] if found.whole else None,
-            idle=found.idle and found.whole,
+            idle=found.idle,
             stopped=not found.whole,
         )
         for i, (name, ids, found) in enumerate(zip(names, token_ids, evidence, strict=True))

@@ -109,7 +109,11 @@ def read_drafts(
     texts = [text.strip() for text in texts]
     told = idle(names, texts, question, passages)
     return [
-        replace(found, idle=nothing, sentence=first_sentence(text, len(found.logp_ctx)))
+        replace(
+            found,
+            idle=nothing and found.whole and evidence[0].whole,  # of what was stopped nothing is certain
+            sentence=first_sentence(text, len(found.logp_ctx)),
+        )
         for found, nothing, text in zip(evidence, told, texts, strict=True)
     ]
 
