@@ -203,8 +203,8 @@ def calibrate(
 
     Args:
         questions: At least `FEWEST`.
-        answer: Returns one answer per question under one control, drafts included and whole (``trace=True``): `Rag.ask`,
-            or `generate`.
+        answer: Returns one answer per question under one control, drafts included and whole: `Rag.ask`, or
+            `generate`, with ``trace=True``.
         batch: Questions per call.
         on_progress: Called with how many questions are done, and how many there are.
 

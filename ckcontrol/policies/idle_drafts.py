@@ -206,7 +206,7 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
 
 
 def nothing_to_add(question: str, passages: Sequence[str], first: str) -> bool:
-    """Whether a draft called ``"context"`` is `idle` whatever it says: all words of passages that bear are said already.
+    """Whether a draft called ``"context"`` is `idle` whatever it says: what passages that bear hold is said.
 
     So it is, too, where no passage bears on the question. It is False where no function word tells the language, as
     then the other draft's may.

@@ -18,6 +18,7 @@ SURPRISES = st.one_of(
 )
 PAIRS = st.lists(st.tuples(SURPRISES, SURPRISES), min_size=1, max_size=12)
 WORDS = ["Lima", "lima", "Baku", "Peru", "the", "is", "As", "in", "US", "us", "7", "Oslo", "of", "capital", "la"]
+PIECES = ["Li", "ma", " It", "。", ".", ". ", "\n", " ", "x", "?!", "U.S", "1", '."']
 TEXTS = st.lists(st.sampled_from([*WORDS, ".", "?", ",", "\n", '"']), max_size=9).map(" ".join)
 
 
@@ -96,7 +97,7 @@ def test_saying_what_a_passage_says_does_not_settle_it():
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.lists(st.sampled_from(["Li", "ma", " It", "。", ".", ". ", "\n", " ", "x", "?!", "U.S", "1", '."']), max_size=12))
+@given(st.lists(st.sampled_from(PIECES), max_size=12))
 def test_the_first_sentence_of_a_segment_takes_no_fewer_tokens(pieces):
     """As drafts by sentences end: at the first sentence with a word, mostly one token late."""
     for tokens in range(1, len(pieces) + 1):
