@@ -1,9 +1,9 @@
 """What two drafts cost: whole answers under `dial` beside token policies and the unmodified model, in one run.
 
 The shipped capitals with their false passages, padded by neutral sentences to about `--context` tokens, in batches;
-every control has its turn in every round. Prints median seconds of CPU time a batch (on a GPU take gpu.py), and the
-ratios to the unmodified model. Answers differ in length between controls: each ratio is also given per token of the
-answers, drafts that were not given left out.
+every control has its turn in every round, `dial` also with drafts that are written whole, as beside a trace. Prints
+median seconds of CPU time a batch (on a GPU take gpu.py), and the ratios to the unmodified model. Answers differ in
+length between controls: each ratio is also given per token of the answers, drafts that were not given left out.
 
     python benchmarks/dial_speed.py --batch 1 8 --context 64 512
     python benchmarks/dial_speed.py --first 12      when a streamed answer's first sentence is there, in CPU time
@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import ckcontrol as ck
+from ckcontrol.decoding import loop
 from ckcontrol.decoding.segments import segment
 from ckcontrol.eval.items.shipped_facts import load_capitals
 from ckcontrol.policies import sentence_end
@@ -28,13 +31,29 @@ CONTROLS = {
     "dial": ck.Control("dial", alpha=0.6),
     "dial, segments": ck.Control("dial", alpha=0.6, segments=True),
     "dial, alpha 0.3": ck.Control("dial", alpha=0.3),
+    "grd": ck.Control("grd"),
     "trustmargin": ck.Control("trustmargin"),
 }
+WHOLE = ", whole drafts"
+CONTROLS |= {name + WHOLE: control for name, control in CONTROLS.items() if control.method in ("dial", "grd")}
 SEGMENTS = {
     "dial, segments": CONTROLS["dial, segments"],
     "segments, alpha 0.3": ck.Control("dial", alpha=0.3, segments=True),
 }
+SEGMENTS |= {name + WHOLE: control for name, control in SEGMENTS.items()}
 FILLER = "The region is known for its hills, its rivers and its long winters. "
+
+
+@contextmanager
+def drafting(name: str) -> Iterator[None]:
+    """Write drafts whole where the name of a control says so."""
+    stops = loop._stops
+    if name.endswith(WHOLE):
+        loop._stops = lambda plan: False
+    try:
+        yield
+    finally:
+        loop._stops = stops
 
 
 def measure(
@@ -49,15 +68,16 @@ def measure(
     for turn in range(rounds + 1):
         for name, control in CONTROLS.items():
             start = time.process_time()
-            answers = ck.generate(
-                model,
-                tokenizer,
-                [fact.question for fact in facts],
-                passages,
-                control=control,
-                max_new_tokens=new,
-                trace=False,
-            )
+            with drafting(name):
+                answers = ck.generate(
+                    model,
+                    tokenizer,
+                    [fact.question for fact in facts],
+                    passages,
+                    control=control,
+                    max_new_tokens=new,
+                    trace=False,
+                )
             if turn:
                 taken[name].append(time.process_time() - start)
             tokens[name] = sum(len(answer.token_ids) for answer in answers)
@@ -87,14 +107,17 @@ class First:
 
 def first(model: Any, tokenizer: Any, count: int, rounds: int, new: int) -> None:
     """Print the CPU time to the first sentence of answers in two sentences, over the unmodified model's."""
-    for control in ("dial, segments", "segments, alpha 0.3"):
-        ratios, several = [], 0
-        for fact in load_capitals()[:count]:
-            question = f"{fact.question} Answer in one sentence, and say in a second one what the region is known for."
-            taken: dict[str, list[float]] = {"off": [], control: []}
-            for _ in range(rounds):
-                for name, seconds in taken.items():
-                    streamer, start = First(tokenizer), time.process_time()
+    facts = load_capitals()[:count]
+    ratios: dict[str, list[float]] = {name: [] for name in SEGMENTS}
+    several = dict.fromkeys(SEGMENTS, 0)
+    for fact in facts:
+        question = f"{fact.question} Answer in one sentence, and say in a second one what the region is known for."
+        taken: dict[str, list[float]] = {name: [] for name in ("off", *SEGMENTS)}
+        said: dict[str, str] = {}
+        for _ in range(rounds):
+            for name, seconds in taken.items():
+                streamer, start = First(tokenizer), time.process_time()
+                with drafting(name):
                     ck.generate(
                         model,
                         tokenizer,
@@ -105,11 +128,14 @@ def first(model: Any, tokenizer: Any, count: int, rounds: int, new: int) -> None
                         streamer=streamer,
                         trace=False,
                     )
-                    seconds.append((streamer.at or start) - start)
-            several += sentence_end(streamer.text) is not None and len(streamer.text.split(". ")) > 1
-            ratios.append(min(taken[control]) / min(taken["off"]))
-        row = {"control": control, "questions": count, "of two sentences": several, "median": round(median(ratios), 2)}
-        print(json.dumps(row | {"all": [round(ratio, 2) for ratio in sorted(ratios)]}), flush=True)
+                seconds.append((streamer.at or start) - start)
+                said[name] = streamer.text
+        for name in SEGMENTS:
+            several[name] += sentence_end(said[name]) is not None and len(said[name].split(". ")) > 1
+            ratios[name].append(min(taken[name]) / min(taken["off"]))
+    for name, each in ratios.items():
+        row = {"control": name, "questions": count, "of two sentences": several[name], "median": round(median(each), 2)}
+        print(json.dumps(row | {"all": [round(ratio, 2) for ratio in sorted(each)]}), flush=True)
 
 
 def main() -> None:

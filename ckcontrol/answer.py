@@ -84,15 +84,17 @@ class Draft:
 
     Attributes:
         name: Who wrote it: ``"unmodified"``, ``"memory"`` or ``"context"``.
-        token_ids: Its ids, the end token included.
+        token_ids: Its ids, the end token included; of a draft that was `stopped` those written until then.
         surprise_ctx: Length of the contextual stream's surprises at its tokens, ``sqrt(sum(log p ** 2))``, in nats.
         surprise_par: The same for the parametric stream.
         given: This draft became the answer.
         text: As `Answer.text`.
         evidence: What the method's rule finds for it against the first draft, e.g. E of ``dial``; None for the first,
-            and where the method has no such number.
+            where the method has no such number, and where it was `stopped`.
         idle: It says nothing, or follows what is beside the point, so that ``dial`` does not take it.
         segment: Which segment of the answer it is a draft of, from 0, where segments are decided one by one.
+        stopped: It was not written to its end, as it could no longer be given whatever followed. Its text and surprises
+            are those of what there is, and whether it is `idle` is not told. Never so with ``trace=True``.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Draft:
     evidence: float | None = None
     idle: bool = False
     segment: int = 0
+    stopped: bool = False
 
 
 @dataclass(frozen=True)

@@ -203,12 +203,13 @@ def calibrate(
 
     Args:
         questions: At least `FEWEST`.
-        answer: Returns one answer per question under one control, drafts included: `Rag.ask`, or `generate`.
+        answer: Returns one answer per question under one control, drafts included and whole: `Rag.ask`, or
+            `generate`, with ``trace=True``.
         batch: Questions per call.
         on_progress: Called with how many questions are done, and how many there are.
 
     Raises:
-        EvalError: Too few questions.
+        EvalError: Too few questions, or drafts that were stopped.
         CKError: Whatever `answer` raises.
     """
     if len(questions) < FEWEST:
@@ -272,6 +273,10 @@ def _given(answer: Answer, dial: Dial) -> str:
     if len(answer.drafts) < 2:  # no passages: there was nothing to choose from
         return answer.text
     plain, other = answer.drafts
+    if other.stopped:
+        raise EvalError(
+            f"the draft of {other.name} was stopped, and another alpha may give it.", "Answer with trace=True."
+        )
     return (other if dial.takes(other.evidence, other.idle) else plain).text
 
 

@@ -54,7 +54,7 @@ def calibrate(
 
     asked, rejected = read_questions(questions)
     given = options.Answering(model=model, max_new_tokens=max_new_tokens, system=system, device=device, dtype=dtype)
-    template, drawn, conditions = given.template(), given.drawn(trace=False), files.parse_where(where)
+    template, drawn, conditions = given.template(), given.drawn(trace=True), files.parse_where(where)
     for name, value in (("where", where), ("embedder", embedder)):
         if index == "-" and value:
             raise EvalError(f"--{name} without an index does nothing.", "Give an index in place of -, or leave it out.")

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from ..answer import Draft
+from ..errors import ControlError
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row, read_drafts
+from ..policies.idle_drafts import first_sentence_so_far, nothing_to_add
 from .recorder import Recorder
+from .segments import segment
 
-__all__ = ["Beginnings", "Drafts", "choose"]
+__all__ = ["Beginnings", "Drafts", "Hopeless", "choose"]
 
 
 class Drafts:
@@ -35,6 +38,7 @@ class Drafts:
         each: Row to the policy that decides it.
         items: Row to question.
         names: Row to what its draft is called.
+        stopped: Rows whose drafts are not whole: they were stopped when they could no longer be given.
         made: The drafts of each question, without their texts; set when the loop ends.
     """
 
@@ -53,7 +57,9 @@ class Drafts:
         self.names = [name for _, name, _ in rows]
         self.each = [policy for _, _, policy in rows]
         self.policy = per_row(self.each)
+        self.stopped: set[int] = set()
         self.made: list[list[Draft]] = []
+        self._settled: dict[tuple[int, bool], bool] = {}
 
     @property
     def several(self) -> bool:
@@ -89,9 +95,33 @@ class Drafts:
             self.made.append(made)
         return chosen
 
+    def hopeless(self, item: int, ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]) -> list[int]:
+        """Return the rows of a question whose drafts can no longer be given, from what there is of all its drafts.
+
+        Args:
+            item: The question.
+            ids: Of each draft so far.
+            evidence: Likewise; of those that go on it is not whole.
+        """
+        policy, rows = self.policies[item], self.rows(item)
+        if not _may_stop(policy) or all(found.whole for found in evidence):
+            return []
+        known = item, evidence[0].whole
+        if known not in self._settled:
+            self._settled[known] = bool(self._read and self._questions and self._passages) and nothing_to_add(
+                self._questions[item],
+                self._passages[item],
+                self._read(ids[0]).strip() if self._read and evidence[0].whole else "",
+            )
+        settled = self._settled[known]
+        each = zip(evidence, (self.names[row] == "context" for row in rows), strict=True)
+        told = [found if found.whole else replace(found, idle=settled and context) for found, context in each]
+        return [rows[place] for place in policy.hopeless(told)]  # type: ignore[attr-defined]
+
     def choose_one(self, item: int, ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]) -> list[Draft]:
         """Return the drafts of one question, of several, from their ids and what the streams made of them."""
         policy: AnswerPolicy = self.policies[item]  # type: ignore[assignment]
+        evidence = [replace(e, whole=row not in self.stopped) for row, e in zip(self.rows(item), evidence, strict=True)]
         if policy.alone and self._alone is not None:
             evidence = [replace(e, logp_alone=a) for e, a in zip(evidence, self._alone(item, ids), strict=True)]
         return choose(
@@ -120,7 +150,7 @@ def choose(
         policy: Chooses.
         names: Of `policy.drafts`, in order.
         token_ids: Of each draft, the end token included.
-        evidence: Of each draft, one number per token.
+        evidence: Of each draft, one number per token; not whole where it was stopped.
         texts: Of each draft, for what they tell (`read_drafts`); empty where there are only ids.
         question: What was asked.
         passages: What it was asked with; none where they are not known.
@@ -128,6 +158,11 @@ def choose(
     if texts:
         evidence = read_drafts(evidence, names, texts, question, passages)
     given, weighed = policy.choose(evidence), policy.weighed(evidence)
+    if not evidence[given].whole:
+        raise ControlError(
+            f"method {policy.name!r} gives the draft {names[given]!r}, of which it had said that it cannot be given.",
+            "Mend its hopeless().",
+        )
     return [
         Draft(
             name,
@@ -135,11 +170,59 @@ def choose(
             found.surprise_ctx,
             found.surprise_par,
             i == given,
-            evidence=weighed[i],
+            evidence=weighed[i] if found.whole else None,
             idle=found.idle,
+            stopped=not found.whole,
         )
         for i, (name, ids, found) in enumerate(zip(names, token_ids, evidence, strict=True))
     ]
+
+
+class Hopeless:
+    """Stops drafts of a running batch that can no longer be given.
+
+    Args:
+        drafts: Of the batch; their `stopped` is filled in.
+        recorder: Of the batch, where it runs.
+        read: Ids to their text where drafts end with their first sentence (`Segments.read`); None: they are answers.
+    """
+
+    def __init__(self, drafts: Drafts, recorder: Recorder, read: Callable[[Sequence[int]], str] | None = None) -> None:
+        self._drafts, self._recorder, self._read = drafts, recorder, read
+        self._open = {item: drafts.rows(item) for item, policy in enumerate(drafts.policies) if _may_stop(policy)}
+        self._over: dict[int, tuple[list[int], Evidence]] = {}  # row to its draft, which has ended or was stopped
+
+    def __call__(self, unfinished: Tensor) -> Tensor:
+        """Return which rows go on, from those that have not ended after this step, [R] bool."""
+        going = unfinished.tolist()
+        for item, rows in list(self._open.items()):
+            told = [self._told(row, going[row]) for row in rows]
+            for row in self._drafts.hopeless(item, *zip(*told, strict=True)):
+                self._over[row], going[row] = told[rows.index(row)], False
+                self._drafts.stopped.add(row)
+            left = [row for row in rows if row not in self._drafts.stopped]
+            if len(left) == 1 or not any(going[row] for row in left):
+                del self._open[item]
+        return unfinished & torch.tensor(going, device=unfinished.device)
+
+    def _told(self, row: int, goes: bool) -> tuple[list[int], Evidence]:
+        """Return what a draft is so far."""
+        if row in self._over:
+            return self._over[row]
+        ids = self._recorder.token_ids(row)
+        if goes:
+            sentence = 1 if self._read is None else first_sentence_so_far(self._read(ids), len(ids))
+            return ids, replace(self._recorder.evidence(row), sentence=sentence, whole=False)
+        if self._read is not None:
+            ids = ids[: segment(ids, self._read)[0]]
+        self._over[row] = ids, self._recorder.evidence(row, len(ids))
+        return self._over[row]
+
+
+def _may_stop(policy: Policy) -> bool:
+    """Whether a policy tells which drafts are hopeless."""
+    several = isinstance(policy, AnswerPolicy) and len(policy.drafts) > 1
+    return several and type(policy).hopeless is not AnswerPolicy.hopeless  # type: ignore[attr-defined]
 
 
 class Beginnings:

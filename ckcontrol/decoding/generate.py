@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ..answer import Answer, Draft
 from ..control import Control, controls_for
 from ..errors import ControlError, NonFiniteLogits, PromptError
-from ..policies import AnswerPolicy
+from ..policies import AnswerPolicy, draft_policies
 from .conversation import conversations
 from .endings import ends_streamer
 from .inputs import plan_of, with_sources
@@ -190,8 +190,9 @@ def generate(
         def plain(place: int) -> Answer:
             one: dict[str, Any] = {**asked[place], "passages": passage_lists[place], "control": controls[place]}
             one |= {name: how[name] for name in ("tools", "template", "template_kwargs", "truncate")}
-            answer: Answer = generate(model, tokenizer, **one, options=chosen)
-            return answer
+            whole = replace(chosen, trace=chosen.trace or len(draft_policies(controls[place].policy())) > 1)
+            answer: Answer = generate(model, tokenizer, **one, options=whole)  # its drafts are told as sources
+            return answer if chosen.trace else replace(answer, tokens=())
 
         weighed = sourced(
             model, tokenizer, asked, passage_lists, controls, chosen, sources=sources, how=how, plain=plain

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteLogits
 from ..fusion.distributions import first_max, nonfinite_rows
-from .drafts import Beginnings
+from .drafts import Beginnings, Hopeless
 from .endings import Once, torch_as_it_was, whatever_happens
 from .fused_step import FusedStep, fused_step
 from .plan import DecodingPlan
@@ -154,8 +154,9 @@ def _decode_drafts(plan: DecodingPlan) -> Generated:
     """Run all drafts side by side and keep one per question; a streamer gets it when it is complete."""
     drafts = plan.drafts
     recorder = plan.recorder or Recorder()
-    try:
-        made = _decode(replace(plan, streamer=None, recorder=recorder))  # its lists of scores and logits are the plan's
+    hopeless = Hopeless(drafts, recorder) if _stops(plan) else None
+    try:  # its lists of scores and logits are the plan's
+        made = _decode(replace(plan, streamer=None, recorder=recorder), hopeless=hopeless)
     except NonFiniteLogits as error:
         raise NonFiniteLogits(drafts.items[error.row], error.step, error.stream) from None
     chosen = drafts.choose(recorder)
@@ -172,6 +173,11 @@ def _decode_drafts(plan: DecodingPlan) -> Generated:
     return Generated(sequences, lengths)
 
 
+def _stops(plan: DecodingPlan) -> bool:
+    """Whether drafts that can no longer be given are stopped: where nobody reads them, and a look costs no waiting."""
+    return plan.recorder is None and plan.contextual.input_ids.device.type == "cpu"
+
+
 def _decode_segments(plan: DecodingPlan, segments: Segments) -> Generated:
     """Run the drafts to the end of a sentence, choose, and go on from what was chosen, until every question is done."""
     rounds = Rounds(plan, segments)
@@ -181,7 +187,8 @@ def _decode_segments(plan: DecodingPlan, segments: Segments) -> Generated:
         part = rounds.part(ids.shape[1], recorder)
         beginnings = Beginnings(part.drafts.items, ids.device, drop=False)
         try:
-            _decode(part, Running(streams, ids, beginnings, begun=rounds.number > 0))
+            hopeless = Hopeless(part.drafts, recorder, segments.read) if _stops(plan) else None
+            _decode(part, Running(streams, ids, beginnings, begun=rounds.number > 0), hopeless)
         except NonFiniteLogits as error:
             raise rounds.broken(error) from None
         rows, drop = rounds.decide(part.drafts, recorder)
@@ -211,7 +218,7 @@ class Running:
     begun: bool
 
 
-def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
+def _decode(plan: DecodingPlan, running: Running | None = None, hopeless: Hopeless | None = None) -> Generated:
     streams = plan.streams() if running is None else running.streams
     ids = plan.contextual.input_ids if running is None else running.ids
     prompt_length, device = ids.shape[1], ids.device
@@ -285,6 +292,8 @@ def _decode(plan: DecodingPlan, running: Running | None = None) -> Generated:
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         lengths = lengths + unfinished
         unfinished = unfinished & ~asked.stop(ids, plan.scores if plan.keep_scores else None)
+        if hopeless is not None:
+            unfinished = hopeless(unfinished)
         if poll(~unfinished.any() | (broken_at >= 0).any()):
             break
         fed = tokens if beginnings is None else beginnings.feed(tokens, unfinished, streams.select)

@@ -42,6 +42,7 @@ class Recorder:
         self._ids: list[Tensor] = []
         self._final: list[Tensor] = []
         self._rows: list[Tensor] = []
+        self._read: list[list[list[float]]] = []  # of `_rows`, what is on the host: [steps][B][9]
 
     def add(self, tokens: Tensor, scores: Tensor, signals: Signals | None, decision: Decision | None) -> None:
         """Record one step: chosen ids [B], processed scores [B, V], and the signals and decision behind them."""
@@ -99,15 +100,20 @@ class Recorder:
                 whole[:, [row for row, one in enumerate(each) if one]] = joined
                 column += whole.unbind()
         self._ids, self._final, self._rows = columns
+        self._read = []
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these, which go by their place in `rows` from here on."""
         self._ids, self._final, self._rows = ([t[rows] for t in ts] for ts in (self._ids, self._final, self._rows))
-        self.lengths = [self.lengths[row] for row in rows]
+        self._read, self.lengths = [], [self.lengths[row] for row in rows]
 
-    def evidence(self, row: int) -> Evidence:
-        """Return what both streams made of a row's tokens; empty for a single stream."""
-        return evidence(torch.stack(self._rows, dim=1)[row, : len(self.token_ids(row))].tolist() if self._rows else [])
+    def evidence(self, row: int, length: int | None = None) -> Evidence:
+        """Return what both streams made of a row's tokens, or of the first `length`; empty for a single stream."""
+        if new := self._rows[len(self._read) :]:
+            self._read += torch.stack(new).tolist()
+        if length is None and self.lengths:
+            length = self.lengths[row]
+        return evidence([step[row] for step in self._read[:length]])
 
     def rows(self, row: int) -> list[list[float]]:
         """Return what was recorded of a row per token: its log-probability in the end, and the columns of `measure`."""

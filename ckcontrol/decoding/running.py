@@ -27,7 +27,7 @@ from .processing import penalise_answers
 from .recorder import Recorder, measure
 from .streams import TwoStreams, side_by_side
 
-__all__ = ["Row", "RunningBatch"]
+__all__ = ["Row", "RunningBatch", "end_hopeless"]
 
 _STREAMS = ("contextual", "parametric", "fused")
 
@@ -186,6 +186,23 @@ class RunningBatch:
         with self.around():
             logits = self._streams.step(torch.tensor(fed, device=self._streams.contextual.input_ids.device))
         _choose(self.rows, *logits)
+
+
+def end_hopeless(rows: Sequence[Row]) -> None:
+    """End those rows whose drafts can no longer be given, see `Drafts.hopeless`; what they have is kept as stopped.
+
+    Args:
+        rows: Of one question.
+    """
+    drafts = rows[0].plan.drafts
+    told = [
+        replace(row.recorder.evidence(0), sentence=1, whole=row.ended and place not in drafts.stopped)
+        for place, row in enumerate(rows)
+        if row.recorder is not None
+    ]
+    for place in drafts.hopeless(0, [row.tokens for row in rows], told):
+        rows[place].ended = True
+        drafts.stopped.add(place)
 
 
 def _select(streams: TwoStreams, places: list[int]) -> bool:

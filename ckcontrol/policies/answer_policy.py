@@ -8,7 +8,7 @@ numbers of finished drafts; knows no model and no loop (decoding/loop.py runs th
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, sqrt
 from typing import ClassVar
@@ -46,6 +46,8 @@ class Evidence:
         best_par: Log-probability of that favourite.
         idle: The draft says nothing or follows what is beside the point (`idle`); False where its text is not known.
         sentence: Tokens of its first sentence (`first_sentence`); None: all, or its text is not known.
+        whole: It was written to its end. If not, the numbers are those of its tokens so far, and certain is of what
+            follows only this: where `idle`, that it stays so, and that its first sentence has no fewer tokens.
         logp_alone: Log-probability of the token after the passages without the question; None where nobody read it so.
     """
 
@@ -58,6 +60,7 @@ class Evidence:
     idle: bool = False
     sentence: int | None = None
     logp_alone: Sequence[float] | None = None
+    whole: bool = True
 
     @property
     def surprise_ctx(self) -> float:
@@ -111,6 +114,14 @@ class AnswerPolicy(Policy):
     @abstractmethod
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Return which draft is given, in the order of `drafts`."""
+
+    def hopeless(self, drafts: Sequence[Evidence]) -> Collection[int]:
+        """Return which drafts `choose` cannot give any more, however those that are not whole go on.
+
+        Asked after every step; these drafts are then not written any further, and their `Evidence` is not whole. The
+        answer must not change by it. By default none is.
+        """
+        return ()
 
     def weighed(self, drafts: Sequence[Evidence]) -> Sequence[float | None]:
         """Return what speaks for each draft against the first, as `choose` weighs it; None where nothing is weighed."""

@@ -32,7 +32,7 @@ decoded, side by side, and none is streamed before both are complete.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -98,7 +98,20 @@ class Dial(OnDial, AnswerPolicy):
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Return the draft that the evidence is enough for."""
-        return int(len(drafts) > 1 and self.takes(self.weighed(drafts)[-1], drafts[1].idle))
+        return int(len(drafts) > 1 and drafts[1].whole and self.takes(self.weighed(drafts)[-1], drafts[1].idle))
+
+    def hopeless(self, drafts: Sequence[Evidence]) -> Collection[int]:
+        """Return the other draft, once it is idle for certain or memory's E has fallen too low.
+
+        Beside a plain draft that is whole, memory's gain can only fall as its own goes on, its cost and own only rise,
+        and so do their rounded values: E of what there is bounds E in the end. The context's gain may rise again.
+        """
+        plain, other = drafts
+        if other.whole or other.idle:
+            return () if other.whole else (1,)
+        if not plain.whole or "memory" not in self.drafts:
+            return ()
+        return () if self.takes(self._found(plain, other), False) else (1,)
 
     def takes(self, found: float | None, idle: bool) -> bool:
         """Whether the other draft is given, for its evidence E: never at alpha 0.5, always at 1.
@@ -114,11 +127,14 @@ class Dial(OnDial, AnswerPolicy):
         if len(drafts) == 1:
             return [None]
         plain, other = drafts
-        ctx = other.surprise_ctx - plain.surprise_ctx  # how much more the other draft surprises, by stream
-        par = other.surprise_par - plain.surprise_par
-        if "memory" in self.drafts:
-            return [None, evidence(-par, ctx, other.own_par) if ctx > par else 0.0]
-        return [None, evidence(par, ctx, other.own_ctx) if par > ctx else 0.0]
+        ctx, par = _more(plain, other)
+        leans = ctx > par if "memory" in self.drafts else par > ctx
+        return [None, self._found(plain, other) if leans else 0.0]
+
+    def _found(self, plain: Evidence, other: Evidence) -> float:
+        """Return E of the other draft, whichever way it leans."""
+        ctx, par = _more(plain, other)
+        return evidence(-par, ctx, other.own_par) if "memory" in self.drafts else evidence(par, ctx, other.own_ctx)
 
     @property
     def stand_in(self) -> Policy:
@@ -144,6 +160,11 @@ class Dial(OnDial, AnswerPolicy):
         if self.tau in (0, 1):  # no product with an infinity
             return -surprise(logp_ctx if self.tau else logp_par)
         return -(self.tau * surprise(logp_ctx) + (1 - self.tau) * surprise(logp_par))
+
+
+def _more(plain: Evidence, other: Evidence) -> tuple[float, float]:
+    """Return how much more the other draft surprises the contextual and the parametric stream."""
+    return other.surprise_ctx - plain.surprise_ctx, other.surprise_par - plain.surprise_par
 
 
 def evidence(gain: float, cost: float, own: float) -> float:

@@ -14,7 +14,7 @@ one afterwards: the same answer as deciding on the way, for greedy decoding.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -77,12 +77,20 @@ class GRD(AnswerPolicy):
 
     def choose(self, drafts: Sequence[Evidence]) -> int:
         """Gate on the first token of the unmodified answer that is not memory's favourite."""
-        first = drafts[0]
+        return self._gate(drafts[0]) or 0
+
+    def hopeless(self, drafts: Sequence[Evidence]) -> Collection[int]:
+        """Return the draft that is not given, from the first disagreement on."""
+        given = self._gate(drafts[0])
+        return () if given is None or drafts[1 - given].whole else (1 - given,)
+
+    def _gate(self, first: Evidence) -> int | None:
+        """Return which draft is given; None as long as memory's favourites are those of the unmodified answer."""
         for rank, best, h_par, h_ctx in zip(first.rank_par, first.best_par, first.h_par, first.h_ctx, strict=True):
             if rank != 0:
                 confident = self.gate_mode == "ent_only" or math.exp(best) > self.sure
                 return int(confident and (self.gate_mode == "conf_only" or h_par < h_ctx))
-        return 0
+        return None
 
     def weigh(self, logp_ctx: Sequence[float], logp_par: Sequence[float]) -> float:
         """Return ``log p_ctx``, the unmodified model's: a given ending has no first conflict to decide at."""

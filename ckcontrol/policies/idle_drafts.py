@@ -29,9 +29,11 @@ __all__ = [
     "FUNCTION_WORDS",
     "bears",
     "first_sentence",
+    "first_sentence_so_far",
     "follows",
     "function_words",
     "idle",
+    "nothing_to_add",
     "read_drafts",
     "sentence_end",
     "silent",
@@ -107,7 +109,11 @@ def read_drafts(
     texts = [text.strip() for text in texts]
     told = idle(names, texts, question, passages)
     return [
-        replace(found, idle=nothing, sentence=first_sentence(text, len(found.logp_ctx)))
+        replace(
+            found,
+            idle=nothing and found.whole and evidence[0].whole,  # of what was stopped nothing is certain
+            sentence=first_sentence(text, len(found.logp_ctx)),
+        )
         for found, nothing, text in zip(evidence, told, texts, strict=True)
     ]
 
@@ -121,6 +127,20 @@ def first_sentence(text: str, tokens: int) -> int:
     """
     found = _END.search(text)
     return tokens if found is None else max(1, round(tokens * found.end() / len(text)))
+
+
+def first_sentence_so_far(text: str, tokens: int) -> int:
+    """Return how many tokens the first sentence takes at least of a draft that ends with it: all, once it has a word.
+
+    Args:
+        text: What the draft says so far, in which no sentence with a word has ended.
+        tokens: How many it has.
+
+    Example:
+        >>> first_sentence_so_far("It is Li", 3), first_sentence_so_far("。It", 2)
+        (3, 1)
+    """
+    return tokens if _WORD.search(text) and not _END.search(text.strip()) else 1
 
 
 def sentence_end(text: str) -> int | None:
@@ -183,6 +203,27 @@ def idle(names: Sequence[str], texts: Sequence[str], question: str, passages: Se
             nothing = nothing or (bool(kept) and kept <= bearing)
         told.append(nothing)
     return told
+
+
+def nothing_to_add(question: str, passages: Sequence[str], first: str) -> bool:
+    """Whether a draft called ``"context"`` is `idle` whatever it says: what passages that bear hold is said.
+
+    So it is, too, where no passage bears on the question. It is False where no function word tells the language, as
+    then the other draft's may.
+
+    Args:
+        question: As in `idle`.
+        passages: Likewise.
+        first: The first draft; empty as long as it is not whole.
+
+    Example:
+        >>> question, passages = "What is the capital of Peru?", ["The capital of Peru is Baku."]
+        >>> [nothing_to_add(question, passages, first) for first in ("It is Baku.", "It is Lima.")]
+        [True, False]
+    """
+    function = function_words(question, *passages, first)
+    known = set(_words(question, function)) | function | _said(first, function)
+    return bool(passages and function) and _bearing(question, passages, function)[0] <= known
 
 
 def _bearing(question: str, passages: Sequence[str], function: frozenset[str]) -> tuple[set[str], set[str]]:

@@ -26,7 +26,7 @@ from ..decoding.inputs import plan_of
 from ..decoding.pair_cache import can_share_forward
 from ..decoding.plan import DecodingPlan
 from ..decoding.refusals import bare, check_model, check_tokenizer, eos_ids, input_device, output_width, position_limit
-from ..decoding.running import Row, RunningBatch
+from ..decoding.running import Row, RunningBatch, end_hopeless
 from ..decoding.sourced import told_pair, weighing
 from ..decoding.structured import Structure, structure_of
 from ..decoding.token_texts import StopTexts
@@ -348,6 +348,8 @@ class Batcher:
             return None
         for row in job.rows:
             row.ended = row.ended or bool(self._reason(job, row))
+        if not (job.options.trace or job.sources):  # nobody reads a draft that is not given
+            end_hopeless(job.rows)
         if all(row.ended for row in job.rows):
             recorders = [row.recorder for row in job.rows if row.recorder is not None]
             with batch.around():

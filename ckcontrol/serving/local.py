@@ -281,7 +281,7 @@ class LocalSource:
             found = {"sources": [plain_source(one) for one in self._sources], "disputed": self._disputed}
         if not self.drafted:
             return found
-        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "given")
+        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "stopped", "given")
         ends = self._engine.batcher.ends
         stop, thinking = self._job.options.stop, self._job.pair.thinking
         texts = [said(self._tokenizer, d.token_ids, stop=stop, ends=ends, thinking=thinking).text for d in self._drafts]

@@ -193,6 +193,7 @@ def draft_lines(answer: AnswerShape) -> list[tuple[str, str, str]]:
         (
             f"{f'segment {draft.segment + 1}, ' if several else ''}{MARK if draft.given else ''}{draft.name}",
             " ".join(clean(draft.text, 200).split()),
+            f"{'stopped, as it could not be given; ' if draft.stopped else ''}"
             f"surprise {number(draft.surprise_ctx)} with passages, {number(draft.surprise_par)} without",
         )
         for draft in answer.drafts

@@ -130,6 +130,10 @@ class DraftShape(Protocol):
     def segment(self) -> int:
         """Which segment of the answer it is a draft of, from 0."""
 
+    @property
+    def stopped(self) -> bool:
+        """It was not written to its end."""
+
 
 class SourceShape(Protocol):
     """What one source says of an answer."""

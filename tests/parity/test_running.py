@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,7 +79,8 @@ def run(model: Any, tokenizer: Any, numbers: list[int], seed: int, one_stream: b
 def compare(model: Any, tokenizer: Any, made: dict[int, list[Row]], one_stream: bool = False) -> None:
     for number, rows in made.items():
         (text, passages), control, options = question(number, one_stream=one_stream)
-        answer = ck.generate(model, tokenizer, text, passages, control=control, options=options)
+        whole = replace(options, trace=options.trace or len(rows) > 1)
+        answer = ck.generate(model, tokenizer, text, passages, control=control, options=whole)
         if answer.drafts:
             assert [row.tokens for row in rows] == [list(draft.token_ids) for draft in answer.drafts]
             evidence = [row.recorder.evidence(0) for row in rows if row.recorder]

@@ -99,6 +99,22 @@ def test_answers_in_mixed_batches_are_those_of_generate(model, served: Served) -
     assert served.figures()["ckcontrol_answers_total"] == before["ckcontrol_answers_total"] + 24
 
 
+@pytest.mark.parametrize("method", ["dial", "grd"])
+def test_a_draft_that_can_no_longer_be_given_is_stopped_without_a_trace(model, served: Served, method: str) -> None:
+    """What passages beside the point leave to amplify, and what a gate has decided against; the answer is the same."""
+    own = {"method": method, "passages": ["Parcels go by the train."]} | ({"alpha": 0.2} if method == "dial" else {})
+    asked = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 20}
+    whole, cut = (
+        served.client.chat.completions.create(**asked, extra_body={"ck": own | more, "return_token_ids": True})
+        for more in ({"trace": True}, {})
+    )
+    assert ids_of(whole) == ids_of(cut)
+    for draft, short in zip(whole.model_extra["ck"]["drafts"], cut.model_extra["ck"]["drafts"], strict=True):
+        assert not draft["stopped"] and short["stopped"] != short["given"] and short["given"] == draft["given"]
+        assert draft["text"].startswith(short["text"].rstrip("\ufffd"))
+        assert short["text"] == draft["text"] or (short["evidence"] is None and short["stopped"])
+
+
 def test_short_prompts_that_wait_are_run_together(model, monkeypatch) -> None:
     """Of one kind and of like lengths, in few forwards; one that cannot be planned fails alone."""
     prefills, plain = [], TwoStreams.prefill

@@ -125,7 +125,7 @@ class Drafting(Exchange):
 
     def told(self) -> dict[str, Any]:
         """Return the drafts as the reply tells them."""
-        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "given")
+        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "stopped", "given")
         each = self._drafts
         return {"drafts": [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in each]}
 
