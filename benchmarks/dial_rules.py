@@ -81,13 +81,14 @@ BASELINES: dict[str, Control] = {
 }
 RULES: dict[str, Rule] = {
     "dial": evidence,
-    "gain / cost (dial before)": lambda gain, cost, own: gain / max(cost, 0.05),
+    "gain / (cost * own) (dial before)": lambda gain, cost, own: gain / (max(cost, 0.05) * max(own, 0.05)),
+    "gain / cost (the first dial)": lambda gain, cost, own: gain / max(cost, 0.05),
     "gain * exp(-own / 2) / sqrt(cost)": lambda gain, cost, own: gain * math.exp(-own / 2) / math.sqrt(max(cost, 0.05)),
     "gain - cost - 3 own": lambda gain, cost, own: gain - cost - 3 * own,
     "- own": lambda gain, cost, own: -own,
     "gain": lambda gain, cost, own: gain,
 }
-BEFORE = {"dial": True, "gain / cost (dial before)": False}  # with idle drafts left out, or not
+BEFORE = {"dial": True, "gain / (cost * own) (dial before)": True}  # with idle drafts left out, or not
 
 
 def of(rule: Rule) -> Control:

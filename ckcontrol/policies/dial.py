@@ -8,7 +8,8 @@ Evidence:  of stream m for its draft y against y_ctx, o the other stream:
                gain = S_m(y_ctx) - S_m(y)       how much rather m would say y
                cost = S_o(y) - S_o(y_ctx)       how much o minds
                own  = S_m(first sentence of y)   how sure m is of what it says
-               E = gain / (max(cost, 0.05) * max(own, 0.05))
+               E = sqrt(gain / cost) / own      of memory
+               E = gain / (cost * own)          of the context; cost and own at least 0.05 in both
 Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 0.5;
            y_amp iff E of the context > 1/2 - log(1 - 2 * alpha)    for alpha < 0.5,
            where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses
@@ -16,11 +17,13 @@ Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 
 Adaptive:  E of memory > 1.5.
 
 `gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its
-own words: those of the first sentence, in which the answer stands; what a model rambles after it says nothing of it. A
-draft that says nothing (idle_drafts.py: it names nothing where y_ctx does, follows what is beside the point, or
-amplifies what y_ctx has followed already) is never taken, nor one that does not lean its own way, and a tie goes to
-y_ctx. At alpha = 0 the context still needs evidence of 1/2: amplified drafts with less are mostly broken. On mixed
-questions E falls off about exponentially, so equal steps of alpha send equal shares of the answers to memory.
+own words: those of the first sentence, in which the answer stands; what a model rambles after it says nothing of it.
+Under the root memory's own counts twice (E^2 = gain / (cost * own^2)): a plain answer that restates a passage is long,
+which raises the gain and says nothing of what memory knows. A draft that says nothing (idle_drafts.py: it names nothing
+where y_ctx does, follows what is beside the point, or amplifies what y_ctx has followed already) is never taken, nor
+one that does not lean its own way, and a tie goes to y_ctx. At alpha = 0 the context still needs evidence of 1/2:
+amplified drafts with less are mostly broken. On mixed questions E falls off about exponentially, so equal steps of
+alpha send equal shares of the answers to memory.
 
 What follows: alpha = 0.5 is the unmodified model and alpha = 1 the closed book, bit for bit, with a single draft each.
 E does not depend on alpha, so an answer changes at most once on either side of 0.5, and S_ctx - S_par of the answer
@@ -48,6 +51,7 @@ from .off import OFF, UNMODIFIED
 __all__ = ["Dial", "evidence"]
 
 ADAPTIVE = 1.5
+LEAST = 0.05  # nats of cost and own, below which they are noise
 _MEMORY = CAD(cad_alpha=-1.0)
 
 
@@ -134,7 +138,9 @@ class Dial(OnDial, AnswerPolicy):
     def _found(self, plain: Evidence, other: Evidence) -> float:
         """Return E of the other draft, whichever way it leans."""
         ctx, par = _more(plain, other)
-        return evidence(-par, ctx, other.own_par) if "memory" in self.drafts else evidence(par, ctx, other.own_ctx)
+        if "memory" in self.drafts:
+            return evidence(-par, ctx, other.own_par)
+        return par / (max(ctx, LEAST) * max(other.own_ctx, LEAST))
 
     @property
     def stand_in(self) -> Policy:
@@ -168,5 +174,5 @@ def _more(plain: Evidence, other: Evidence) -> tuple[float, float]:
 
 
 def evidence(gain: float, cost: float, own: float) -> float:
-    """Return E of three differences in nats; not above 0 where the stream would not rather say its draft."""
-    return gain / (max(cost, 0.05) * max(own, 0.05))
+    """Return E of memory from three differences in nats; not above 0 where it would not rather say its draft."""
+    return math.copysign(math.sqrt(abs(gain) / max(cost, LEAST)) / max(own, LEAST), gain)

@@ -50,7 +50,7 @@ def test_a_hopeless_draft_of_the_dial_is_never_given(plain, other, data):
 def test_the_bound_is_no_empty_one():
     """Memory that surprises itself as the context's answer does is given up; one that may still win is not."""
     plain = evidence([(-1.0, -6.0)])
-    grown = [evidence([(-8.0, -1.0), *[(-2.0, -2.0)] * more], sentence=1 + more, whole=False) for more in range(9)]
+    grown = [evidence([(-8.0, -1.0), *[(-2.0, -2.0)] * more], sentence=1 + more, whole=False) for more in range(12)]
     at = {alpha: [Dial(alpha).hopeless([plain, one]) for one in grown].index((1,)) for alpha in (0.6, 0.9, 0.99)}
     assert at[0.6] == 0 < at[0.9] < at[0.99]
     assert not Dial(0.999).hopeless([plain, evidence([(-1.5, -0.1)], whole=False)])

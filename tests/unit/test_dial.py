@@ -49,15 +49,15 @@ def test_the_surprise_is_the_length_of_the_token_surprises():
 
 @pytest.mark.parametrize(
     ("alpha", "gain", "cost", "own", "given"),
-    [  # memory's draft iff gain / (max(cost, .05) * max(own, .05)) > t; t(0.6) = log 5, t(0.75) = log 2
-        (0.6, 1.61, 1.0, 1.0, 1),
-        (0.6, 1.60, 1.0, 1.0, 0),
-        (0.75, 0.70, 1.0, 1.0, 1),
-        (0.75, 0.69, 1.0, 1.0, 0),
-        (0.75, 2.07, 1.0, 3.0, 0),  # less sure of its own words: more gain is needed
-        (0.75, 2.09, 1.0, 3.0, 1),
-        (0.75, 2.07, 3.0, 1.0, 0),  # the context minds three times as much
-        (0.75, 2.09, 3.0, 1.0, 1),
+    [  # memory's draft iff sqrt(gain / max(cost, .05)) / max(own, .05) > t; t(0.6) = log 5, t(0.75) = log 2
+        (0.6, 2.60, 1.0, 1.0, 1),
+        (0.6, 2.58, 1.0, 1.0, 0),
+        (0.75, 0.49, 1.0, 1.0, 1),
+        (0.75, 0.47, 1.0, 1.0, 0),
+        (0.75, 4.31, 1.0, 3.0, 0),  # a third as sure of its own words: nine times the gain is needed
+        (0.75, 4.34, 1.0, 3.0, 1),
+        (0.75, 1.43, 3.0, 1.0, 0),  # the context minds three times as much
+        (0.75, 1.45, 3.0, 1.0, 1),
         (0.9, -0.1, -5.0, 1.0, 0),  # memory likes the other answer better: no matter that the context does not
         (0.6, 2.0, -1.0, 1.0, 1),  # better for both, and for memory more so
         (0.6, 1.0, -2.0, 1.0, 0),  # better for both, but it leans to the context
@@ -100,8 +100,8 @@ def test_what_is_said_after_the_first_sentence_does_not_count_as_memorys_own():
 def test_adaptive_is_one_setting_of_memorys_side():
     """Evidence above 1.5."""
     dial = Dial(adaptive=True)
-    assert dial.choose([one(1, 2.6), one(2, 1)]) == 1
-    assert dial.choose([one(1, 2.4), one(2, 1)]) == 0
+    assert dial.choose([one(1, 3.3), one(2, 1)]) == 1
+    assert dial.choose([one(1, 3.2), one(2, 1)]) == 0
 
 
 def test_evidence_grows_with_gain_and_falls_with_cost_and_own_surprise():
