@@ -68,7 +68,7 @@ class Recording(AnswerPolicy):
 
 
 def half(name: str) -> str:
-    """Return which half of the data an id belongs to; as in dial_figures.py."""
+    """Return which half of the data an id belongs to."""
     return "report" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 2 else "develop"
 
 

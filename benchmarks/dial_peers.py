@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dial_figures import hull
+from areas import hull
 from dial_rules import ALPHAS, BASELINES, RULES, Question, of
 
 import ckcontrol as ck

@@ -3,7 +3,7 @@
     python benchmarks/playground.py --out docs/pictures            # that of README.md and docs/serve.md
     python benchmarks/playground.py --out FOLDER --all             # also 360 px wide, dark, and the whole page
 
-Asks the demo's first question with the passage that the index finds, at alpha 0.75, and shows tokens, drafts and what
+Asks the demo's first question with the passage that the index finds, at alpha 0.8, and shows tokens, drafts and what
 each sentence rests on. Needs the extras ``serve``, ``retrieval`` and ``dev``, and Chromium.
 """
 
@@ -65,6 +65,7 @@ def main() -> None:
         page.click("#find")
         page.wait_for_selector("#passages li")
         page.fill("#tokens", "16")
+        page.fill("#alpha", "0.8")
         page.click("#ask")
         page.wait_for_selector("#stop:disabled")
         page.wait_for_selector("#answers:not(:has(.waiting))")
