@@ -26,6 +26,7 @@ from ckcontrol.decoding.weight_rows import BASE, DIALS, rows_take
 from ckcontrol.eval.figures.aggregate import aggregate
 from ckcontrol.eval.figures.cells import collect
 from ckcontrol.eval.figures.compare import compare
+from ckcontrol.eval.items.states import StateFact, completed
 from ckcontrol.eval.run_files import items, read_card, samples
 from ckcontrol.eval.tasks.facts import shipped
 from ckcontrol.heads.choosing.panel import NEUTRAL, perplexity
@@ -42,8 +43,9 @@ def hashed(text: str) -> int:
 def split(out: Path, unseen: str, most: int, share: int) -> None:
     """Write the files of facts, and ``asked.jsonl``: some of report and of unseen."""
     files: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in SHARES} | {"unseen": []}
-    for row in shipped()[0]:
-        fact = dict(row.data)
+    facts = [dict(row.data) for row in shipped()[0]]
+    for fact, made in zip(facts, completed([StateFact.from_dict(fact) for fact in facts]), strict=True):
+        fact["false_answer"] = list(made.false_answers)  # of all facts: in one file a relation may stand alone
         at = hashed(f"0:{fact['subject']}") % 100
         name = "unseen" if fact["relation"] == unseen else next(name for name, end in SHARES if at < end)
         files[name].append(fact)

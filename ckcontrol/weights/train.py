@@ -24,16 +24,18 @@ from ..arguments import check_integer, check_number
 from ..decoding.refusals import check_tokenizer, position_limit
 from ..errors import UnsupportedMode, WeightsError, require
 from ..heads.fingerprint import Fingerprint
+from ..heads.forward import greedy, pad
 from .adapters import check_unadapted
 from .manifest import Training
-from .pairs import Pairs, read_pairs
+from .pairs import Asked, Pairs, read_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["partial", "train"]
 
-WHOLE = "whole"  # marks a checkpoint that was written to its end
+WHOLE = "whole"  # marks a checkpoint that was written to its end; holds what it answers
+TOGETHER, ANSWER = 16, 24  # prompts that are answered together, tokens of the longest answer
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -230,16 +232,16 @@ def _trained(
         )
         trainer.remove_callback(PrinterCallback)
         _check_lengths(trainer, pairs, min(settings["max_length"], position_limit(model) or 10**9))
-        guards = [trainer.eval_dataset[place] for place in pairs.guards]
+        prompts = [trainer.eval_dataset[one.place]["prompt_ids"] for one in pairs.asked]
+
+        def right() -> dict[str, list[int]]:
+            return _right(pairs.asked, _answers(trainer.model, tokenizer, prompts))
+
         with trainer.model.disable_adapter():
-            before = _logps(trainer.model, guards, "chosen_ids")
-
-        def harm() -> float:
-            return _loss(before, _logps(trainer.model, guards, "chosen_ids"))
-
-        trainer.add_callback(check := _steps(on_progress, harm, settings["max_harm"]))
+            before = right()
+        trainer.add_callback(check := _steps(on_progress, right, before, settings["max_harm"]))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        taken, cost = _last_whole(trainer.model, folder, settings, check.harmful)
+        taken, after = _last_whole(trainer.model, folder, settings, check.harmful)
         if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters() if p.requires_grad):
             raise _Useless(
                 f"the adapter is no longer finite after {settings['steps']} steps.",
@@ -257,7 +259,7 @@ def _trained(
             better=sum(gain > 0 for gain in gains),
             margin=fmean(gains) if gains else 0.0,
             steps=taken,
-            harm=cost if guards else None,
+            answers={state: (asked, was, after[state][1]) for state, (asked, was) in before.items()},
         )
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         trainer.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
@@ -268,7 +270,12 @@ def _trained(
         _take_off(model)
 
 
-def _steps(on_progress: Callable[[str, int, int], None] | None, harm: Callable[[], float], most: float) -> Any:
+def _steps(
+    on_progress: Callable[[str, int, int], None] | None,
+    right: Callable[[], dict[str, list[int]]],
+    before: Mapping[str, list[int]],
+    most: float,
+) -> Any:
     """Return what the trainer calls after each step and each checkpoint; it stops training that does harm.
 
     Its ``harmful`` is then the harm of the checkpoint that was not kept, else None.
@@ -288,9 +295,9 @@ def _steps(on_progress: Callable[[str, int, int], None] | None, harm: Callable[[
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             made = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            found = harm()
-            if found > most:  # not marked as whole: who goes on from here comes to the same end
-                self.harmful, control.should_training_stop = found, True
+            found = right()
+            if (lost := _harm(before, found)) > most:  # not marked as whole: who goes on comes to the same end
+                self.harmful, control.should_training_stop = lost, True
                 return
             (made / WHOLE).write_text(json.dumps(found), encoding="utf-8")
 
@@ -326,10 +333,35 @@ def _logps(model: Any, rows: Iterable[Mapping[str, Any]], answer: str) -> list[f
     return found
 
 
-def _loss(before: Sequence[float], now: Sequence[float]) -> float:
-    """Return the mean of what was lost; not a number counts as everything."""
-    lost = fmean([a - b for a, b in zip(before, now, strict=True)]) if before else 0.0
-    return lost if isfinite(lost) else inf
+def _answers(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Return the greedy answer to each tokenised prompt; it draws nothing."""
+    training, texts = model.training, [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    model.eval()
+    for start in range(0, len(order), TOGETHER):
+        rows = order[start : start + TOGETHER]
+        made = greedy(model, tokenizer, pad([prompts[i] for i in rows], model.device), ANSWER)
+        for i, text in zip(rows, made, strict=True):
+            texts[i] = text
+    model.train(training)
+    return texts
+
+
+def _right(asked: Sequence[Asked], texts: Sequence[str]) -> dict[str, list[int]]:
+    """Return, by state, how many were asked and how many of the answers are right."""
+    found: dict[str, list[int]] = {}
+    for one, text in zip(asked, texts, strict=True):
+        counts = found.setdefault(one.state, [0, 0])
+        counts[0] += 1
+        counts[1] += one.is_right(text)
+    return found
+
+
+def _harm(before: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> float:
+    """Return which share of the answers without a conflict was right before and is not in sum; 0 without any."""
+    states = [state for state in before if state != "conflict"]
+    lost = sum(before[state][1] - now[state][1] for state in states)
+    return lost / max(1, sum(before[state][0] for state in states))
 
 
 def _gains(model: Any, rows: Any) -> list[float]:
@@ -342,8 +374,10 @@ def _gains(model: Any, rows: Any) -> list[float]:
     return [now - was for now, was in zip(*margins, strict=True)]
 
 
-def _last_whole(model: Any, folder: Path, settings: Mapping[str, Any], harmful: float | None) -> tuple[int, float]:
-    """Return steps and harm of the last checkpoint that was kept; where more did harm, the model takes its weights.
+def _last_whole(
+    model: Any, folder: Path, settings: Mapping[str, Any], harmful: float | None
+) -> tuple[int, dict[str, list[int]]]:
+    """Return steps and right answers of the last checkpoint kept; where more did harm, the model takes its weights.
 
     Raises:
         WeightsError: There is none.
@@ -354,14 +388,14 @@ def _last_whole(model: Any, folder: Path, settings: Mapping[str, Any], harmful: 
     found = sorted((int(path.parent.name.split("-")[1]), path) for path in folder.glob(f"checkpoint-*/{WHOLE}"))
     if not found:
         raise _Useless(
-            f"the first checkpoint, of step {settings['save_every']}, costs the right answers of held-out pairs "
-            f"{harmful:.2f} nats in the mean, over max_harm={settings['max_harm']:g}.",
+            f"the first checkpoint, of step {settings['save_every']}, answers {100 * (harmful or 0):.0f} % fewer of "
+            f"the held-out questions without a conflict right, over max_harm={settings['max_harm']:g}.",
             "Take a lower learning_rate or save_every, or a higher max_harm.",
         )
     steps, mark = found[-1]
     if harmful is not None:
         set_peft_model_state_dict(model, load_file(mark.parent / "adapter_model.safetensors"))
-    return steps, float(json.loads(mark.read_text(encoding="utf-8")))
+    return steps, dict(json.loads(mark.read_text(encoding="utf-8")))
 
 
 def _take_off(model: Any) -> None:
