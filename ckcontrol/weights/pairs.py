@@ -53,7 +53,7 @@ class Pairs(NamedTuple):
     """Pairs of one direction, in the order of the file.
 
     Attributes:
-        train: ``prompt``, ``chosen`` and ``rejected`` of each, as TRL takes them.
+        train: ``prompt`` and, chosen, ``completion`` of each, as TRL takes them.
         held: Those of the groups that are held out.
         asked: Those of `held` that say what a right answer names, as many of each state as there are, `ASKED` in all.
         lines: Line of the file of each pair, `train` and then `held`.
@@ -127,7 +127,7 @@ def _asked(held: Sequence[tuple[int, Mapping[str, Any]]], seed: int) -> list[Ask
     by_state: dict[str, list[Asked]] = {}
     for place in sorted(range(len(held)), key=lambda place: _rank(seed, _group(held[place][1]))):
         data = held[place][1]
-        right, wrong = (tuple(map(str, data.get(name) or ())) for name in ("right", "wrong"))
+        right, wrong = (tuple(data.get(name, ())) for name in ("right", "wrong"))
         if right:
             one = Asked(place, str(data.get("state", "conflict")), right, wrong)
             by_state.setdefault(one.state, []).append(one)
@@ -144,11 +144,18 @@ def _wrong(data: Any) -> str | None:
     given = [data[name] for name in TEXTS]
     if not (all(map(_is_text, given)) or all(map(_is_chat, given))):
         return "prompt, chosen and rejected are neither texts nor messages"
-    return "both answers are the same" if data["chosen"] == data["rejected"] else None
+    if data["chosen"] == data["rejected"]:
+        return "both answers are the same"
+    names = [data.get(name, []) for name in ("right", "wrong")]
+    return None if all(map(_is_names, names)) else "right and wrong are no lists of names"
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _is_chat(value: Any) -> bool:
@@ -168,4 +175,4 @@ def _rank(seed: int, group: str) -> bytes:
 
 
 def _texts(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    return [{name: data[name] for name in TEXTS} for _, data in rows]
+    return [{"prompt": data["prompt"], "completion": data["chosen"]} for _, data in rows]
