@@ -5,7 +5,7 @@ followed and were not, and contextual over-inclusion, where they are beside the 
 were. A pair is one error of one answer of a run, with the answer that does not make it. Both are taken from the run
 wherever it has both; where it has only one, the other is the same text with the name that it gives replaced. With
 `same_words` they always are one text with one name or the other, wherever both sides have a name: such pairs differ in
-the source that they follow and in nothing else, and nothing else is learnt from them. An answer that was cut short makes
+the source that they follow and in nothing else, and nothing else is learnt from them. A text that was cut short makes
 no pair: trainers put the end of the turn behind it, and a model learns to stop there.
 
 Knows records, samples and verdicts; knows no model and no trainer.
