@@ -49,13 +49,13 @@ def train(
     out: str | Path,
     *,
     toward: str,
-    steps: int = 20,
-    batch_size: int = 2,
+    steps: int = 60,
+    batch_size: int = 8,
     rank: int = 8,
     learning_rate: float = 1e-3,
     seed: int = 0,
     max_length: int = 1024,
-    save_every: int = 5,
+    save_every: int = 20,
     max_harm: float = 0.1,
     one_sided: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -73,7 +73,7 @@ def train(
         out: A new folder; it appears whole or not at all. Until then ``<out>.partial`` holds the checkpoints.
         toward: ``"context"`` or ``"memory"``.
         steps: Steps of the optimiser, which bound the time; the pairs are gone through as often as that takes.
-        batch_size: Pairs per step.
+        batch_size: Answers per step.
         rank: Of every linear layer's update; its scale is 2.
         learning_rate: Of AdamW at the first step; it falls to 0 linearly.
         seed: Of the adapter's first weights, the order of the pairs and which are held out.

@@ -21,13 +21,13 @@ def train(
     toward: Annotated[str, typer.Option(help="context or memory: which way the pairs lead.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Write the adapter here; a new folder.")],
     model: options.Model = "demo",
-    steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 20,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per step.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 60,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Answers per step.")] = 8,
     rank: Annotated[int, typer.Option(help="Rank of the adapter; both of a dial need the same.")] = 8,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="At the first step; falls to 0.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Draws first weights, order and what is held out.")] = 0,
     max_length: Annotated[int, typer.Option("--max-length", help="Longest prompt and answer, in tokens.")] = 1024,
-    save_every: Annotated[int, typer.Option("--save-every", help="Steps between two checkpoints.")] = 5,
+    save_every: Annotated[int, typer.Option("--save-every", help="Steps between two checkpoints.")] = 20,
     max_harm: Annotated[
         float, typer.Option("--max-harm", help="Share of right answers held out that may go; more stops training.")
     ] = 0.1,
