@@ -2,9 +2,9 @@
 
 `split` writes the shipped facts as train, dev, report (by a hash of the subject, so that a country's capital, currency
 and continent stand on one side) and unseen (a relation held out entirely). `perplexity` reads neutral text, that of the
-panel for head masks, at every adapter of some dials. `table` puts the cells of runs beside each other, unfinished ones
-as far as they are, with the paired differences to `off`. What is between, asking, exporting, training and mixing, are
-the commands of docs/research/weights.md.
+panel for head masks, at every adapter of some dials. `table` puts the cells of runs of the same records beside each
+other, unfinished ones as far as they are: one run per merging method, the first with everything that they are compared
+with. What is between, asking, exporting, training and mixing, are the commands of docs/research/weights.md.
 
     python benchmarks/weights.py split facts/
     python benchmarks/weights.py perplexity dial-linear/ dial-ties/
@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dial_figures import hull, rates, spread
 
 import ckcontrol as ck
 from ckcontrol.decoding.weight_rows import BASE, DIALS, rows_take
-from ckcontrol.eval.figures.aggregate import aggregate
-from ckcontrol.eval.figures.cells import collect
-from ckcontrol.eval.figures.compare import compare
+from ckcontrol.eval.figures.cells import Cell, collect
+from ckcontrol.eval.figures.intervals import holm
+from ckcontrol.eval.items.states import FIVE, StateFact, completed
 from ckcontrol.eval.run_files import items, read_card, samples
 from ckcontrol.eval.tasks.facts import shipped
 from ckcontrol.heads.choosing.panel import NEUTRAL, perplexity
 
 SHARES = (("train", 60), ("dev", 75), ("report", 100))  # per cent of the subjects, up to
 METRICS = ("parr", "conr", "accuracy")
+ENDS = ["off", "dial@1"]  # the plain model and the closed book
 
 
 def hashed(text: str) -> int:
@@ -42,8 +44,9 @@ def hashed(text: str) -> int:
 def split(out: Path, unseen: str, most: int, share: int) -> None:
     """Write the files of facts, and ``asked.jsonl``: some of report and of unseen."""
     files: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in SHARES} | {"unseen": []}
-    for row in shipped()[0]:
-        fact = dict(row.data)
+    facts = [dict(row.data) for row in shipped()[0]]
+    for fact, made in zip(facts, completed([StateFact.from_dict(fact) for fact in facts]), strict=True):
+        fact["false_answer"] = list(made.false_answers)  # of all facts: in one file a relation may stand alone
         at = hashed(f"0:{fact['subject']}") % 100
         name = "unseen" if fact["relation"] == unseen else next(name for name, end in SHARES if at < end)
         files[name].append(fact)
@@ -75,29 +78,100 @@ def neutral(model_name: str, dials: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(folders: list[str], without: str | None) -> list[dict[str, Any]]:
-    """Return one row per run, arm and state: n, each metric as value, low, high, and the same less off's, paired."""
-    rows = []
+def gathered(folders: list[str]) -> tuple[dict[str, dict[tuple[str, str], Cell]], list[str]]:
+    """Return the cells of runs of the same records, arm -> task and state -> cell, and the dials' merging methods.
+
+    A dial's arms are named by its merging method; of an arm that several runs have, the first run's answers count.
+    """
+    found: dict[str, dict[tuple[str, str], Cell]] = {}
+    methods = []
     for folder in map(Path, folders):
-        asked = [item for item in items(folder) if item["meta"].get("relation") != without]
         card = read_card(folder)
-        cells = aggregate(card, asked, samples(folder))["cells"]
-        found = collect(asked, samples(folder))
-        arms = [(arm["name"], "off") for arm in card["arms"]]
-        longest = card["options"]["max_new_tokens"]
-        less = {
-            (row["state"], row["arm_a"], row["metric"]): [row[key] for key in ("difference", "low", "high")]
-            for row in compare(found, found, arms=arms, metrics=METRICS, longest=longest)
-        }
-        for cell in cells:
-            row = {"run": folder.name, "arm": cell["arm"], "state": cell["state"], "n": cell["n"]}
-            for name in METRICS:
-                if had := cell["metrics"].get(name):
-                    row[name] = [round(100 * had[key], 1) for key in ("value", "low", "high")]
-                    if change := less.get((cell["state"], cell["arm"], name)):
-                        row[f"{name}_less_off"] = [round(100 * x, 1) for x in change]
-            rows.append(row)
-            print(json.dumps(row), flush=True)
+        method = (card.get("dial") or {}).get("method", "")
+        methods += [method] if method else []
+        here: dict[str, dict[tuple[str, str], Cell]] = {}
+        for (task, state, arm), cell in collect(items(folder), samples(folder)).items():
+            here.setdefault(arm.replace("weights@", f"{method}@"), {})[task, state] = cell
+        found = here | found
+    return found, methods
+
+
+def pooled(cells: dict[tuple[str, str], Cell], tasks: set[str], state: str) -> Cell:
+    """Return the samples of some tasks in one state as one cell."""
+    out = Cell()
+    for (task, of), cell in cells.items():
+        if of == state and task in tasks:
+            out.rows |= {f"{task} {i}": row for i, row in cell.rows.items()}
+    return out
+
+
+def table(folders: list[str]) -> dict[str, Any]:
+    """Return, by set of tasks, answers and areas, in per cent.
+
+    Answers: per arm and state n, each metric as value, low, high, and the same less off's and less dial's at the same
+    alpha, paired. Areas: under ParR against helpful, of each family's settings and the two that anyone has, the
+    plain model and the closed book (`benchmarks/dial_figures.py`, hull), and less dial's; p is corrected (Holm) over
+    the merging methods.
+    """
+    arms, methods = gathered(folders)
+    names = sorted({task for cells in arms.values() for task, _ in cells})
+    out: dict[str, Any] = {}
+    for tasks in [{name} for name in names] + ([set(names)] if len(names) > 1 else []):
+        rows = []
+        for state in FIVE:
+            cells = {arm: pooled(found, tasks, state) for arm, found in arms.items()}
+            for arm, cell in cells.items():
+                if not cell.rows:
+                    continue
+                row: dict[str, Any] = {"arm": arm, "state": state, "n": len(cell.rows)}
+                dial = f"dial@{arm.partition('@')[2]}" if arm.partition("@")[0] in methods else ""
+                for name in METRICS if state == "conflict" else METRICS[2:]:
+                    if cell.has(name):
+                        told = cell.estimate(name)
+                        row[name] = [round(100 * x, 1) for x in (told.value, told.low, told.high)]
+                        for other in {"off", dial} & {*cells} - {arm}:
+                            if less := cell.minus(cells[other], name):
+                                row[f"{name} less {other}"] = [
+                                    round(100 * x, 1) for x in (less.value, less.low, less.high)
+                                ]
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+        families = {name: [arm for arm in arms if arm.partition("@")[0] == name] for name in ("dial", "ck-plug")}
+        ends = [arm for arm in arms if arm in {f"{methods[0]}@0", f"{methods[0]}@1"}] if methods else []
+        for name in methods:
+            families[name] = [*ends, *(arm for arm in arms if arm.partition("@")[0] == name and arm not in ends)]
+        families = {name: [*ENDS, *members] for name, members in families.items() if members} | {"no method": ENDS}
+        out[" and ".join(sorted(tasks))] = {"answers": rows, "areas": areas(arms, families, methods, tasks)}
+    return out
+
+
+def areas(arms: Any, families: dict[str, list[str]], methods: list[str], tasks: set[str]) -> list[dict[str, Any]]:
+    """Return one row per family; see `table`."""
+    needed = sorted({arm for members in families.values() for arm in members})
+    both = [[pooled(arms.get(arm, {}), tasks, state) for arm in needed] for state in ("conflict", "helpful")]
+    if not all(cell.rows for cells in both for cell in cells):
+        return []
+    parr, helpful, t, groups = rates(*both)
+    found = {}
+    for name, members in families.items():
+        at = [needed.index(arm) for arm in members]
+        found[name] = hull(parr[:, at], helpful[:, at])
+    rows = []
+    for name, values in found.items():
+        row: dict[str, Any] = {"family": name, "area": round(100 * float(values[0]), 1)}
+        if name != "dial":
+            less = spread(values - found["dial"], t, groups)
+            row["less dial"] = [
+                None if less[k] is None else round(100 * less[k], 1) for k in ("difference", "low", "high")
+            ]
+            gaps = (values - found["dial"])[1:]
+            row["p"] = min(1.0, 2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / (1 + len(gaps)))
+        rows.append(row)
+    merged = [row for row in rows if row["family"] in methods]
+    for row, p in zip(merged, holm([row["p"] for row in merged]), strict=True):
+        row["p_holm"] = round(p, 4)
+    for row in rows:
+        print(json.dumps(row), flush=True)
     return rows
 
 
@@ -109,14 +183,13 @@ def main() -> None:
     parser.add_argument("--unseen", default="us_state_capital", help="the relation that is held out")
     parser.add_argument("--asked", type=int, default=40, help="facts of asked.jsonl")
     parser.add_argument("--of-unseen", type=int, default=14, help="how many of them are of the relation held out")
-    parser.add_argument("--without", help="table: a relation to leave out")
     parser.add_argument("--json")
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.what == "split":
         split(Path(args.folders[0]), args.unseen, args.asked, args.of_unseen)
         return
-    made = neutral(args.model, args.folders) if args.what == "perplexity" else table(args.folders, args.without)
+    made = neutral(args.model, args.folders) if args.what == "perplexity" else table(args.folders)
     if args.json:
         Path(args.json).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 

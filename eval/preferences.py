@@ -5,7 +5,8 @@ followed and were not, and contextual over-inclusion, where they are beside the 
 were. A pair is one error of one answer of a run, with the answer that does not make it. Both are taken from the run
 wherever it has both; where it has only one, the other is the same text with the name that it gives replaced. With
 `same_words` they always are one text with one name or the other, wherever both sides have a name: such pairs differ in
-the source that they follow and in nothing else, and nothing else is learnt from them.
+the source that they follow and in nothing else, and nothing else is learnt from them. A text that was cut short makes
+no pair: trainers put the end of the turn behind it, and a model learns to stop there.
 
 Knows records, samples and verdicts; knows no model and no trainer.
 """
@@ -51,6 +52,8 @@ class Pair:
         chosen: The text to prefer.
         rejected: The text to avoid.
         arms: Which arm wrote each, chosen first; `SUBSTITUTED` where none did.
+        right: Names of which a right answer gives one.
+        wrong: Names of which it gives none; empty where both sides are the same and no other is known.
     """
 
     task: str
@@ -59,6 +62,8 @@ class Pair:
     chosen: str
     rejected: str
     arms: tuple[str, str]
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,13 @@ class Exported:
 
 
 def preference(
-    task: str, record: Record, answers: Sequence[tuple[str, str]], toward: str, *, same_words: bool = False
+    task: str,
+    record: Record,
+    answers: Sequence[tuple[str, str]],
+    toward: str,
+    *,
+    same_words: bool = False,
+    false: Sequence[str] = (),
 ) -> Pair | str:
     """Return the pair of one record, or why it has none.
 
@@ -95,6 +106,7 @@ def preference(
         same_words: Where both sides have a name, take one text of the run, which names one of them once, and its copy
             with the other name; whether an arm made the error does not matter then. Of a state other than conflict
             the text is one that is right.
+        false: Names of a false answer, for a record whose sides are the same.
     """
     if record.state == "conflict":
         from_passage, error = toward == "context", IGNORANCE if toward == "context" else INCLUSION
@@ -105,16 +117,19 @@ def preference(
     told = [(arm, text, verdict(text, record.ctx_answers, record.par_answers)) for arm, text in answers if text.strip()]
     goal, other = (record.ctx_answers, record.par_answers) if from_passage else (record.par_answers, record.ctx_answers)
     wanted = "contextual" if from_passage else "parametric"
-    if same_words and told and goal and other and not {*goal} & {*other}:
-        sides = (wanted, "contextual", "parametric") if record.state == "conflict" else (wanted,)
+    if {*goal} & {*other}:
+        other = tuple(false)
+    if same_words and told and goal and other:
+        sides = (wanted, "contextual", "parametric") if record.state == "conflict" else (wanted, "both")
         named = [each for side in sides for each in told if each[2].source == side and _once(each, record)]
         if not named:
             return "no answer names one source, and once"
         arm, text, found = named[0]
-        new = _replaced(text, found, (other if found.source == wanted else goal)[0]).strip()
+        follows = found.source in (wanted, "both")
+        new = _replaced(text, found, (other if follows else goal)[0]).strip()
         both = [(text.strip(), arm), (new, SUBSTITUTED)]
-        (chosen, wrote), (rejected, made) = both if found.source == wanted else both[::-1]
-        return Pair(task, record, error, chosen, rejected, (wrote, made))
+        (chosen, wrote), (rejected, made) = both if follows else both[::-1]
+        return Pair(task, record, error, chosen, rejected, (wrote, made), goal, other)
     right = [each for each in told if each[2].source in (wanted, "both")]
     wrong = [each for each in told if each[2].source not in (wanted, "both")]
     named = [each for each in wrong if each[2].source != "neither"]
@@ -131,7 +146,7 @@ def preference(
     texts = better[1].strip(), worse[1].strip()
     if texts[0] == texts[1]:
         return "both answers read the same"
-    return Pair(task, record, error, *texts, (better[0], worse[0]))
+    return Pair(task, record, error, *texts, (better[0], worse[0]), goal, other)
 
 
 def balanced(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
@@ -170,7 +185,8 @@ def export_pairs(
 
     Of a run in chat style, or of a server, ``prompt``, ``chosen`` and ``rejected`` are messages (TRL's conversational
     form); of one in completion style they are texts. Each line also says ``error``, ``state``, ``source`` (the one that
-    the chosen answer follows), ``task``, ``id``, ``group``, ``toward`` and, in ``arms``, who wrote both.
+    the chosen answer follows), ``task``, ``id``, ``group``, ``toward``, in ``arms`` who wrote both, and in ``right``
+    and ``wrong`` which names tell a right answer.
 
     Args:
         folder: A run, of which the answers so far are taken; one with arms on both sides of the dial has both answers
@@ -193,17 +209,27 @@ def export_pairs(
     templates = card.get("prompts") or {}
     template = _template(templates.get("base"), folder)
     said: dict[tuple[str, str], dict[str, str]] = {}
+    cut: set[tuple[str, str]] = set()
     for sample in samples(folder):
         if sample["arm"] in order and sample.get("text") is not None:
-            said.setdefault((sample["task"], sample["id"]), {})[sample["arm"]] = sample["text"]
+            key = sample["task"], sample["id"]
+            if sample.get("finish") == "length":
+                cut.add(key)
+            else:
+                said.setdefault(key, {})[sample["arm"]] = sample["text"]
+    records = [(line["task"], Record.from_dict(line)) for line in items(folder)]
+    false = {(task, one.group): one.ctx_answers for task, one in records if one.state == "conflict"}
     pairs: list[Pair] = []
     skipped: Counter[str] = Counter()
-    for line in items(folder):
-        record = Record.from_dict(line)
-        answers = sorted(said.get((line["task"], record.id), {}).items(), key=lambda each: order[each[0]])
+    for task, record in records:
+        key = task, record.id
+        answers = sorted(said.get(key, {}).items(), key=lambda each: order[each[0]])
         found: Pair | str = "a text to complete, in a run of chats"
         if not (chat and record.cloze):
-            found = preference(line["task"], record, answers, toward, same_words=same_words)
+            others = false.get((task, record.group), ())
+            found = preference(task, record, answers, toward, same_words=same_words, false=others)
+            if key in cut and isinstance(found, str):
+                found += ", without those cut short"
         if isinstance(found, Pair):
             pairs.append(found)
         else:
@@ -262,6 +288,8 @@ def _rows(pairs: Sequence[Pair], template: PromptTemplate, chat: bool, toward: s
             "group": pair.record.group,
             "toward": toward,
             "arms": {"chosen": pair.arms[0], "rejected": pair.arms[1]},
+            "right": list(pair.right),
+            "wrong": list(pair.wrong),
         }
 
 

@@ -103,11 +103,9 @@ class Training:
         settings: What `train` was called with.
         pairs: How many it was trained on.
         held_out: How many were kept from it.
-        better: Of those, how many have a chosen answer that gained on the rejected one.
-        margin: Mean gain of the chosen over the rejected answer's log-probability on those, in nats.
         steps: After how many steps the adapter was taken: fewer than asked for where more did harm.
-        harm: Mean loss of the right answer's log-probability on held-out pairs that are no conflicts, in nats; None
-            where there are none.
+        answers: By state, how many of the pairs held out were asked, how many were answered right before, and how many
+            after.
     """
 
     toward: str
@@ -115,10 +113,8 @@ class Training:
     settings: Mapping[str, Any]
     pairs: int
     held_out: int
-    better: int
-    margin: float
     steps: int
-    harm: float | None
+    answers: Mapping[str, tuple[int, int, int]]
 
     def write(self, folder: Path) -> None:
         """Write it into the adapter's folder."""

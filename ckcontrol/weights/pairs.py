@@ -1,6 +1,6 @@
 """Preference pairs as `ckcontrol eval export-pairs` writes them: read, checked, and some held out of training.
 
-Knows the fields of a line; knows no model and no trainer.
+Knows the fields of a line, and which answer to a held-out one is right; knows no model and no trainer.
 """
 
 from __future__ import annotations
@@ -12,22 +12,50 @@ from typing import Any, NamedTuple
 
 from ..errors import WeightsError, did_you_mean
 from ..tables import TableError, json_lines
+from ..word_spans import mentions
 
-__all__ = ["TOWARD", "Pairs", "read_pairs"]
+__all__ = ["TOWARD", "Asked", "Pairs", "read_pairs"]
 
 TOWARD = ("context", "memory")
 TEXTS = ("prompt", "chosen", "rejected")
 LINE = 1_000_000  # bytes of a line
 SHARE = 10  # one group of so many is held out
+ASKED = 48  # most held-out pairs whose answers are read at a checkpoint
+
+
+class Asked(NamedTuple):
+    """A held-out pair that is answered at every checkpoint.
+
+    Attributes:
+        place: Its place in `Pairs.held`.
+        state: What its passage has to do with memory.
+        right: Names of which a right answer gives one.
+        wrong: Names of which it gives none.
+    """
+
+    place: int
+    state: str
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+    def is_right(self, text: str) -> bool:
+        """Tell whether an answer gives a right name and no wrong one.
+
+        Example:
+            >>> asked = Asked(0, "conflict", ("Oslo",), ("Rome",))
+            >>> asked.is_right("It is Oslo."), asked.is_right("Oslo or Rome"), asked.is_right("It is")
+            (True, False, False)
+        """
+        return mentions(text, self.right) and not mentions(text, self.wrong)
 
 
 class Pairs(NamedTuple):
     """Pairs of one direction, in the order of the file.
 
     Attributes:
-        train: ``prompt``, ``chosen`` and ``rejected`` of each, as TRL takes them.
+        train: ``prompt`` and, chosen, ``completion`` of each, as TRL takes them.
         held: Those of the groups that are held out.
-        guards: Places in `held` of what training may not break: pairs of every state but a conflict.
+        asked: Those of `held` that say what a right answer names, as many of each state as there are, `ASKED` in all.
         lines: Line of the file of each pair, `train` and then `held`.
         chat: They are messages; else texts to complete.
         digest: 16 hexadecimal digits of a hash of the file.
@@ -35,7 +63,7 @@ class Pairs(NamedTuple):
 
     train: list[dict[str, Any]]
     held: list[dict[str, Any]]
-    guards: list[int]
+    asked: list[Asked]
     lines: list[int]
     chat: bool
     digest: str
@@ -90,8 +118,21 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
     out = set(groups[: len(groups) // SHARE])
     kept = [(number, data) for number, data in rows if _group(data) not in out]
     held = [(number, data) for number, data in rows if _group(data) in out]
-    guards = [place for place, (_, data) in enumerate(held) if data.get("state", "conflict") != "conflict"]
-    return Pairs(_texts(kept), _texts(held), guards, [number for number, _ in [*kept, *held]], chat, digest)
+    lines = [number for number, _ in [*kept, *held]]
+    return Pairs(_texts(kept), _texts(held), _asked(held, seed), lines, chat, digest)
+
+
+def _asked(held: Sequence[tuple[int, Mapping[str, Any]]], seed: int) -> list[Asked]:
+    """Return what is asked, one of each state in turn until there is enough; in order of place."""
+    by_state: dict[str, list[Asked]] = {}
+    for place in sorted(range(len(held)), key=lambda place: _rank(seed, _group(held[place][1]))):
+        data = held[place][1]
+        right, wrong = (tuple(data.get(name, ())) for name in ("right", "wrong"))
+        if right:
+            one = Asked(place, str(data.get("state", "conflict")), right, wrong)
+            by_state.setdefault(one.state, []).append(one)
+    turns = sorted((i, state) for state, found in by_state.items() for i in range(len(found)))
+    return sorted(by_state[state][i] for i, state in turns[:ASKED])
 
 
 def _wrong(data: Any) -> str | None:
@@ -103,11 +144,18 @@ def _wrong(data: Any) -> str | None:
     given = [data[name] for name in TEXTS]
     if not (all(map(_is_text, given)) or all(map(_is_chat, given))):
         return "prompt, chosen and rejected are neither texts nor messages"
-    return "both answers are the same" if data["chosen"] == data["rejected"] else None
+    if data["chosen"] == data["rejected"]:
+        return "both answers are the same"
+    names = [data.get(name, []) for name in ("right", "wrong")]
+    return None if all(map(_is_names, names)) else "right and wrong are no lists of names"
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _is_chat(value: Any) -> bool:
@@ -127,4 +175,4 @@ def _rank(seed: int, group: str) -> bytes:
 
 
 def _texts(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    return [{name: data[name] for name in TEXTS} for _, data in rows]
+    return [{"prompt": data["prompt"], "completion": data["chosen"]} for _, data in rows]

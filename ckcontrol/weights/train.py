@@ -1,8 +1,8 @@
-"""One of the two adapters of a dial: a LoRA trained on preference pairs by TRL's `DPOTrainer`, resumable.
+"""One of the two adapters of a dial: a LoRA trained on chosen answers by TRL's `SFTTrainer`, resumable.
 
-Direct preference optimisation (Rafailov et al., NeurIPS 2023, arXiv 2305.18290) against the model without
-the adapter, on the pairs of KnowPO's two errors (Zhang et al., AAAI 2025, arXiv 2408.03297). Checkpoints lie beside the
-adapter until it is there. Knows TRL and PEFT; knows no dial.
+What is raised is the likelihood of the chosen answer of each pair, in every state: mostly the model's own words.
+Preferring it to the rejected one (DPO) lowers both, and the model says neither (docs/research/weights.md). Checkpoints
+lie beside the adapter until it is there. Knows TRL and PEFT; knows no dial.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from math import inf, isfinite
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -24,16 +22,18 @@ from ..arguments import check_integer, check_number
 from ..decoding.refusals import check_tokenizer, position_limit
 from ..errors import UnsupportedMode, WeightsError, require
 from ..heads.fingerprint import Fingerprint
+from ..heads.forward import greedy, pad
 from .adapters import check_unadapted
 from .manifest import Training
-from .pairs import Pairs, read_pairs
+from .pairs import Asked, Pairs, read_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["partial", "train"]
 
-WHOLE = "whole"  # marks a checkpoint that was written to its end
+WHOLE = "whole"  # marks a checkpoint that was written to its end; holds what it answers
+TOGETHER, ANSWER = 16, 24  # prompts that are answered together, tokens of the longest answer
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -49,23 +49,22 @@ def train(
     out: str | Path,
     *,
     toward: str,
-    steps: int = 20,
-    batch_size: int = 2,
+    steps: int = 60,
+    batch_size: int = 8,
     rank: int = 8,
     learning_rate: float = 1e-3,
-    beta: float = 0.1,
     seed: int = 0,
     max_length: int = 1024,
-    save_every: int = 5,
-    max_harm: float = 1.0,
+    save_every: int = 20,
+    max_harm: float = 0.1,
     one_sided: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Training:
     """Train a LoRA adapter toward context or memory, into a new folder that stock PEFT loads.
 
     Interrupted, the same call goes on from the last checkpoint, and on a CPU it ends with the same adapter. A tenth of
-    the pairs' groups is held out. Those of them that are no conflicts are asked at every checkpoint: where training
-    costs their right answers too much, it stops, and the checkpoint before is the adapter.
+    the pairs' groups is held out, and at every checkpoint up to 48 of their questions are answered: where those without
+    a conflict lose too many right answers, training stops, and the checkpoint before is the adapter.
 
     Args:
         model: The base, in memory and without adapters; left as it was.
@@ -74,14 +73,13 @@ def train(
         out: A new folder; it appears whole or not at all. Until then ``<out>.partial`` holds the checkpoints.
         toward: ``"context"`` or ``"memory"``.
         steps: Steps of the optimiser, which bound the time; the pairs are gone through as often as that takes.
-        batch_size: Pairs per step.
+        batch_size: Answers per step.
         rank: Of every linear layer's update; its scale is 2.
         learning_rate: Of AdamW at the first step; it falls to 0 linearly.
-        beta: DPO's weight of staying near the base: lower goes further.
         seed: Of the adapter's first weights, the order of the pairs and which are held out.
         max_length: Longest prompt and answer, in tokens. Nothing is cut: a longer pair is refused.
         save_every: Steps between two checkpoints.
-        max_harm: Most nats that the right answers of held-out pairs other than conflicts may lose, in the mean.
+        max_harm: Largest share of held-out questions without a conflict that may be answered right no longer.
         one_sided: Take pairs of one of KnowPO's errors alone.
         on_progress: Called with stage, steps done and steps in all.
 
@@ -101,11 +99,10 @@ def train(
         "batch_size": check_integer("batch_size", batch_size, 1, 4096),
         "rank": check_integer("rank", rank, 1, 1024),
         "learning_rate": check_number("learning_rate", learning_rate, 1e-8, 1.0),
-        "beta": check_number("beta", beta, 1e-4, 100.0),
         "seed": check_integer("seed", seed, 0, 2**31 - 1),
         "max_length": check_integer("max_length", max_length, 2, 1_000_000),
         "save_every": check_integer("save_every", save_every, 1, 1_000_000),
-        "max_harm": check_number("max_harm", max_harm, 0.0, 1e6),
+        "max_harm": check_number("max_harm", max_harm, 0.0, 1.0),
     }
     given = read_pairs(Path(pairs), toward, one_sided=one_sided, seed=seed)
     if target.exists():
@@ -190,15 +187,14 @@ def _trained(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import SFTConfig, SFTTrainer
 
-    config = DPOConfig(
+    config = SFTConfig(
         output_dir=str(folder),
         max_steps=settings["steps"],
         per_device_train_batch_size=settings["batch_size"],
         per_device_eval_batch_size=1,  # so that a mean over batches is one over pairs
         learning_rate=settings["learning_rate"],
-        beta=settings["beta"],
         seed=settings["seed"],
         max_length=None,
         save_strategy="steps",
@@ -214,7 +210,7 @@ def _trained(
     )
     trainer: Any = None
     try:
-        trainer = DPOTrainer(
+        trainer = SFTTrainer(
             model=model,
             args=config,
             train_dataset=Dataset.from_list(pairs.train),
@@ -230,34 +226,29 @@ def _trained(
         )
         trainer.remove_callback(PrinterCallback)
         _check_lengths(trainer, pairs, min(settings["max_length"], position_limit(model) or 10**9))
-        guards = [trainer.eval_dataset[place] for place in pairs.guards]
+        prompts = [_prompt(trainer.eval_dataset[one.place]) for one in pairs.asked]
+
+        def right() -> dict[str, list[int]]:
+            return _right(pairs.asked, _answers(trainer.model, tokenizer, prompts))
+
         with trainer.model.disable_adapter():
-            before = _logps(trainer.model, guards, "chosen_ids")
-
-        def harm() -> float:
-            return _loss(before, _logps(trainer.model, guards, "chosen_ids"))
-
-        trainer.add_callback(check := _steps(on_progress, harm, settings["max_harm"]))
+            before = right()
+        trainer.add_callback(check := _steps(on_progress, right, before, settings["max_harm"]))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        taken, cost = _last_whole(trainer.model, folder, settings, check.harmful)
+        taken, after = _last_whole(trainer.model, folder, settings, check.harmful)
         if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters() if p.requires_grad):
             raise _Useless(
                 f"the adapter is no longer finite after {settings['steps']} steps.",
                 f"Take a learning_rate below {settings['learning_rate']:g}.",
             )
-        if on_progress is not None:
-            on_progress("Held out", 0, 0)
-        gains = _gains(trainer.model, trainer.eval_dataset) if pairs.held else []
         made = Training(
             toward=settings["toward"],
             base=Fingerprint.from_dict(settings["base"]),
             settings=settings,
             pairs=len(pairs.train),
-            held_out=len(gains),
-            better=sum(gain > 0 for gain in gains),
-            margin=fmean(gains) if gains else 0.0,
+            held_out=len(pairs.held),
             steps=taken,
-            harm=cost if guards else None,
+            answers={state: (asked, was, after[state][1]) for state, (asked, was) in before.items()},
         )
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         trainer.model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
@@ -268,7 +259,12 @@ def _trained(
         _take_off(model)
 
 
-def _steps(on_progress: Callable[[str, int, int], None] | None, harm: Callable[[], float], most: float) -> Any:
+def _steps(
+    on_progress: Callable[[str, int, int], None] | None,
+    right: Callable[[], dict[str, list[int]]],
+    before: Mapping[str, list[int]],
+    most: float,
+) -> Any:
     """Return what the trainer calls after each step and each checkpoint; it stops training that does harm.
 
     Its ``harmful`` is then the harm of the checkpoint that was not kept, else None.
@@ -288,9 +284,9 @@ def _steps(on_progress: Callable[[str, int, int], None] | None, harm: Callable[[
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             made = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
-            found = harm()
-            if found > most:  # not marked as whole: who goes on from here comes to the same end
-                self.harmful, control.should_training_stop = found, True
+            found = right()
+            if (lost := _harm(before, found)) > most:  # not marked as whole: who goes on comes to the same end
+                self.harmful, control.should_training_stop = lost, True
                 return
             (made / WHOLE).write_text(json.dumps(found), encoding="utf-8")
 
@@ -302,48 +298,53 @@ def _check_lengths(trainer: Any, pairs: Pairs, limit: int) -> None:
     both = [trainer.train_dataset, *([trainer.eval_dataset] if pairs.held else [])]
     rows = [row for data in both for row in data]
     for line, row in zip(pairs.lines, rows, strict=True):
-        length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        if length > limit:
+        if (length := len(row["input_ids"])) > limit:
             raise _Useless(
                 f"the pair of line {line} is {length:,} tokens long, over {limit:,}.",
                 "Leave it out of the file, or give a higher max_length where the model has room.",
             )
 
 
-def _logps(model: Any, rows: Iterable[Mapping[str, Any]], answer: str) -> list[float]:
-    """Return the log-probability of an answer of each tokenised pair, in nats; it draws nothing."""
-    import torch
+def _prompt(row: Mapping[str, Sequence[int]]) -> list[int]:
+    """Return the token ids of a tokenised row before its answer."""
+    return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
 
-    training = model.training
-    found: list[float] = []
+
+def _answers(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Return the greedy answer to each tokenised prompt; it draws nothing."""
+    training, texts = model.training, [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     model.eval()
-    with torch.no_grad():
-        for row in rows:
-            ids = torch.tensor([row["prompt_ids"] + row[answer]], device=model.device)
-            logp = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-            found.append(float(logp.gather(1, ids[0, 1:, None])[-len(row[answer]) :].sum()))
+    for start in range(0, len(order), TOGETHER):
+        rows = order[start : start + TOGETHER]
+        made = greedy(model, tokenizer, pad([prompts[i] for i in rows], model.device), ANSWER)
+        for i, text in zip(rows, made, strict=True):
+            texts[i] = text
     model.train(training)
+    return texts
+
+
+def _right(asked: Sequence[Asked], texts: Sequence[str]) -> dict[str, list[int]]:
+    """Return, by state, how many were asked and how many of the answers are right."""
+    found: dict[str, list[int]] = {}
+    for one, text in zip(asked, texts, strict=True):
+        counts = found.setdefault(one.state, [0, 0])
+        counts[0] += 1
+        counts[1] += one.is_right(text)
     return found
 
 
-def _loss(before: Sequence[float], now: Sequence[float]) -> float:
-    """Return the mean of what was lost; not a number counts as everything."""
-    lost = fmean([a - b for a, b in zip(before, now, strict=True)]) if before else 0.0
-    return lost if isfinite(lost) else inf
+def _harm(before: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> float:
+    """Return which share of the answers without a conflict was right before and is not in sum; 0 without any."""
+    states = [state for state in before if state != "conflict"]
+    lost = sum(before[state][1] - now[state][1] for state in states)
+    return lost / max(1, sum(before[state][0] for state in states))
 
 
-def _gains(model: Any, rows: Any) -> list[float]:
-    """Return what the chosen answer of each tokenised pair gained on the rejected one, in nats."""
-    margins: list[list[float]] = []
-    for context in (nullcontext(), model.disable_adapter()):
-        with context:
-            chosen, rejected = (_logps(model, rows, side) for side in ("chosen_ids", "rejected_ids"))
-        margins.append([a - b for a, b in zip(chosen, rejected, strict=True)])
-    return [now - was for now, was in zip(*margins, strict=True)]
-
-
-def _last_whole(model: Any, folder: Path, settings: Mapping[str, Any], harmful: float | None) -> tuple[int, float]:
-    """Return steps and harm of the last checkpoint that was kept; where more did harm, the model takes its weights.
+def _last_whole(
+    model: Any, folder: Path, settings: Mapping[str, Any], harmful: float | None
+) -> tuple[int, dict[str, list[int]]]:
+    """Return steps and right answers of the last checkpoint kept; where more did harm, the model takes its weights.
 
     Raises:
         WeightsError: There is none.
@@ -354,14 +355,14 @@ def _last_whole(model: Any, folder: Path, settings: Mapping[str, Any], harmful: 
     found = sorted((int(path.parent.name.split("-")[1]), path) for path in folder.glob(f"checkpoint-*/{WHOLE}"))
     if not found:
         raise _Useless(
-            f"the first checkpoint, of step {settings['save_every']}, costs the right answers of held-out pairs "
-            f"{harmful:.2f} nats in the mean, over max_harm={settings['max_harm']:g}.",
+            f"the first checkpoint, of step {settings['save_every']}, answers {100 * (harmful or 0):.0f} % fewer of "
+            f"the held-out questions without a conflict right, over max_harm={settings['max_harm']:g}.",
             "Take a lower learning_rate or save_every, or a higher max_harm.",
         )
     steps, mark = found[-1]
     if harmful is not None:
         set_peft_model_state_dict(model, load_file(mark.parent / "adapter_model.safetensors"))
-    return steps, float(json.loads(mark.read_text(encoding="utf-8")))
+    return steps, dict(json.loads(mark.read_text(encoding="utf-8")))
 
 
 def _take_off(model: Any) -> None:

@@ -102,6 +102,34 @@ def test_in_the_same_words_an_answer_that_is_about_the_other_thing_is_not_made_r
     assert isinstance(helpful, Pair) and (helpful.chosen, helpful.rejected) == ("Rome.", "Pisa.")
 
 
+def test_where_both_sides_agree_the_wrong_name_is_that_of_another_record():
+    said = [("off", "It is Rome.")]
+    pair = preference("t", record("agree", "Rome", "Rome"), said, "context", same_words=True, false=("Oslo",))
+    assert isinstance(pair, Pair)
+    assert (pair.chosen, pair.rejected, pair.arms) == ("It is Rome.", "It is Oslo.", ("off", SUBSTITUTED))
+    assert (pair.right, pair.wrong) == (("Rome",), ("Oslo",))
+    alone = preference("t", record("agree", "Rome", "Rome"), said, "context", same_words=True)
+    assert alone == "every answer is right"
+
+
+def test_answers_that_were_cut_short_make_no_pair(tmp_path):
+    folder = write(tmp_path / "run", style="chat", prompts=PROMPTS)
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    cut = [line | {"finish": "length"} if line.get("id") == "Italy/conflict" else line for line in lines]
+    whole, short = ([], [])
+    for rows, found in ((lines, whole), (cut, short)):
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        made = export_pairs(folder, tmp_path / "pairs.jsonl", balance=False)
+        found += [json.loads(line) for line in made.path.read_text(encoding="utf-8").splitlines()]
+    gone = [row for row in whole if row["id"] == "Italy/conflict"]
+    assert len(gone) == 1 and (gone[0]["right"], gone[0]["wrong"]) == (["Oslo"], ["Rome"])
+    assert short == [row for row in whole if row["id"] != "Italy/conflict"]
+    assert made.skipped["no arm answered in words, without those cut short"] == 1
+    # agree: the false name is the one of the conflict about the same question
+    agree = [row for row in whole if row["id"] == "Italy/agree"]
+    assert agree[0]["chosen"][0]["content"] == "it is Rome." and agree[0]["rejected"][0]["content"] == "it is Oslo."
+
+
 def pair(i: int, state: str) -> Pair:
     error = IGNORANCE if state in ("conflict", "helpful", "agree") else INCLUSION
     return Pair("t", Record(str(i), "Where is it?", state=state), error, "a", "b", ("x", "y"))

@@ -1,4 +1,4 @@
-"""Adapters trained on preference pairs: they learn them, go on where they were stopped, and leave the model alone."""
+"""Adapters trained on chosen answers: they learn them, go on where they were stopped, and leave the model alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ckcontrol.cli.main import main
 from ckcontrol.errors import ControlError, UnsupportedMode, WeightsError
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.weights import load, mix, train, unload
-from ckcontrol.weights.pairs import read_pairs
+from ckcontrol.weights.pairs import ASKED, read_pairs
 from ckcontrol.weights.train import WHOLE, partial
+from ckcontrol.word_spans import mentions, words
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("trl")
@@ -62,13 +63,12 @@ def score(model: Any, tokenizer: Any, prompt: Any, answer: Any) -> float:
     return sum(float(logits[t - 1, ids[t]]) for t in range(len(begun), len(ids)))
 
 
-def margin(model: Any, tokenizer: Any, rows: Sequence[Any]) -> float:
-    """Mean of log p(chosen) - log p(rejected)."""
-    both = [[score(model, tokenizer, r["prompt"], r[side]) for side in ("chosen", "rejected")] for r in rows]
-    return sum(chosen - rejected for chosen, rejected in both) / len(rows)
+def likelihood(model: Any, tokenizer: Any, rows: Sequence[Any]) -> float:
+    """Mean log-probability of what was chosen."""
+    return sum(score(model, tokenizer, r["prompt"], r["completion"]) for r in rows) / len(rows)
 
 
-def test_two_trained_adapters_raise_their_margins_and_make_a_dial(pairs: Path, tmp_path: Path) -> None:
+def test_two_trained_adapters_raise_what_was_chosen_and_make_a_dial(pairs: Path, tmp_path: Path) -> None:
     model, tokenizer = tiny_model("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [(p.requires_grad, p.grad) for p in model.parameters()]
@@ -79,12 +79,10 @@ def test_two_trained_adapters_raise_their_margins_and_make_a_dial(pairs: Path, t
         made = train(model, tokenizer, file, tmp_path / toward, **{**HOW, "toward": toward})
         assert torch.equal(drawn, torch.random.get_rng_state()) and python == random.getstate()
         assert (made.toward, made.pairs, made.held_out) == (toward, 22, 2)  # one of twelve groups of two
-        assert made.better == 2 and made.margin > 0
+        assert not made.answers  # the pairs do not say what a right answer names
         adapted = peft.PeftModel.from_pretrained(tiny_model("llama")[0], str(tmp_path / toward))
         for rows in (read_pairs(file, toward).train, read_pairs(file, toward).held):
-            assert margin(adapted, tokenizer, rows) > margin(tiny_model("llama")[0], tokenizer, rows) + 0.1
-        gained = margin(adapted, tokenizer, rows) - margin(model, tokenizer, rows)
-        assert made.margin == pytest.approx(gained, abs=1e-2)
+            assert likelihood(adapted, tokenizer, rows) > likelihood(tiny_model("llama")[0], tokenizer, rows) + 0.1
         assert not partial(tmp_path / toward).exists()
         assert sorted(p.name for p in (tmp_path / toward).iterdir()) == [
             "adapter_config.json",
@@ -172,7 +170,7 @@ def test_the_seed_decides_the_adapter(pairs: Path, tmp_path: Path) -> None:
 def test_texts_to_complete_and_other_families(family: str, tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", [row(i, chat=False) for i in range(8)])
     made = train(*tiny_model(family), file, tmp_path / "a", **{**HOW, "steps": 2})
-    assert (made.pairs, made.held_out, made.better) == (8, 0, 0)  # too few groups to hold one out
+    assert (made.pairs, made.held_out) == (8, 0)  # too few groups to hold one out
     assert any(bool(value.any()) for name, value in tensors(tmp_path / "a").items() if "lora_B" in name)
 
 
@@ -186,9 +184,10 @@ def test_texts_to_complete_and_other_families(family: str, tmp_path: Path) -> No
         ([row(0), {"prompt": "a"}], "line 2 is no preference pair: it has no 'chosen'"),
         ([row(0, chosen=[])], "line 1 is no preference pair: prompt, chosen and rejected are neither"),
         ([row(0, chosen=row(0)["rejected"])], "line 1 is no preference pair: both answers are the same"),
+        ([row(0, right="Ann")], "line 1 is no preference pair: right and wrong are no lists of names"),
         ([[1]], "line 1 is no preference pair: it is no object"),
     ],
-    ids=["other side", "one error", "mixed", "empty", "field", "kind", "same", "list"],
+    ids=["other side", "one error", "mixed", "empty", "field", "kind", "same", "names", "list"],
 )
 def test_pairs_that_are_refused(rows: Sequence[Any], said: str, tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", rows)
@@ -213,7 +212,7 @@ def test_no_group_is_on_both_sides_and_the_seed_draws(tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", [row(i) for i in range(80)])
     drawn = [read_pairs(file, "context", seed=seed) for seed in range(3)]
     for pairs in drawn:
-        names = [{one["chosen"][0]["content"] for one in side} for side in (pairs.train, pairs.held)]
+        names = [{one["completion"][0]["content"] for one in side} for side in (pairs.train, pairs.held)]
         groups = [{int(name[3:]) // 2 for name in side} for side in names]
         assert not groups[0] & groups[1] and (len(groups[0]), len(groups[1])) == (36, 4)
     assert len({json.dumps(pairs.held) for pairs in drawn}) > 1
@@ -246,56 +245,74 @@ def test_an_adapter_that_is_not_finite_is_not_written(pairs: Path, tmp_path: Pat
     assert not (tmp_path / "a").exists() and not partial(tmp_path / "a").exists()
 
 
+def test_the_questions_asked_are_of_every_state_in_turn_and_bounded(tmp_path: Path) -> None:
+    states = ["conflict", "noisy", "agree"]
+    rows = [row(i, group=f"g{i}", state=states[(i % 50 > 40) + (i % 50 > 45)], right=["Ann"]) for i in range(1500)]
+    pairs = read_pairs(written(tmp_path / "p.jsonl", rows), "context")
+    assert len(pairs.held) == 150 and len(pairs.asked) == ASKED == len({one.place for one in pairs.asked})
+    counts = [sum(one.state == state for one in pairs.asked) for state in states]
+    held = [one["prompt"] for one in pairs.held]
+    there = [sum(r["state"] == state and r["prompt"] in held for r in rows) for state in states]
+    assert min(there[:2]) > 16 > there[2] == counts[2] and abs(counts[0] - counts[1]) <= 1
+    assert not read_pairs(written(tmp_path / "q.jsonl", [row(i, state="noisy") for i in range(80)]), "context").asked
+
+
 class Keep:
-    """What a run's checkpoints say of harm, and their weights; Ctrl-C after step `at`."""
+    """What a run's checkpoints answer right, and their weights; Ctrl-C after step `at`."""
 
     def __init__(self, folder: Path, at: int = -1) -> None:
         self.folder, self.at = folder, at
-        self.harm: dict[int, float] = {}
+        self.right: dict[int, dict[str, list[int]]] = {}
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         for mark in self.folder.glob(f"checkpoint-*/{WHOLE}"):
             step = int(mark.parent.name.split("-")[1])
-            self.harm[step], self.weights[step] = float(mark.read_text()), tensors(mark.parent)
+            self.right[step], self.weights[step] = json.loads(mark.read_text()), tensors(mark.parent)
         if stage == "Training" and done == self.at:
             raise KeyboardInterrupt
 
 
-def test_training_stops_where_it_does_harm_and_keeps_the_checkpoint_before(pairs: Path, tmp_path: Path) -> None:
-    """Right answers held out that the conflicts lead away from: the harm grows with every step."""
+def test_training_stops_where_answers_are_lost_and_keeps_the_checkpoint_before(pairs: Path, tmp_path: Path) -> None:
+    """The right name of the held-out questions is what the model itself says, and training leads away from it."""
     held = [one["prompt"] for one in read_pairs(pairs, "context").held]
-    rows = [row(i, state="conflict") for i in range(24)]
-    rows = [r if r["prompt"] not in held else {**r, "state": "irrelevant"} for r in rows]
-    rows = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in held else r for r in rows]
-    guards = [r for r in rows if r["prompt"] in held]
+    model, tokenizer = tiny_model("llama")
+
+    def says(model: Any, prompt: Any) -> str:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        made = model.generate(input_ids=ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+    rows = [row(i, state="conflict", right=["nobody"]) for i in range(24)]
+    said = [words(says(model, prompt)) for prompt in held]
+    assert all(said)
+    own = {json.dumps(prompt): [one[0].cased] for prompt, one in zip(held, said, strict=True)}
+    rows = [r | {"state": "noisy", "right": own[json.dumps(r["prompt"])]} if r["prompt"] in held else r for r in rows]
     written(pairs, rows)
     told = Keep(partial(tmp_path / "far"))
-    far = train(*tiny_model("llama"), pairs, tmp_path / "far", **HOW, max_harm=1e6, on_progress=told)
-    assert far.steps == 6 and far.harm is not None and told.harm[2] < told.harm[4] < far.harm
+    how = HOW | {"steps": 12, "learning_rate": 3e-3}
+    far = train(*tiny_model("llama"), pairs, tmp_path / "far", **how, max_harm=1.0, on_progress=told)
     adapted = peft.PeftModel.from_pretrained(tiny_model("llama")[0], str(tmp_path / "far"))
-    plain, tokenizer = tiny_model("llama")
-    lost = [
-        score(plain, tokenizer, r["prompt"], r["chosen"]) - score(adapted, tokenizer, r["prompt"], r["chosen"])
-        for r in guards
-    ]
-    assert len(guards) == 2 and far.harm == pytest.approx(sum(lost) / 2, abs=1e-3)
+    right = sum(mentions(says(adapted, prompt), own[json.dumps(prompt)]) for prompt in held)
+    assert far.steps == 12 and far.answers == {"noisy": (2, 2, right)}
+    found = [told.right[step]["noisy"][1] for step in sorted(told.right)]
+    assert found[0] == 2 and right < 2, found
+    last = max(step for step in told.right if told.right[step]["noisy"][1] == 2)
 
-    bound = (told.harm[2] + told.harm[4]) / 2
-    near = train(*tiny_model("llama"), pairs, tmp_path / "near", **HOW, max_harm=bound)
-    assert (near.steps, near.harm) == (2, told.harm[2])
+    near = train(*tiny_model("llama"), pairs, tmp_path / "near", **how, max_harm=0.1)
+    assert (near.steps, near.answers) == (last, {"noisy": (2, 2, 2)})
     ours = tensors(tmp_path / "near")
-    assert all(torch.equal(ours[name], value) for name, value in told.weights[2].items())
-    for at in (3, -1):  # interrupted, it comes to the same end
+    assert all(torch.equal(ours[name], value) for name, value in told.weights[last].items())
+    for at in (last + 1, -1):  # interrupted, it comes to the same end
         try:
-            again = train(*tiny_model("llama"), pairs, tmp_path / "again", **HOW, max_harm=bound,
+            again = train(*tiny_model("llama"), pairs, tmp_path / "again", **how, max_harm=0.1,
                           on_progress=Keep(tmp_path, at))  # fmt: skip
         except KeyboardInterrupt:
-            assert at == 3
-    assert (again.steps, again.harm) == (2, told.harm[2])
+            assert at == last + 1
+    assert (again.steps, again.answers) == (last, near.answers)
     assert all(torch.equal(ours[name], value) for name, value in tensors(tmp_path / "again").items())
-    with pytest.raises(WeightsError, match=r"first checkpoint, of step 2, costs .* over max_harm=0\. Take a lower"):
-        train(*tiny_model("llama"), pairs, tmp_path / "none", **HOW, max_harm=0.0)
+    with pytest.raises(WeightsError, match=r"first checkpoint, of step 12, answers \d+ % fewer .*Take a lower"):
+        train(*tiny_model("llama"), pairs, tmp_path / "none", **how | {"save_every": 12}, max_harm=0.0)
     assert not (tmp_path / "none").exists() and not partial(tmp_path / "none").exists()
 
 
@@ -314,8 +331,7 @@ def test_the_command(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     command = ["weights", "train", str(pairs), "--model", "tiny", "--out", str(out), "--steps", "2", "--rank", "2"]
     assert main([*command, "--toward", "context"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "lost" not in said  # the pairs name no state: none is known to be no conflict
-    assert "Of 2 pairs held out," in said and f"Wrote {out}: 22 pairs toward context." in said
+    assert "No question was held out" in said and f"Wrote {out}: 22 pairs toward context." in said
     assert (out / "adapter_model.safetensors").exists()
     monkeypatch.setattr(options, "load", lambda *arguments: pytest.fail("a model was loaded"))
     assert main([*command, "--toward", "memory"]) != 0
