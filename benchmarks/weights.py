@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dial_figures import hull, rates, spread
+from areas import hull, rates, spread
 
 import ckcontrol as ck
 from ckcontrol.decoding.weight_rows import BASE, DIALS, rows_take
@@ -110,7 +110,7 @@ def table(folders: list[str]) -> dict[str, Any]:
 
     Answers: per arm and state n, each metric as value, low, high, and the same less off's and less dial's at the same
     alpha, paired. Areas: under ParR against helpful, of each family's settings and the two that anyone has, the
-    plain model and the closed book (`benchmarks/dial_figures.py`, hull), and less dial's; p is corrected (Holm) over
+    plain model and the closed book (`benchmarks/areas.py`, hull), and less dial's; p is corrected (Holm) over
     the merging methods.
     """
     arms, methods = gathered(folders)
