@@ -17,7 +17,7 @@ from ..errors import ControlError
 from ..policies import AnswerPolicy, Evidence, Policy, draft_policies, per_row, read_drafts
 from ..policies.idle_drafts import first_sentence_so_far, nothing_to_add
 from .recorder import Recorder
-from .segments import segment
+from .segments import segment, segmented
 
 __all__ = ["Beginnings", "Drafts", "Hopeless", "choose"]
 
@@ -102,6 +102,9 @@ class Drafts:
             item: The question.
             ids: Of each draft so far.
             evidence: Likewise; of those that go on it is not whole.
+
+        Raises:
+            ControlError: The policy names a draft that there is not.
         """
         policy, rows = self.policies[item], self.rows(item)
         if not _may_stop(policy) or all(found.whole for found in evidence):
@@ -116,7 +119,13 @@ class Drafts:
         settled = self._settled[known]
         each = zip(evidence, (self.names[row] == "context" for row in rows), strict=True)
         told = [found if found.whole else replace(found, idle=settled and context) for found, context in each]
-        return [rows[place] for place in policy.hopeless(told)]  # type: ignore[attr-defined]
+        places = policy.hopeless(told)  # type: ignore[attr-defined]
+        if any(place not in range(len(rows)) for place in places):
+            raise ControlError(
+                f"hopeless() of method {policy.name!r} gives {list(places)}, places among {len(rows)} drafts.",
+                "Return places in the list that it was given, from 0.",
+            )
+        return [rows[place] for place in places if not evidence[place].whole]
 
     def choose_one(self, item: int, ids: Sequence[Sequence[int]], evidence: Sequence[Evidence]) -> list[Draft]:
         """Return the drafts of one question, of several, from their ids and what the streams made of them."""
@@ -209,20 +218,25 @@ class Hopeless:
         """Return what a draft is so far."""
         if row in self._over:
             return self._over[row]
-        ids = self._recorder.token_ids(row)
+        read = self._read if segmented(self._drafts.policies[self._drafts.items[row]]) else None  # others run whole
+        ids = [] if goes and read is None else self._recorder.token_ids(row)  # of those that go on nobody reads them
         if goes:
-            sentence = 1 if self._read is None else first_sentence_so_far(self._read(ids), len(ids))
+            sentence = 1 if read is None else first_sentence_so_far(read(ids), len(ids))
             return ids, replace(self._recorder.evidence(row), sentence=sentence, whole=False)
-        if self._read is not None:
-            ids = ids[: segment(ids, self._read)[0]]
+        if read is not None:
+            ids = ids[: segment(ids, read)[0]]
         self._over[row] = ids, self._recorder.evidence(row, len(ids))
         return self._over[row]
 
 
 def _may_stop(policy: Policy) -> bool:
-    """Whether a policy tells which drafts are hopeless."""
-    several = isinstance(policy, AnswerPolicy) and len(policy.drafts) > 1
-    return several and type(policy).hopeless is not AnswerPolicy.hopeless  # type: ignore[attr-defined]
+    """Whether a policy tells which drafts are hopeless, and of its own choice: a subclass may choose in another way."""
+    if not isinstance(policy, AnswerPolicy) or len(policy.drafts) < 2:
+        return False
+    tells, *others = (
+        next(base for base in type(policy).__mro__ if name in vars(base)) for name in ("hopeless", "choose", "weighed")
+    )
+    return tells is not AnswerPolicy and all(issubclass(tells, base) for base in others)
 
 
 class Beginnings:

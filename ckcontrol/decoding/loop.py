@@ -175,7 +175,8 @@ def _decode_drafts(plan: DecodingPlan) -> Generated:
 
 def _stops(plan: DecodingPlan) -> bool:
     """Whether drafts that can no longer be given are stopped: where nobody reads them, and a look costs no waiting."""
-    return plan.recorder is None and plan.contextual.input_ids.device.type == "cpu"
+    shared = plan.sample and plan.seed is None  # fewer steps would leave torch's own generator elsewhere
+    return plan.recorder is None and not shared and plan.contextual.input_ids.device.type == "cpu"
 
 
 def _decode_segments(plan: DecodingPlan, segments: Segments) -> Generated:

@@ -196,9 +196,10 @@ def end_hopeless(rows: Sequence[Row]) -> None:
     """
     drafts = rows[0].plan.drafts
     told = [
-        replace(row.recorder.evidence(0), sentence=1, whole=row.ended and place not in drafts.stopped)
+        replace(row.recorder.evidence(0), sentence=None if whole else 1, whole=whole)
         for place, row in enumerate(rows)
         if row.recorder is not None
+        for whole in (row.ended and place not in drafts.stopped,)
     ]
     for place in drafts.hopeless(0, [row.tokens for row in rows], told):
         rows[place].ended = True

@@ -6,6 +6,7 @@ A tiny model hardly ever ends an answer, so here a share of all tokens does.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from dataclasses import replace
@@ -14,10 +15,11 @@ import pytest
 import torch
 
 import ckcontrol as ck
-from ckcontrol.decoding.drafts import Hopeless, choose
+from ckcontrol.decoding.drafts import Drafts, Hopeless, _may_stop, choose
 from ckcontrol.decoding.prompts import build_pair
 from ckcontrol.decoding.refusals import eos_ids
 from ckcontrol.errors import ControlError
+from ckcontrol.models.tiny import tiny_model
 from ckcontrol.policies import Dial, Evidence, idle_drafts
 from ckcontrol.views.describe import draft_lines
 
@@ -206,3 +208,84 @@ def test_what_a_method_calls_hopeless_it_must_not_give():
     one = Evidence([-1.0], [-1.0], [0.0], [0.0], [0], [0.0])
     with pytest.raises(ControlError, match=r"'dial' gives the draft 'memory'.*hopeless"):
         choose(Fickle(0.7), ["unmodified", "memory"], [[1], [2]], [one, replace(one, whole=False)])
+
+
+def test_whole_answers_beside_answers_by_sentences(monkeypatch):
+    """One batch of both: a whole draft is not cut where its first sentence ends, nor judged by it."""
+    monkeypatch.setattr(idle_drafts, "_END", re.compile(r"[a-m](?=.)", re.DOTALL))
+    seen = 0
+    for seed in range(24):
+        model, tokenizer = tiny_model(("llama", "gpt2", "qwen3")[seed % 3], seed=seed)
+        draw = random.Random(seed)
+        asked, told = (["".join(draw.choices("abcdefgh stuvw", k=12)) for _ in range(8)] for _ in range(2))
+        how = {"max_new_tokens": 20, "stop_token_ids": draw.sample(range(256), 70)}
+        asked, told = [text.capitalize() + "?" for text in asked], [[text] for text in told]
+        firm = ck.generate(model, tokenizer, asked, told, control=ck.Control("dial", alpha=0.97), **how)
+        for i, answer in enumerate(firm):
+            plain, memory = answer.drafts
+            if not memory.evidence or memory.evidence <= 0 or len(memory.token_ids) <= len(plain.token_ids):
+                continue
+            for share in (0.9995, 0.95):  # just enough for memory's draft
+                control = ck.Control("dial", alpha=(1 + math.exp(-memory.evidence * share)) / 2)
+                beside = [control, ck.Control("dial", alpha=0.6, segments=True)]
+                pair = [asked[i], asked[i - 1]], [told[i], told[i - 1]]
+                given = [
+                    ck.generate(model, tokenizer, *pair, control=beside, trace=trace, **how) for trace in (True, False)
+                ]
+                alone = ck.generate(model, tokenizer, asked[i], told[i], control=control, trace=False, **how)
+                assert given[1][0].token_ids == given[0][0].token_ids == alone.token_ids
+                assert given[1][1].token_ids == given[0][1].token_ids
+                seen += 1
+    assert seen > 30
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_torchs_own_generator_is_left_as_it_would_be(segments, monkeypatch):
+    """Drawn without a seed, neither the answer nor what is drawn next depends on whether there is a trace."""
+    monkeypatch.setattr(idle_drafts, "_END", re.compile(r"[a-m](?=.)", re.DOTALL))
+    model, tokenizer = tiny_model("llama")
+    control = ck.Control("dial", alpha=0.6, segments=segments)
+    for seed in range(12):
+        made = []
+        for trace in (True, False):
+            torch.manual_seed(seed)
+            answer = ck.generate(
+                model, tokenizer, QUESTIONS[0], PASSAGES[0], control=control, trace=trace, do_sample=True,
+                temperature=1.5, max_new_tokens=24, stop_token_ids=ends(tokenizer),
+            )  # fmt: skip
+            made.append((answer.token_ids, torch.rand(1).item()))
+        assert made[0] == made[1]
+
+
+class Longer(Dial):
+    """dial's drafts and dial's `hopeless`, and a choice that has nothing to do with them."""
+
+    def choose(self, drafts):
+        return int(len(drafts) > 1 and len(drafts[1].logp_ctx) > len(drafts[0].logp_ctx))
+
+
+def test_a_choice_of_ones_own_does_not_inherit_what_is_hopeless():
+    assert not _may_stop(Longer(0.6))
+    assert _may_stop(Dial(0.6))
+
+
+class Odd(Dial):
+    def choose(self, drafts):
+        return 0
+
+    def hopeless(self, drafts):
+        return self.places
+
+
+@pytest.mark.parametrize(("places", "stopped"), [((0,), []), ((1,), [1]), ((0, 1), [1]), ((2,), None), ((-1,), None)])
+def test_only_drafts_that_go_on_are_stopped(places, stopped):
+    """One that is whole stays whole, whatever a policy says of it; one that is not there is refused."""
+    policy = Odd(0.6)
+    object.__setattr__(policy, "places", places)
+    whole, goes = (Evidence((-1.0,), (-1.0,), (), (), (), (), whole=w) for w in (True, False))
+    drafts = Drafts([policy])
+    if stopped is None:
+        with pytest.raises(ControlError, match=re.escape(str(list(places)))):
+            drafts.hopeless(0, [[1], [2]], [whole, goes])
+    else:
+        assert drafts.hopeless(0, [[1], [2]], [whole, goes]) == stopped
