@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     "- own": lambda gain, cost, own: -own,
     "gain": lambda gain, cost, own: gain,
 }
-BEFORE = {"dial": True, "gain / (cost * own) (dial before)": True}  # with idle drafts left out, or not
+BEFORE = ("dial", "gain / (cost * own) (dial before)")  # idle drafts left out
 
 
 def of(rule: Rule) -> Control:
@@ -125,8 +125,7 @@ def area(questions: Sequence[Question]) -> str:
         for d in ("unmodified", "memory")
     )
     scores = {
-        name: np.array([-math.inf if veto and q.stakes()[3] else RULES[name](*q.stakes()[:3]) for q in both])
-        for name, veto in BEFORE.items()
+        name: np.array([-math.inf if q.stakes()[3] else RULES[name](*q.stakes()[:3]) for q in both]) for name in BEFORE
     }
 
     def one(score: np.ndarray, weight: np.ndarray) -> float:

@@ -246,6 +246,17 @@ def plain_source(source: SourceTold) -> dict[str, Any]:
     return {name: _finite(value) for name, value in asdict(source).items()}
 
 
+def plain_draft(draft: Draft, text: str) -> dict[str, Any]:
+    """Return what a reply tells of a draft, as JSON-ready values.
+
+    Args:
+        draft: Without its text.
+        text: As the client is given it.
+    """
+    kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "stopped", "given")
+    return {name: getattr(draft, name) for name in kept} | {"text": text}
+
+
 def plain_trace(token: TokenTrace) -> dict[str, Any]:
     """Return a token's record as JSON-ready values; its sources only where there are several."""
     values = {name: _finite(value) for name, value in asdict(token).items() if name != "sources"}

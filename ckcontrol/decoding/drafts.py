@@ -38,6 +38,7 @@ class Drafts:
         each: Row to the policy that decides it.
         items: Row to question.
         names: Row to what its draft is called.
+        tells: Question to whether its policy tells which drafts can no longer be given.
         stopped: Rows whose drafts are not whole: they were stopped when they could no longer be given.
         made: The drafts of each question, without their texts; set when the loop ends.
     """
@@ -59,6 +60,7 @@ class Drafts:
         self.policy = per_row(self.each)
         self.stopped: set[int] = set()
         self.made: list[list[Draft]] = []
+        self.tells = [_may_stop(policy) for policy in self.policies]
         self._settled: dict[tuple[int, bool], bool] = {}
 
     @property
@@ -107,7 +109,7 @@ class Drafts:
             ControlError: The policy names a draft that there is not.
         """
         policy, rows = self.policies[item], self.rows(item)
-        if not _may_stop(policy) or all(found.whole for found in evidence):
+        if not self.tells[item] or all(found.whole for found in evidence):
             return []
         known = item, evidence[0].whole
         if known not in self._settled:
@@ -198,7 +200,7 @@ class Hopeless:
 
     def __init__(self, drafts: Drafts, recorder: Recorder, read: Callable[[Sequence[int]], str] | None = None) -> None:
         self._drafts, self._recorder, self._read = drafts, recorder, read
-        self._open = {item: drafts.rows(item) for item, policy in enumerate(drafts.policies) if _may_stop(policy)}
+        self._open = {item: drafts.rows(item) for item, tells in enumerate(drafts.tells) if tells}
         self._over: dict[int, tuple[list[int], Evidence]] = {}  # row to its draft, which has ended or was stopped
 
     def __call__(self, unfinished: Tensor) -> Tensor:

@@ -195,12 +195,11 @@ def end_hopeless(rows: Sequence[Row]) -> None:
         rows: Of one question.
     """
     drafts = rows[0].plan.drafts
-    told = [
-        replace(row.recorder.evidence(0), sentence=None if whole else 1, whole=whole)
-        for place, row in enumerate(rows)
-        if row.recorder is not None
-        for whole in (row.ended and place not in drafts.stopped,)
-    ]
+    if not drafts.tells[0]:
+        return
+    each = [row.recorder.evidence(0) for row in rows if row.recorder is not None]
+    whole = [row.ended and place not in drafts.stopped for place, row in enumerate(rows)]
+    told = [e if ended else replace(e, sentence=1, whole=False) for e, ended in zip(each, whole, strict=True)]
     for place in drafts.hopeless(0, [row.tokens for row in rows], told):
         rows[place].ended = True
         drafts.stopped.add(place)

@@ -115,7 +115,7 @@ class Dial(OnDial, AnswerPolicy):
             return () if other.whole else (1,)
         if not plain.whole or "memory" not in self.drafts:
             return ()
-        return () if self.takes(self._found(plain, other), False) else (1,)
+        return () if self.takes(self._found(*_more(plain, other), other), False) else (1,)
 
     def takes(self, found: float | None, idle: bool) -> bool:
         """Whether the other draft is given, for its evidence E: never at alpha 0.5, always at 1.
@@ -133,11 +133,10 @@ class Dial(OnDial, AnswerPolicy):
         plain, other = drafts
         ctx, par = _more(plain, other)
         leans = ctx > par if "memory" in self.drafts else par > ctx
-        return [None, self._found(plain, other) if leans else 0.0]
+        return [None, self._found(ctx, par, other) if leans else 0.0]
 
-    def _found(self, plain: Evidence, other: Evidence) -> float:
-        """Return E of the other draft, whichever way it leans."""
-        ctx, par = _more(plain, other)
+    def _found(self, ctx: float, par: float, other: Evidence) -> float:
+        """Return E of the other draft from `_more`, whichever way it leans."""
         if "memory" in self.drafts:
             return evidence(-par, ctx, other.own_par)
         return par / (max(ctx, LEAST) * max(other.own_ctx, LEAST))

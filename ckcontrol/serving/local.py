@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..answer import Draft, SourceTold, plain_source
+from ..answer import Draft, SourceTold, plain_draft, plain_source
 from ..decoding.sources import check_room
 from ..decoding.token_texts import TextSoFar, pieces, said, unfinished
 from ..errors import ServingError, did_you_mean
@@ -281,13 +281,10 @@ class LocalSource:
             found = {"sources": [plain_source(one) for one in self._sources], "disputed": self._disputed}
         if not self.drafted:
             return found
-        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "stopped", "given")
         ends = self._engine.batcher.ends
         stop, thinking = self._job.options.stop, self._job.pair.thinking
         texts = [said(self._tokenizer, d.token_ids, stop=stop, ends=ends, thinking=thinking).text for d in self._drafts]
-        each = zip(self._drafts, texts, strict=True)
-        drafts = [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in each]
-        return {"drafts": drafts, **found}
+        return {"drafts": [plain_draft(*each) for each in zip(self._drafts, texts, strict=True)], **found}
 
     async def send(self, send: Send, message: Message) -> None:
         """Send to the client, for as long as the time lasts: one that does not read cannot hold its row for ever.

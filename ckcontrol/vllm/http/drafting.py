@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from ...answer import Draft
+from ...answer import Draft, plain_draft
 from ...decoding.token_texts import split_thought
 from ...errors import ServingError
 from ...serving.asgi import Route
@@ -125,9 +125,7 @@ class Drafting(Exchange):
 
     def told(self) -> dict[str, Any]:
         """Return the drafts as the reply tells them."""
-        kept = ("name", "surprise_ctx", "surprise_par", "evidence", "idle", "stopped", "given")
-        each = self._drafts
-        return {"drafts": [{name: getattr(draft, name) for name in kept} | {"text": text} for draft, text in each]}
+        return {"drafts": [plain_draft(draft, text) for draft, text in self._drafts]}
 
 
 async def _read(answer: AsyncGenerator[Part, None]) -> _Written:
