@@ -100,6 +100,22 @@ def test_a_bucket_outgrown_in_the_middle_of_sampled_answers_that_end_early(
             assert (a.gain, a.logp_final) == pytest.approx((b.gain, b.logp_final), abs=2e-4)
 
 
+def test_new_lengths_meet_few_shapes_of_attention(tiny, static, monkeypatch):
+    """A kernel may plan anew for every shape: 112 requests of new lengths once met 1,255 of them, here a bucket's."""
+    model, tokenizer = tiny("llama")
+    met: set[int] = set()
+    attend = static_cache.grouped_attention
+
+    def noting(query, key, *args, **options):
+        met.add(key.shape[2])
+        return attend(query, key, *args, **options)
+
+    monkeypatch.setattr(static_cache, "grouped_attention", noting)
+    for length in range(30, 220, 10):
+        ck.generate(model, tokenizer, "Where?", ["x" * length], control=STEER, max_new_tokens=12, trace=False)
+    assert met == {128, 256, 384}  # both streams' buffers; prompts of 58 to 298 tokens
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma3", "gpt2", "gpt_neox"])
 def test_eager_attention_is_eager_attention(tiny, family, static, small_buckets, monkeypatch):
     model, tokenizer = tiny(family)
