@@ -87,7 +87,7 @@ LISTED = {
     "weights": Listed(
         "weights.mix:app",
         "Adapters between context and memory: one stream instead of two.",
-        joins=("weights.train:train",),
+        joins=("weights.train:train", "weights.export:export"),
     ),
     "eval": Listed(
         "eval.run:app",

@@ -2,29 +2,23 @@
 
 Multiplying the input of a projection by a diagonal multiplies the columns of its weight, so the exported model is the
 hooked one, with the same architecture, for any server. Nothing appears at the target path until the reloaded copy has
-been compared with the hooks. Knows masks and the file formats of transformers and PEFT; knows nothing of scores.
+been compared with the hooks. Knows masks and PEFT's file format; knows nothing of scores.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..decoding.refusals import cache_name
 from ..errors import HeadsError
-from ..models.load import quiet
 from .apply import pruned
+from .checkpoint import Agreement, agreement, arriving, compare, demand, observe, probes, write_checkpoint
 from .families import HeadLayout, describe
 from .forward import eager
 from .mask import HeadMask
@@ -32,45 +26,10 @@ from .mask import HeadMask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Agreement", "compare", "export_checkpoint", "export_lora", "lora_applied", "probes"]
+__all__ = ["export_checkpoint", "export_lora", "lora_applied"]
 
 ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-_PROBES = (
-    "The capital of France is",
-    "The official currency of Japan is the",
-    "Context: the chemical symbol of gold is Ag.\nQuestion: what is the chemical symbol of gold?\nAnswer:",
-    "Once upon a time there was a",
-    "def add(a, b):\n    return",
-    "The president said on Monday that",
-    "One, two, three, four,",
-    "Water boils at a temperature of",
-)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far two models agree on the same prompts.
-
-    Attributes:
-        prompts: Number of prompts.
-        difference: Largest absolute difference of a logit, over all positions.
-        scale: Largest absolute logit.
-        same: Number of prompts with the same greedy continuation.
-        new_tokens: Length of the continuations.
-    """
-
-    prompts: int
-    difference: float
-    scale: float
-    same: int
-    new_tokens: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.same} of {self.prompts} greedy continuations of {self.new_tokens} tokens are equal; "
-            f"largest difference of a logit {self.difference:.1e} (logits up to {self.scale:.0f})"
-        )
 
 
 def export_checkpoint(
@@ -105,25 +64,13 @@ def export_checkpoint(
         HeadsError: The path exists, the mask is for another model, or the reloaded checkpoint disagrees by more than
             rounding. Nothing is left behind then.
     """
-    from transformers import AutoModelForCausalLM
-
     mask.check(model, strict=strict)
-    with _arriving(path) as folder, quiet():
-        _changed(model, mask).save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+    with arriving(path) as folder:
+        again = write_checkpoint(model, _changed(model, mask), folder, tokenizer)
         mask.save(folder / "head_mask.json")
-        again = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=model.dtype,
-            attn_implementation=model.config._attn_implementation,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-        again = again.to(model.device).eval()
         with pruned(model, mask, strict=strict):
             found = compare(model, again, prompts or probes(model, tokenizer), new_tokens)
-        _demand(found, 1e-5, model.dtype, exact=not any(mask.factors.values()))
+        demand(found, 1e-5, model.dtype, exact=not any(mask.factors.values()))
     return found
 
 
@@ -194,16 +141,16 @@ def export_lora(
         "modules_to_save": None,
         "target_modules": [names[layer] for layer in mask.layers],
     }
-    with _arriving(path) as folder:
+    with arriving(path) as folder:
         save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         mask.save(folder / "head_mask.json")
         ids = prompts or probes(model, tokenizer)
         with pruned(model, mask, strict=strict):
-            wanted = _observe(model, ids, new_tokens)
+            wanted = observe(model, ids, new_tokens)
         with lora_applied(model, folder):
-            found = _agreement(wanted, _observe(model, ids, new_tokens), new_tokens)
-        _demand(found, 1e-3, model.dtype, exact=True)
+            found = agreement(wanted, observe(model, ids, new_tokens), new_tokens)
+        demand(found, 1e-3, model.dtype, exact=True)
     return found
 
 
@@ -245,101 +192,16 @@ def _low_rank(down: Tensor, up: Tensor, scaling: float) -> Any:
     return add
 
 
-# --- comparison -----------------------------------------------------------------------------------------------------
-
-
-def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
-    """Return prompts to compare models on: eight short texts, or eight rows of random ids without a tokenizer."""
-    if tokenizer is not None:
-        return [list(tokenizer(text).input_ids) for text in _PROBES]
-    generator = torch.Generator().manual_seed(0)
-    size = model.get_input_embeddings().weight.shape[0]
-    rows: list[list[int]] = torch.randint(0, size, (8, 16), generator=generator).tolist()
-    return rows
-
-
-def compare(
-    one: PreTrainedModel, other: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int = 16
-) -> Agreement:
-    """Compare two models on the same prompts, one at a time: every logit, and the greedy continuation.
-
-    Args:
-        one: A model, perhaps inside `pruned`.
-        other: Another with the same vocabulary.
-        prompts: Token ids.
-        new_tokens: Length of the continuations, which end tokens do not cut short.
-    """
-    return _agreement(_observe(one, prompts, new_tokens), _observe(other, prompts, new_tokens), new_tokens)
-
-
-Observed = list[tuple[Tensor, list[int]]]
-
-
-@torch.no_grad()
-def _observe(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Observed:
-    """The logits at every position of each prompt, [T, V] float32 on the CPU, and its greedy continuation."""
-    found = []
-    past = cache_name(model) or "past_key_values"
-    for prompt in prompts:
-        output = model(torch.tensor([list(prompt)], device=model.device), use_cache=True)
-        logits = output.logits[0].float().cpu()
-        tokens: list[int] = []
-        for _ in range(new_tokens):
-            tokens.append(int(output.logits[0, -1].argmax()))
-            step = torch.tensor([tokens[-1:]], device=model.device)
-            output = model(step, use_cache=True, **{past: getattr(output, past)})
-        found.append((logits, tokens))
-    return found
-
-
-def _agreement(one: Observed, other: Observed, new_tokens: int) -> Agreement:
-    return Agreement(
-        prompts=len(one),
-        difference=max(float((a - b).abs().max()) for (a, _), (b, _) in zip(one, other, strict=True)),
-        scale=max(float(a.abs().max()) for a, _ in one),
-        same=sum(a == b for (_, a), (_, b) in zip(one, other, strict=True)),
-        new_tokens=new_tokens,
-    )
-
-
-def _demand(found: Agreement, tolerance: float, dtype: torch.dtype, *, exact: bool) -> None:
-    """Refuse more than rounding: in full precision `tolerance`, times the largest logit unless `exact`."""
-    if dtype not in (torch.float32, torch.float64):
-        allowed = 8 * torch.finfo(dtype).eps * max(1.0, found.scale)
-    else:
-        allowed = tolerance * (1.0 if exact else max(1.0, found.scale))
-    if not found.difference <= allowed:
-        raise HeadsError(
-            f"the export disagrees with the hooks: {found}; at most {allowed:.1e} is rounding.",
-            "Nothing was written. Report the model.",
-        )
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def _changed(model: PreTrainedModel, mask: HeadMask) -> PreTrainedModel:
-    """A model that shares all weights in memory but those of the projections that the mask changes.
-
-    It is built anew because transformers refuses to save a model that was loaded from GGUF, although its weights are
-    ordinary ones by then.
-    """
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+def _changed(model: PreTrainedModel, mask: HeadMask) -> dict[str, Tensor]:
+    """The weights of the projections under the mask, by their names in the model's state."""
     layout, names = describe(model), _projection_names(model, describe(model))
-    state = model.state_dict()
+    state, made = model.state_dict(), {}
     for layer in mask.layers:
         name = f"{names[layer]}.weight"
         factors = torch.tensor(mask.row(layer)).repeat_interleave(layout.head_dim)
         factors = factors.to(device=state[name].device, dtype=torch.float32)
         factors = factors[:, None] if layout.transposed else factors[None]
-        state[name] = (state[name].float() * factors).to(state[name].dtype)
-    with torch.device("meta"):
-        made: PreTrainedModel = type(model)(config)
-    made.load_state_dict(state, assign=True)
-    made.tie_weights()
-    made.generation_config = copy.deepcopy(model.generation_config)
+        made[name] = (state[name].float() * factors).to(state[name].dtype)
     return made
 
 
@@ -359,19 +221,3 @@ def _factorised(layout: HeadLayout, mask: HeadMask, layer: int, heads: list[int]
 def _projection_names(model: PreTrainedModel, layout: HeadLayout) -> list[str]:
     names = {id(module): name for name, module in model.named_modules()}
     return [names[id(projection)] for projection in layout.projections]
-
-
-@contextmanager
-def _arriving(path: str | Path) -> Iterator[Path]:
-    """Yield a folder beside `path` that becomes `path` if the block succeeds and vanishes if it does not."""
-    target = Path(path)
-    if target.exists() or target.is_symlink():
-        raise HeadsError(f"{str(target)!r} exists.", "Give a new folder: exports overwrite nothing.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["load", "unload"]
+__all__ = ["load", "unload", "updates_of"]
 
 _LOADED: weakref.WeakKeyDictionary[Any, list[tuple[nn.Module, Any]]] = weakref.WeakKeyDictionary()
 _IN, _OUT = "_ck_dial_in", "_ck_dial_out"  # a layer's buffers, [ranks, in] and [ranks, out]: adapter after adapter
@@ -56,7 +56,7 @@ def load(model: PreTrainedModel, folder: str | Path) -> Manifest:
     used = [name for name in names.values() if name != BASE]
     wrapped = attach(inner, {name: path / name for name in used})
     try:
-        found = _updates(wrapped, used)
+        found = updates_of(wrapped, used)
     finally:
         wrapped.unload()
     hooks: list[tuple[nn.Module, Any]] = []
@@ -79,7 +79,7 @@ def unload(model: PreTrainedModel) -> None:
             delattr(layer, name)
 
 
-def _updates(wrapped: Any, names: list[str]) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+def updates_of(wrapped: Any, names: list[str]) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
     """Return layer -> adapter -> its matrices, [rank, in] and, times the adapter's scale, [rank, out]."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -104,7 +104,7 @@ class _Beside:
 
     Args:
         layer: Gets the adapters as buffers, which follow it to another device and stay out of what it saves.
-        updates: As `_updates` returns them.
+        updates: As `updates_of` returns them.
     """
 
     def __init__(self, layer: nn.Module, updates: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ckcontrol.errors import HeadsError
 from ckcontrol.heads import export
 from ckcontrol.heads.apply import pruned
-from ckcontrol.heads.export import compare, export_checkpoint, export_lora, lora_applied, probes
+from ckcontrol.heads.checkpoint import compare, probes
+from ckcontrol.heads.export import export_checkpoint, export_lora, lora_applied
 from ckcontrol.heads.families import describe
 from ckcontrol.heads.mask import HeadMask
 from ckcontrol.models.tiny import FAMILIES, tiny_model

@@ -1,1 +1,1 @@
-"""The `ckcontrol weights` commands: train, mix."""
+"""The `ckcontrol weights` commands: train, mix, export."""

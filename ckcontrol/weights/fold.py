@@ -1,0 +1,109 @@
+"""One adapter of a dial in the model's own weights: an ordinary checkpoint for any server, at the speed of the model.
+
+Knows a dial and how a checkpoint is written; decodes nothing but the prompts it is compared on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..arguments import check_number
+from ..decoding.refusals import bare
+from ..decoding.weight_rows import nearest, rows_take
+from ..errors import WeightsError
+from ..heads.checkpoint import Agreement, arriving, compare, demand, probes, write_checkpoint
+from .adapters import attach
+from .dial import load, unload, updates_of
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["export"]
+
+TOLD = "ckcontrol-folded.json"
+
+
+def export(
+    model: PreTrainedModel,
+    dial: str | Path,
+    alpha: float,
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+    new_tokens: int = 16,
+) -> Agreement:
+    """Write the model with the dial's adapter for an alpha added to its weights: W + B A, safetensors, same dtype.
+
+    For a service whose setting is fixed: the checkpoint is a plain model, so a step costs what a plain step costs, and
+    nothing of this library or of PEFT is needed to serve it. The sum is made in float32. The model in memory is not
+    changed. ``ckcontrol-folded.json`` beside the weights says which dial and alpha they hold.
+
+    Args:
+        model: The one that the dial is for, without a dial or adapters of its own.
+        dial: What `mix` wrote.
+        alpha: The adapter nearest to it is taken, as under `Control("weights", alpha)`.
+        path: A folder that does not exist yet.
+        tokenizer: Saved beside the weights if given.
+        prompts: Token ids to compare on; None takes eight built-in texts (random ids without a tokenizer).
+        new_tokens: Length of the greedy continuations that are compared.
+
+    Returns:
+        How the reloaded checkpoint compares with `model` under the dial.
+
+    Raises:
+        WeightsError: The path exists, the dial is damaged or another model's, alpha stands for the model itself, an
+            adapted weight is shared with another layer, or the reloaded checkpoint disagrees by more than rounding.
+            Nothing is left behind then.
+        MissingExtra: PEFT is not installed.
+    """
+    folder, inner = Path(dial), bare(model)
+    alpha = check_number("alpha", alpha, 0.0, 1.0)
+    manifest = Manifest.read(folder)
+    manifest.check(inner, folder)
+    name = nearest(manifest.adapters, alpha)
+    if name is None:
+        raise WeightsError(
+            f"alpha={alpha:g} is the model itself, without an adapter.",
+            f"Give one nearer to {', '.join(f'{at:g}' for at in sorted(manifest.adapters) if at != 0.5)}.",
+        )
+    with arriving(path, WeightsError) as made:
+        again = write_checkpoint(inner, _changed(inner, folder / name, name), made, tokenizer)
+        taken = next(at for at, held in manifest.adapters.items() if held == name)
+        told = {"alpha": taken, "dial": manifest.card(folder), "base": manifest.base.to_dict()}
+        (made / TOLD).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        load(model, folder)
+        try:
+            with rows_take((name,)):
+                found = compare(inner, again, prompts or probes(inner, tokenizer), new_tokens)
+        finally:
+            unload(model)
+        demand(found, 1e-5, inner.dtype, exact=False, error=WeightsError)
+    return found
+
+
+def _changed(model: PreTrainedModel, adapter: Path, name: str) -> dict[str, Tensor]:
+    """The adapted weights, by their names in the model's state."""
+    from transformers.pytorch_utils import Conv1D
+
+    wrapped = attach(model, {name: adapter})
+    try:
+        updates = updates_of(wrapped, [name])
+    finally:
+        wrapped.unload()
+    state, made = model.state_dict(), {}
+    for layer, of in updates.items():
+        key, (into, out) = f"{layer}.weight", of[name]
+        weight = state[key]
+        if sum(other.data_ptr() == weight.data_ptr() for other in state.values()) > 1:
+            raise WeightsError(f"{key!r} is the weight of another layer too.", "Serve the adapter itself.")
+        change = out.float().T @ into.float()
+        if isinstance(model.get_submodule(layer), Conv1D):  # [in, out], GPT-2's way round
+            change = change.T
+        made[key] = (weight.float() + change).to(weight.dtype)
+    return made
