@@ -4,11 +4,18 @@
 and continent stand on one side) and unseen (a relation held out entirely). `perplexity` reads neutral text, that of the
 panel for head masks, at every adapter of some dials. `table` puts the cells of runs of the same records beside each
 other, unfinished ones as far as they are: one run per merging method, the first with everything that they are compared
-with. What is between, asking, exporting, training and mixing, are the commands of docs/research/weights.md.
+with. `beside` asks the records of a run of the plain model while a direction is added to it or heads are pruned, which
+no option of `eval run` does; what is known stays what the unchanged model knows. `gates` reads a run with `off`,
+`dial@1`, `weights@0` and `weights@1` and asks what an adaptive form could win: each question takes one of the two
+adapters by a signal that is there before its answer, with the threshold that is best on these very answers.
+What is between, asking, exporting, training and mixing, are the commands of docs/research/weights.md.
 
     python benchmarks/weights.py split facts/
     python benchmarks/weights.py perplexity dial-linear/ dial-ties/
-    python benchmarks/weights.py table runs/linear runs/ties --json benchmarks/results/weights.json
+    python benchmarks/weights.py beside runs/linear --tasks asked.jsonl --dtype bfloat16 \
+        --direction direction.safetensors --mask context.json memory.json
+    python benchmarks/weights.py gates runs/linear
+    python benchmarks/weights.py table runs/linear runs/ties runs/linear-* --json benchmarks/results/weights.json
 """
 
 from __future__ import annotations
@@ -16,6 +23,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +33,23 @@ import torch
 from areas import hull, rates, spread
 
 import ckcontrol as ck
+from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.weight_rows import BASE, DIALS, rows_take
 from ckcontrol.eval.figures.cells import Cell, collect
 from ckcontrol.eval.figures.intervals import holm
 from ckcontrol.eval.items.states import FIVE, StateFact, completed
 from ckcontrol.eval.run_files import items, read_card, samples
+from ckcontrol.eval.running.arms import arms_for
+from ckcontrol.eval.running.engine import Local
+from ckcontrol.eval.running.runner import run
 from ckcontrol.eval.tasks.facts import shipped
+from ckcontrol.eval.tasks.load import load_task
 from ckcontrol.heads.choosing.panel import NEUTRAL, perplexity
 
 SHARES = (("train", 60), ("dev", 75), ("report", 100))  # per cent of the subjects, up to
 METRICS = ("parr", "conr", "accuracy")
 ENDS = ["off", "dial@1"]  # the plain model and the closed book
+LABEL = "beside.txt"  # in the folder of a run that `beside` made: what its answers of `off` are called
 
 
 def hashed(text: str) -> int:
@@ -78,6 +94,56 @@ def neutral(model_name: str, dials: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
+def beside(folder: Path, tasks: str, model_name: str, dtype: str, direction: str | None, masks: list[str]) -> None:
+    """Write, beside a run's folder, one run of `off` per end of a direction and per head mask."""
+    model, tokenizer = ck.load(model_name, dtype=dtype)
+    ways = [(Path(mask).stem, partial(ck.heads.pruned, model, ck.heads.HeadMask.load(mask))) for mask in masks]
+    if direction:
+        found = ck.heads.Direction.load(direction)
+        sides = ((0.0, found.context), (1.0, found.memory))
+        ways += [(f"direction@{at:g}", partial(ck.heads.added, model, found, at)) for at, given in sides if given]
+    card = read_card(folder)
+    options = GenerateOptions(max_new_tokens=card["options"]["max_new_tokens"])
+    for label, changed in ways:
+        out = folder.with_name(f"{folder.name}-{label}")
+        out.mkdir(exist_ok=True)
+        shutil.copy(folder / "probe.jsonl", out)
+        (out / LABEL).write_text(label)
+        engine = Local(model, tokenizer, model_name, options=options)
+        with changed():
+            run(engine, [load_task(tasks)], arms_for(["off"], []), out, batch_size=card["batch_size"])
+        print(label, flush=True)
+
+
+def gates(folder: Path) -> None:
+    """Print the mean of the five states for each adapter alone and for each signal that picks one of the two."""
+    cells = {(state, arm): cell for (_, state, arm), cell in collect(items(folder), samples(folder)).items()}
+    said = {(line["arm"], line["id"]): line["tokens"] for line in samples(folder) if "arm" in line}
+    known = {item["id"]: item["meta"]["known"] for item in items(folder)}
+    rows = []
+    for state in FIVE:
+        metric = "parr" if state == "conflict" else "accuracy"
+        for name in cells[state, "off"].rows:
+            right = [cells[state, f"weights@{end}"].rows[name][1][metric][0] for end in (0, 1)]
+            plain, memory = said["off", name], said["dial@1", name]
+            signals = {
+                "what memory knows": float(known[name]),
+                "first step: minus confidence gain": -plain["gain"][0],
+                "closed book: minus surprise": -math.hypot(*memory["logp_par"]),
+            }
+            rows.append((state, right, signals))
+
+    def mean(signal: str, threshold: float) -> float:
+        states = [[right[signals[signal] > threshold] for of, right, signals in rows if of == state] for state in FIVE]
+        return 100 * sum(sum(values) / len(values) for values in states) / len(states)
+
+    for signal in rows[0][2]:
+        values = sorted({signals[signal] for _, _, signals in rows})
+        ends, best = (mean(signal, math.inf), mean(signal, -math.inf)), max(mean(signal, at) for at in values)
+        told = f"context's adapter {ends[0]:.1f}, memory's {ends[1]:.1f}, picked by {signal} {best:.1f}"
+        print(told + (f", at 0 {mean(signal, 0.0):.1f}" if signal.startswith("first") else ""))
+
+
 def gathered(folders: list[str]) -> tuple[dict[str, dict[tuple[str, str], Cell]], list[str]]:
     """Return the cells of runs of the same records, arm -> task and state -> cell, and the dials' merging methods.
 
@@ -88,10 +154,12 @@ def gathered(folders: list[str]) -> tuple[dict[str, dict[tuple[str, str], Cell]]
     for folder in map(Path, folders):
         card = read_card(folder)
         method = (card.get("dial") or {}).get("method", "")
+        label = folder / LABEL
         methods += [method] if method else []
         here: dict[str, dict[tuple[str, str], Cell]] = {}
         for (task, state, arm), cell in collect(items(folder), samples(folder)).items():
-            here.setdefault(arm.replace("weights@", f"{method}@"), {})[task, state] = cell
+            arm = label.read_text() if label.exists() else arm.replace("weights@", f"{method}@")
+            here.setdefault(arm, {})[task, state] = cell
         found = here | found
     return found, methods
 
@@ -177,15 +245,26 @@ def areas(arms: Any, families: dict[str, list[str]], methods: list[str], tasks: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("split", "perplexity", "table"))
+    parser.add_argument("what", choices=("split", "perplexity", "beside", "gates", "table"))
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--unseen", default="us_state_capital", help="the relation that is held out")
     parser.add_argument("--asked", type=int, default=40, help="facts of asked.jsonl")
     parser.add_argument("--of-unseen", type=int, default=14, help="how many of them are of the relation held out")
+    parser.add_argument("--tasks", default="", help="beside: the facts of the run")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--direction")
+    parser.add_argument("--mask", nargs="*", default=[])
     parser.add_argument("--json")
     args = parser.parse_args()
     torch.manual_seed(0)
+    if args.what == "beside":
+        given = f"facts={args.tasks}", args.model, args.dtype, args.direction, args.mask
+        beside(Path(args.folders[0]), *given)
+        return
+    if args.what == "gates":
+        gates(Path(args.folders[0]))
+        return
     if args.what == "split":
         split(Path(args.folders[0]), args.unseen, args.asked, args.of_unseen)
         return
