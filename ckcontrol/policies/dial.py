@@ -14,7 +14,7 @@ Choice:    y_par iff E of memory     > -log(2 * alpha - 1)          for alpha > 
            y_amp iff E of the context > 1/2 - log(1 - 2 * alpha)    for alpha < 0.5,
            where the context's gain is what memory minds, S_par(y_amp) - S_par(y_ctx), and its cost what it loses
            itself, S_ctx(y_amp) - S_ctx(y_ctx): an amplified draft is never the context's own favourite.
-Adaptive:  E of memory > 1.5.
+Adaptive:  E of memory > 2.
 
 `gain` alone measures how rare the passage's name is; what tells knowledge from fluency is a stream's surprise at its
 own words: those of the first sentence, in which the answer stands; what a model rambles after it says nothing of it.
@@ -50,7 +50,7 @@ from .off import OFF, UNMODIFIED
 
 __all__ = ["Dial", "evidence"]
 
-ADAPTIVE = 1.5
+ADAPTIVE = 2.0
 LEAST = 0.05  # nats of cost and own, below which they are noise
 _MEMORY = CAD(cad_alpha=-1.0)
 

@@ -82,6 +82,7 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
     from peft import PeftConfig, PeftModel
 
     check_unadapted(model)
+    trained = [(weight, weight.requires_grad) for weight in model.parameters()]
     wrapped: Any = None
     try:
         for name, folder in folders.items():
@@ -104,6 +105,11 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
         if wrapped is not None:
             wrapped.unload()
         raise
+    finally:
+        # PEFT freezes the base, and torch multiplies a slice of hidden states with a frozen matrix by copying the
+        # matrix once per row: the first logits of 16 prompts would cost 16 output matrices of memory.
+        for weight, asked in trained:
+            weight.requires_grad_(asked)
     return wrapped
 
 

@@ -314,12 +314,16 @@ def _answers(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> li
     """Return the greedy answer to each tokenised prompt; it draws nothing."""
     training, texts = model.training, [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    output = model.get_output_embeddings().weight
+    frozen = not output.requires_grad
     model.eval()
+    output.requires_grad_(True)  # a frozen one would be copied once per prompt, see adapters.py
     for start in range(0, len(order), TOGETHER):
         rows = order[start : start + TOGETHER]
         made = greedy(model, tokenizer, pad([prompts[i] for i in rows], model.device), ANSWER)
         for i, text in zip(rows, made, strict=True):
             texts[i] = text
+    output.requires_grad_(not frozen)
     model.train(training)
     return texts
 

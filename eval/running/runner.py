@@ -300,6 +300,11 @@ def _waves(out: Path, card: dict[str, Any], arms: Sequence[Arm]) -> list[list[Ar
     # Either what the call asks for is added, or it is the call that added it (or made them all), given again.
     if added or missing in [list(held)[: sum(sizes[:count])] for count in range(len(sizes))]:
         mine = {name: mine.get(name) or _arm(out, arm) for name, arm in held.items()} | {a.name: a for a in added}
+    if there.get("dial") and "dial" not in card:
+        raise EvalError(
+            f"{out} holds arms of a dial of adapters, and this call loads none.",
+            "Give the dial again: --weights FOLDER, and weights among --methods. What is answered is not asked again.",
+        )
     if added:
         begun = {key: value for key, value in card.items() if key != "dial" or key in there}  # a dial may come later
         check_same(out, {**begun, "arms": [arm.to_dict() for arm in mine.values() if arm.name in held]})

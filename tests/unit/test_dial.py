@@ -98,10 +98,10 @@ def test_what_is_said_after_the_first_sentence_does_not_count_as_memorys_own():
 
 
 def test_adaptive_is_one_setting_of_memorys_side():
-    """Evidence above 1.5."""
+    """Evidence above 2."""
     dial = Dial(adaptive=True)
-    assert dial.choose([one(1, 3.3), one(2, 1)]) == 1
-    assert dial.choose([one(1, 3.2), one(2, 1)]) == 0
+    assert dial.choose([one(1, 5.1), one(2, 1)]) == 1
+    assert dial.choose([one(1, 5.0), one(2, 1)]) == 0
 
 
 def test_evidence_grows_with_gain_and_falls_with_cost_and_own_surprise():
@@ -155,7 +155,7 @@ def test_given_endings_are_weighed_by_the_same_equation():
     assert Dial(0.5).weigh([-3.0, -4.0], [-math.inf]) == -5
     assert Dial(1.0).weigh([-math.inf], [-3.0, -4.0]) == -5
     assert Dial(0.75).weigh([-3.0], [-6.0]) == pytest.approx(-(3 / 3 + 2 * 6 / 3))
-    assert Dial(adaptive=True).weigh([-3.0], [-6.0]) == pytest.approx(-(1.5 * 3 + 6) / 2.5)
+    assert Dial(adaptive=True).weigh([-3.0], [-6.0]) == pytest.approx(-(2 * 3 + 6) / 3)
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,15 @@ def test_a_trace_does_not_change_the_tokens(loaded):
 def test_unloading_leaves_the_model_as_it_was(dial: Path):
     model, _ = tiny_model("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.lm_head.weight.requires_grad_(False)
+    asked = {name: weight.requires_grad for name, weight in model.named_parameters()}
     load(model, dial)
+    # PEFT freezes a base; torch then copies the output matrix once per prompt for a prompt's last logits
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == asked
     unload(model)
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == asked
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -103,6 +103,15 @@ def test_the_command_runs_arms_of_a_dial_and_names_it_in_the_card(
         for file in (tmp_path / name / "samples.jsonl" for name in "ab")
     ]
     assert said[0] == said[1]
+    # other methods come later too, but not without the dial whose arms are there
+    assert main([*run, "--methods", "off,cad", "--out", str(tmp_path / "b")]) != 0
+    assert "Give the dial again: --weights FOLDER" in " ".join(capsys.readouterr().err.split())
+    more = [*run, "--methods", "cad,weights", "--alpha", "0,1", "--weights", str(dial)]
+    assert main([*more, "--out", str(tmp_path / "b")]) == 0
+    assert [arm["name"] for arm in json.loads((tmp_path / "b" / "run.json").read_text())["arms"]][3:] == [
+        "cad@0",
+        "cad@1",
+    ]
     # a dial of other weights is another run
     other = tmp_path / "other"
     ck.weights.mix(
