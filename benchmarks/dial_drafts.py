@@ -7,7 +7,8 @@ and the questions of desk_questions.py. What stands in the file is not asked aga
 One JSON line per question: the record, whether the model knows it, and per draft its text and, token by token, the
 log-probability with the passages (ctx) and without (par); with --peers also what other methods answer, decoded in the
 same pass. A task may be named several times, with more questions each time: then a run that is stopped holds the first
-questions of the seeded order.
+questions of the seeded order. --familiar adds to every line of a finished file how likely the model finds the names of
+its question (a stand-in for how popular they are, which no data set here says).
 dial_rules.py compares rules on these files in seconds. Nothing of the data is committed.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from desk_questions import desk
 
 import ckcontrol as ck
@@ -46,6 +49,8 @@ PEERS = {
     **{name: ck.Control(name) for name in ("adacad", "coiecd", "nwcad", "grd", "trustmargin")},
 }
 LIMITS = {"facts": 70, "desk": 200, "tristate": 100, "counterfact": 50, "nq_swap": 24, "ramdocs": 12}
+NAME = re.compile(r"(?<=\s)[A-Z\d][\w.'-]*")  # a word with a capital or a digit, but the first
+LAST = re.compile(r"\w[\w.'-]*(?=\W*$)")
 SHORT = {"ramdocs": 2000}  # characters of all passages together; half of them are longer
 
 
@@ -132,6 +137,17 @@ class Model:
 
     def read(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    @torch.inference_mode()
+    def familiar(self, question: str) -> float | None:
+        """Return the log-probability of a question's names (or last word), nats, the question read as plain text."""
+        names = [found.span() for found in NAME.finditer(question)]
+        names = names or [found.span() for found in LAST.finditer(question)]
+        read = self.tokenizer(question, return_offsets_mapping=True)
+        ids = torch.tensor([[self.tokenizer.bos_token_id or self.tokenizer.eos_token_id, *read.input_ids]])
+        logp = self.model(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        of = [any(a < end and start < b for a, b in names) for start, end in read.offset_mapping]
+        return float(logp[torch.tensor(of)].sum()) if any(of) else None
 
     def kept(self, record: Record, answer: FanAnswer) -> dict[str, Any]:
         """Return what is kept of an answer."""
@@ -233,15 +249,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dtype", default="float32", help="of the weights; what is made of the logits is float32")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("."))
     parser.add_argument("--half", choices=["develop", "report"], default="develop")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cloze", action="store_true", help="facts as texts to complete, for a base model")
     parser.add_argument("--peers", action="store_true", help="other methods on the same questions: twice the time")
+    parser.add_argument("--familiar", action="store_true", help="add to the lines of --out, and ask nothing")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=N", help=f"instead of {LIMITS}")
     args = parser.parse_args()
     limits = [(name, int(n)) for name, _, n in (task.partition("=") for task in args.tasks)] or [*LIMITS.items()]
     began, model = time.process_time(), Model(args.model, args.dtype, args.cloze, args.peers)
+    if args.familiar:
+        rows = [json.loads(line) for line in args.out.read_text(encoding="utf-8").splitlines()]
+        told = [json.dumps(r | {"familiar": model.familiar(r["record"]["question"])}, ensure_ascii=False) for r in rows]
+        args.out.write_text("\n".join(told) + "\n", encoding="utf-8")
+        return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     written = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     done = {json.loads(line)["record"]["id"] for line in written}

@@ -189,7 +189,9 @@ def figures(path: Path) -> Line:
     if not math.isnan(ours[0]):
         rivals = {f"{n}, idle out": ranked(sample, of(r), True) for n, r in RULES.items() if n != "dial"}
         rivals |= {f"{n}, all drafts": ranked(sample, of(r), False) for n, r in RULES.items()}
-        rivals |= {n: ranked(sample, r, False) for n, r in BASELINES.items() if "popularity" not in n}
+        popular = any(q.popularity is not None for q in sample.questions)
+        known = {n: r for n, r in BASELINES.items() if popular or "popularity" not in n}
+        rivals |= {n: ranked(sample, r, False) for n, r in known.items()}
         out["AUC: dial"] = contrasts(ours, rivals, 1)
     return out | {"perplexity": perplexity(sample, given)}
 

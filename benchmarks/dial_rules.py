@@ -51,7 +51,7 @@ class Question:
         evidence = read_drafts(evidence, names, [found[name]["text"] for name in names], record["question"], passages)
         drafts = {name: (read, found[name]["judged"]) for name, read in zip(names, evidence, strict=True)}
         state = f"desk, {record['id'].rpartition('/')[2]}" if row["task"] == "desk" else meta["state"]
-        popular = next((float(meta[key]) for key in POPULARITY if meta.get(key) is not None), None)
+        popular = next((float(meta[key]) for key in POPULARITY if meta.get(key) is not None), row.get("familiar"))
         return cls(state, meta.get("group") or record["question"], bool(meta.get("known")), drafts, popular)
 
     def given(self, policy: AnswerPolicy | str) -> dict[str, float]:
@@ -68,7 +68,8 @@ class Question:
         return gain, memory.surprise_ctx - plain.surprise_ctx, memory.own_par, memory.idle
 
 
-# Where a data set says how well known a subject is (PopQA and its like); the sets of dial_drafts.py do not.
+# Where a data set says how well known a subject is (PopQA and its like). The sets of dial_drafts.py do not; there the
+# model's own log-probability of the question's names stands in (dial_drafts.py --familiar).
 POPULARITY = ("popularity", "s_pop", "page_views")
 # What embarrasses detectors: figures that know nothing of either stream.
 BASELINES: dict[str, Control] = {

@@ -45,6 +45,7 @@ from ckcontrol.eval.running.runner import run
 from ckcontrol.eval.tasks.facts import shipped
 from ckcontrol.eval.tasks.load import load_task
 from ckcontrol.heads.choosing.panel import NEUTRAL, perplexity
+from ckcontrol.retrieval.embed import Embedder
 
 SHARES = (("train", 60), ("dev", 75), ("report", 100))  # per cent of the subjects, up to
 METRICS = ("parr", "conr", "accuracy")
@@ -119,7 +120,10 @@ def gates(folder: Path) -> None:
     """Print the mean of the five states for each adapter alone and for each signal that picks one of the two."""
     cells = {(state, arm): cell for (_, state, arm), cell in collect(items(folder), samples(folder)).items()}
     said = {(line["arm"], line["id"]): line["tokens"] for line in samples(folder) if "arm" in line}
-    known = {item["id"]: item["meta"]["known"] for item in items(folder)}
+    asked = {item["id"]: item for item in items(folder)}
+    embedder, names = Embedder("demo"), sorted(asked)
+    ends = [embedder.encode([asked[name][field] for name in names]) for field in ("question", "context")]
+    scores = dict(zip(names, (ends[0] * ends[1]).sum(1).tolist(), strict=True))
     rows = []
     for state in FIVE:
         metric = "parr" if state == "conflict" else "accuracy"
@@ -127,8 +131,9 @@ def gates(folder: Path) -> None:
             right = [cells[state, f"weights@{end}"].rows[name][1][metric][0] for end in (0, 1)]
             plain, memory = said["off", name], said["dial@1", name]
             signals = {
-                "what memory knows": float(known[name]),
+                "what memory knows": float(asked[name]["meta"]["known"]),
                 "first step: minus confidence gain": -plain["gain"][0],
+                "retrieval: minus score": -scores[name],
                 "closed book: minus surprise": -math.hypot(*memory["logp_par"]),
             }
             rows.append((state, right, signals))
@@ -139,7 +144,8 @@ def gates(folder: Path) -> None:
 
     for signal in rows[0][2]:
         values = sorted({signals[signal] for _, _, signals in rows})
-        ends, best = (mean(signal, math.inf), mean(signal, -math.inf)), max(mean(signal, at) for at in values)
+        best = max(mean(signal, at) for at in (-math.inf, *values))
+        ends = mean(signal, math.inf), mean(signal, -math.inf)
         told = f"context's adapter {ends[0]:.1f}, memory's {ends[1]:.1f}, picked by {signal} {best:.1f}"
         print(told + (f", at 0 {mean(signal, 0.0):.1f}" if signal.startswith("first") else ""))
 
