@@ -42,26 +42,27 @@ def _hull(points: list[tuple[float, float]]) -> float:
     return sum((a[0] - b[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(kept)) + kept[-1][0] * kept[-1][1]
 
 
-def rates(conflict: Sequence[Cell], helpful: Sequence[Cell], draws: int = DRAWS) -> tuple[Floats, Floats, float, int]:
-    """Return parr and helpful [1 + draws, settings], observed first, then of questions drawn again; t; and groups.
+def rates(*blocks: tuple[Sequence[Cell], str], draws: int = DRAWS) -> tuple[list[Floats], float, int]:
+    """Return rates [1 + draws, settings] per block, observed first, then of questions drawn again; t; and groups.
 
-    All settings share a draw, so differences of what is made of them are paired.
+    A block is a cell per setting, all of the same records, and the metric. Settings and blocks share a draw, so
+    differences of what is made of them are paired.
     """
-    blocks, labels = [], []
-    for place, (cells, metric) in enumerate(((conflict, "parr"), (helpful, "accuracy"))):
+    tables, labels = [], []
+    for place, (cells, metric) in enumerate(blocks):
         ids = sorted({i for cell in cells for i in cell.rows})
-        block = np.zeros((len(ids), 4, len(cells)))
+        table = np.zeros((len(ids), 2 * len(blocks), len(cells)))
         for at, cell in enumerate(cells):
             for row, i in enumerate(ids):
-                block[row, 2 * place : 2 * place + 2, at] = cell.rows[i][1].get(metric, (0, 0)) if i in cell.rows else 0
+                table[row, 2 * place : 2 * place + 2, at] = cell.rows[i][1].get(metric, (0, 0)) if i in cell.rows else 0
         labels += [next(cell.rows[i][0] for cell in cells if i in cell.rows) for i in ids]
-        blocks.append(block.reshape(len(ids), -1))
-    sums = by_group(np.vstack(blocks), np.asarray(labels))
-    every = np.vstack([sums.sum(axis=0), resample(sums, draws, 0)]).reshape(draws + 1, 4, -1)
+        tables.append(table.reshape(len(ids), -1))
+    sums = by_group(np.vstack(tables), np.asarray(labels))
+    every = np.vstack([sums.sum(axis=0), resample(sums, draws, 0)]).reshape(draws + 1, 2 * len(blocks), -1)
     every = every[(every[:, 1::2] > 0).all(axis=(1, 2))]
-    weights = sums.reshape(len(sums), 4, -1)[:, 1::2, 0]
-    t = quantile(min(effective(weights[:, 0]), effective(weights[:, 1])) - 1)
-    return every[:, 0] / every[:, 1], every[:, 2] / every[:, 3], t, len(sums)
+    weights = sums.reshape(len(sums), 2 * len(blocks), -1)[:, 1::2, 0]
+    t = quantile(min(effective(weights[:, place]) for place in range(len(blocks))) - 1)
+    return [every[:, 2 * place] / every[:, 2 * place + 1] for place in range(len(blocks))], t, len(sums)
 
 
 def spread(values: Floats, t: float, groups: int) -> Line:

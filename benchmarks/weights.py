@@ -215,8 +215,36 @@ def table(folders: list[str]) -> dict[str, Any]:
         for name in methods:
             families[name] = [*ends, *(arm for arm in arms if arm.partition("@")[0] == name and arm not in ends)]
         families = {name: [*ENDS, *members] for name, members in families.items() if members} | {"no method": ENDS}
-        out[" and ".join(sorted(tasks))] = {"answers": rows, "areas": areas(arms, families, methods, tasks)}
+        told = {"answers": rows, "means": means(arms, methods, tasks), "areas": areas(arms, families, methods, tasks)}
+        out[" and ".join(sorted(tasks))] = told
     return out
+
+
+def means(arms: Any, methods: list[str], tasks: set[str]) -> list[dict[str, Any]]:
+    """Return per arm the mean of the five states, a conflict by memory's answer, and its paired differences.
+
+    They are from off, from dial and, for a merging method, from the first one, each at the same alpha.
+    """
+    names = [name for name in arms if all(pooled(arms[name], tasks, state).rows for state in FIVE)]
+    blocks = [
+        ([pooled(arms[name], tasks, state) for name in names], "parr" if state == "conflict" else "accuracy")
+        for state in FIVE
+    ]
+    if not names or not all(cell.has(metric) for cells, metric in blocks for cell in cells):
+        return []
+    found, t, groups = rates(*blocks)
+    values = 100 * sum(found) / len(FIVE)
+    rows = []
+    for at, name in enumerate(names):
+        row: dict[str, Any] = {"arm": name, "mean": spread(values[:, at], t, groups)}
+        family, _, alpha = name.partition("@")
+        others = ["off", f"dial@{alpha}", *(f"{methods[0]}@{alpha}" for _ in methods[:1] if family in methods)]
+        for other in others:
+            if other in names and other != name:
+                row[f"less {other}"] = spread(values[:, at] - values[:, names.index(other)], t, groups)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
 
 
 def areas(arms: Any, families: dict[str, list[str]], methods: list[str], tasks: set[str]) -> list[dict[str, Any]]:
@@ -225,7 +253,7 @@ def areas(arms: Any, families: dict[str, list[str]], methods: list[str], tasks: 
     both = [[pooled(arms.get(arm, {}), tasks, state) for arm in needed] for state in ("conflict", "helpful")]
     if not all(cell.rows for cells in both for cell in cells):
         return []
-    parr, helpful, t, groups = rates(*both)
+    (parr, helpful), t, groups = rates((both[0], "parr"), (both[1], "accuracy"))
     found = {}
     for name, members in families.items():
         at = [needed.index(arm) for arm in members]

@@ -61,7 +61,7 @@ def test_the_interval_of_a_difference_of_areas_is_that_of_means_where_it_is_one(
     rng = np.random.default_rng(1)
     a, b = rng.random(120) < 0.7, rng.random(120) < 0.5
     sure = [cell(np.ones(80), "parr", "c")] * 2
-    parr, helpful, t, groups = figures.rates(sure, [cell(a, "accuracy"), cell(b, "accuracy")])
+    (parr, helpful), t, groups = figures.rates((sure, "parr"), ([cell(a, "accuracy"), cell(b, "accuracy")], "accuracy"))
     areas = [figures.hull(parr[:, [i]], helpful[:, [i]]) for i in (0, 1)]
     found = figures.spread(areas[0] - areas[1], t, groups)
     step = a.astype(float) - b
@@ -79,7 +79,7 @@ def test_questions_are_drawn_whole(figures: Any) -> None:
 
     def width(copies: int, repeat: int) -> float:
         cells = [cell(list(v) * repeat, m, p, copies) for v, m, p in ((known, "parr", "c"), (told, "accuracy", "h"))]
-        parr, helpful, t, groups = figures.rates([cells[0]], [cells[1]])
+        (parr, helpful), t, groups = figures.rates(([cells[0]], "parr"), ([cells[1]], "accuracy"))
         found = figures.spread(figures.hull(parr, helpful), t, groups)
         return float(found["high"] - found["low"])
 
@@ -95,7 +95,7 @@ def test_intervals_of_areas_hold_the_truth(figures: Any) -> None:
             [cell(rng.random(90) < rate, metric, prefix) for rate in rates]
             for metric, prefix, rates in (("parr", "c", (0.4, 0.8)), ("accuracy", "h", (0.9, 0.5)))
         ]
-        parr, helpful, t, groups = figures.rates(*sides, 300)
+        (parr, helpful), t, groups = figures.rates((sides[0], "parr"), (sides[1], "accuracy"), draws=300)
         found = figures.spread(figures.hull(parr, helpful), t, groups)
         held += found["low"] <= 0.64 <= found["high"]
     assert 182 <= held <= 199
