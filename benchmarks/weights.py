@@ -112,7 +112,7 @@ def beside(folder: Path, tasks: str, model_name: str, dtype: str, direction: str
         (out / LABEL).write_text(label)
         engine = Local(model, tokenizer, model_name, options=options)
         with changed():
-            run(engine, [load_task(tasks)], arms_for(["off"], []), out, batch_size=card["batch_size"])
+            run(engine, [load_task(tasks)], arms_for(["off"]), out, batch_size=card["batch_size"])
         print(label, flush=True)
 
 
