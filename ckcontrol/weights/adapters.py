@@ -64,7 +64,10 @@ def check_unadapted(model: PreTrainedModel) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if bare(model) in DIALS or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
+        raise WeightsError(
+            "the model has a dial or adapters already.",
+            "Take them off: a dial by ckcontrol.weights.unload(model), adapters of PEFT by PeftModel.unload().",
+        )
 
 
 def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
