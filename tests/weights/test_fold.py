@@ -135,6 +135,16 @@ def test_a_disk_without_room_is_named_with_the_remedy(dial, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_adapter_cut_short_is_named_as_damaged(dial, tmp_path):
+    model, _ = tiny_model()
+    cut = shutil.copytree(dial, tmp_path / "dial") / "step0" / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:500])
+    for call in (lambda: load(model, tmp_path / "dial"), lambda: export(model, tmp_path / "dial", 0.0, tmp_path / "o")):
+        with pytest.raises(WeightsError, match=r"step0' is damaged.*anew"):
+            call()
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_compiled_model_is_exported_as_the_model_inside(dial, tmp_path):
     model, _ = tiny_model()
     found = export(torch.compile(model), dial, 0.0, tmp_path / "made")
