@@ -10,12 +10,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..decoding.refusals import cache_name
@@ -192,15 +193,24 @@ def demand(
 
 @contextmanager
 def arriving(path: str | Path, error: type[HeadsError | WeightsError] = HeadsError) -> Iterator[Path]:
-    """Yield a folder beside `path` that becomes `path` if the block succeeds and vanishes if it does not."""
+    """Yield a folder beside `path` that becomes `path` if the block succeeds; else it and its new parents vanish."""
     target = Path(path)
     if target.exists() or target.is_symlink():
         raise error(f"{str(target)!r} exists.", "Give a new folder: exports overwrite nothing.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    new = [parent for parent in target.parents if not parent.exists()]
+    folder: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         yield folder
         folder.chmod(0o755)
         os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as why:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not made, or something else lies there by now
+            for parent in new:
+                parent.rmdir()
+        if isinstance(why, SafetensorError):  # a full disk, which safetensors reports as no OSError
+            raise error(f"{str(target)!r} cannot be written: {why}.", "Make room, or give another folder.") from why
+        raise

@@ -64,7 +64,10 @@ def check_unadapted(model: PreTrainedModel) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if bare(model) in DIALS or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise WeightsError("the model has a dial or adapters already.", "Take it off: ckcontrol.weights.unload(model).")
+        raise WeightsError(
+            "the model has a dial or adapters already.",
+            "Take them off: a dial by ckcontrol.weights.unload(model), adapters of PEFT by PeftModel.unload().",
+        )
 
 
 def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
@@ -80,6 +83,7 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
     """
     require("weights", peft="peft")
     from peft import PeftConfig, PeftModel
+    from safetensors import SafetensorError
 
     check_unadapted(model)
     trained = [(weight, weight.requires_grad) for weight in model.parameters()]
@@ -97,6 +101,8 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
                     else:
                         wrapped.add_adapter(name, config)
                     read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+            except SafetensorError as error:
+                raise WeightsError(f"{str(folder)!r} is damaged: {error}.", "Copy or make it anew.") from error
             except (RuntimeError, ValueError, KeyError) as error:
                 raise _of_another(folder, " ".join(str(error).split())[:200]) from error
             if lost := [*read.missing_keys, *read.unexpected_keys]:

@@ -77,12 +77,12 @@ def export(
         taken = next(at for at, held in manifest.adapters.items() if held == name)
         told = {"alpha": taken, "dial": manifest.card(folder), "base": manifest.base.to_dict()}
         (made / TOLD).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        load(model, folder)
+        load(inner, folder)
         try:
             with rows_take((name,)):
                 found = compare(inner, again, prompts or probes(inner, tokenizer), new_tokens)
         finally:
-            unload(model)
+            unload(inner)
         demand(found, 1e-5, inner.dtype, exact=False, error=WeightsError)
     return found
 

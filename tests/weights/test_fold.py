@@ -112,6 +112,53 @@ def test_what_cannot_be_exported_leaves_nothing(dial, tmp_path, change, named, r
     assert sorted(tmp_path.iterdir()) == there
 
 
+def test_a_failed_export_takes_the_folders_above_with_it(dial, tmp_path):
+    model, _ = tiny_model()
+    with pytest.raises(IndexError):
+        export(model, dial, 0.0, tmp_path / "new" / "deep" / "made", prompts=[[10**7]])
+    assert not list(tmp_path.iterdir())
+    export(model, dial, 0.0, tmp_path / "new" / "deep" / "made")
+    assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["made"]
+
+
+def test_a_disk_without_room_is_named_with_the_remedy(dial, tmp_path):
+    """A limit on the size of a file stands for the full disk: both are errors of the write itself."""
+    resource = pytest.importorskip("resource")
+    model, _ = tiny_model()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(WeightsError, match=r"made' cannot be written.*room"):
+            export(model, dial, 0.0, tmp_path / "made")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_cut_short_is_named_as_damaged(dial, tmp_path):
+    model, _ = tiny_model()
+    cut = shutil.copytree(dial, tmp_path / "dial") / "step0" / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:500])
+    for call in (lambda: load(model, tmp_path / "dial"), lambda: export(model, tmp_path / "dial", 0.0, tmp_path / "o")):
+        with pytest.raises(WeightsError, match=r"step0' is damaged.*anew"):
+            call()
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_compiled_model_is_exported_as_the_model_inside(dial, tmp_path):
+    model, _ = tiny_model()
+    found = export(torch.compile(model), dial, 0.0, tmp_path / "made")
+    assert found.same == found.prompts
+
+
+def test_a_model_in_peft_is_told_what_takes_adapters_off(dial, tmp_path):
+    model, _ = tiny_model()
+    wrapped = peft.PeftModel.from_pretrained(model, str(dial / "step0"))
+    with pytest.raises(WeightsError, match=r"PeftModel\.unload\(\)"):
+        export(wrapped, dial, 0.0, tmp_path / "made")
+    export(wrapped.unload(), dial, 0.0, tmp_path / "made")
+
+
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 def test_an_output_tied_to_the_embedding_is_refused(tmp_path):
     model, _ = tiny_model()
