@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..arguments import check_integer
 from ..decoding.refusals import cache_name
 from ..errors import HeadsError, WeightsError
 from ..models.load import quiet
@@ -31,6 +32,7 @@ __all__ = [
     "Observed",
     "agreement",
     "arriving",
+    "asked",
     "compare",
     "demand",
     "observe",
@@ -124,6 +126,28 @@ def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) ->
     size = model.get_input_embeddings().weight.shape[0]
     rows: list[list[int]] = torch.randint(0, size, (8, 16), generator=generator).tolist()
     return rows
+
+
+def asked(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompts: Sequence[Sequence[int]] | None,
+    new_tokens: int,
+    error: type[HeadsError | WeightsError] = HeadsError,
+) -> Sequence[Sequence[int]]:
+    """Return the prompts to compare on, or `probes`, before anything is written.
+
+    Raises:
+        ControlError: `new_tokens` is no count.
+        HeadsError: A prompt is no list of the model's token ids; or another `error`.
+    """
+    check_integer("new_tokens", new_tokens, 1, 4096)
+    size = model.get_input_embeddings().weight.shape[0]
+    for prompt in prompts or ():
+        ids = isinstance(prompt, Sequence) and len(prompt) and all(type(t) is int and 0 <= t < size for t in prompt)
+        if not ids:
+            raise error(f"prompts holds {prompt!r:.60}.", f"Give lists of token ids from 0 to {size - 1}.")
+    return prompts or probes(model, tokenizer)
 
 
 def compare(

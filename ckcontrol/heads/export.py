@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import HeadsError
 from .apply import pruned
-from .checkpoint import Agreement, agreement, arriving, compare, demand, observe, probes, write_checkpoint
+from .checkpoint import Agreement, agreement, arriving, asked, compare, demand, observe, write_checkpoint
 from .families import HeadLayout, describe
 from .forward import eager
 from .mask import HeadMask
@@ -65,11 +65,12 @@ def export_checkpoint(
             rounding. Nothing is left behind then.
     """
     mask.check(model, strict=strict)
+    ids = asked(model, tokenizer, prompts, new_tokens)
     with arriving(path) as folder:
         again = write_checkpoint(model, _changed(model, mask), folder, tokenizer)
         mask.save(folder / "head_mask.json")
         with pruned(model, mask, strict=strict):
-            found = compare(model, again, prompts or probes(model, tokenizer), new_tokens)
+            found = compare(model, again, ids, new_tokens)
         demand(found, 1e-5, model.dtype, exact=not any(mask.factors.values()))
     return found
 
@@ -141,11 +142,11 @@ def export_lora(
         "modules_to_save": None,
         "target_modules": [names[layer] for layer in mask.layers],
     }
+    ids = asked(model, tokenizer, prompts, new_tokens)
     with arriving(path) as folder:
         save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         mask.save(folder / "head_mask.json")
-        ids = prompts or probes(model, tokenizer)
         with pruned(model, mask, strict=strict):
             wanted = observe(model, ids, new_tokens)
         with lora_applied(model, folder):

@@ -14,7 +14,7 @@ from ..arguments import check_number
 from ..decoding.refusals import bare
 from ..decoding.weight_rows import nearest, rows_take
 from ..errors import WeightsError
-from ..heads.checkpoint import Agreement, arriving, compare, demand, probes, write_checkpoint
+from ..heads.checkpoint import Agreement, arriving, asked, compare, demand, write_checkpoint
 from .adapters import attach
 from .dial import load, unload, updates_of
 from .manifest import Manifest
@@ -41,8 +41,9 @@ def export(
     """Write the model with the dial's adapter for an alpha added to its weights: W + B A, safetensors, same dtype.
 
     For a service whose setting is fixed: the checkpoint is a plain model, so a step costs what a plain step costs, and
-    nothing of this library or of PEFT is needed to serve it. The sum is made in float32. The model in memory is not
-    changed. ``ckcontrol-folded.json`` beside the weights says which dial and alpha they hold.
+    nothing of this library or of PEFT is needed to serve it. The sum is made in float32. The model in memory is in the
+    end as it was; let nobody decode with it meanwhile. ``ckcontrol-folded.json`` beside the weights says which dial and
+    alpha they hold.
 
     Args:
         model: The one that the dial is for, without a dial or adapters of its own.
@@ -60,6 +61,8 @@ def export(
         WeightsError: The path exists, the dial is damaged or another model's, alpha stands for the model itself, an
             adapted weight is shared with another layer, or the reloaded checkpoint disagrees by more than rounding.
             Nothing is left behind then.
+        HeadsError: The model is quantised, or in training mode.
+        ControlError: alpha or new_tokens.
         MissingExtra: PEFT is not installed.
     """
     folder, inner = Path(dial), bare(model)
@@ -72,6 +75,7 @@ def export(
             f"alpha={alpha:g} is the model itself, without an adapter.",
             f"Give one nearer to {', '.join(f'{at:g}' for at in sorted(manifest.adapters) if at != 0.5)}.",
         )
+    ids = asked(inner, tokenizer, prompts, new_tokens, WeightsError)
     with arriving(path, WeightsError) as made:
         again = write_checkpoint(inner, _changed(inner, folder / name, name), made, tokenizer)
         taken = next(at for at, held in manifest.adapters.items() if held == name)
@@ -80,7 +84,7 @@ def export(
         load(inner, folder)
         try:
             with rows_take((name,)):
-                found = compare(inner, again, prompts or probes(inner, tokenizer), new_tokens)
+                found = compare(inner, again, ids, new_tokens)
         finally:
             unload(inner)
         demand(found, 1e-5, inner.dtype, exact=False, error=WeightsError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -112,10 +113,13 @@ def test_what_cannot_be_exported_leaves_nothing(dial, tmp_path, change, named, r
     assert sorted(tmp_path.iterdir()) == there
 
 
-def test_a_failed_export_takes_the_folders_above_with_it(dial, tmp_path):
+def test_a_failed_export_takes_the_folders_above_with_it(dial, tmp_path, monkeypatch):
+    from ckcontrol.weights import fold
+
     model, _ = tiny_model()
-    with pytest.raises(IndexError):
-        export(model, dial, 0.0, tmp_path / "new" / "deep" / "made", prompts=[[10**7]])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fold, "compare", lambda *args: signal.raise_signal(signal.SIGINT))
+        export(model, dial, 0.0, tmp_path / "new" / "deep" / "made")
     assert not list(tmp_path.iterdir())
     export(model, dial, 0.0, tmp_path / "new" / "deep" / "made")
     assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["made"]
@@ -189,3 +193,26 @@ def test_the_command(dial, tmp_path):
         app, ["weights", "export", str(dial), "--alpha", "0", "--model", "tiny", "--out", str(out)]
     )
     assert again.exit_code != 0 and "exists" in str(again.output) + str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"new_tokens": -3}, "-3"),
+        ({"prompts": [[]]}, r"\[\]"),
+        ({"prompts": [[7, 10**7]]}, "10000000"),
+        ({"prompts": ["hi"]}, "hi"),
+    ],
+)
+def test_what_it_is_compared_on_is_checked_before_anything_is_written(dial, tmp_path, monkeypatch, options, named):
+    from ckcontrol.heads import export as heads_export
+    from ckcontrol.heads.mask import HeadMask
+    from ckcontrol.weights import fold
+
+    for module in (fold, heads_export):
+        monkeypatch.setattr(module, "write_checkpoint", lambda *args: pytest.fail("written"))
+    model, _ = tiny_model()
+    with pytest.raises(CKError, match=named):
+        export(model, dial, 0.0, tmp_path / "made", **options)
+    with pytest.raises(CKError, match=named):
+        heads_export.export_checkpoint(model, HeadMask.of(model, [(0, 1)]), tmp_path / "made", **options)
