@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("dial")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    made = params.sampling_params
-    params.sampling_params = lambda *given, **rest: made(*given, **rest | {"ignore_eos": True})  # answers of one length
+    made, endless = params.sampling_params, {"ignore_eos": True, "stop_token_ids": ()}  # answers of one length
+    params.sampling_params = lambda *given, **rest: made(*given, **rest | endless)
     settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 64}
     settings |= {"gpu_memory_utilization": 0.3, "kv_cache_memory_bytes": 1 << 29}
     ways = {
