@@ -249,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--dtype", default="float32", help="of the weights; what is made of the logits is float32")
-    parser.add_argument("--data", type=Path, default=Path("."))
+    parser.add_argument("--data", type=Path, help="needed but with --familiar")
     parser.add_argument("--half", choices=["develop", "report"], default="develop")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cloze", action="store_true", help="facts as texts to complete, for a base model")
@@ -257,6 +257,8 @@ def main() -> None:
     parser.add_argument("--familiar", action="store_true", help="add to the lines of --out, and ask nothing")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME=N", help=f"instead of {LIMITS}")
     args = parser.parse_args()
+    if args.data is None and not args.familiar:
+        parser.error("--data is needed")
     limits = [(name, int(n)) for name, _, n in (task.partition("=") for task in args.tasks)] or [*LIMITS.items()]
     began, model = time.process_time(), Model(args.model, args.dtype, args.cloze, args.peers)
     if args.familiar:

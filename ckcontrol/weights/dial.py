@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..decoding.refusals import bare
 from ..decoding.weight_rows import BASE, DIALS, rows_now
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["load", "unload", "updates_of"]
+__all__ = ["Updates", "load", "put_on", "unload"]
 
+# Layer -> adapter -> its matrices, [rank, in] and, times the adapter's scale, [rank, out].
+Updates: TypeAlias = "dict[str, dict[str, tuple[Tensor, Tensor]]]"
 _LOADED: weakref.WeakKeyDictionary[Any, list[tuple[nn.Module, Any]]] = weakref.WeakKeyDictionary()
 _IN, _OUT = "_ck_dial_in", "_ck_dial_out"  # a layer's buffers, [ranks, in] and [ranks, out]: adapter after adapter
 
@@ -53,20 +55,34 @@ def load(model: PreTrainedModel, folder: str | Path) -> Manifest:
     inner = bare(model)
     manifest.check(inner, path)
     names = {alpha: BASE if name is None else name for alpha, name in sorted(manifest.adapters.items())}
-    used = [name for name in names.values() if name != BASE]
-    wrapped = attach(inner, {name: path / name for name in used})
-    try:
-        found = updates_of(wrapped, used)
-    finally:
-        wrapped.unload()
-    hooks: list[tuple[nn.Module, Any]] = []
-    for name, updates in found.items():
-        layer = inner.get_submodule(name)
-        hooks.append((layer, layer.register_forward_hook(_Beside(layer, updates))))
+    put_on(inner, path, [name for name in names.values() if name != BASE])
     inner.eval()
-    _LOADED[inner] = hooks
     DIALS[inner] = names
     return manifest
+
+
+def put_on(model: PreTrainedModel, folder: Path, names: list[str]) -> Updates:
+    """Hang adapters beside a model's layers, for rows that name them (weight_rows.py); `unload` takes them off.
+
+    Args:
+        model: As `bare` gives it, without a dial or adapters.
+        folder: Of the dial.
+        names: Folders inside it.
+
+    Raises:
+        WeightsError: As in `load`.
+        MissingExtra: The same.
+    """
+    wrapped = attach(model, {name: folder / name for name in names})
+    try:
+        found = _updates(wrapped, names)
+    finally:
+        wrapped.unload()
+    hooks = _LOADED[model] = []
+    for name, updates in found.items():
+        layer = model.get_submodule(name)
+        hooks.append((layer, layer.register_forward_hook(_Beside(layer, updates))))
+    return found
 
 
 def unload(model: PreTrainedModel) -> None:
@@ -79,7 +95,7 @@ def unload(model: PreTrainedModel) -> None:
             delattr(layer, name)
 
 
-def updates_of(wrapped: Any, names: list[str]) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+def _updates(wrapped: Any, names: list[str]) -> Updates:
     """Return layer -> adapter -> its matrices, [rank, in] and, times the adapter's scale, [rank, out]."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -104,7 +120,7 @@ class _Beside:
 
     Args:
         layer: Gets the adapters as buffers, which follow it to another device and stay out of what it saves.
-        updates: As `updates_of` returns them.
+        updates: As `_updates` returns them.
     """
 
     def __init__(self, layer: nn.Module, updates: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -6,6 +6,7 @@ Knows a dial and how a checkpoint is written; decodes nothing but the prompts it
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,7 @@ from ..decoding.refusals import bare
 from ..decoding.weight_rows import nearest, rows_take
 from ..errors import WeightsError
 from ..heads.checkpoint import Agreement, arriving, asked, compare, demand, write_checkpoint
-from .adapters import attach
-from .dial import load, unload, updates_of
+from .dial import Updates, put_on, unload
 from .manifest import Manifest
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def export(
     alpha = check_number("alpha", alpha, 0.0, 1.0)
     manifest = Manifest.read(folder)
     manifest.check(inner, folder)
-    name = nearest(manifest.adapters, alpha)
+    taken = nearest({at: at for at in manifest.adapters}, alpha)
+    name = manifest.adapters[taken]
     if name is None:
         raise WeightsError(
             f"alpha={alpha:g} is the model itself, without an adapter.",
@@ -77,37 +78,31 @@ def export(
         )
     ids = asked(inner, tokenizer, prompts, new_tokens, WeightsError)
     with arriving(path, WeightsError) as made:
-        again = write_checkpoint(inner, _changed(inner, folder / name, name), made, tokenizer)
-        taken = next(at for at, held in manifest.adapters.items() if held == name)
-        told = {"alpha": taken, "dial": manifest.card(folder), "base": manifest.base.to_dict()}
-        (made / TOLD).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        load(inner, folder)
+        updates = put_on(inner, folder, [name])
         try:
+            again = write_checkpoint(inner, _changed(inner, updates, name), made, tokenizer)
             with rows_take((name,)):
                 found = compare(inner, again, ids, new_tokens)
         finally:
             unload(inner)
+        told = {"alpha": taken, "dial": manifest.card(folder), "base": manifest.base.to_dict()}
+        (made / TOLD).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         demand(found, 1e-5, inner.dtype, exact=False, error=WeightsError)
     return found
 
 
-def _changed(model: PreTrainedModel, adapter: Path, name: str) -> dict[str, Tensor]:
-    """The adapted weights, by their names in the model's state."""
+def _changed(model: PreTrainedModel, updates: Updates, name: str) -> dict[str, Tensor]:
+    """The adapted weights with an adapter's matrices added, by their names in the model's state."""
     from transformers.pytorch_utils import Conv1D
 
-    wrapped = attach(model, {name: adapter})
-    try:
-        updates = updates_of(wrapped, [name])
-    finally:
-        wrapped.unload()
     state, made = model.state_dict(), {}
+    places = Counter(weight.data_ptr() for weight in state.values())
     for layer, of in updates.items():
         key, (into, out) = f"{layer}.weight", of[name]
         weight = state[key]
-        if sum(other.data_ptr() == weight.data_ptr() for other in state.values()) > 1:
+        if places[weight.data_ptr()] > 1:
             raise WeightsError(f"{key!r} is the weight of another layer too.", "Serve the adapter itself.")
-        change = out.float().T @ into.float()
-        if isinstance(model.get_submodule(layer), Conv1D):  # [in, out], GPT-2's way round
-            change = change.T
-        made[key] = (weight.float() + change).to(weight.dtype)
+        change = into.float().T @ out.float()  # [in, out], GPT-2's way round
+        turned = change if isinstance(model.get_submodule(layer), Conv1D) else change.T
+        made[key] = (weight.float() + turned).to(weight.dtype)
     return made

@@ -8,7 +8,6 @@ arXiv 2212.04089). The ends are the adapters as they came. Knows PEFT; knows no 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import torch
 
 from ..arguments import check_integer, check_number
 from ..errors import WeightsError, did_you_mean
+from ..heads.checkpoint import arriving
 from ..heads.fingerprint import Fingerprint
 from .adapters import attach
 from .manifest import Manifest, Training
@@ -78,36 +78,32 @@ def mix(
     for folder, side in zip(sources, ("context", "memory"), strict=True):
         Training.check(folder, side, base)
     names = {i / (steps - 1): None if 2 * i == steps - 1 else f"step{i}" for i in range(steps)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    wrapped = None
-    try:
+    manifest = Manifest(method, base, names)
+    with arriving(target, WeightsError) as made:
         wrapped = attach(model, dict(zip(("context", "memory"), sources, strict=True)))
-        for alpha, name in names.items():
-            if name is None:
-                continue
-            if alpha in (0.0, 1.0):
-                shutil.copytree(sources[int(alpha)], made / name)
-                continue
-            pruned = {"density": density} if method.startswith(("ties", "dare")) else {}
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                try:
-                    wrapped.add_weighted_adapter(
-                        ["context", "memory"], list(shares(alpha)), name, combination_type=method, **pruned
-                    )
-                except ValueError as error:
-                    raise WeightsError(
-                        f"method {method!r} cannot merge these: {error}", "Take svd, or adapters of one rank and shape."
-                    ) from error
-            wrapped.save_pretrained(str(made), selected_adapters=[name], save_embedding_layers=False)
-            wrapped.delete_adapter(name)
-        (made / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        manifest = Manifest(method, base, names)
-        manifest.write(made)
-        made.rename(target)
-    finally:
-        if wrapped is not None:
+        try:
+            for alpha, name in names.items():
+                if name is None:
+                    continue
+                if alpha in (0.0, 1.0):
+                    shutil.copytree(sources[int(alpha)], made / name)
+                    continue
+                pruned = {"density": density} if method.startswith(("ties", "dare")) else {}
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    try:
+                        wrapped.add_weighted_adapter(
+                            ["context", "memory"], list(shares(alpha)), name, combination_type=method, **pruned
+                        )
+                    except ValueError as error:
+                        raise WeightsError(
+                            f"method {method!r} cannot merge these: {error}",
+                            "Take svd, or adapters of one rank and shape.",
+                        ) from error
+                wrapped.save_pretrained(str(made), selected_adapters=[name], save_embedding_layers=False)
+                wrapped.delete_adapter(name)
+        finally:
             wrapped.unload()
-        shutil.rmtree(made, ignore_errors=True)
+        (made / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        manifest.write(made)
     return manifest
