@@ -174,7 +174,7 @@ def test_everything_the_command_names_exists() -> None:
 
 @pytest.fixture
 def dial(tmp_path: Path) -> Path:
-    """A dial with two adapters of rank 4, in the folder ``a=b`` (vLLM's short form parts name and path by such a sign)."""
+    """A dial of two adapters in the folder ``a=b``: in the short form vLLM parts name and path by such a sign."""
     model, folder = tiny_model()[0], tmp_path / "a=b"
     for name in ("step0", "step2"):
         write_adapter(model, folder / name, 1)
