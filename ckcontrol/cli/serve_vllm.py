@@ -13,15 +13,18 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..child_python import module_command
 from ..errors import MissingExtra, ServingError
 from .files import parse_params
-from .options import Embedder, place_of
+from .options import Embedder, Weights, place_of
 from .process import check_port
+
+if TYPE_CHECKING:
+    from ..vllm.contract.lora_dial import LoraDial
 
 __all__ = ["command", "serve_vllm"]
 
@@ -48,6 +51,7 @@ def serve_vllm(
         typer.Option("--index", metavar="INDEX", help="Index for requests with ck.retrieve.", show_default=False),
     ] = None,
     embedder: Embedder = None,
+    weights: Weights = None,
     on_lost: Annotated[
         str,
         typer.Option(
@@ -69,7 +73,14 @@ def serve_vllm(
     """
     bounds = parse_params(limit)
     line, variables = command(
-        model, context.args, heads=heads, limits=bounds, on_lost=on_lost, index=index, embedder=embedder
+        model,
+        context.args,
+        heads=heads,
+        limits=bounds,
+        on_lost=on_lost,
+        index=index,
+        embedder=embedder,
+        weights=weights,
     )
     shown = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(line)])
     if dry_run:
@@ -81,6 +92,8 @@ def serve_vllm(
         )
     if index is not None:
         _check_index(index)
+    if weights is not None:
+        _check_dial(weights, model)
     host, port = _value(line, "--host") or "127.0.0.1", _value(line, "--port") or "8000"
     if port.isdecimal() and int(port) < 2**16:  # else vLLM complains
         check_port(host, int(port))
@@ -102,6 +115,7 @@ def command(
     on_lost: str = "fail",
     index: Path | None = None,
     embedder: str | None = None,
+    weights: Path | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of the server, and the environment variables it needs beside the present ones.
 
@@ -113,10 +127,12 @@ def command(
         on_lost: What happens when a pair is lost, as in `vllm.contract.fallback`.
         index: Folder of the index for ``ck.retrieve``.
         embedder: Where its embedder is now; None is where the index says.
+        weights: Folder of the dial for the method ``weights``.
 
     Raises:
         ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
         ControlError: A bound is out of range.
+        WeightsError: `weights` is no dial.
     """
     from ..serving.limits import VARIABLE, Limits, check_names
     from ..vllm.contract import fallback
@@ -124,7 +140,7 @@ def command(
     check_names(limits or {})
     bounds = Limits(**(limits or {})).to_env()
     names = [option.split("=")[0].replace("_", "-") for option in rest if option.startswith("--")]
-    for name in OURS:
+    for name in (*OURS, *(("--lora-modules",) if weights is not None else ())):
         if name in names:
             raise ServingError(f"steering needs its own {name}, which this command sets.", "Leave it out.")
     line, safe = module_command("vllm.entrypoints.openai.api_server")
@@ -151,7 +167,46 @@ def command(
         if index is None:
             raise ServingError("--embedder is that of an index, and none is served.", "Name it: --index FOLDER.")
         variables[EMBEDDER] = place_of(embedder)
+    if weights is not None:
+        from ..vllm.contract import lora_dial
+
+        line += _adapters(lora_dial.LoraDial(weights), names, rest)
+        variables[lora_dial.VARIABLE] = str(weights.resolve())
     return line + list(rest), variables | safe
+
+
+def _adapters(dial: LoraDial, names: Sequence[str], rest: Sequence[str]) -> list[str]:
+    """Return the options by which vLLM loads the adapters of a dial, without those in `rest`."""
+
+    def spelled(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    given: dict[str, Any] = {"enable_lora": False} if "--no-enable-lora" in names else {}
+    for name in ("max_loras", "max_lora_rank"):
+        if (value := _value(rest, spelled(name))) and value.isdecimal():  # else vLLM complains
+            given[name] = int(value)
+    made = {name: value for name, value in dial.arguments(given, spelled).items() if spelled(name) not in names}
+    line = ["--enable-lora"] if made.pop("enable_lora", False) else []
+    for name, value in made.items():
+        line += [spelled(name), str(value)]
+    return [*line, "--lora-modules", *dial.modules()]
+
+
+def _check_dial(folder: Path, model: str) -> None:
+    """Refuse a dial of a model of another shape before vLLM has loaded its own, where its configuration can be read.
+
+    Raises:
+        WeightsError: Names both.
+    """
+    from transformers import AutoConfig
+
+    from ..vllm.contract.lora_dial import LoraDial
+
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError):
+        return  # vLLM says what is wrong with it
+    LoraDial(folder).check(config.get_text_config())
 
 
 def _check_index(folder: Path) -> None:
@@ -200,11 +255,10 @@ def _free_memory() -> int:
 
 
 def _value(line: Sequence[str], name: str) -> str | None:
-    """Return the last value given to an option, in either spelling."""
+    """Return the last value given to an option, in any spelling that vLLM takes."""
     found = None
     for i, part in enumerate(line):
-        if part == name and i + 1 < len(line):
-            found = line[i + 1]
-        elif part.startswith(name + "="):
-            found = part.split("=", 1)[1]
+        option, sign, value = part.partition("=")
+        if option.replace("_", "-") == name and (sign or i + 1 < len(line)):
+            found = value if sign else line[i + 1]
     return found

@@ -206,7 +206,7 @@ def check_in_weights(policy: Policy, where: str) -> None:
     if policy.in_weights:
         raise UnsupportedMode(
             f"method {policy.name!r} needs an adapter of its own for every row, which {where} does not give.",
-            "Use ckcontrol.generate, Rag, `ckcontrol serve` or SteeredLLM(weights=...).",
+            "Use ckcontrol.generate, Rag, SteeredLLM(weights=...), or a server with --weights.",
         )
 
 

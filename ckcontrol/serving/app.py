@@ -169,7 +169,8 @@ class _Server:
     def _read(self, path: str, data: dict[str, Any]) -> Steered:
         if data.get("model") not in (None, self._name):
             raise Refusal(404, f"there is no model {shown(data['model'])} here.", f"It is {self._name!r}.")
-        request = read_request(path, data, self._limits, sources=True, most=self._engine.room.tokens)
+        dial, most = self._engine.batcher.dial, self._engine.room.tokens
+        request = read_request(path, data, self._limits, dial=dial, sources=True, most=most)
         check_fields(path, request.body)
         return request
 

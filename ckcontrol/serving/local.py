@@ -139,9 +139,6 @@ class LocalEngine:
         Raises:
             CKError: Whatever is wrong with it.
         """
-        if request.control.policy().in_weights and not self.batcher.dial:
-            what = f"method {request.control.method!r} needs a dial of adapters, and this server has none."
-            raise ServingError(what, "Start it with --weights FOLDER.")
         pair, most = make_pair(request, self.batcher.tokenizer, self.room)
         sources, most = make_sources(request, self.batcher.tokenizer, self.room, most)
         stop = request.body.get("stop") or ()

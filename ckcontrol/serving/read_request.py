@@ -142,7 +142,7 @@ class Steered:
 
 
 def read_request(
-    path: str, body: Mapping[str, Any], limits: Limits, *, sources: bool = False, most: int = 2**31
+    path: str, body: Mapping[str, Any], limits: Limits, *, dial: bool = False, sources: bool = False, most: int = 2**31
 ) -> Steered:
     """Check a body.
 
@@ -150,6 +150,7 @@ def read_request(
         path: `CHAT` or `COMPLETIONS`.
         body: The decoded JSON object; without ``ck`` it asks the unmodified model.
         limits: Bounds.
+        dial: The server has a dial of adapters, for the methods that act in the weights.
         sources: The server weighs answers across sources; else ``ck.sources`` is refused.
         most: Most tokens that a request may ask for.
 
@@ -162,6 +163,9 @@ def read_request(
         raise ServingError(f"ck is {kind(ck)}, not an object.", 'Like {"passages": ["..."], "alpha": 0.3}.')
     _check_text(body)
     control = _control(ck, weighs=sources)
+    if control.policy().in_weights and not dial:
+        what = f"method {control.method!r} needs a dial of adapters, and this server has none."
+        raise ServingError(what, "Start it with --weights FOLDER.")
     source = PLAIN if plain else _source(ck, path)
     _refuse(body, _NOT_WITH_CK, "this server cannot honour it" if plain else "a steered request cannot honour it")
     if source in BUILT:

@@ -93,7 +93,8 @@ class SteeredReply:
     Args:
         server: Asked for traces, and for the tokenizer to tell them with.
         request: What the client asked for.
-        pair: Name of the pair; of the first one, if there are several drafts.
+        pair: Name of the pair; of the first one, if there are several drafts. Empty: an ordinary request, of which
+            nothing was recorded, and which the engine draws by random numbers of its own.
         exchange: What gives the answer.
         send: The client's channel.
         translated: The inner endpoint is another than the client asked.
@@ -101,6 +102,7 @@ class SteeredReply:
         falls_back: A pair lost before anything was sent is reported by `run`, not to the client.
         passages: Those that stand in the prompt, where they are not all of the request's.
         lost: Why the pair was lost; then this answer is the contextual row's alone.
+        model: What the reply calls the model; None leaves what the answer says.
     """
 
     def __init__(
@@ -116,10 +118,12 @@ class SteeredReply:
         falls_back: bool = False,
         passages: Sequence[str] | None = None,
         lost: str = "",
+        model: str | None = None,
     ) -> None:
         self._server, self._request, self._pair = server, request, pair
         self._exchange, self._send = exchange, send
         self._falls_back, self._lost = falls_back and not lost, lost
+        self._model = model
         self._translated = translated and request.path == CHAT
         parted = request.path == CHAT and (translated or not server.parses_thoughts)
         self._thoughts = Thoughts(opened=thinking) if parted else None
@@ -164,7 +168,7 @@ class SteeredReply:
 
         vLLM ends a row whose grammar allows no token without saying why; the workers know that no logit was finite.
         """
-        if not isinstance(error, Lost) or self._lost or not constrained(self._request.body):
+        if not isinstance(error, Lost) or self._lost or not self._pair or not constrained(self._request.body):
             return error
         try:
             await self._server.trace(self._pair, needed=False)
@@ -182,6 +186,8 @@ class SteeredReply:
         self._take_ids(part)
         if self._exchange.drafted:  # whichever draft is given
             part["id"] = self._exchange.id
+        if self._model is not None:
+            part["model"] = self._model
         whole = not self._exchange.streams
         if self._translated:
             part = to_chat(part) if whole else to_chat_chunk(part, first=self._first)
@@ -216,9 +222,12 @@ class SteeredReply:
         if self._passages:
             given = "".join(self._text), self._passages, self._request.texts.asked
             told["cited"] = [sentence.to_dict() for sentence in await asyncio.to_thread(cite, *given)]
-        if self._lost:
+        if self._lost or not self._pair:
             told.pop("seed", None)  # not in effect
+        if self._lost:
             return told | {"fallback": "contextual", "fallback_reason": self._lost}
+        if not self._pair:
+            return told
         if self._exchange.drafted:
             rows = self._exchange.rows
         else:

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,23 +37,21 @@ PASSAGES = ["The Tellin runs through Orvendale. " * 3, "Marrowick lies on the Ve
 @pytest.fixture(scope="module")
 def url(small: Any, vllm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server."""
+    with serving(small[0], tmp_path_factory.mktemp("server"), "--heads", "--max-num-batched-tokens", "128") as address:
+        yield address
+
+
+@contextmanager
+def serving(model: str, folder: Path, *options: str) -> Iterator[str]:
+    """Run ``ckcontrol serve-vllm`` and give its address; `folder` is for its log and a third party's policy."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    line = [sys.executable, "-W", "ignore", "-m", "ckcontrol", "serve-vllm", "--model", small[0], "--heads"]
+    line = [sys.executable, "-W", "ignore", "-m", "ckcontrol", "serve-vllm", "--model", model, *options]
     line += ["--port", str(port), "--dtype", "float32", "--max-model-len", "2048", "--block-size", "32"]
-    line += [
-        "--max-num-batched-tokens",
-        "128",
-        "--max-num-seqs",
-        "32",
-        "--gpu-memory-utilization",
-        "0.2",
-        "--served-model-name",
-        "m",
-    ]
-    log = tmp_path_factory.mktemp("server") / "log"
-    site = stumbles.install(tmp_path_factory.mktemp("installed") / "site")  # a third party's policy
+    line += ["--max-num-seqs", "32", "--gpu-memory-utilization", "0.2", "--served-model-name", "m"]
+    log = folder / "log"
+    site = stumbles.install(folder / "site")
     given = {"PYTHONPATH": os.pathsep.join([str(ROOT), site, *filter(None, [os.environ.get("PYTHONPATH")])])}
     given |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("wb") as file:

@@ -5,7 +5,11 @@ What an adapter is meant to do is computed by hand here, from PEFT's files; test
 
 from __future__ import annotations
 
+import asyncio
+import json
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +21,8 @@ from ckcontrol.models.load import load
 from ckcontrol.weights.manifest import Manifest
 
 from ..weights.by_hand import merged, write_adapter
+from .inner import Inner, ask
+from .test_http_live import post, raw, serving
 
 QUESTIONS = [("Who rules Oz?", ["Ozma rules Oz."]), ("Where is Ys?", []), ("What is Mu's capital?", ["Mu: Ra."])]
 ENGINE: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 12}
@@ -136,10 +142,87 @@ def test_the_method_without_a_dial_is_refused_before_the_engine_is_asked() -> No
 
 
 def test_a_dial_of_another_model_is_refused_by_its_shape(dial: Path) -> None:
-    from types import SimpleNamespace
-
-    from ckcontrol.vllm.offline.lora_dial import LoraDial
+    from ckcontrol.vllm.contract.lora_dial import LoraDial
 
     here = SimpleNamespace(model_type="llama", num_hidden_layers=3, num_attention_heads=2, hidden_size=64)
     with pytest.raises(WeightsError, match=r"\('llama', 2, 2, 64\).*\('llama', 3, 2, 64\).*that its adapters"):
         LoraDial(dial).check(here)
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    """A chat with one of `QUESTIONS` and the method weights."""
+    question, passages = QUESTIONS[0]
+    ck = {"passages": passages, "method": "weights", "alpha": 0.1} | fields.pop("ck", {})
+    return {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 10, "ck": ck} | fields
+
+
+@pytest.mark.usefixtures("vllm_here")
+def test_a_server_answers_with_the_adapter_nearest_to_alpha_beside_pairs(
+    small: Any, dial: Path, tmp_path: Path
+) -> None:
+    folder, model, tokenizer = small
+    ids = list(ck.build_pair(tokenizer, *QUESTIONS[0]).contextual)
+    pair = ck.Control("cad", alpha=0.2)
+    with serving(folder, tmp_path, "--weights", str(dial), "--enforce-eager") as url:
+        with urllib.request.urlopen(url + "/v1/models") as reply:
+            (listed,) = json.load(reply)["data"]
+        assert listed["id"] == "m" and "weights" in listed["ck"]["methods"] and "weights" in listed["ck"]["dials"]
+        for alpha, name in ((0.1, "step0"), (0.5, None), (1.0, "step2"), (0.6, None)):
+            for fields in ({}, {"stream": True}):
+                asked = body(ck={"alpha": alpha}, return_token_ids=True, **fields)
+                status, text = raw(url, asked)
+                assert status == 200, text
+                parts = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+                parts = parts or [json.loads(text)]
+                made = [token for part in parts for choice in part["choices"] for token in choice["token_ids"] or ()]
+                wanted = by_hand(folder, name and dial / name, ids, 10)
+                assert made == wanted[: [*wanted, 258].index(258) + 1], (alpha, fields)
+                assert {part["model"] for part in parts} == {"m"}
+                told = parts[-1]["ck"]
+                assert (told["method"], told["alpha"], told["passages"]) == ("weights", alpha, 1) and "seed" not in told
+        both = post(url, {**body(ck={"method": "cad", "alpha": 0.2, "trace": True}), "max_tokens": 10})
+        alone = ck.generate(model, tokenizer, *QUESTIONS[0], control=pair, max_new_tokens=10)
+        assert [entry["id"] for entry in both[1]["ck"]["trace"]] == list(alone.token_ids)
+        drawn = post(url, body(temperature=0.9))
+        assert drawn[0] == 200 and "seed" not in drawn[1]["ck"]
+        for fields, status, said in (
+            ({"ck": {"trace": True}}, 400, "ck.trace=True"),
+            ({"temperature": 1.0, "seed": 0}, 400, "seed=0"),
+            ({"model": "ck-weights-0"}, 404, "are those of 'm'"),
+            ({"model": "other", "ck": {"alpha": 0.5}}, 404, "other"),
+        ):
+            got, answer = post(url, body(**fields))
+            assert got == status and said in answer["error"]["message"], answer
+
+
+def asked_through(given: dict[str, Any], dial: Path | None) -> tuple[Any, Inner]:
+    """Ask the middleware around an app that behaves like vLLM's; return what the client got, and that app."""
+    from ckcontrol.models.tiny import tiny_model
+    from ckcontrol.serving.limits import Limits
+    from ckcontrol.vllm.http.middleware import CKMiddleware
+
+    inner = Inner()
+    app = CKMiddleware(inner, Limits(), tiny_model("llama")[1], weights=dial and str(dial))
+    state = SimpleNamespace(args=SimpleNamespace(model="/models/m", served_model_name=["m", "alias"]))
+    got = asyncio.run(ask(app, given, state=state))
+    assert inner.running == 0 and app.pairs == 0
+    return got, inner
+
+
+def test_the_middleware_makes_it_one_ordinary_request(dial: Path) -> None:
+    mask = [{"layer": 0, "head": 1}]
+    got, inner = asked_through(body(model="alias", top_p=0.5, temperature=0.7, repetition_penalty=1.1), dial)
+    ((path, seen),) = inner.seen
+    assert got.status == 200 and path == "/v1/completions" and seen["model"] == "ck-weights-0"
+    assert (seen["temperature"], seen["top_p"], seen["repetition_penalty"]) == (0.7, 0.5, 1.1)
+    assert "vllm_xargs" not in seen and "seed" not in seen
+    assert got.json["model"] == "alias" and got.json["ck"]["method"] == "weights"
+    got, inner = asked_through(body(ck={"alpha": 0.5}), dial)
+    assert "model" not in inner.seen[0][1] and got.json["model"] == "m"
+    got, _ = asked_through(body(ck={"heads": mask}), dial)
+    assert got.status == 400, "no engine to ask for heads: refused, not dropped"
+
+
+def test_a_server_without_a_dial_refuses_the_method_and_says_how_to_start_it() -> None:
+    got, inner = asked_through(body(), None)
+    assert got.status == 400 and "'weights'" in got.message and "--weights FOLDER" in got.message and not inner.seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -14,8 +15,15 @@ import pytest
 
 from ckcontrol.cli import serve_vllm
 from ckcontrol.cli.main import main
+from ckcontrol.errors import WeightsError
+from ckcontrol.heads.fingerprint import Fingerprint
+from ckcontrol.models.tiny import tiny_model
 from ckcontrol.serving.limits import VARIABLE, Limits
+from ckcontrol.vllm.contract import lora_dial
 from ckcontrol.vllm.contract.head_masks import SECRET
+from ckcontrol.weights.manifest import Manifest
+
+from ..weights.by_hand import write_adapter
 
 
 def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -162,3 +170,55 @@ def test_everything_the_command_names_exists() -> None:
     for name in named:
         module, _, attribute = name.replace(":", ".").rpartition(".")
         assert isinstance(getattr(import_module(module), attribute), type)
+
+
+@pytest.fixture
+def dial(tmp_path: Path) -> Path:
+    """A dial of two adapters in the folder ``a=b``: in the short form vLLM parts name and path by such a sign."""
+    model, folder = tiny_model()[0], tmp_path / "a=b"
+    for name in ("step0", "step2"):
+        write_adapter(model, folder / name, 1)
+    Manifest("linear", Fingerprint.of(model), {0.0: "step0", 0.5: None, 1.0: "step2"}).write(folder)
+    return folder
+
+
+def test_a_dials_adapters_become_models_of_vllm(dial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line, variables = serve_vllm.command("M", ["--port", "1"], weights=dial)
+    at = line.index("--lora-modules")
+    assert [json.loads(text) for text in line[at + 1 : line.index("--port")]] == [
+        {"name": "ck-weights-0", "path": str(dial / "step0")},
+        {"name": "ck-weights-1", "path": str(dial / "step2")},
+    ]
+    assert line[line.index("--max-loras") + 1] == "3" and "--enable-lora" in line, "one place stays empty"
+    assert int(line[line.index("--max-lora-rank") + 1]) >= 4
+    assert variables[lora_dial.VARIABLE] == str(dial)
+    assert serve_vllm.command("M", ["--max_loras=9"], weights=dial)[0].count("--max-loras") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--lora-modules", "mine=/x"], "its own --lora-modules"),
+        (["--max_loras", "2"], r"--max-loras=3, and 2 was given. Leave --max-loras out"),
+        (["--max-lora-rank=1"], r"--max-lora-rank=\d+, and 1 was given. Leave --max-lora-rank out"),
+        (["--no-enable-lora"], "--enable-lora=True, and False was given. Leave --enable-lora out"),
+    ],
+)
+def test_options_that_leave_a_dial_no_room_are_refused(
+    dial: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve-vllm", "--model", "M", "--weights", str(dial), *options, "--dry-run"]) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_a_folder_that_is_no_dial_or_one_for_another_model_is_refused_before_vllm_starts(
+    dial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve-vllm", "--model", "M", "--weights", str(tmp_path), "--dry-run"]) == 2
+    assert "holds no ckcontrol-dial.json" in capsys.readouterr().err
+    tiny_model("gpt2")[0].config.save_pretrained(tmp_path / "other")
+    with pytest.raises(WeightsError, match=r"'llama'.*'gpt2'.*Load the model that its adapters were trained on"):
+        serve_vllm._check_dial(dial, str(tmp_path / "other"))
+    tiny_model()[0].config.save_pretrained(tmp_path / "same")
+    serve_vllm._check_dial(dial, str(tmp_path / "same"))
+    serve_vllm._check_dial(dial, str(tmp_path / "nothing here"))  # vLLM says so

@@ -111,7 +111,7 @@ def make_bodies(
 
     Args:
         request: The checked request.
-        pair: The pair's name, from `params.new_pair`.
+        pair: The pair's name, from `params.new_pair`; empty: the rows are none of a pair.
         tokenizer: The served model's; needed with passages, and to know of a chat whether its prompt opens a thought.
         draft: One of `params.drafts`.
         window: Longest prompt and answer together: passages that were found are cut to it. None cuts nothing.
@@ -158,9 +158,11 @@ def _named(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
     if given is not None and not isinstance(given, Mapping):
         raise ServingError("vllm_xargs is not an object.", "Leave it out.")
     arguments: dict[str, Any] = dict(given or {})
-    arguments |= extra_args(pair, CONTEXTUAL, request.control, request.options, trace=request.trace, draft=draft)
     if request.heads:
         arguments[HEADS] = pack(request.heads)
+    if not pair:
+        return replace(bodies, contextual=bodies.contextual | ({"vllm_xargs": arguments} if arguments else {}))
+    arguments |= extra_args(pair, CONTEXTUAL, request.control, request.options, trace=request.trace, draft=draft)
     return replace(
         bodies,
         contextual=bodies.contextual | {"vllm_xargs": arguments},

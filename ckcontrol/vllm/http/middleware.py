@@ -12,13 +12,14 @@ import asyncio
 import json
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CKError
 from ...serving.asgi import ASGIApp, Gone, Message, Receive, Route, Scope, Send, Shared
 from ...serving.guard import read_body
-from ...serving.json_values import HEADS, without_ours
+from ...serving.json_values import HEADS, shown, without_ours
 from ...serving.limits import Limits
 from ...serving.page import SafeHeaders, is_page, page, told_model
 from ...serving.read_request import PATHS, Steered, read_request
@@ -27,6 +28,8 @@ from ...serving.replies import Refusal
 from ...serving.retrieve import Retriever, opened
 from ...serving.steered_reply import SteeredReply, refuse
 from ..contract import fallback
+from ..contract.lora_dial import VARIABLE as WEIGHTS
+from ..contract.lora_dial import LoraDial
 from ..contract.pair_params import new_pair
 from .drafting import Drafting
 from .exchange import Exchange
@@ -57,9 +60,12 @@ class CKMiddleware:
             the prompt with the passages is answered alone. None reads the environment (`fallback.VARIABLE`).
         index: An `Index` or anything with its ``search``, for ``ck.retrieve``; None opens the folder that
             the environment names (`INDEX`), if it does.
+        weights: Folder of the dial whose adapters the server has as models; None reads the environment
+            (`lora_dial.VARIABLE`).
 
     Raises:
         ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
+        WeightsError: `weights` is no dial.
         RetrievalError: The index cannot be opened, or its embedder not be loaded.
     """
 
@@ -70,12 +76,15 @@ class CKMiddleware:
         tokenizer: PreTrainedTokenizerBase | None = None,
         on_lost: str | None = None,
         index: Any = None,
+        weights: str | None = None,
     ) -> None:
         self.app = app
         self.limits = limits or Limits.from_env()
         self._tokenizer = tokenizer
         self._server: Server | None = None
         self._retriever = Retriever(_index_from_env() if index is None else index)
+        folder = os.environ.get(WEIGHTS, "").strip() if weights is None else weights
+        self._dial = LoraDial(folder) if folder else None
         self._page = SafeHeaders(page())
         self._falls_back = (fallback.from_env() if on_lost is None else fallback.choice(on_lost)) == "contextual"
         self.pairs = 0  # under way
@@ -119,7 +128,8 @@ class CKMiddleware:
         held = 1
         self.pairs += held
         try:
-            request = await _off(size, read_request, path, data, self.limits)
+            request = await _off(size, partial(read_request, dial=self._dial is not None), path, data, self.limits)
+            single = request.control.policy().in_weights
             if request.texts.wanted is not None:
                 request = await asyncio.to_thread(self._retriever.find, request)
             names, server = request.drafts, self._bound(scope)
@@ -130,6 +140,7 @@ class CKMiddleware:
                 raise Refusal(429, f"{self.pairs - held} pairs are under way.", "Try again in a moment.")
             self.pairs += len(names) - held
             held = len(names)
+            adapter = self._adapter(server, request, data) if single else None
             if request.direction is not None:
                 raise Refusal(400, "ck.direction: vLLM adds no directions.", "Use ckcontrol serve --direction FILE.")
             if request.heads:
@@ -138,9 +149,11 @@ class CKMiddleware:
             if request.texts.source == "prompt":
                 await server.check_lengths(request.body)
                 await server.check_lengths({**request.body, "prompt": request.texts.parametric})
-            pairs = [new_pair() for _ in names]
+            pairs = ["" if single else new_pair() for _ in names]
             bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0], server.window)
-            unfit = server.unfit(bodies)
+            if adapter is not None:
+                bodies = replace(bodies, contextual=bodies.contextual | {"model": adapter})
+            unfit = "" if single else server.unfit(bodies)
             if unfit and not self._falls_back:
                 raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or have the cache enlarged.")
             shared = Shared(receive)
@@ -166,9 +179,11 @@ class CKMiddleware:
             if message.get("more_body"):
                 return
             if start["status"] == 200:
-                data = json.loads(whole)
+                data, dial = json.loads(whole), self._dial
+                data["data"] = [model for model in data["data"] if dial is None or model["id"] not in dial.served]
                 for model in data["data"]:
-                    model["ck"] = told_model(self.limits, self._retriever, model.get("max_model_len"))
+                    most = model.get("max_model_len")
+                    model["ck"] = told_model(self.limits, self._retriever, most, dial=dial is not None)
                 whole = json.dumps(data).encode()
                 start["headers"] = _sized(start, len(whole))
             await send(start)
@@ -181,6 +196,24 @@ class CKMiddleware:
         self._server = self._server or Server(getattr(scope.get("app"), "state", None), self._tokenizer)
         return self._server
 
+    def _adapter(self, server: Server, request: Steered, data: dict[str, Any]) -> str | None:
+        """Return the model that a request in the weights asks of vLLM; None: the one that the client names.
+
+        Raises:
+            Refusal: It wants what an ordinary request to vLLM cannot have, or another model.
+        """
+        seed = data.get("seed") if request.options.do_sample else None
+        for name, asked in (("ck.trace", request.trace or None), ("seed", seed)):
+            if asked is not None:
+                what = f"{name}={shown(asked)}: method 'weights' is an ordinary request to vLLM, without it."
+                raise Refusal(400, what, "Leave it out, or use ckcontrol serve.")
+        adapter = None if self._dial is None else self._dial.model(request.control)
+        named = request.body.get("model")
+        if adapter is not None and server.names and named not in (None, *server.names):
+            what = f"model={shown(named)}: the adapters of method 'weights' are those of {server.names[0]!r}."
+            raise Refusal(404, what, "Name that one.")
+        return adapter
+
     async def _run(
         self,
         route: Route,
@@ -191,8 +224,13 @@ class CKMiddleware:
         pairs: dict[str, str],
         lost: str,
     ) -> None:
-        """Run the pair, or one per draft, and reply; `pairs` are their names by draft, `lost` why it cannot run."""
+        """Run the pair, or one per draft, and reply; `pairs` are their names by draft, `lost` why it cannot run.
+
+        A request in the weights has no pair, and neither has one that is lost: each is answered alone.
+        """
         left = self.limits.seconds
+        single = request.control.policy().in_weights
+        called = request.body.get("model") or next(iter(server.names), None)  # not by the name of an adapter
         reply = partial(
             SteeredReply,
             server,
@@ -202,8 +240,9 @@ class CKMiddleware:
             translated=route.path != request.path,
             thinking=bodies.thinking,
             passages=bodies.passages,
+            model=called if single else None,
         )
-        if not lost:
+        if not (lost or single):
             if len(pairs) == 1:
                 run = Exchange(route, bodies.contextual, bodies.parametric, left)
             else:
@@ -211,7 +250,7 @@ class CKMiddleware:
             async with run:
                 lost = await reply(run, falls_back=self._falls_back).run()
             left = run.left
-        if lost:
+        if lost or single:
             alone = Exchange(route, fallback.alone(bodies.contextual, request.options), None, left)
             async with alone:
                 await reply(alone, lost=lost).run()

@@ -58,6 +58,12 @@ class Server:
         )
         return found if isinstance(found, int) else None
 
+    @property
+    def names(self) -> list[str]:
+        """What the served model is called, the first one in replies; empty where that is not known."""
+        given = getattr(self._args, "served_model_name", None) or getattr(self._args, "model", None) or []
+        return [given] if isinstance(given, str) else list(given)
+
     async def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the served model's tokenizer, with the server's chat template; loaded at the first call.
 

@@ -21,9 +21,9 @@ from ...decoding.token_texts import pieces, said
 from ...errors import ControlError, HeadsError, NonFiniteLogits, PromptError, ServingError, WeightsError
 from ..contract import fallback
 from ..contract import pair_params as params
+from ..contract.lora_dial import LoraDial, check_options
 from ..engine import compat
 from .jobs import Job, given_of, parts
-from .lora_dial import LoraDial, check_options
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -1,12 +1,14 @@
 """The dial in the weights in a vLLM engine: one ordinary request per question, with the adapter nearest to its alpha.
 
+Offline a request names the adapter's folder; a server has each adapter as a model of its own, and a request names that.
 Knows a dial's folder and vLLM's LoRA arguments; knows no pairs, and nothing of how answers are read. vLLM itself loads
 the adapters, draws, and keeps prefixes of different adapters apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,10 @@ from ...weights.manifest import Manifest
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
-__all__ = ["LoraDial", "check_options"]
+__all__ = ["VARIABLE", "LoraDial", "check_options"]
 
+VARIABLE = "CKCONTROL_VLLM_WEIGHTS"  # the folder of the dial that a server was started with
+SERVED = "ck-weights-"  # and the alpha: what a server calls an adapter
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 
 
@@ -51,8 +55,12 @@ class LoraDial:
                 f"{str(folder)!r} has rank {self.rank}, and vLLM takes {RANKS[-1]}.", "Train a lower one."
             )
 
-    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments(self, given: Mapping[str, Any], spelled: Callable[[str], str] = str) -> dict[str, Any]:
         """Return the arguments of an engine that takes the adapters; those given stay.
+
+        Args:
+            given: Of vLLM's `EngineArgs`.
+            spelled: How the caller writes an argument.
 
         Raises:
             ServingError: The engine is to have no LoRA, none of this rank, or too few at once.
@@ -67,8 +75,9 @@ class LoraDial:
         small = (name for name, least in ours.items() if made[name] < (self.rank if name == "max_lora_rank" else least))
         if name := next(small, ""):
             raise ServingError(
-                f"weights={str(self.folder)!r} needs {name}={ours[name]}, and {given[name]!r} was given.",
-                f"Leave {name} out.",
+                f"{spelled('weights')}={str(self.folder)!r} needs {spelled(name)}={ours[name]}, "
+                f"and {given[name]!r} was given.",
+                f"Leave {spelled(name)} out.",
             )
         return made
 
@@ -87,13 +96,30 @@ class LoraDial:
                 "Load the model that its adapters were trained on.",
             )
 
+    @property
+    def served(self) -> dict[str, str]:
+        """What a server calls each adapter -> the adapter's folder inside the dial."""
+        return {f"{SERVED}{alpha:g}": name for alpha, name in self.manifest.adapters.items() if name is not None}
+
+    def modules(self) -> list[str]:
+        """Return the values of vLLM's ``--lora-modules``: each adapter under its name of `served`, as JSON."""
+        return [json.dumps({"name": name, "path": str(self.folder / of)}) for name, of in self.served.items()]
+
+    def model(self, control: Control) -> str | None:
+        """Return the name of `served` that a request with this control asks; None at 0.5, the model as it is."""
+        nearby = self._nearest(control)
+        return next((name for name, folder in self.served.items() if folder == nearby), None)
+
     def request(self, control: Control) -> LoRARequest | None:
-        """Return what a request with this control names; None at 0.5, the model without an adapter."""
+        """Return what an offline request with this control names; None at 0.5, the model without an adapter."""
         from vllm.lora.request import LoRARequest
 
-        policy = control.policy()
-        name = nearest(self.manifest.adapters, policy.position) if isinstance(policy, Weights) else None
+        name = self._nearest(control)
         return None if name is None else LoRARequest(name, self._numbers[name], str(self.folder / name))
+
+    def _nearest(self, control: Control) -> str | None:
+        policy = control.policy()
+        return nearest(self.manifest.adapters, policy.position) if isinstance(policy, Weights) else None
 
 
 def check_options(options: GenerateOptions, control: Control) -> None:
