@@ -1,7 +1,8 @@
 """The dial in the weights measured from facts to figures: splits, neutral text, and the table of several runs.
 
 `split` writes the shipped facts as train, dev, report (by a hash of the subject, so that a country's capital, currency
-and continent stand on one side) and unseen (a relation held out entirely). `perplexity` reads neutral text, that of the
+and continent stand on one side) and unseen (a relation held out entirely); with `--counterfact` those of a file of
+CounterFact instead, as sentences to complete, each with its own false answer. `perplexity` reads neutral text, that of the
 panel for head masks, at every adapter of some dials. `table` puts the cells of runs of the same records beside each
 other, unfinished ones as far as they are: one run per merging method, the first with everything that they are compared
 with. `beside` asks the records of a run of the plain model while a direction is added to it or heads are pruned, which
@@ -38,6 +39,7 @@ from ckcontrol.decoding.weight_rows import BASE, DIALS, rows_take
 from ckcontrol.eval.figures.cells import Cell, collect
 from ckcontrol.eval.figures.intervals import holm
 from ckcontrol.eval.items.states import FIVE, StateFact, completed
+from ckcontrol.eval.metrics import mentions
 from ckcontrol.eval.run_files import items, read_card, samples
 from ckcontrol.eval.running.arms import arms_for
 from ckcontrol.eval.running.engine import Local
@@ -58,10 +60,25 @@ def hashed(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
-def split(out: Path, unseen: str, most: int, share: int) -> None:
+def counterfact(path: Path) -> list[dict[str, Any]]:
+    """Return the edits of a file of CounterFact as facts; a relation is a prompt without its subject.
+
+    Those whose prompt names the answer are left out.
+    """
+    facts = []
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        cloze, subject = row["prompt"].strip(), row["subject"]
+        fact = {"relation": cloze.replace(subject, "_"), "subject": subject, "cloze": cloze}
+        fact |= {"question": f"Complete the sentence: {cloze} ...", "answer": row["target_true"].strip()}
+        if not mentions(cloze, [fact["answer"]]):
+            facts.append(fact | {"false_answer": [row["target_new"].strip()]})
+    return facts
+
+
+def split(out: Path, unseen: str, most: int, share: int, edits: str | None) -> None:
     """Write the files of facts, and ``asked.jsonl``: some of report and of unseen."""
     files: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in SHARES} | {"unseen": []}
-    facts = [dict(row.data) for row in shipped()[0]]
+    facts = counterfact(Path(edits)) if edits else [dict(row.data) for row in shipped()[0]]
     for fact, made in zip(facts, completed([StateFact.from_dict(fact) for fact in facts]), strict=True):
         fact["false_answer"] = list(made.false_answers)  # of all facts: in one file a relation may stand alone
         at = hashed(f"0:{fact['subject']}") % 100
@@ -285,6 +302,7 @@ def main() -> None:
     parser.add_argument("--unseen", default="us_state_capital", help="the relation that is held out")
     parser.add_argument("--asked", type=int, default=40, help="facts of asked.jsonl")
     parser.add_argument("--of-unseen", type=int, default=14, help="how many of them are of the relation held out")
+    parser.add_argument("--counterfact", metavar="FILE", help="split: facts of this file instead of the shipped ones")
     parser.add_argument("--tasks", default="", help="beside: the facts of the run")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--direction")
@@ -300,7 +318,7 @@ def main() -> None:
         gates(Path(args.folders[0]))
         return
     if args.what == "split":
-        split(Path(args.folders[0]), args.unseen, args.asked, args.of_unseen)
+        split(Path(args.folders[0]), args.unseen, args.asked, args.of_unseen, args.counterfact)
         return
     made = neutral(args.model, args.folders) if args.what == "perplexity" else table(args.folders)
     if args.json:
