@@ -1,14 +1,15 @@
 """The dial in the weights measured from facts to figures: splits, neutral text, and the table of several runs.
 
-`split` writes the shipped facts as train, dev, report (by a hash of the subject, so that a country's capital, currency
-and continent stand on one side) and unseen (a relation held out entirely); with `--counterfact` those of a file of
-CounterFact instead, as sentences to complete, each with its own false answer. `perplexity` reads neutral text, that of the
-panel for head masks, at every adapter of some dials. `table` puts the cells of runs of the same records beside each
-other, unfinished ones as far as they are: one run per merging method, the first with everything that they are compared
-with. `beside` asks the records of a run of the plain model while a direction is added to it or heads are pruned, which
-no option of `eval run` does; what is known stays what the unchanged model knows. `gates` reads a run with `off`,
-`dial@1`, `weights@0` and `weights@1` and asks what an adaptive form could win: each question takes one of the two
-adapters by a signal that is there before its answer, with the threshold that is best on these very answers.
+`split` writes the shipped facts as train, dev, report (by a hash of the subject, so that a country's capital,
+currency and continent stand on one side) and unseen (a relation held out entirely); with `--counterfact` those of a
+file of CounterFact instead, as sentences to complete, each with its own false answer. `perplexity` reads neutral
+text, that of the panel for head masks, at every adapter of some dials. `table` puts the cells of runs of the same
+records beside each other, unfinished ones as far as they are: one run per merging method, the first with everything
+that they are compared with. `beside` asks the records of a run of the plain model while a direction is added to it or
+heads are pruned, which no option of `eval run` does; what is known stays what the unchanged model knows. `gates`
+reads a run with `off`, `dial@1`, `weights@0` and `weights@1` and asks what an adaptive form could win: each question
+takes one of the two adapters by a signal that is there before its answer, with the threshold that is best on these
+very answers.
 What is between, asking, exporting, training and mixing, are the commands of docs/research/weights.md.
 
     python benchmarks/weights.py split facts/
