@@ -23,6 +23,7 @@ __all__ = [
     "MetricRule",
     "ended",
     "ignorance",
+    "is_right",
     "measure",
     "over_inclusion",
     "repeated_ngrams",
@@ -86,6 +87,23 @@ METRICS: dict[str, MetricRule] = {
 }
 
 
+def is_right(record: Record, said: Verdict) -> bool | None:
+    """Whether an answer gives the truth: `par_answers`, or in agree and helpful, whose passages are right, theirs.
+
+    Args:
+        record: What was asked.
+        said: What the answer names first.
+
+    Returns:
+        None where the record does not tell the truth.
+    """
+    if record.par_answers:
+        return said.source in ("parametric", "both")
+    if record.ctx_answers and record.state in ("agree", "helpful"):
+        return said.source == "contextual"
+    return None
+
+
 def measure(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribution]:
     """Return ``{metric: (numerator, weight)}`` of what can be said about one sample; the rest is left out.
 
@@ -93,8 +111,7 @@ def measure(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribution
       helpful. In strict mode `both` says that both are named somewhere without negation; `neither`, that no answer of
       one side alone is given.
     - Of choices, ``parr conr mr neither`` by the role (``meta.roles``) of the one with the highest score.
-    - ``accuracy``: the truth is the first that is named: `par_answers`, or in agree and helpful, where the passages
-      are right, `ctx_answers` if there are no others; of choices, the wanted one has the highest score.
+    - ``accuracy``: `is_right`; of choices, the wanted one has the highest score.
     - ``accuracy_norm``: the same with scores divided by tokens; ``margin``: its score above the best other one, nats.
     - ``set_em``: records with ``meta.multi_gold``.
     - ``ignorance`` in agree and helpful, ``over_inclusion`` in irrelevant.
@@ -111,10 +128,8 @@ def measure(record: Record, sample: Mapping[str, Any]) -> dict[str, Contribution
     strict = verdict(text, record.ctx_answers, record.par_answers)
     found = _sources(record, text, strict)
     right_passages = record.state in ("agree", "helpful")
-    if record.par_answers:
-        found["accuracy"] = strict.source in ("parametric", "both")
-    elif record.ctx_answers and right_passages:
-        found["accuracy"] = strict.source == "contextual"
+    if (right := is_right(record, strict)) is not None:
+        found["accuracy"] = right
     if record.par_answers or record.ctx_answers:
         found["hit"] = strict.source != "neither"
     if record.ctx_answers:

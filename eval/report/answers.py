@@ -15,6 +15,7 @@ from typing import Any
 from ckcontrol.errors import EvalError
 
 from ...views.safe_text import clean
+from ..judging.measures import is_right
 from ..judging.verdict import verdict
 from ..records import STATES, Record
 from ..run_files import misshapen, parsed, sample_files
@@ -72,12 +73,11 @@ def judge(record: Record, sample: dict[str, Any]) -> str:
         return "right" if sample["choice"] == record.answer_index else "wrong"
     if not record.par_answers and not record.ctx_answers:
         return "unjudged"
-    source = verdict(str(sample.get("text", "")), record.ctx_answers, record.par_answers).source
+    said = verdict(str(sample.get("text", "")), record.ctx_answers, record.par_answers)
     if record.state == "conflict":
-        return {"parametric": "memory", "contextual": "passages"}.get(source, source)
-    wanted = record.par_answers or record.ctx_answers
-    sides = ("parametric", "both") if wanted is record.par_answers else ("contextual",)
-    return "right" if source in sides else "wrong"
+        return {"parametric": "memory", "contextual": "passages"}.get(said.source, said.source)
+    right = is_right(record, said)
+    return "unjudged" if right is None else "right" if right else "wrong"
 
 
 def choose(folder: Path, limit: int) -> list[TaskItems]:

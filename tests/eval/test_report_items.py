@@ -10,6 +10,7 @@ import pytest
 
 from ckcontrol.eval.records import Record
 from ckcontrol.eval.report import write_report
+from ckcontrol.eval.judging.measures import measure
 from ckcontrol.eval.report.answers import choose, judge
 from ckcontrol.eval.report.browser import browser
 from ckcontrol.eval.report.runs import read_runs
@@ -63,6 +64,14 @@ def test_choices_failures_and_records_without_answers():
     assert [judge(record, {"choice": place}) for place in (1, 0, None)] == ["right", "wrong", "unjudged"]
     assert judge(record, {"error": "NonFiniteLogits"}) == "failed"
     assert judge(Record("1", "q", state="plain"), {"text": "x"}) == "unjudged"
+
+
+@pytest.mark.parametrize(("state", "word"), [("helpful", "right"), ("irrelevant", "unjudged"), ("plain", "unjudged")])
+def test_what_passages_say_is_the_truth_where_they_are_right_alone(state, word):
+    """As in the figures, which have no accuracy for the others."""
+    record = Record("1", "q", ("p",), ("Hanoi",), (), state)
+    assert judge(record, {"text": "It is Hanoi."}) == word
+    assert ("accuracy" in measure(record, {"id": "1", "text": "It is Hanoi."})) == (word == "right")
 
 
 # --- choosing ---
