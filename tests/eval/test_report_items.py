@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ckcontrol.eval.judging.measures import measure
 from ckcontrol.eval.records import Record
 from ckcontrol.eval.report import write_report
-from ckcontrol.eval.judging.measures import measure
 from ckcontrol.eval.report.answers import choose, judge
 from ckcontrol.eval.report.browser import browser
 from ckcontrol.eval.report.runs import read_runs
