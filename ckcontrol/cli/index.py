@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ControlError, EmptyCorpus, RetrievalError
+from ..rates import count
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
-from .words import TextCommand, count, group, size
+from .words import TextCommand, group, size
 
 if TYPE_CHECKING:
     from ..retrieval import Document, Index, QuestionChange
@@ -466,7 +467,7 @@ def _why(data: dict[str, Any]) -> str:
 
     kind, asked = data["kind"], data["settings"]["kind"]
     held = data["rows"] * data["embedder"]["dim"] * (2 if data["settings"]["dtype"] == "float16" else 4)
-    vectors = f"{data['rows']:,} vectors" + (f" ({held / 2**20:,.0f} MiB)" if held >= 2**20 else "")
+    vectors = count(data["rows"], "vector") + (f" ({held / 2**20:,.0f} MiB)" if held >= 2**20 else "")
     if kind == asked:
         return f"{kind}: as asked, {vectors}"
     if asked != "auto":

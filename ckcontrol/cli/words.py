@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from ..errors import ControlError
 
-__all__ = ["HelpfulCommand", "TextCommand", "called", "count", "group", "in_options", "in_plain_words", "size"]
+__all__ = ["HelpfulCommand", "TextCommand", "called", "group", "in_options", "in_plain_words", "size"]
 
 VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
 
@@ -148,11 +148,6 @@ def _spelled(option: str, flag: bool, found: re.Match[str]) -> str:
     if flag:
         return f"no {option}" if value in ("False", "None") else option
     return f"{option} {value[1:-1] if re.fullmatch(QUOTED_WORD, value) else value}".rstrip()
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number and what it counts: ``1 passage``, ``1,200 passages``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def size(number: int) -> str:
