@@ -430,7 +430,7 @@ def _summarise(
             "kind": _why(data),
             **({"gone": f"{lost}, {'removed' if pruned else 'still found: --prune removes them'}"} if gone else {}),
         }
-        _grid(rows | ({"skipped": f"{count(counts['skipped'], 'input')}, named above"} if progress.skipped else {}))
+        _grid(rows | ({"skipped": f"{count(counts['skipped'], 'input')}, named on stderr"} if progress.skipped else {}))
     if progress.skipped:
         raise typer.Exit(SKIPPED)
 
@@ -452,7 +452,7 @@ def _write_questions(index: Index, write: QuestionWriter, model: str, batch_size
 
 def _questions(data: dict[str, Any]) -> str:
     return (
-        f"{count(data['questions'], 'question')} that {data['questioned']:,} of {count(data['texts'], 'text')} answer"
+        f"{count(data['questions'], 'question')} answered by {count(data['questioned'], 'text')} of {data['texts']:,}"
     )
 
 

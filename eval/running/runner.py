@@ -211,7 +211,7 @@ def _probe(
             known[line["id"]] = verdict(line.get("text") or "", (), facts[line["id"]].answers).parametric
     if missing := facts.keys() - known.keys():
         raise EvalError(f"{path} lacks an answer to {min(missing)!r}.", "Run into another folder.")
-    on_note(f"{sum(known.values()):,} of {len(known):,} facts are known closed-book.")
+    on_note(f"Facts known closed-book: {sum(known.values()):,} of {len(known):,}.")
     return known
 
 
