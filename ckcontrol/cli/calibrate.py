@@ -52,14 +52,14 @@ def calibrate(
     from ..eval.calibrate import calibrate as calibrated
     from ..eval.calibrate import read_questions
 
-    asked, rejected = read_questions(questions)
-    for row in rejected:
-        typer.echo(clean(f"Left out {row.told}"), err=True)
     given = options.Answering(model=model, max_new_tokens=max_new_tokens, system=system, device=device, dtype=dtype)
     template, drawn, conditions = given.template(), given.drawn(trace=True), files.parse_where(where)
     for name, value in (("where", where), ("embedder", embedder)):
         if index == "-" and value:
             raise EvalError(f"--{name} without an index does nothing.", "Give an index in place of -, or leave it out.")
+    asked, rejected = read_questions(questions)
+    for row in rejected:
+        typer.echo(clean(f"Left out {row.told}"), err=True)
     missing = [question for question in asked if question.passages is None]
     if index == "-" and missing:
         raise EvalError(f"{missing[0].id} brings no passages.", "Give an index in place of -, or passages in each row.")

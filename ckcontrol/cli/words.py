@@ -25,6 +25,7 @@ QUOTED_WORD = r"""(['"])[\w.:/-]+\1"""
 
 PLAIN = (  # what typer passes on of pydantic, which checks the values of options
     (r"Value error, ", ""),
+    (r" \(Possible options: --help\)", ""),  # all that it finds like --alpha where there is none
     (r"Input should be a valid integer.*", "it is not a whole number"),
     (r"Input should be a valid number.*", "it is not a number"),
     (r"Input should be greater than or equal to (.*)", r"give \1 or more"),

@@ -192,3 +192,7 @@ def test_rows_are_looked_at_before_a_model_is_loaded(tmp_path: Path, capsys: pyt
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("Left out q.jsonl, row 1:") and told[1] == "Answering: 0 of 8"
     assert told[2].startswith("Answering: 8 of 8 · ")
+    for option, why in ((("--where", "x"), "--where 'x' is not"), (("--alpha", "1"), "No such option: --alpha. See:")):
+        assert main([*call, "tiny", *option]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 1 and why in told[0], "bad options before the rows"
