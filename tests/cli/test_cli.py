@@ -405,7 +405,8 @@ def test_sources_say_who_says_what(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["run", "-q", "Who?", "--passage-text", "It was A.", "--passage-text", "It was B.", *TINY, "--alpha", "0.3"]
     assert main([*asked, "--sources", "each"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("memory", "passage 1", "passage 2", "all", "its answer"))
+    assert all(name in out for name in ("memory", "passage 1", "passage 2", "all", "its answer", "in its words"))
+    assert "contradicts" not in out and "silent" not in out, "what is told is of the answers, not of the passages"
     assert main([*asked, "--sources", "each", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [source["passages"] for source in told["sources"]] == [[], [0], [1], [0, 1]]
@@ -451,3 +452,8 @@ def test_progress_into_a_file_is_a_line_now_and_then(
     with bars.Bars() as told:
         told("Answering", 8, 96)
     assert "━" in capsys.readouterr().err, "a bar on a terminal"
+
+
+def test_sources_without_a_passage_are_not_ignored_silently(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-q", "Who?", *TINY, "--sources", "each"]) == 0
+    assert "There are no passages, so there is no source but memory" in capsys.readouterr().err
