@@ -170,7 +170,7 @@ def control_label(answer: AnswerShape) -> str:
 def summary_line(answer: AnswerShape) -> str:
     """Return one line: tokens, switched, shares that follow each stream, range of tau, why it stopped."""
     summary = answer.summary()
-    parts = [count(summary["tokens"], "token")]
+    parts = [count(len(answer.token_ids), "token")]
     if answer.tokens:
         taus = [token.tau for token in answer.tokens]
         low, high = number(min(taus)), number(max(taus))
