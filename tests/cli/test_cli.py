@@ -452,8 +452,3 @@ def test_progress_into_a_file_is_a_line_now_and_then(
     with bars.Bars() as told:
         told("Answering", 8, 96)
     assert "━" in capsys.readouterr().err, "a bar on a terminal"
-
-
-def test_sources_without_a_passage_are_not_ignored_silently(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "-q", "Who?", *TINY, "--sources", "each"]) == 0
-    assert "There are no passages, so there is no source but memory" in capsys.readouterr().err
