@@ -158,6 +158,17 @@ def cell(values: np.ndarray, against: np.ndarray) -> dict[str, float]:
     }
 
 
+def stances(questions: Sequence[Question]) -> dict[str, Counter[str]]:
+    """Return what is told of the answers from each kind of passage of `four_passages.py`, adaptively."""
+    told: dict[str, Counter[str]] = {}
+    for question in questions:
+        record = Record.from_dict(question.record)
+        found = weigh(question.sources, question.question, ck.Control(adaptive=True).policy()).stances[1:-1]  # type: ignore[arg-type]
+        for kind, passage in zip(record.meta["types"], record.passages, strict=True):
+            told.setdefault(kind, Counter())[found[question.passages.index(passage)]] += 1
+    return told
+
+
 def report(given: argparse.Namespace) -> None:
     """Print the table of every file, and write the figures."""
     figures: dict[str, Any] = {}
@@ -184,6 +195,10 @@ def report(given: argparse.Namespace) -> None:
                 if arm in dial:
                     line += f"  {dial[arm]['minus']:+6.1f} [{dial[arm]['low']:+.1f}, {dial[arm]['high']:+.1f}]"
                 print(line)
+            if name == "four":
+                print("  what is told of the answers from each kind of passage, adaptive")
+                for kind, counts in sorted(stances(some).items()):
+                    print(f"  {kind:14} {', '.join(f'{n} {stance}' for stance, n in counts.most_common())}")
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

@@ -116,9 +116,11 @@ class SourceTold:
     Attributes:
         name: ``"memory"``, ``"passage 1"`` or ``"passages 1+3"`` (counted from 1), and ``"all"``.
         passages: Places of its passages in the question's, from 0.
-        stance: ``"supports"``: it gives the same answer; ``"contradicts"``: another; ``"silent"``: it is beside the
-            point, or says nothing; empty where tokens were fused.
-        text: What it answers by itself; likewise.
+        stance: What the answer it wrote by itself is, beside the one given: ``"supports"``: the same;
+            ``"contradicts"``: another; ``"silent"``: not counted, since it says nothing, is not in the passage's words,
+            or no name of the question stands in the passage. Nothing is said of the passage itself: one beside the
+            point may have led to another answer, and one that answers to none. Empty where tokens were fused.
+        text: That answer; likewise.
         surprise: Length of its surprises at the answer given, ``sqrt(sum(log p ** 2))``, in nats; None likewise.
         surprise_own: The same at its own answer.
     """

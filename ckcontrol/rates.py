@@ -1,10 +1,15 @@
-"""The interval of a rate, printed beside every share in this project. Knows counts; knows nothing else."""
+"""What is printed of counts: a noun in its number, and the interval beside every share. Knows counts; nothing else."""
 
 from __future__ import annotations
 
 import math
 
-__all__ = ["wilson"]
+__all__ = ["count", "wilson"]
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number and what it counts: ``1 passage``, ``1,200 passages``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def wilson(k: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:

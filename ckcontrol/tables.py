@@ -97,7 +97,7 @@ def rows(data: bytes, name: str, limit: int) -> Iterable[TableRow]:
     if data[:4] == b"PAR1":
         return parquet_rows(io.BytesIO(data))
     if re.search(r"\.(csv|tsv)(\.gz)?$", name, re.IGNORECASE):
-        text = decode(data, "utf-8-sig", "Convert it to UTF-8.")
+        text = decode(data, "utf-8-sig")
         delimiter = "\t" if ".tsv" in name.lower() else ","
         return csv_rows(io.StringIO(text, newline=""), delimiter=delimiter, limit=limit, strict=False)
     return json_rows(data, limit)
@@ -147,7 +147,7 @@ def marked_encoding(data: bytes) -> str | None:
     return next((name for mark, name in BOMS if data.startswith(mark)), None)
 
 
-def decode(data: bytes, encoding: str, hint: str = "Convert the file, or name its encoding.") -> str:
+def decode(data: bytes, encoding: str) -> str:
     """Return the text of all bytes.
 
     Raises:
@@ -157,7 +157,8 @@ def decode(data: bytes, encoding: str, hint: str = "Convert the file, or name it
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         byte = data[error.start : error.start + 1].hex()
-        raise TableError(f"byte 0x{byte} at position {error.start} is not {_shown(encoding)}.", hint) from error
+        what = f"byte 0x{byte} at position {error.start} is not {_shown(encoding)}."
+        raise TableError(what, _remedy(encoding)) from error
 
 
 def text_lines(file: BinaryIO, encoding: str, newline: str, limit: int) -> Iterator[str]:
@@ -180,7 +181,7 @@ def text_lines(file: BinaryIO, encoding: str, newline: str, limit: int) -> Itera
             while len(line) > limit and not line.endswith("\n"):
                 line = text.readline(limit + 1)
     except UnicodeError as error:
-        raise TableError(f"is not {_shown(encoding)} from some line on ({error}).", "Convert the file.") from error
+        raise TableError(f"is not {_shown(encoding)} from some line on ({error}).", _remedy(encoding)) from error
     finally:
         if not file.closed:  # whoever opened it closes it
             text.detach()
@@ -190,13 +191,19 @@ def _shown(encoding: str) -> str:
     return encoding.removesuffix("-sig")
 
 
+def _remedy(encoding: str) -> str:
+    if encoding == "utf-8-sig":  # of a mark, or where nothing else is read: no name would help
+        return "Convert it to UTF-8."
+    return "Convert it to UTF-8, or name its encoding: encoding='cp1252'."
+
+
 def _clean(text: str, encoding: str, limit: int) -> str:
     if len(text) > limit:
         raise TableError(f"is longer than {limit // 1_000_000} million characters.", "Split it.")
     bad = None if text.isascii() else BAD_BYTE.search(text)
     if bad:
         byte = f"0x{ord(bad[0]) - 0xDC00:02x}"
-        raise TableError(f"byte {byte} at character {bad.start()} is not {_shown(encoding)}.", "Name its encoding.")
+        raise TableError(f"byte {byte} at character {bad.start()} is not {_shown(encoding)}.", _remedy(encoding))
     return text
 
 

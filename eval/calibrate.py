@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ckcontrol.answer import Answer
 from ckcontrol.control import Control
 from ckcontrol.errors import EvalError
 from ckcontrol.policies.dial import Dial
+from ckcontrol.rates import count
 
 from .figures.intervals import LEVEL, Difference, difference, largest_of
 from .figures.resampling import Floats
@@ -184,9 +186,8 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
             rejected.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
     if len(kept) < FEWEST:
         why = f" ({rejected[0].told.rstrip('.')})" if rejected else ""
-        some = "1 question" if len(kept) == 1 else f"{len(kept)} questions"
         raise EvalError(
-            f"{str(path)!r} holds {some} with answers, too few to tell settings apart{why}.",
+            f"{str(path)!r} holds {count(len(kept), 'question')} with answers, too few to tell settings apart{why}.",
             f"Give at least {FEWEST}, better {FEW} or more: each a row with question and answers.",
         )
     return kept, rejected
@@ -206,19 +207,21 @@ def calibrate(
         answer: Returns one answer per question under one control, drafts included and whole: `Rag.ask`, or
             `generate`, with ``trace=True``.
         batch: Questions per call.
-        on_progress: Called with how many questions are done, and how many there are.
+        on_progress: Called with how many questions are done, from 0 on, and how many there are.
 
     Raises:
         EvalError: Too few questions, or drafts that were stopped.
         CKError: Whatever `answer` raises.
     """
     if len(questions) < FEWEST:
-        raise EvalError(f"{len(questions)} questions cannot tell settings apart.", f"Give at least {FEWEST}.")
+        raise EvalError(f"{count(len(questions), 'question')} cannot tell settings apart.", f"Give at least {FEWEST}.")
     controls = {f"alpha {alpha:g}": Control("dial", alpha) for alpha in sorted((*ALPHAS, 0.5))}
     controls["adaptive"] = Control("dial", adaptive=True)
     dials = {name: Dial(control.alpha, **control.params) for name, control in controls.items()}
     said: dict[str, list[str]] = {name: [] for name in controls}
     closed = 0
+    report = on_progress or (lambda done, total: None)
+    report(0, len(questions))
     for start in range(0, len(questions), batch):
         some = questions[start : start + batch]
         pairs = (list(answer(some, Control("dial", alpha))) for alpha in (0.25, 0.75))
@@ -226,8 +229,7 @@ def calibrate(
             closed += not above.passages
             for name, dial in dials.items():
                 said[name].append(_given(above if dial.adaptive or dial.position >= 0.5 else below, dial))
-        if on_progress is not None:
-            on_progress(min(start + batch, len(questions)), len(questions))
+        report(min(start + batch, len(questions)), len(questions))
     right = {name: [q.right(text) for q, text in zip(questions, told, strict=True)] for name, told in said.items()}
     ids, table = [str(i) for i in range(len(questions))], np.array([*right.values()], float).T
     chance, place = _chosen(table, [*controls.values()])
@@ -248,17 +250,20 @@ def calibrate(
 def _question(row: Row) -> Question:
     if not isinstance(row.data, Mapping):
         raise EvalError(f"{type(row.data).__name__} is not a question.", "Write one JSON object per line.")
-    text = row.data.get("question")
+    text, known = row.data.get("question"), ", ".join(map(str, row.data))[:80]
     if not isinstance(text, str) or not text.strip():
-        known = ", ".join(map(str, row.data))[:80]
         raise EvalError(f"question is {text!r:.40}, which asks nothing; the row has: {known}.", "Give it some text.")
     listed = next((row.data[name] for name in _ANSWERS if row.data.get(name)), None)
     answers = tuple(item for item in texts(listed, "answers") if item.strip())
     if not answers:
-        raise EvalError("answers is missing.", "Give the right answer, or a list of its spellings.")
+        raise EvalError(
+            f"answers is missing; the row has: {known}.", "Give the right answer, or a list of its spellings."
+        )
     passages, wrong = row.data.get("passages"), texts(row.data.get("wrong"), "wrong")
-    if both := {normalize(a) for a in answers} & {normalize(w) for w in wrong}:
-        raise EvalError(f"{sorted(both)[0]!r} is in answers and in wrong.", "Leave it in one of them.")
+    for a, w in product(answers, wrong):
+        if normalize(a) == normalize(w):
+            told = f"{a!r} is in answers and in wrong" if a == w else f"{a!r} of answers is the same as {w!r} of wrong"
+            raise EvalError(f"{told}.", "Leave it in one of them.")
     return Question(
         f"{row.file}, row {row.number + 1}",
         text,

@@ -52,12 +52,14 @@ def calibrate(
     from ..eval.calibrate import calibrate as calibrated
     from ..eval.calibrate import read_questions
 
-    asked, rejected = read_questions(questions)
     given = options.Answering(model=model, max_new_tokens=max_new_tokens, system=system, device=device, dtype=dtype)
     template, drawn, conditions = given.template(), given.drawn(trace=True), files.parse_where(where)
     for name, value in (("where", where), ("embedder", embedder)):
         if index == "-" and value:
             raise EvalError(f"--{name} without an index does nothing.", "Give an index in place of -, or leave it out.")
+    asked, rejected = read_questions(questions)
+    for row in rejected:
+        typer.echo(clean(f"Left out {row.told}"), err=True)
     missing = [question for question in asked if question.passages is None]
     if index == "-" and missing:
         raise EvalError(f"{missing[0].id} brings no passages.", "Give an index in place of -, or passages in each row.")
@@ -91,8 +93,6 @@ def calibrate(
         typer.echo(escape_json(json_module.dumps(result.to_dict(), ensure_ascii=False)))
     else:
         _print(result, index)
-    for row in rejected:
-        typer.echo(clean(f"Left out {row.told}"), err=True)
     if rejected:
         raise typer.Exit(3)
 
@@ -167,10 +167,9 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
 def _evidence(setting: Setting, result: Calibration) -> str:
     """Return how many questions speak for a setting, and how likely chance would have them do so."""
     gap, tried = setting.against, len(result.settings) - 1
-    differ = gap.up + gap.down
     return (
-        f"{_points(setting)} points: {differ} questions differ, {gap.up} won and "
-        f"{gap.down} lost, p = {setting.p:.2g} (paired swap test, one-sided, corrected for the best of {tried})"
+        f"{_points(setting)} points: {gap.up} won and {gap.down} lost, p = {setting.p:.2g} "
+        f"(paired swap test, one-sided, corrected for the best of {tried})"
     )
 
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ControlError, EmptyCorpus, RetrievalError
+from ..rates import count
 from ..views.safe_text import clean, escape_json
 from . import files, options
 from .progress import WriteProgress
-from .words import TextCommand, count, group, size
+from .words import TextCommand, group, size
 
 if TYPE_CHECKING:
     from ..retrieval import Document, Index, QuestionChange
@@ -429,7 +430,7 @@ def _summarise(
             "kind": _why(data),
             **({"gone": f"{lost}, {'removed' if pruned else 'still found: --prune removes them'}"} if gone else {}),
         }
-        _grid(rows | ({"skipped": f"{count(counts['skipped'], 'input')}, named above"} if progress.skipped else {}))
+        _grid(rows | ({"skipped": f"{count(counts['skipped'], 'input')}, named on stderr"} if progress.skipped else {}))
     if progress.skipped:
         raise typer.Exit(SKIPPED)
 
@@ -451,7 +452,7 @@ def _write_questions(index: Index, write: QuestionWriter, model: str, batch_size
 
 def _questions(data: dict[str, Any]) -> str:
     return (
-        f"{count(data['questions'], 'question')} that {data['questioned']:,} of {count(data['texts'], 'text')} answer"
+        f"{count(data['questions'], 'question')} answered by {count(data['questioned'], 'text')} of {data['texts']:,}"
     )
 
 
@@ -466,7 +467,7 @@ def _why(data: dict[str, Any]) -> str:
 
     kind, asked = data["kind"], data["settings"]["kind"]
     held = data["rows"] * data["embedder"]["dim"] * (2 if data["settings"]["dtype"] == "float16" else 4)
-    vectors = f"{data['rows']:,} vectors" + (f" ({held / 2**20:,.0f} MiB)" if held >= 2**20 else "")
+    vectors = count(data["rows"], "vector") + (f" ({held / 2**20:,.0f} MiB)" if held >= 2**20 else "")
     if kind == asked:
         return f"{kind}: as asked, {vectors}"
     if asked != "auto":

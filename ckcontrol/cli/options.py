@@ -67,7 +67,7 @@ SourcesAs = Annotated[
     typer.Option(
         "--sources",
         help="each: every passage answers by itself, and so does memory; the answer they support is given, and the "
-        "table says who says what.",
+        "table tells who answers what.",
         show_default=False,
     ),
 ]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..rates import count
 from ..views.safe_text import clean
 from .words import in_options
 
@@ -99,13 +100,13 @@ class WriteProgress:
     def line(self) -> str:
         """Return the line that says how far the work has come."""
         if self._building:
-            return f"{self._stage} of {self._building:,} vectors"
+            return f"{self._stage} of {count(self._building, 'vector')}"
         done, total = self._bytes
         texts = self._counts["Texts"]
         rate = texts / max(time.monotonic() - self._started, 1e-3)
         parts = [f"{100 * done // total}% read"] if done < total else []
-        parts += [f"{self.files:,} file{'s' * (self.files > 1)}"] if self.files else ["looking for files"]
-        parts += [f"{texts:,} texts embedded, {rate:,.0f}/s"] if texts else []
+        parts += [count(self.files, "file")] if self.files else ["looking for files"]
+        parts += [f"{count(texts, 'text')} embedded, {rate:,.0f}/s"] if texts else []
         return " · ".join([*parts, *([clean(self._name, 60)] if self._name else [])])
 
     def _show(self) -> None:

@@ -51,7 +51,8 @@ def answer(
     passages = files.read_passages(passage, passage_text)
     control = given.control()
     if not passages and (given.steers() or sources is not None):
-        typer.echo("There are no passages, so there is nothing to steer: this is the model's own answer.", err=True)
+        nothing = "nothing to steer" if sources is None else "no source but memory"
+        typer.echo(f"There are no passages, so there is {nothing}: this is the model's own answer.", err=True)
     drawn = given.drawn(trace=given.json or explain or html is not None)
     variables, template = given.variables(), given.template()
     mask, lean = _mask(heads, prune, prune_stream), _lean(direction, direction_alpha)

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from ..errors import ControlError
 
-__all__ = ["HelpfulCommand", "TextCommand", "called", "count", "group", "in_options", "in_plain_words", "size"]
+__all__ = ["HelpfulCommand", "TextCommand", "called", "group", "in_options", "in_plain_words", "size"]
 
 VALUE = r"""(?:=(?P<value>'[^']*'|"[^"]*"|[-+\w][-+\w.]*(?<!\.)|))"""  # of name=value; empty in "with text_field=."
 
@@ -25,6 +25,7 @@ QUOTED_WORD = r"""(['"])[\w.:/-]+\1"""
 
 PLAIN = (  # what typer passes on of pydantic, which checks the values of options
     (r"Value error, ", ""),
+    (r" \(Possible options: --help\)", ""),  # all that it finds like --alpha where there is none
     (r"Input should be a valid integer.*", "it is not a whole number"),
     (r"Input should be a valid number.*", "it is not a number"),
     (r"Input should be greater than or equal to (.*)", r"give \1 or more"),
@@ -148,11 +149,6 @@ def _spelled(option: str, flag: bool, found: re.Match[str]) -> str:
     if flag:
         return f"no {option}" if value in ("False", "None") else option
     return f"{option} {value[1:-1] if re.fullmatch(QUOTED_WORD, value) else value}".rstrip()
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number and what it counts: ``1 passage``, ``1,200 passages``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def size(number: int) -> str:

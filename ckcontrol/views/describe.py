@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ..rates import count
 from .safe_text import clean
 from .shape import AnswerShape, DraftShape, HitShape, MarkedToken, RunningText, SentenceShape, TokenShape
 
@@ -169,7 +170,7 @@ def control_label(answer: AnswerShape) -> str:
 def summary_line(answer: AnswerShape) -> str:
     """Return one line: tokens, switched, shares that follow each stream, range of tau, why it stopped."""
     summary = answer.summary()
-    parts = [f"{summary['tokens']} tokens"]
+    parts = [count(len(answer.token_ids), "token")]
     if answer.tokens:
         taus = [token.tau for token in answer.tokens]
         low, high = number(min(taus)), number(max(taus))

@@ -144,7 +144,7 @@ class SourceShape(Protocol):
 
     @property
     def stance(self) -> str:
-        """Supports, contradicts or silent."""
+        """Whether its own answer supports, contradicts or, silent, does not count beside the one given."""
 
     @property
     def text(self) -> str:

@@ -40,6 +40,12 @@ BAR = 8  # cells on each side of zero
 FIGURES = ("gain", "H par", "H ctx", "tau", "rank par", "rank ctx", "p par", "p ctx", "p final")
 DROPPED_FIRST = ("H par", "H ctx", "rank par", "rank ctx", "p par", "p ctx", "p final", "tau")  # gain stays
 
+STANCES = {"supports": "the same", "contradicts": "another", "silent": "not counted"}
+NOT_COUNTED = (
+    "Not counted: an answer that says nothing or is not in its passage's words, or a passage without a name of the "
+    "question."
+)
+
 
 def open_console() -> Console:
     """Return a console on stdout: as wide as its terminal or COLUMNS say, and 160 columns in a pipe or a file."""
@@ -139,7 +145,7 @@ def print_cited(sentences: Sequence[SentenceShape], hits: Sequence[HitShape], co
 
 
 def print_sources(answer: AnswerShape, console: Console | None = None) -> None:
-    """Print who says what: a row per source, how much it minds the answer given, and its own; nothing without any."""
+    """Print a row per source, if any: its own answer beside the one given, and how long both surprise it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -150,17 +156,22 @@ def print_sources(answer: AnswerShape, console: Console | None = None) -> None:
             console.print(Text("One passage: the usual two streams, with nothing to weigh across sources.", "dim"))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("source", "says", "nats", "own", "its answer"):
-        table.add_column(name, justify="right" if name in ("nats", "own") else "left", no_wrap=name != "its answer")
+    for name in ("source", "its answer", "nats", "own", "in its words"):
+        table.add_column(name, justify="right" if name in ("nats", "own") else "left", no_wrap=name != "in its words")
     for source in answer.sources:
         surprises = describe.number(source.surprise), describe.number(source.surprise_own)
         table.add_row(
-            Text(clean(source.name)), source.stance, *surprises, Text(" ".join(clean(source.text, 200).split()))
+            Text(clean(source.name)),
+            STANCES.get(source.stance, ""),
+            *surprises,
+            Text(" ".join(clean(source.text, 200).split())),
         )
     console.print(table)
-    bear = any(source.stance not in ("", "silent") for source in answer.sources[1:-1])
-    agreed = "The passages that bear on the question agree." if bear else "No passage alone bears on the question."
-    told = "The sources disagree." if answer.disputed else agreed
+    if any(source.stance == "silent" for source in answer.sources):
+        console.print(Text(NOT_COUNTED, "dim"), highlight=False)
+    count = any(source.stance not in ("", "silent") for source in answer.sources[1:-1])
+    agreed = "The passages' answers that count agree." if count else "No answer of a passage by itself counts."
+    told = "The answers disagree." if answer.disputed else agreed
     console.print(Text(told, "bold yellow" if answer.disputed else "dim"), highlight=False)
 
 

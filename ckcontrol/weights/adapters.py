@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ..errors import WeightsError, require
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["attach", "check_adapter", "check_unadapted"]
+__all__ = ["attach", "check_adapter", "check_unadapted", "trainable_as_before"]
 
 # What a LoRA of PEFT's may have beside two matrices per layer.
 _MORE = (
@@ -86,37 +87,47 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
     from safetensors import SafetensorError
 
     check_unadapted(model)
-    trained = [(weight, weight.requires_grad) for weight in model.parameters()]
     wrapped: Any = None
-    try:
-        for name, folder in folders.items():
-            check_adapter(folder)
-            try:
-                config = PeftConfig.from_pretrained(str(folder))
-                config.inference_mode = True
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
-                    if wrapped is None:
-                        wrapped = PeftModel(model, config, adapter_name=name)
-                    else:
-                        wrapped.add_adapter(name, config)
-                    read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
-            except SafetensorError as error:
-                raise WeightsError(f"{str(folder)!r} is damaged: {error}.", "Copy or make it anew.") from error
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise _of_another(folder, " ".join(str(error).split())[:200]) from error
-            if lost := [*read.missing_keys, *read.unexpected_keys]:
-                raise _of_another(folder, f"{len(lost)} weights such as {lost[0]!r} have no counterpart.")
-    except BaseException:
-        if wrapped is not None:
-            wrapped.unload()
-        raise
-    finally:
-        # PEFT freezes the base, and torch multiplies a slice of hidden states with a frozen matrix by copying the
-        # matrix once per row: the first logits of 16 prompts would cost 16 output matrices of memory.
-        for weight, asked in trained:
-            weight.requires_grad_(asked)
+    with trainable_as_before(model):
+        try:
+            for name, folder in folders.items():
+                check_adapter(folder)
+                try:
+                    config = PeftConfig.from_pretrained(str(folder))
+                    config.inference_mode = True
+                    with warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
+                        if wrapped is None:
+                            wrapped = PeftModel(model, config, adapter_name=name)
+                        else:
+                            wrapped.add_adapter(name, config)
+                        read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+                except SafetensorError as error:
+                    raise WeightsError(f"{str(folder)!r} is damaged: {error}.", "Copy or make it anew.") from error
+                except (RuntimeError, ValueError, KeyError) as error:
+                    raise _of_another(folder, " ".join(str(error).split())[:200]) from error
+                if lost := [*read.missing_keys, *read.unexpected_keys]:
+                    raise _of_another(folder, f"{len(lost)} weights such as {lost[0]!r} have no counterpart.")
+        except BaseException:
+            if wrapped is not None:
+                wrapped.unload()
+            raise
     return wrapped
+
+
+@contextmanager
+def trainable_as_before(model: PreTrainedModel) -> Iterator[None]:
+    """Let each weight of a model ask for gradients afterwards where it did before.
+
+    PEFT freezes the base, and torch multiplies a slice of hidden states with a frozen matrix by copying the matrix once
+    per row: the first logits of 16 prompts would cost 16 output matrices of memory.
+    """
+    before = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        yield
+    finally:
+        for weight, asked in before:
+            weight.requires_grad_(asked)
 
 
 def _of_another(folder: Path, why: str) -> WeightsError:

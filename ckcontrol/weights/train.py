@@ -23,7 +23,7 @@ from ..decoding.refusals import check_tokenizer, position_limit
 from ..errors import UnsupportedMode, WeightsError, require
 from ..heads.fingerprint import Fingerprint
 from ..heads.forward import greedy, pad
-from .adapters import check_unadapted
+from .adapters import check_unadapted, trainable_as_before
 from .manifest import Training
 from .pairs import Asked, Pairs, read_pairs
 
@@ -389,13 +389,12 @@ def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
 
     owners = (model.config, model.generation_config)
     ids = [(owner, name, getattr(owner, name)) for owner in owners for name in IDS if hasattr(owner, name)]
-    grown = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     dropped = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     pad, training, bars = tokenizer.pad_token, model.training, datasets.are_progress_bars_disabled()
     drawn = random.getstate(), np.random.get_state()
     datasets.disable_progress_bars()
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with trainable_as_before(model), torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*gradient_checkpointing. is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT sees to it
             yield
@@ -407,9 +406,6 @@ def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
         tokenizer.pad_token = pad
         for owner, name, value in ids:
             setattr(owner, name, value)
-        for parameter, grows in grown:
-            parameter.requires_grad_(grows)
-            parameter.grad = None
         for module, p in dropped:
             module.p = p
         model.train(training)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...rates import count
 from ...views.canvas import Canvas
 from ...views.html import templates
 from ...views.palette import ink_rules
@@ -21,7 +22,6 @@ from .charts.curves import memory_ratio, named
 from .charts.tradeoff import tradeoff
 from .findings import findings
 from .grid import MARKS, Grid, markdown_grid, plain
-from .number_texts import count
 from .runs import Run
 from .tables import by_state, by_task, glance, other_metrics
 

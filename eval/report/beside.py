@@ -12,7 +12,7 @@ from ckcontrol.errors import EvalError
 
 from ..figures.cells import collect
 from ..figures.compare import compare
-from ..figures.intervals import LEVEL, Difference
+from ..figures.intervals import Difference
 from ..figures.rows import read_difference
 from .answers import item_rows, sample_rows
 from .grid import Grid, GridCell
@@ -37,8 +37,8 @@ def tested(runs: Sequence[Run]) -> tuple[dict[Key, Difference], str]:
     except (EvalError, OSError) as error:
         return {}, f"Differences are not tested: {error}"
     text = (
-        "Differences: second run minus first, on the samples both have, with 95 % intervals; ▲▼: paired test, "
-        f"p < {LEVEL:g} after Holm's correction over the arms of one task and state."
+        "Differences: second run minus first, on the samples both have, with 95 % intervals; ▲ higher, ▼ lower, by "
+        "the same test."
     )
     return {(row["task"], row["state"], row["arm_a"], row["metric"]): read_difference(row) for row in rows}, text
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ...rates import count
 from ...views import describe
 from ...views.html import templates
 from ...views.safe_text import clean
 from ..figures.rows import number
 from ..records import Record
 from .answers import SYMBOLS, ChosenItem, TaskItems, failure
-from .number_texts import count
 from .runs import Run
 
 __all__ = ["BYTES", "browser", "key"]

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ...rates import count
 from ...views.safe_text import clean
-from .number_texts import count
 from .runs import Run
 
 __all__ = ["Card", "card", "differences", "rejected", "value_text"]

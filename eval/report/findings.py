@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ...rates import count
 from ..figures.dial_curve import HARM_STATES
 from ..figures.intervals import Difference
-from .number_texts import count, interval, listed, n_of, percent, points
+from .number_texts import interval, listed, n_of, percent, points
 from .runs import Run, Setting
 from .tables import reach, worst
 

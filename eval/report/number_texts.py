@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..figures.intervals import Estimate
 
-__all__ = ["LABELS", "MISSING", "count", "interval", "listed", "n_of", "percent", "plain", "points", "titled"]
+__all__ = ["LABELS", "MISSING", "interval", "listed", "n_of", "percent", "plain", "points", "titled"]
 
 MISSING = "–"
 LABELS = {
@@ -61,8 +61,3 @@ def n_of(n: int) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def count(number: int, word: str) -> str:
-    """Return "1 item", "1,200 items"."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

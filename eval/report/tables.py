@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from ...rates import count
 from ...views.canvas import Canvas
 from ..figures.dial_curve import HARM_STATES
 from ..figures.intervals import Difference, Estimate
 from ..judging.measures import METRICS, UNDEFINED
 from .charts.axes import Scale, look
 from .grid import Grid, GridCell
-from .number_texts import LABELS, MISSING, count, interval, n_of, percent, plain, points, titled
+from .number_texts import LABELS, MISSING, interval, n_of, percent, plain, points, titled
 from .runs import BASELINES, Run, Setting, headline
 
 __all__ = ["by_state", "by_task", "glance", "other_metrics", "reach", "worst"]

@@ -19,6 +19,7 @@ from typing import Any
 from ckcontrol.arguments import check_integer
 from ckcontrol.control import Control
 from ckcontrol.errors import ControlError, EvalError
+from ckcontrol.rates import count
 
 from ..figures.aggregate import aggregate, results_bytes
 from ..items.states import FIVE, build_states
@@ -210,7 +211,7 @@ def _probe(
             known[line["id"]] = verdict(line.get("text") or "", (), facts[line["id"]].answers).parametric
     if missing := facts.keys() - known.keys():
         raise EvalError(f"{path} lacks an answer to {min(missing)!r}.", "Run into another folder.")
-    on_note(f"{sum(known.values()):,} of {len(known):,} facts are known closed-book.")
+    on_note(f"Facts known closed-book: {sum(known.values()):,} of {len(known):,}.")
     return known
 
 
@@ -245,6 +246,7 @@ def make(
     spent = 0.0
     estimate: float | None = None
     measured: dict[tuple[str, str], tuple[float, float]] = {}
+    on_progress("Answering", done, len(work))
     for i, each in enumerate(order):
         started = time.perf_counter()
         made = engine.run(each.records, each.arms, each.prompt)
@@ -262,8 +264,8 @@ def make(
             if i == measuring - 1:
                 estimate = spent + sum(_cost(rest, measured) for rest in order[measuring:])
                 on_note(
-                    f"{answers:,} answers in {len(left):,} passes: about {clock(estimate)} "
-                    f"(measured on {measuring} of them)."
+                    f"{count(answers, 'answer')}: about {clock(estimate)} "
+                    f"(measured on {measuring} of {len(left):,} passes)."
                 )
         on_progress("Answering", done + i + 1, len(work))
     return spent, estimate

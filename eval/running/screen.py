@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.errors import EvalError
+from ckcontrol.rates import count
 
 from ..items.states import StateFact, rank
 from ..judging.verdict import verdict
@@ -121,7 +122,7 @@ def screen(
     uncertain = frozenset(fact.id for fact in facts if fact.id not in known)
     yes = sum(known.values())
     unknown, rest = len(known) - yes, len(taken) - len(known)
-    on_note(f"{len(taken):,} facts asked: {yes:,} known, {unknown:,} unknown, {rest:,} uncertain.")
+    on_note(f"{count(len(taken), 'fact')} asked: {yes:,} known, {unknown:,} unknown, {rest:,} uncertain.")
     return Screened(known, uncertain, path)
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckcontrol.errors import RetrievalError
+from ckcontrol.rates import count
 
 from . import generations
 from .snapshot import Snapshot
@@ -47,7 +48,7 @@ def verify(path: Path) -> list[CheckResult]:
         return [CheckResult("files", False, str(error))]
     manifest = snapshot.manifest
     size = sum(entry["bytes"] for entry in manifest.files.values())
-    findings = [CheckResult("files", True, f"{len(manifest.files)} files, {size:,} bytes, every sha256 right")]
+    findings = [CheckResult("files", True, f"{count(len(manifest.files), 'file')}, {size:,} bytes, every sha256 right")]
     if extra := generations.added(path, manifest.generation, manifest.files):
         named = ", ".join(map(repr, extra[:5])) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
         findings = [CheckResult("files", False, f"not of this index: {named}. Take them out of its folder.")]
@@ -79,7 +80,7 @@ def _texts(snapshot: Snapshot) -> str:
     if found != ["ok"]:
         raise ValueError("; ".join(found))
     if lost or idle:
-        raise ValueError(f"{lost} passages without a text, {idle} texts without a passage")
+        raise ValueError(f"{count(lost, 'passage')} without a text, {count(idle, 'text')} without a passage")
     return "SQLite is sound; every passage has a text, every text a passage"
 
 
@@ -104,7 +105,7 @@ def _counts(snapshot: Snapshot) -> str:
         last = link.execute("SELECT max(num) FROM texts").fetchone()[0]
     if last is not None and last >= manifest.rows:
         raise ValueError(f"text {last} has no vector; there are {manifest.rows}")
-    return f"{manifest.documents:,} documents, {manifest.passages:,} passages, {manifest.texts:,} texts"
+    return ", ".join(count(getattr(manifest, f"{noun}s"), noun) for noun in ("document", "passage", "text"))
 
 
 def _vectors(snapshot: Snapshot) -> str:
@@ -116,4 +117,4 @@ def _vectors(snapshot: Snapshot) -> str:
         lengths = np.linalg.norm(rows, axis=1)
         if manifest.settings.metric == "cosine" and not ((abs(lengths - 1) < 1e-2) | (lengths == 0)).all():
             raise ValueError(f"a vector after row {start} does not have length 1")
-    return f"{manifest.rows:,} finite vectors of {manifest.embedder['dim']}, kind {manifest.kind}"
+    return f"{count(manifest.rows, 'finite vector')} of {manifest.embedder['dim']}, kind {manifest.kind}"

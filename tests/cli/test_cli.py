@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from ckcontrol import __version__
-from ckcontrol.cli import files, options
+from ckcontrol.cli import bars, files, options
 from ckcontrol.cli.main import LISTED, app, main
 from ckcontrol.cli.stream import TextStream
 from ckcontrol.errors import CKError, ControlError, ModelUnavailable, PromptError, UnsupportedMode
@@ -405,7 +405,8 @@ def test_sources_say_who_says_what(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["run", "-q", "Who?", "--passage-text", "It was A.", "--passage-text", "It was B.", *TINY, "--alpha", "0.3"]
     assert main([*asked, "--sources", "each"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("memory", "passage 1", "passage 2", "all", "its answer"))
+    assert all(name in out for name in ("memory", "passage 1", "passage 2", "all", "its answer", "in its words"))
+    assert "contradicts" not in out and "silent" not in out, "what is told is of the answers, not of the passages"
     assert main([*asked, "--sources", "each", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [source["passages"] for source in told["sources"]] == [[], [0], [1], [0, 1]]
@@ -422,3 +423,32 @@ def test_an_answer_that_did_not_end_is_said_to_be_cut(capsys: pytest.CaptureFixt
     assert "! Cut at --max-new-tokens 2" in err and "Cut" not in out
     assert main([*call, "2", "--json"]) == 0
     assert "Cut" not in "".join(capsys.readouterr())
+
+
+def test_progress_into_a_file_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with bars.Bars() as told:
+        for done in (0, 8, 96, 96):  # all within ten seconds: the start and the end
+            told("Answering", done, 96)
+        told("Loading", 0, 0)
+        told.note("a [note]")
+    assert capsys.readouterr().err.splitlines() == [
+        "Answering: 0 of 96",
+        "Answering: 96 of 96 · 0:00:00",
+        "Loading",
+        "a [note]",
+    ]
+    monkeypatch.setattr(bars, "EVERY", 0.0)
+    with bars.Bars() as told:
+        told("Answering", 1_000, 2_000)  # goes on there
+        told("Answering", 1_500, 2_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "Answering: 1,000 of 2,000",
+        "Answering: 1,500 of 2,000 · 0:00:00 · 0:00:00 left",
+    ]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with bars.Bars() as told:
+        told("Answering", 8, 96)
+    assert "━" in capsys.readouterr().err, "a bar on a terminal"

@@ -40,7 +40,7 @@ def test_a_run_says_what_it_reads_and_what_it_costs(run, capsys, tmp_path):
     told = capsys.readouterr().err
     assert re.search(r"things: 10 records\. Rejected: 1 ", told)
     assert "Left out things.jsonl, row 11: is not JSON" in told
-    assert re.search(r"40 answers in 5 passes: about .* \(measured on 2 of them\)", told)
+    assert re.search(r"40 answers: about .* \(measured on 2 of 5 passes\)", told)
     assert re.search(r"Took .*; estimated ", told)
     assert "Next: ckcontrol eval report" in told
     again = (tmp_path / "again" / "results.json").read_bytes()

@@ -169,7 +169,8 @@ def test_skipped_inputs_are_named_counted_and_code_3(
     assert len(lines) == 5 and "\x1b" not in out + err
     for name in ("broken.pdf", "latin.txt", "evil.xyz", "rows.jsonl line 2", "none"):
         assert sum(name in line for line in lines) == 1
-    assert "5 inputs, named above" in out
+    assert "5 inputs, named on stderr" in out
+    assert next(line for line in lines if "latin.txt" in line).endswith("or name its encoding: --encoding cp1252.")
     assert told(capsys, *build, "--overwrite", code=3)["change"]["skipped"] == 5
     assert told(capsys, "index", "info", str(tmp_path / "i"))["documents"] == 4
 

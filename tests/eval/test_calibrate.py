@@ -100,7 +100,7 @@ def test_four_of_four_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
     assert few.proposed is few.off and few.unseen == few.off.share == pytest.approx(16 / 20)
     said = printed(few, capsys)
     assert "Leave it off" in said and "The best was alpha 0.6, +20 [" in said
-    assert "4 questions differ, 4 won and 0 lost, p = 0.062 (paired swap test, one-sided" in said
+    assert "points: 4 won and 0 lost, p = 0.062 (paired swap test, one-sided" in said
     assert "won ┃ lost ┃ p ┃" in said and "│ 4 │ 0 │ 0.062 │" in said, "p of every setting in the table"
     assert "20 questions are few:" in said and "by 80 nearly always" in said
 
@@ -114,10 +114,8 @@ def test_forty_propose_what_eight_of_eight_carry(capsys: pytest.CaptureFixture[s
     assert found.proposed.name == "alpha 0.7" and found.proposed.against.p / 2 < found.proposed.p < 0.05
     assert found.to_dict()["settings"][7]["p"] == found.proposed.p
     said = printed(found, capsys)
-    assert (
-        "Use alpha 0.7: 62% of 40 are right, 42% with the unmodified model, +20 [+6, +34] points: 8 questions" in said
-    )
-    assert "differ, 8 won and 0 lost, p = 0.0" in said and "are few" not in said
+    assert "Use alpha 0.7: 62% of 40 are right, 42% with the unmodified model, +20 [+6, +34] points: 8 won" in said
+    assert "8 won and 0 lost, p = 0.0" in said and "are few" not in said
 
 
 def test_where_true_passages_are_good_it_is_left_off(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,13 +147,20 @@ def test_chance_alone_is_seldom_proposed() -> None:
 def test_bad_rows_are_named_and_few_are_refused(tmp_path: Path) -> None:
     good = [{"question": f"q{i}?", "answers": ["Rome", "Roma"], "wrong": "Oslo"} for i in range(FEWEST)]
     bad = [{"question": " ", "answers": "a"}, {"question": "q?"}, {"question": "q?", "answers": [["a"]]}, 7]
+    bad.append({"question": "q?", "answers": "9 Euro", "wrong": ["10 Euro", "9 Euro"]})
+    bad.append({"question": "q?", "right": "a"})
     bad.append({"question": "q?", "answers": "The Rome", "wrong": ["Oslo", "rome"]})
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [*bad, *good]), encoding="utf-8")
     kept, rejected = read_questions(path)
     assert [question.answers for question in kept] == [("Rome", "Roma")] * FEWEST and kept[0].wrong == ("Oslo",)
-    assert [row.told.split(":")[0] for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 6)]
-    assert "'rome' is in answers and in wrong" in rejected[-1].detail
+    assert [row.told.split(":")[0] for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 8)]
+    assert "'9 Euro' is in answers and in wrong" in rejected[4].detail, "the user's own words"
+    assert "the row has: question, right" in rejected[5].detail
+    assert "'The Rome' of answers is the same as 'rome' of wrong" in rejected[6].detail
+    for name in ("answer", "golden_answers"):
+        path.write_text("\n".join(json.dumps({"question": f"q{i}?", name: "Rome"}) for i in range(FEWEST)), "utf-8")
+        assert {question.answers for question in read_questions(path)[0]} == {("Rome",)}, name
     path.write_text("\n".join(json.dumps(row) for row in bad), encoding="utf-8")
     with pytest.raises(EvalError, match=rf"0 questions.*at least {FEWEST}"):
         read_questions(path)
@@ -174,3 +179,20 @@ def test_where_nothing_is_right_nothing_is_advised(tmp_path: Path, capsys: pytes
     assert main(["calibrate", "-", str(tmp_path / "q.jsonl"), "--model", "tiny", "--max-new-tokens", "3"]) == 0
     said = capsys.readouterr().out
     assert "No answer was right at any setting" in said and "Leave it off" not in said
+
+
+def test_rows_are_looked_at_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"q{i}?", "answers": "Rome", "passages": "A bell."} for i in range(FEWEST)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [{"question": "q?"}, *rows])), encoding="utf-8")
+    call = ["calibrate", "-", str(tmp_path / "q.jsonl"), "--max-new-tokens", "2", "--model"]
+    assert main([*call, str(tmp_path / "none")]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("Left out q.jsonl, row 1: answers is missing") and "none" in told[-1]
+    assert main([*call, "tiny"]) == 3
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("Left out q.jsonl, row 1:") and told[1] == "Answering: 0 of 8"
+    assert told[2].startswith("Answering: 8 of 8 · ")
+    for option, why in ((("--where", "x"), "--where 'x' is not"), (("--alpha", "1"), "No such option: --alpha. See:")):
+        assert main([*call, "tiny", *option]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 1 and why in told[0], "bad options before the rows"

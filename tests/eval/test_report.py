@@ -236,7 +236,7 @@ def test_two_runs_stand_side_by_side(run, tmp_path):
     row = next(r for r in page.split("<tr>") if "<bdi>nq_swap, ck-plug@1</bdi>" in r)
     assert f">{percent(mine.value)}<" in row and f">{percent(theirs.value)}<" in row
     assert "capitals, ck-plug@1" not in page  # one of them did not run it
-    assert "Differences: second run minus first" in page
+    assert "Differences: second run minus first" in page and page.count("correction over the arms") == 1
     assert "nq_swap, run a" in page and "nq_swap, run b" in page
     assert "## Run b" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 

@@ -251,7 +251,7 @@ def test_facts_become_the_states_the_model_is_in(llama, tmp_path):
     assert len(known) == 3
     for item in items:
         assert (item["meta"]["state"] == "helpful") == (not known[item["meta"]["fact"]])
-    assert "of 3 facts are known closed-book" in notes[0]
+    assert "Facts known closed-book: " in notes[0] and " of 3." in notes[0]
 
 
 def test_what_breaks_is_counted_not_averaged(data, tmp_path):

@@ -99,8 +99,12 @@ def test_facts_of_tristate_become_a_set_for_any_model(tmp_path, capsys):
     assert [fact.wordings for fact in facts] == [("And where is Lima?",), ("And where is Arica?",), ("And and Oslo?",)]
     assert "does not answer itself" in rejected[0].detail
     args = ["eval", "build-conflicts", str(path), "--out", str(out), "--screen", "tiny", "--samples", "1"]
-    assert main(args) == 0
-    assert "3 facts asked: 0 known, 3 unknown, 0 uncertain" in capsys.readouterr().err
+    assert main(args) == 3  # one row is no fact
+    told = capsys.readouterr().err
+    assert told.index("Left out facts.jsonl, row 4: ") < told.index("Greedy answers: 0 of"), "before the model is asked"
+    assert "3 facts asked: 0 known, 3 unknown, 0 uncertain" in told
+    assert main([*args[:-4], "--screen", "no-such-model", "--types", "conflikt"]) == 2
+    assert "no state 'conflikt' to build. Did you mean 'conflict'" in capsys.readouterr().err
     first = load_task(str(out)).records[0]
     assert (first.state, first.passages) == ("helpful", ("And where is Lima? It is Peru.",))
     assert main([*args, "--known", "x.json"]) != 0

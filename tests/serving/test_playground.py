@@ -23,6 +23,7 @@ from ..browser import PHONE, WIDE, Page, posts, text_of
 from ..retrieval.hashes import Hashes
 from .served import Held, Served, serve
 
+STANCES = {"supports": "✓ the same", "contradicts": "✗ another", "silent": "– not counted"}
 PAGE = Path(ckcontrol.__file__).parent / "serving" / "playground"
 HOSTILE = (
     '<img src=//evil.invalid/x onerror="window.hit=1"><script src=//evil.invalid></script></textarea>'
@@ -201,7 +202,7 @@ def test_every_passage_says_what_it_makes_of_the_answer(plain: Served, visit: Ca
     names = ["Memory", "Passage 1", "Passage 3", "All together"]
     assert len(rows) == len(told) == 4
     for row, name, one in zip(rows, names, told, strict=True):
-        assert row.startswith(name) and f"{one['surprise']:.2f}" in row and one["stance"] in row
+        assert row.startswith(name) and f"{one['surprise']:.2f}" in row and STANCES[one["stance"]] in row
     page.select_option("#method", "cad")
     assert page.locator("#each").is_hidden()
     with posts(page) as bodies:

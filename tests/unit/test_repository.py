@@ -38,6 +38,7 @@ FLOORS, TREES, imports, inner, package_files, parsed, room = (
 # `retrieval` knows nothing of language models: it imports these rooms alone, and only from the floors above itself.
 RETRIEVAL_KNOWS = {
     "errors",
+    "rates",  # the number of a counted noun
     "tables",
     "words",
     "word_spans",  # whether a text says an override's answer, as verdicts read it

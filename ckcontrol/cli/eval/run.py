@@ -11,12 +11,14 @@ import typer
 
 from ...arguments import check_integer, check_number
 from ...errors import ControlError, EvalError
+from ...rates import count
 from ...views.safe_text import clean
 from .. import files, options
 from ..bars import Bars
 from ..words import TextCommand, group
 
 if TYPE_CHECKING:
+    from ...eval.items.states import StateFact
     from ...eval.running.arms import Arm
     from ...eval.running.engine import Engine
     from ...eval.running.runner import Outcome
@@ -91,11 +93,12 @@ def run(
     served = None if url is None else _served(model, url, drawn)
     loaded = [load_task(spec, limit=limit, seed=seed, clean=not dirty) for spec in split_tasks(tasks)]
     for task in loaded:
-        _say(f"{task.name}: {len(task.records):,} records. {_left_out(task)}Source: {task.source} ({task.licence})")
+        records = count(len(task.records), "record")
+        _say(f"{task.name}: {records}. {_left_out(task)}Source: {task.source} ({task.licence})")
         for line in task.unread[:TOLD]:
             _say(f"Left out {line}")
         if len(task.unread) > TOLD:
-            _say(f"and {len(task.unread) - TOLD:,} more rows.")
+            _say(f"and {count(len(task.unread) - TOLD, 'more row')}.")
     engine = served or _local(model, drawn, style, device, dtype, weights)
     with Bars(kept=out) as bars:
         outcome = evaluate(
@@ -207,12 +210,12 @@ def _shared(engine: Engine) -> str:
     width = getattr(engine, "width", None)
     if width is None or not width.rows:
         return ""
-    return f"{width.asked:,} tokens were decoded in {width.rows:,} rows: answers that begin alike share them."
+    return f"Tokens decoded: {width.asked:,}, in {count(width.rows, 'row')}: answers that begin alike share them."
 
 
 def _tell(outcome: Outcome) -> None:
-    for message, count in sorted(outcome.errors.items(), key=lambda item: -item[1])[:5]:
-        _say(f"{count:,} answers failed: {message}")
+    for message, times in sorted(outcome.errors.items(), key=lambda item: -item[1])[:5]:
+        _say(f"{count(times, 'answer')} failed: {message}")
     if outcome.results is None:
         _say("This shard is done. The last one in a folder adds up; shards in several folders: eval merge")
         return
@@ -253,7 +256,7 @@ def report(
 
 
 def _screen(
-    facts: Path,
+    facts: Sequence[StateFact],
     out: Path,
     model: str,
     samples: int,
@@ -267,13 +270,12 @@ def _screen(
     """Return what a model knows of some facts, and those to leave out."""
     from ...eval.running.engine import Local
     from ...eval.running.screen import screen
-    from ...eval.tasks.facts import load_facts
 
     loaded = options.load(model, device, dtype)
     folder = out.with_name(f"{out.name}.screen")
     with Bars(kept=folder) as bars:
         found = screen(
-            load_facts(facts)[0],
+            facts,
             lambda drawn: Local(*loaded, model, options=drawn),
             folder,
             samples=samples,
@@ -319,11 +321,17 @@ def build_conflicts(
 
     With --screen a fact counts as known if every answer of the model is right without a passage, in all wordings, the
     greedy one and all samples; as unknown if every one is wrong; the others are left out. Interrupted? The same command
-    goes on where it stopped.
+    goes on where it stopped. Rows that are no facts are named, and end it with exit code 3.
     """
+    from ...eval.items.states import build_states
     from ...eval.tasks.build_conflicts import build_conflicts as build
+    from ...eval.tasks.facts import load_facts
 
     wanted = [part.strip() for part in types.split(",")]
+    files.check_writable(out)
+    read, rejected, _ = load_facts(facts)
+    for row in rejected:
+        _say(f"Left out {row.told}")
     left_out: frozenset[str] = frozenset()
     found: dict[str, bool] | None = None
     asked = {"samples": samples, "temperature": temperature, "limit": limit, "device": device, "dtype": dtype}
@@ -336,9 +344,10 @@ def build_conflicts(
             raise EvalError("--known and --screen both say what is known.", "Give one of them.")
         samples, temperature = 3 if samples is None else samples, 0.7 if temperature is None else temperature
         check_number("--temperature", temperature, 0.01, 100.0)
-        found, left_out = _screen(facts, out, screen, samples, temperature, limit, batch_size, seed, device, dtype)
+        build_states(read, None, wanted, seed)  # refused before a model is asked
+        found, left_out = _screen(read, out, screen, samples, temperature, limit, batch_size, seed, device, dtype)
     made = build(facts, wanted, out, known=found if found is not None else known, seed=seed, leave_out=left_out)
-    for item in made.rejected:
-        _say(f"rejected  {item.id}: {item.reason} {item.detail}")
-    states = ", ".join(f"{count:,} {state}" for state, count in made.records.items())
-    _say(f"{sum(made.records.values()):,} records of {made.facts:,} facts ({states}). Wrote {out}")
+    states = ", ".join(f"{made_of:,} {state}" for state, made_of in made.records.items())
+    _say(f"{count(sum(made.records.values()), 'record')} of {count(made.facts, 'fact')} ({states}). Wrote {out}")
+    if rejected:
+        raise typer.Exit(3)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...rates import count
 from ...views.safe_text import clean
 from .. import options
 from ..bars import Bars
@@ -88,9 +89,11 @@ def summary(scores: HeadScores, k: int = 5) -> dict[str, Any]:
 
 def _print(scores: HeadScores) -> None:
     told = summary(scores)
-    left = ", ".join(f"{count} {why}" for why, count in sorted(scores.settings["left_out"].items()) if count)
+    left = ", ".join(f"{facts} {why}" for why, facts in sorted(scores.settings["left_out"].items()) if facts)
     typer.echo(
-        clean(f"{told['facts']} facts scored of {scores.settings['facts_read']}" + (f" ({left})" if left else ""))
+        clean(
+            f"{count(told['facts'], 'fact')} scored of {scores.settings['facts_read']}" + (f" ({left})" if left else "")
+        )
     )
     for source in ("memory", "context"):
         print_heads(

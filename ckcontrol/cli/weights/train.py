@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import require
+from ...rates import count
 from ...views.safe_text import clean
 from .. import options
 from ..bars import Bars
@@ -73,4 +74,4 @@ def train(
         typer.echo(
             f"Stopped: more than {made.steps} of {steps} steps cost over {max_harm:g} of those without a conflict."
         )
-    typer.echo(clean(f"Wrote {out}: {made.pairs} pairs toward {toward}.", 4000))
+    typer.echo(clean(f"Wrote {out}: {count(made.pairs, 'pair')} toward {toward}.", 4000))

@@ -5,7 +5,7 @@
 export const MIDDLE = 0.5;
 const SATURATION = 3, STEPS = 4; // as in views/palette.py
 const DRAFTS = { unmodified: "The model as it is", memory: "Memory", context: "The passages, amplified" };
-const STANCES = { supports: "✓ supports", contradicts: "✗ contradicts", silent: "– silent" };
+const STANCES = { supports: "✓ the same", contradicts: "✗ another", silent: "– not counted" };
 const SOURCES = { memory: "Memory", all: "All together" };
 const ROWS = 60; // of switched tokens
 
@@ -111,15 +111,16 @@ export function switchedTable({ ck }) {
   return [table(caption, columns, rows)];
 }
 
-/** What every source says of the answer, with a sign and a word; `numbers` are those of the passages in the page. */
+/** What every source answers by itself, beside the answer given, with a sign and a word; `numbers` are those of the passages in the page. */
 export function sourcesTable({ ck }, numbers) {
-  const columns = ["Source", "Its own answer", "Says", "Surprise at the answer"];
+  const columns = ["Source", "In its words", "Its answer", "Surprise at the one given"];
   const rows = ck.sources.map((one) => make("tr", {},
     make("th", { scope: "row" }, SOURCES[one.name] ?? `Passage ${one.passages.map((place) => numbers[place]).join(" + ")}`),
     make("td", { dir: "auto" }, shown(one.text)), cell(columns[2], STANCES[one.stance] ?? ""),
     cell(columns[3], one.surprise == null ? "not recorded" : one.surprise.toFixed(2))));
-  const why = ck.disputed ? "The sources disagree: see who says what." : "No source that bears on the question says otherwise.";
-  return { parts: [make("p", {}, why), table("What memory, every passage and all of them together say of this answer (nats; less is better).", columns, rows)], flip: null };
+  const why = ck.disputed ? "The answers disagree: see who answers what." : "No answer that counts says otherwise.";
+  return { parts: [make("p", {}, why), table("What memory, every passage and all of them together answer by themselves (nats; less is better). Not counted: an answer that says " +
+    "nothing or is not in its passage's words, or a passage without a name of the question.", columns, rows)], flip: null };
 }
 
 /** What was drafted, and why one draft was given; `flip` is where on the dial that changes, or null. */
