@@ -14,13 +14,14 @@ from ..errors import WeightsError, did_you_mean
 from ..tables import TableError, json_lines
 from ..word_spans import mentions
 
-__all__ = ["TOWARD", "Asked", "Pairs", "read_pairs"]
+__all__ = ["GUARD", "TOWARD", "Asked", "Pairs", "read_pairs"]
 
 TOWARD = ("context", "memory")
 TEXTS = ("prompt", "chosen", "rejected")
 LINE = 1_000_000  # bytes of a line
 SHARE = 10  # one group of so many is held out
-ASKED = 48  # most held-out pairs whose answers are read at a checkpoint
+ASKED = 48  # most held-out pairs whose answers are read at a checkpoint; and as many of a guard
+GUARD = "guard: "  # what stands before the state of a guard's question
 
 
 class Asked(NamedTuple):
@@ -28,7 +29,7 @@ class Asked(NamedTuple):
 
     Attributes:
         place: Its place in `Pairs.held`.
-        state: What its passage has to do with memory.
+        state: What its passage has to do with memory; behind `GUARD`, if it is a guard's.
         right: Names of which a right answer gives one.
         wrong: Names of which it gives none.
     """
@@ -54,22 +55,23 @@ class Pairs(NamedTuple):
 
     Attributes:
         train: ``prompt`` and, chosen, ``completion`` of each, as TRL takes them.
-        held: Those of the groups that are held out.
-        asked: Those of `held` that say what a right answer names, as many of each state as there are, `ASKED` in all.
-        lines: Line of the file of each pair, `train` and then `held`.
+        held: Those of the groups that are held out, and all of the guard.
+        asked: Those of `held` that say what a right answer names, as many of each state as there are, `ASKED` in all;
+            and likewise of the guard.
+        lines: Where each pair stands, `train` and then `held`.
         chat: They are messages; else texts to complete.
-        digest: 16 hexadecimal digits of a hash of the file.
+        digest: 16 hexadecimal digits of a hash of the file, and of the guard's.
     """
 
     train: list[dict[str, Any]]
     held: list[dict[str, Any]]
     asked: list[Asked]
-    lines: list[int]
+    lines: list[str]
     chat: bool
     digest: str
 
 
-def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 0) -> Pairs:
+def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 0, guard: Path | None = None) -> Pairs:
     """Read a file of pairs; a tenth of their groups, drawn by the seed, is held out.
 
     Args:
@@ -77,13 +79,39 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
         toward: The direction that every pair must have: ``"context"`` or ``"memory"``.
         one_sided: Take pairs of one of KnowPO's errors alone.
         seed: Draws the groups.
+        guard: A file of further pairs, all of which are held out: questions in other words than those of `path`.
 
     Raises:
-        WeightsError: The file cannot be read or holds no pair, a line is none or leads the other way, lines of both
-            forms, or pairs of one error alone.
+        WeightsError: A file cannot be read or holds no pair, a line is none or leads the other way, lines of both
+            forms, pairs of one error alone, or a guard that does not say what is right.
     """
     if toward not in TOWARD:
         raise WeightsError(f"toward={toward!r:.40} is no source.", did_you_mean(str(toward), TOWARD))
+    rows, digest = _rows(path, toward)
+    chat = not isinstance(rows[0][1]["prompt"], str)
+    errors = {str(data.get("error")) for _, data in rows}
+    if len(errors) == 1 and not one_sided:
+        told = f"all {len(rows)} pairs show {errors.pop()!r:.60}: a model learns one answer to everything from them"
+        hint = "Run all five states and export again, or take them as they are: one_sided=True."
+        raise WeightsError(f"{str(path)!r}: {told}.", hint)
+    groups = sorted({_group(data) for _, data in rows}, key=lambda group: _rank(seed, group))
+    out = set(groups[: len(groups) // SHARE])
+    kept = [row for row in rows if _group(row[1]) not in out]
+    held = [row for row in rows if _group(row[1]) in out]
+    asked, lines = _asked(held, seed), [f"line {number}" for number, _ in [*kept, *held]]
+    if guard is not None:
+        others, of = _rows(guard, toward)
+        guards = [one._replace(place=len(held) + one.place, state=GUARD + one.state) for one in _asked(others, seed)]
+        if not guards or isinstance(others[0][1]["prompt"], str) is chat:
+            why = "holds messages, or texts, where the pairs hold the other" if guards else "does not say what is right"
+            raise WeightsError(f"the guard {str(guard)!r} {why}.", "Export it from a run of the same style.")
+        held, asked, digest = [*held, *others], [*asked, *guards], f"{digest} {of}"
+        lines += [f"line {number} of {str(guard)!r}" for number, _ in others]
+    return Pairs(_texts(kept), _texts(held), asked, lines, chat, digest)
+
+
+def _rows(path: Path, toward: str) -> tuple[list[tuple[int, Mapping[str, Any]]], str]:
+    """Return the lines of a file with their numbers, checked one by one, and 16 digits of a hash of the file."""
     remedy = f"Make the file with ckcontrol eval export-pairs --toward {toward}."
     rows: list[tuple[int, Mapping[str, Any]]] = []
     try:
@@ -100,26 +128,15 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
         raise WeightsError(f"{str(path)!r} cannot be read: {reason}.", remedy) from error
     if not rows:
         raise WeightsError(f"{str(path)!r} holds no pairs.", remedy)
+    chat = not isinstance(rows[0][1]["prompt"], str)
     for number, data in rows:
         if data["toward"] != toward:
             told = f"line {number} leads toward {data['toward']!r:.40}, and {toward} was asked for"
             raise WeightsError(f"{str(path)!r}: {told}.", remedy)
-    chat = not isinstance(rows[0][1]["prompt"], str)
-    for number, data in rows:
         if isinstance(data["prompt"], str) is chat:
             told = f"line {number} holds {'texts' if chat else 'messages'}, those before it do not"
             raise WeightsError(f"{str(path)!r}: {told}.", "Train on the pairs of runs of one style.")
-    errors = {str(data.get("error")) for _, data in rows}
-    if len(errors) == 1 and not one_sided:
-        told = f"all {len(rows)} pairs show {errors.pop()!r:.60}: a model learns one answer to everything from them"
-        hint = "Run all five states and export again, or take them as they are: one_sided=True."
-        raise WeightsError(f"{str(path)!r}: {told}.", hint)
-    groups = sorted({_group(data) for _, data in rows}, key=lambda group: _rank(seed, group))
-    out = set(groups[: len(groups) // SHARE])
-    kept = [(number, data) for number, data in rows if _group(data) not in out]
-    held = [(number, data) for number, data in rows if _group(data) in out]
-    lines = [number for number, _ in [*kept, *held]]
-    return Pairs(_texts(kept), _texts(held), _asked(held, seed), lines, chat, digest)
+    return rows, digest
 
 
 def _asked(held: Sequence[tuple[int, Mapping[str, Any]]], seed: int) -> list[Asked]:

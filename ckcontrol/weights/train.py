@@ -25,7 +25,7 @@ from ..heads.fingerprint import Fingerprint
 from ..heads.forward import greedy, pad
 from .adapters import check_unadapted, trainable_as_before
 from .manifest import Training
-from .pairs import Asked, Pairs, read_pairs
+from .pairs import GUARD, Asked, Pairs, read_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +58,7 @@ def train(
     save_every: int = 20,
     max_harm: float = 0.1,
     one_sided: bool = False,
+    guard: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Training:
     """Train a LoRA adapter toward context or memory, into a new folder that stock PEFT loads.
@@ -81,6 +82,8 @@ def train(
         save_every: Steps between two checkpoints.
         max_harm: Largest share of held-out questions without a conflict that may be answered right no longer.
         one_sided: Take pairs of one of KnowPO's errors alone.
+        guard: Pairs of a run on questions in other words. None is trained on; they are asked beside those held out,
+            and harm to them stops training just as well.
         on_progress: Called with stage, steps done and steps in all.
 
     Raises:
@@ -104,7 +107,8 @@ def train(
         "save_every": check_integer("save_every", save_every, 1, 1_000_000),
         "max_harm": check_number("max_harm", max_harm, 0.0, 1.0),
     }
-    given = read_pairs(Path(pairs), toward, one_sided=one_sided, seed=seed)
+    guards = None if guard is None else Path(guard)
+    given = read_pairs(Path(pairs), toward, one_sided=one_sided, seed=seed, guard=guards)
     if target.exists():
         raise WeightsError(f"{str(target)!r} exists.", "Give a new folder: nothing is overwritten.")
     _check_model(model, tokenizer, given.chat)
@@ -300,7 +304,7 @@ def _check_lengths(trainer: Any, pairs: Pairs, limit: int) -> None:
     for line, row in zip(pairs.lines, rows, strict=True):
         if (length := len(row["input_ids"])) > limit:
             raise _Useless(
-                f"the pair of line {line} is {length:,} tokens long, over {limit:,}.",
+                f"the pair of {line} is {length:,} tokens long, over {limit:,}.",
                 "Leave it out of the file, or give a higher max_length where the model has room.",
             )
 
@@ -339,10 +343,18 @@ def _right(asked: Sequence[Asked], texts: Sequence[str]) -> dict[str, list[int]]
 
 
 def _harm(before: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> float:
-    """Return which share of the answers without a conflict was right before and is not in sum; 0 without any."""
-    states = [state for state in before if state != "conflict"]
-    lost = sum(before[state][1] - now[state][1] for state in states)
-    return lost / max(1, sum(before[state][0] for state in states))
+    """Return which share of the answers without a conflict was right before and is not in sum; 0 without any.
+
+    Of the questions held out or of the guard's, whichever lost more.
+    """
+    shares = []
+    for guard in (False, True):
+        states = [
+            state for state in before if state.startswith(GUARD) is guard and state.removeprefix(GUARD) != "conflict"
+        ]
+        lost = sum(before[state][1] - now[state][1] for state in states)
+        shares.append(lost / max(1, sum(before[state][0] for state in states)))
+    return max(shares)
 
 
 def _last_whole(
@@ -360,7 +372,7 @@ def _last_whole(
     if not found:
         raise _Useless(
             f"the first checkpoint, of step {settings['save_every']}, answers {100 * (harmful or 0):.0f} % fewer of "
-            f"the held-out questions without a conflict right, over max_harm={settings['max_harm']:g}.",
+            f"the questions without a conflict right, over max_harm={settings['max_harm']:g}.",
             "Take a lower learning_rate or save_every, or a higher max_harm.",
         )
     steps, mark = found[-1]

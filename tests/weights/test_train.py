@@ -257,6 +257,14 @@ def test_the_questions_asked_are_of_every_state_in_turn_and_bounded(tmp_path: Pa
     assert not read_pairs(written(tmp_path / "q.jsonl", [row(i, state="noisy") for i in range(80)]), "context").asked
 
 
+def says(model: Any, prompt: Any) -> str:
+    """Return a tiny model's greedy answer to messages."""
+    tokenizer = tiny_model("llama")[1]
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    made = model.generate(input_ids=ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+
+
 class Keep:
     """What a run's checkpoints answer right, and their weights; Ctrl-C after step `at`."""
 
@@ -276,13 +284,7 @@ class Keep:
 def test_training_stops_where_answers_are_lost_and_keeps_the_checkpoint_before(pairs: Path, tmp_path: Path) -> None:
     """The right name of the held-out questions is what the model itself says, and training leads away from it."""
     held = [one["prompt"] for one in read_pairs(pairs, "context").held]
-    model, tokenizer = tiny_model("llama")
-
-    def says(model: Any, prompt: Any) -> str:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=False)
-        made = model.generate(input_ids=ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
-        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-
+    model = tiny_model("llama")[0]
     rows = [row(i, state="conflict", right=["nobody"]) for i in range(24)]
     said = [words(says(model, prompt)) for prompt in held]
     assert all(said)
@@ -314,6 +316,34 @@ def test_training_stops_where_answers_are_lost_and_keeps_the_checkpoint_before(p
     with pytest.raises(WeightsError, match=r"first checkpoint, of step 12, answers \d+ % fewer .*Take a lower"):
         train(*tiny_model("llama"), pairs, tmp_path / "none", **how | {"save_every": 12}, max_harm=0.0)
     assert not (tmp_path / "none").exists() and not partial(tmp_path / "none").exists()
+
+
+def test_questions_of_a_guard_are_asked_and_stop_training_too(pairs: Path, tmp_path: Path) -> None:
+    """What is right is what the model itself says, to words that no pair has; of those held out none is asked."""
+    model = tiny_model("llama")[0]
+    prompts = [[{"role": "user", "content": f"Which of {i} cats is grey?"}] for i in range(30)]
+    said = [(prompt, words(says(model, prompt))) for prompt in prompts]
+    others = [row(1, prompt=prompt, state="noisy", right=[found[0].cased]) for prompt, found in said if found][:6]
+    assert len(others) == 6
+    guard = written(tmp_path / "guard.jsonl", [*others, row(7, state="conflict", right=["nobody"])])
+    read, alone = read_pairs(pairs, "context", guard=guard), read_pairs(pairs, "context")
+    assert read.train == alone.train and len(read.held) == len(alone.held) + 7 and read.digest != alone.digest
+    assert [read.held[one.place]["prompt"] for one in read.asked[:6]] == [one["prompt"] for one in others]
+    how = HOW | {"steps": 12, "learning_rate": 3e-3}
+    far = train(*tiny_model("llama"), pairs, tmp_path / "far", **how, max_harm=1.0, guard=guard)
+    assert far.answers["guard: conflict"][:2] == (1, 0) and far.answers["guard: noisy"][:2] == (6, 6)
+    assert far.steps == 12 and far.answers["guard: noisy"][2] < 6
+    with pytest.raises(WeightsError, match=r"first checkpoint, of step 12, .*max_harm=0\b"):
+        train(*tiny_model("llama"), pairs, tmp_path / "a", **how | {"save_every": 12}, max_harm=0.0, guard=guard)
+    long = written(tmp_path / "long.jsonl", [row(1, prompt=[{"role": "user", "content": "x " * 900}], right=["Ann"])])
+    with pytest.raises(WeightsError, match=r"line 1 of .*long\.jsonl' is [\d,]+ tokens long"):
+        train(*tiny_model("llama"), pairs, tmp_path / "b", **HOW, guard=long)
+    for rows, why in (
+        ([row(1)], "does not say what is right"),
+        ([row(1, chat=False, right=["Ann"])], "hold the other"),
+    ):
+        with pytest.raises(WeightsError, match=rf"the guard .*{why}.*Export it from a run"):
+            read_pairs(pairs, "context", guard=written(guard, rows))
 
 
 def test_one_process_at_a_time(pairs: Path, tmp_path: Path) -> None:

@@ -33,6 +33,14 @@ def train(
         float, typer.Option("--max-harm", help="Share of right answers held out that may go; more stops training.")
     ] = 0.1,
     one_sided: Annotated[bool, typer.Option("--one-sided", help="Take pairs that show one error alone.")] = False,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAIRS",
+            help="Further pairs, of questions in other words: asked at checkpoints, never trained on.",
+            show_default=False,
+        ),
+    ] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
 ) -> None:
@@ -46,7 +54,7 @@ def train(
     from ...weights.train import partial
 
     check_folder(out)
-    read_pairs(pairs, toward, one_sided=one_sided, seed=seed)  # refused before a model is loaded
+    read_pairs(pairs, toward, one_sided=one_sided, seed=seed, guard=guard)  # refused before a model is loaded
     loaded = options.load(model, device, dtype)
     with Bars(kept=partial(out)) as bars:
         made = train_adapter(
@@ -63,6 +71,7 @@ def train(
             save_every=save_every,
             max_harm=max_harm,
             one_sided=one_sided,
+            guard=guard,
             on_progress=bars,
         )
     counts = [f"{state} {was} and {now} of {n}" for state, (n, was, now) in made.answers.items()]
