@@ -15,7 +15,7 @@ import pytest
 from ckcontrol.cli import serve_vllm
 from ckcontrol.cli.main import main
 from ckcontrol.serving.limits import VARIABLE, Limits
-from ckcontrol.vllm.contract.head_masks import SECRET
+from ckcontrol.vllm.contract.changes import SECRET
 
 
 def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import CKError
 from ...serving.asgi import ASGIApp, Gone, Message, Receive, Route, Scope, Send, Shared
 from ...serving.guard import read_body
-from ...serving.json_values import HEADS, without_ours
+from ...serving.json_values import DIRECTION, HEADS, without_ours
 from ...serving.limits import Limits
 from ...serving.page import SafeHeaders, is_page, page, told_model
 from ...serving.read_request import PATHS, Steered, read_request
@@ -37,10 +37,13 @@ from .server import Server
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["EMBEDDER", "INDEX", "CKMiddleware"]
+    from ...heads.directions.direction import Direction
+
+__all__ = ["EMBEDDER", "INDEX", "LED", "CKMiddleware"]
 
 INDEX = "CKCONTROL_VLLM_INDEX"  # the folder of the index for ck.retrieve
 EMBEDDER = "CKCONTROL_VLLM_EMBEDDER"  # where its embedder is now
+LED = "CKCONTROL_VLLM_DIRECTION"  # the file of the direction for ck.direction
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
 log = logging.getLogger("ckcontrol.vllm")
@@ -57,10 +60,13 @@ class CKMiddleware:
             the prompt with the passages is answered alone. None reads the environment (`fallback.VARIABLE`).
         index: An `Index` or anything with its ``search``, for ``ck.retrieve``; None opens the folder that
             the environment names (`INDEX`), if it does.
+        direction: What ``ck.direction`` leads along; None reads the file that the environment names
+            (`LED`), if it does.
 
     Raises:
         ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
         RetrievalError: The index cannot be opened, or its embedder not be loaded.
+        HeadsError: The direction's file is none.
     """
 
     def __init__(
@@ -70,11 +76,13 @@ class CKMiddleware:
         tokenizer: PreTrainedTokenizerBase | None = None,
         on_lost: str | None = None,
         index: Any = None,
+        direction: Direction | None = None,
     ) -> None:
         self.app = app
         self.limits = limits or Limits.from_env()
         self._tokenizer = tokenizer
         self._server: Server | None = None
+        self._direction = direction or _direction_from_env()
         self._retriever = Retriever(_index_from_env() if index is None else index)
         self._page = SafeHeaders(page())
         self._falls_back = (fallback.from_env() if on_lost is None else fallback.choice(on_lost)) == "contextual"
@@ -101,7 +109,7 @@ class CKMiddleware:
             data = await _off(len(body), _decode, body, scope)
             if isinstance(data, dict) and data.get("ck") is not None:
                 return await self._steer(scope, receive, send, data, len(body))
-            if data is not None and (suspicious(body, b"ck_") or suspicious(body, HEADS.encode())):
+            if data is not None and any(suspicious(body, ours.encode()) for ours in ("ck_", HEADS, DIRECTION)):
                 body = await _off(len(body), _clean, data)
                 scope = {**scope, "headers": _sized(scope, len(body))}
             return await self.app(scope, replay(body, receive), send)
@@ -130,8 +138,7 @@ class CKMiddleware:
                 raise Refusal(429, f"{self.pairs - held} pairs are under way.", "Try again in a moment.")
             self.pairs += len(names) - held
             held = len(names)
-            if request.direction is not None:
-                raise Refusal(400, "ck.direction: vLLM adds no directions.", "Use ckcontrol serve --direction FILE.")
+            push = await server.push(request.direction)
             if request.heads:
                 await server.check_heads(request.heads)
             tokenizer = await _tokenizer(server, request)
@@ -139,7 +146,7 @@ class CKMiddleware:
                 await server.check_lengths(request.body)
                 await server.check_lengths({**request.body, "prompt": request.texts.parametric})
             pairs = [new_pair() for _ in names]
-            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0], server.window)
+            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0], server.window, push)
             unfit = server.unfit(bodies)
             if unfit and not self._falls_back:
                 raise Refusal(400, unfit, "Shorten the passages or ask for fewer tokens, or have the cache enlarged.")
@@ -178,7 +185,9 @@ class CKMiddleware:
 
     def _bound(self, scope: Scope) -> Server:
         """Return the server around us, bound at the first steered request: only a request knows the app."""
-        self._server = self._server or Server(getattr(scope.get("app"), "state", None), self._tokenizer)
+        self._server = self._server or Server(
+            getattr(scope.get("app"), "state", None), self._tokenizer, self._direction
+        )
         return self._server
 
     async def _run(
@@ -221,6 +230,16 @@ def _index_from_env() -> Any:
     """Open the index that `INDEX` names, and load its embedder; None where it is not set."""
     folder = os.environ.get(INDEX, "").strip()
     return opened(folder, os.environ.get(EMBEDDER)) if folder else None
+
+
+def _direction_from_env() -> Direction | None:
+    """Read the direction that `LED` names; None where it is not set."""
+    file = os.environ.get(LED, "").strip()
+    if not file:
+        return None
+    from ...heads.directions.direction import Direction
+
+    return Direction.load(file)
 
 
 async def _tokenizer(server: Server, request: Steered) -> PreTrainedTokenizerBase | None:
