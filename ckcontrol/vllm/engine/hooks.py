@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["HINT", "LED_HINT", "install", "install_direction", "masked", "refusal"]
 
 HINT = "Start the server with --enforce-eager, or serve a model with the heads exported: ckcontrol heads export."
-LED_HINT = "Give the direction of this model to an eager engine, as serve-vllm --direction and SteeredLLM start it."
+LED_HINT = "serve-vllm --direction FILE starts an eager engine, for a direction of its model; else: ckcontrol serve."
 
 Scales = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> first row, last row plus one, factors [H]
 
@@ -114,11 +114,12 @@ def _hook(layer: int, scales: Scales, heads: int) -> Callable[..., Any]:
     def scale(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if layer not in scales:
             return None
-        z = args[0].clone()  # [tokens, H_local * d_h]
+        z = args[0].clone()  # [tokens, H_local * d_h]; transformers' own layers have a batch of one in front
+        flat = z.view(-1, z.shape[-1])
         first, here = _slice(module, heads)
         for start, end, factors in scales[layer]:
             local = factors[first : first + here].to(dtype=z.dtype, device=z.device)
-            part = z[start:end].view(end - start, here, -1)
+            part = flat[start:end].view(end - start, here, -1)
             part *= local[:, None]
         return (z, *args[1:])
 
