@@ -50,6 +50,18 @@ def test_heads_need_eager_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert "VLLM_USE_V2_MODEL_RUNNER" not in serve_vllm.command("M", [])[1]
 
 
+def test_a_direction_needs_eager_mode_and_its_file_is_read_before_the_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = printed(capsys, "--direction", "d.safetensors")
+    assert "--enforce-eager" in line and f"CKCONTROL_VLLM_DIRECTION={tmp_path / 'd.safetensors'}" in line
+    assert "VLLM_USE_V2_MODEL_RUNNER=0" in line
+    monkeypatch.setattr(serve_vllm, "find_spec", lambda name: True)
+    assert main(["serve-vllm", "--model", "M", "--direction", "d.safetensors"]) == 2
+    assert "'d.safetensors' cannot be read" in capsys.readouterr().err
+
+
 def test_bounds_go_into_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
     line = printed(capsys, "--limit", "passages=128", "--limit", "seconds=20")
     assert line.startswith(VARIABLE + "=") and '"passages": 128' in line

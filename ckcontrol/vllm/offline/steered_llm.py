@@ -107,6 +107,10 @@ class SteeredLLM:
         on_lost: str = "fail",
         **engine: Any,
     ) -> None:
+        from ...heads.directions.direction import Direction
+
+        if not (direction is None or isinstance(direction, Direction)):
+            raise HeadsError(f"direction={direction!r} is none.", "Read it from its file: Direction.load(FILE).")
         self.heads, self.direction, self.on_lost = heads, direction, fallback.choice(on_lost)
         self.dial = None if weights is None else LoraDial(weights)
         given = engine if self.dial is None else self.dial.arguments(engine)
