@@ -156,7 +156,7 @@ def asking(**ck: Any) -> dict[str, Any]:
 def test_both_rows_of_a_request_carry_the_coefficient_and_salts_of_their_own() -> None:
     found = direction_of(tiny_model("llama")[0])
     salts = set[str]()
-    for ck in ({"direction": 0.25}, {"direction": 1}, {"direction": 1, "method": "off"}):
+    for ck in ({"direction": 0.25}, {"direction": 1}, {"direction": 1, "method": "off", "alpha": None}):
         body = asking(**ck)
         body["vllm_xargs"] = {"ckdirection": 77.0, "mine": 1}
         got, inner, calls = through(body, found)
