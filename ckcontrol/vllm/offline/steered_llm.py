@@ -369,7 +369,7 @@ class SteeredLLM:
 
     def _pushes(self, alpha: float | Sequence[float | None] | None, count: int) -> list[float]:
         """Return what the direction is multiplied by for each item; 0 adds nothing."""
-        given = list(alpha) if isinstance(alpha, (list, tuple)) else [alpha] * count
+        given: list[Any] = list(alpha) if isinstance(alpha, (list, tuple)) else [alpha] * count
         if len(given) != count:
             what = f"{len(given)} alphas of the direction for {count} items."
             raise HeadsError(what, "Pass one, or one or None per item.")
