@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["HINT", "LED_HINT", "install", "install_direction", "masked", "refusal"]
 
 HINT = "Start the server with --enforce-eager, or serve a model with the heads exported: ckcontrol heads export."
-LED_HINT = "Give a direction of this model to serve-vllm --direction, which starts an eager engine; else: ckcontrol serve."
+LED_HINT = "Give a direction of this model to serve-vllm --direction, which runs eagerly; else: ckcontrol serve."
 
 Scales = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> first row, last row plus one, factors [H]
 
