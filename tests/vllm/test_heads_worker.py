@@ -15,8 +15,8 @@ import torch
 from ckcontrol.heads import HeadMask, pruned
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.serving.read_heads import read_heads
-from ckcontrol.vllm.contract.head_masks import SECRET, pack, salt, unpack
-from ckcontrol.vllm.engine.head_hooks import masked
+from ckcontrol.vllm.contract.changes import SECRET, pack, salt, unpack
+from ckcontrol.vllm.engine.hooks import masked
 from ckcontrol.vllm.engine.worker import HeadWorker
 
 
@@ -98,7 +98,7 @@ def test_every_mask_has_its_own_salt() -> None:
 
 def test_nobody_outside_a_server_can_make_its_salts_and_its_processes_agree() -> None:
     def made(**variables: str) -> str:
-        code = "from ckcontrol.vllm.contract.head_masks import salt; print(salt(((0, 1, 0.0),)))"
+        code = "from ckcontrol.vllm.contract.changes import salt; print(salt(((0, 1, 0.0),)))"
         done = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, check=True
         )

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 import ckcontrol as ck
-from ckcontrol.heads import HeadMask, pruned
+from ckcontrol.heads import Direction, Fingerprint, HeadMask, added, pruned
 
 from ..browser import Page, posts, text_of
 from . import stumbles
@@ -35,9 +35,21 @@ PASSAGES = ["The Tellin runs through Orvendale. " * 3, "Marrowick lies on the Ve
 
 
 @pytest.fixture(scope="module")
-def url(small: Any, vllm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def direction(small: Any) -> Direction:
+    """One toward the context and toward memory."""
+    import torch
+
+    torch.manual_seed(3)
+    return Direction(Fingerprint.of(small[1]), 0, torch.randn(64), context=12.0, memory=8.0)
+
+
+@pytest.fixture(scope="module")
+def url(small: Any, direction: Direction, vllm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server."""
-    with serving(small[0], tmp_path_factory.mktemp("server"), "--heads", "--max-num-batched-tokens", "128") as address:
+    folder = tmp_path_factory.mktemp("server")
+    direction.save(folder / "direction.safetensors")
+    options = ["--heads", "--direction", str(folder / "direction.safetensors"), "--max-num-batched-tokens", "128"]
+    with serving(small[0], folder, *options) as address:
         yield address
 
 
@@ -54,8 +66,8 @@ def serving(model: str, folder: Path, *options: str) -> Iterator[str]:
     site = stumbles.install(folder / "site")
     given = {"PYTHONPATH": os.pathsep.join([str(ROOT), site, *filter(None, [os.environ.get("PYTHONPATH")])])}
     given |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with log.open("wb") as file:
-        server = subprocess.Popen(line, env={**os.environ, **given}, stdout=file, stderr=subprocess.STDOUT)
+    with log.open("wb") as out:
+        server = subprocess.Popen(line, env={**os.environ, **given}, stdout=out, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 400
         while True:
@@ -210,6 +222,31 @@ def test_masks_are_those_of_pruned_and_never_leak_through_the_cache(url: str, sm
             assert ids(post(url, steered(ck={"method": "ck-plug", "alpha": 0.3, "heads": heads}))) == wanted[i], (
                 f"mask {i} in {order}"
             )
+
+
+def test_the_direction_is_that_of_added_and_never_leaks_through_the_cache(
+    url: str, small: Any, direction: Direction
+) -> None:
+    """Each alpha between requests without one, of tokens, of whole answers and beside a mask; twice."""
+    mask = HeadMask.of(small[1], [(1, 0)], factor=2.0)
+    asked: list[tuple[dict[str, Any], float | None, HeadMask]] = [
+        (control, alpha, HeadMask.of(small[1]))
+        for control in ({"method": "off"}, {"method": "cad", "alpha": 0.3}, {"method": "dial", "alpha": 0.7})
+        for alpha in (0.0, None, 0.9)
+    ]
+    asked.append(({"method": "off"}, 0.2, mask))
+    wanted = []
+    for control, alpha, one in asked:
+        with added(small[1], direction, 0.5 if alpha is None else alpha), pruned(small[1], one):
+            wanted.append(expected(small, control, {}))
+    assert len({tuple(row) for row in wanted}) >= 7, "the direction changes answers"
+    for _ in range(2):
+        for (control, alpha, one), want in zip(asked, wanted, strict=True):
+            more = {} if alpha is None else {"direction": alpha}
+            more |= {"heads": one.to_dict()["heads"]} if one is mask else {}
+            reply = post(url, steered(ck=control | more))
+            assert ids(reply) == want, (control, alpha)
+            assert reply[1]["ck"].get("direction") == alpha
 
 
 def test_drafts_are_those_of_the_transformers_engine(url: str, small: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckcontrol.vllm.contract.head_masks import salt
+from ckcontrol.vllm.contract.changes import salt
 from ckcontrol.vllm.http.guard import has_key
 from ckcontrol.vllm.http.middleware import CKMiddleware
 

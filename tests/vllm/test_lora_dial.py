@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 
 import ckcontrol as ck
 from ckcontrol.errors import ControlError, ServingError, WeightsError
+from ckcontrol.heads.directions.direction import Direction
 from ckcontrol.heads.fingerprint import Fingerprint
 from ckcontrol.models.load import load
 from ckcontrol.weights.manifest import Manifest
@@ -39,15 +43,20 @@ def dial(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_hand(folder: str, adapter: Path | None, ids: list[int], length: int) -> list[int]:
-    """Greedy tokens of the small model with an adapter merged into its weights."""
+def by_hand(
+    folder: str, adapter: Path | None, ids: list[int], length: int, *changes: Callable[[Any], Any]
+) -> list[int]:
+    """Greedy tokens of the small model with an adapter merged into its weights, and changed further."""
     import torch
 
     model, _ = load(folder, device="cpu")
     if adapter is not None:
         merged(model, adapter)
     prompt = torch.tensor([ids])
-    made = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=length, do_sample=False)
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(change(model))
+        made = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=length, do_sample=False)
     return made[0, len(ids) :].tolist()  # type: ignore[no-any-return]
 
 
@@ -160,10 +169,16 @@ def body(**fields: Any) -> dict[str, Any]:
 def test_a_server_answers_with_the_adapter_nearest_to_alpha_beside_pairs(
     small: Any, dial: Path, tmp_path: Path
 ) -> None:
+    import torch
+
     folder, model, tokenizer = small
     ids = list(ck.build_pair(tokenizer, *QUESTIONS[0]).contextual)
     pair = ck.Control("cad", alpha=0.2)
-    with serving(folder, tmp_path, "--weights", str(dial), "--enforce-eager") as url:
+    found = Direction(Fingerprint.of(model), 0, torch.randn(64, generator=torch.manual_seed(3)), 12.0, 8.0)
+    found.save(tmp_path / "direction")
+    mask = ck.heads.HeadMask.of(model, [(0, 1), (1, 0)])
+    options = ["--weights", str(dial), "--heads", "--direction", str(tmp_path / "direction")]
+    with serving(folder, tmp_path, *options) as url:
         with urllib.request.urlopen(url + "/v1/models") as reply:
             (listed,) = json.load(reply)["data"]
         assert listed["id"] == "m" and "weights" in listed["ck"]["methods"] and "weights" in listed["ck"]["dials"]
@@ -180,6 +195,15 @@ def test_a_server_answers_with_the_adapter_nearest_to_alpha_beside_pairs(
                 assert {part["model"] for part in parts} == {"m"}
                 told = parts[-1]["ck"]
                 assert (told["method"], told["alpha"], told["passages"]) == ("weights", alpha, 1) and "seed" not in told
+        changes = (
+            partial(ck.heads.pruned, mask=mask, strict=False),
+            partial(ck.heads.added, direction=found, alpha=0.2, strict=False),
+        )
+        wanted = by_hand(folder, dial / "step0", ids, 10, *changes)
+        assert wanted != by_hand(folder, dial / "step0", ids, 10)
+        entries = [{"layer": layer, "head": head} for layer, head in mask.factors]
+        got = post(url, body(ck={"heads": entries, "direction": 0.2}, return_token_ids=True))
+        assert got[1]["choices"][0]["token_ids"] == wanted[: [*wanted, 258].index(258) + 1]
         both = post(url, {**body(ck={"method": "cad", "alpha": 0.2, "trace": True}), "max_tokens": 10})
         alone = ck.generate(model, tokenizer, *QUESTIONS[0], control=pair, max_new_tokens=10)
         assert [entry["id"] for entry in both[1]["ck"]["trace"]] == list(alone.token_ids)

@@ -20,7 +20,7 @@ from ckcontrol.heads.fingerprint import Fingerprint
 from ckcontrol.models.tiny import tiny_model
 from ckcontrol.serving.limits import VARIABLE, Limits
 from ckcontrol.vllm.contract import lora_dial
-from ckcontrol.vllm.contract.head_masks import SECRET
+from ckcontrol.vllm.contract.changes import SECRET
 from ckcontrol.weights.manifest import Manifest
 
 from ..weights.by_hand import write_adapter
@@ -56,6 +56,18 @@ def test_heads_need_eager_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--enforce-eager" in printed(capsys, "--heads")
     assert serve_vllm.command("M", [], heads=True)[1]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     assert "VLLM_USE_V2_MODEL_RUNNER" not in serve_vllm.command("M", [])[1]
+
+
+def test_a_direction_needs_eager_mode_and_its_file_is_read_before_the_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = printed(capsys, "--direction", "d.safetensors")
+    assert "--enforce-eager" in line and f"CKCONTROL_VLLM_DIRECTION={tmp_path / 'd.safetensors'}" in line
+    assert "VLLM_USE_V2_MODEL_RUNNER=0" in line
+    monkeypatch.setattr(serve_vllm, "find_spec", lambda name: True)
+    assert main(["serve-vllm", "--model", "M", "--direction", "d.safetensors"]) == 2
+    assert "'d.safetensors' cannot be read" in capsys.readouterr().err
 
 
 def test_bounds_go_into_the_environment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,7 @@ from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from ...control import Control
 from ...decoding.options import GenerateOptions
 from ...errors import ServingError
-from ...serving.json_values import HEADS
-from ..contract.head_masks import unpack
+from ..contract.changes import check
 from ..contract.pair_params import PairParams, read
 from . import compat
 from .batch import BatchPlan, EngineRow, Member, PairState, make_plans, pair_up
@@ -77,7 +76,7 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse, in the front end, a request that claims to be a row of a pair, or to have a head mask, and is not.
+        """Refuse, in the front end, a request that claims to be a row of a pair, or to change the model, and does not.
 
         Raises:
             ServingError: A ValueError, which vLLM answers with a 400.
@@ -86,8 +85,8 @@ class PairLogitsProcessor(V1Processor, V2Processor):  # type: ignore[misc]
         row = read(args)
         if row is not None:
             compat.check_row(sampling_params, row)
-        if args and HEADS in args:
-            unpack(args[HEADS])
+        if args:
+            check(args)
 
     # --- the V1 runner --------------------------------------------------------------------------------------------
 

@@ -23,8 +23,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from ...errors import ServingError
-from ...serving.json_values import HEADS
-from ..contract.head_masks import unpack
+from ..contract.changes import check
 from ..contract.pair_params import CONTEXTUAL, PairParams, blocks_of_pair, read, sampling_of
 from . import compat
 
@@ -112,8 +111,7 @@ class PairSchedulerMixin(_Base):  # type: ignore[misc]
             row = read(params.extra_args)
             if row is not None:
                 compat.check_row(params, row)
-            if HEADS in params.extra_args:
-                unpack(params.extra_args[HEADS])
+            check(params.extra_args)
         except Exception as error:  # a ServingError; or what an installed policy raised
             return self._ck_refuse_pair(params.extra_args.get("ck_pair"), _told(error), request)
         if row is None:

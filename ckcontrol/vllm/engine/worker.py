@@ -1,4 +1,4 @@
-"""What vLLM's workers can be asked, by RPC: the traces of pairs, and to let head masks act.
+"""What vLLM's workers can be asked, by RPC: the traces of pairs, and to let head masks or a direction act.
 
 vLLM takes a single extension class, so the two come as one, `CKWorker`. Does nothing itself.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .head_hooks import install, refusal
+from .hooks import install, install_direction, refusal
 from .traces import take_all
 
 __all__ = ["CKWorker", "HeadWorker", "TraceWorker"]
@@ -22,7 +22,7 @@ class TraceWorker:
 
 
 class HeadWorker:
-    """The part of a vLLM worker that applies masks."""
+    """The part of a vLLM worker that applies masks and a direction."""
 
     model_runner: Any
     vllm_config: Any
@@ -39,6 +39,29 @@ class HeadWorker:
                 return {"refused": refused}
             self._ck_heads = install(self.vllm_config, self.model_runner)
         return dict(self._ck_heads)
+
+    def ck_direction_install(self, made_for: tuple[str, int, int, int], layer: int, vector: list[float]) -> str:
+        """Put the hooks of the engine's direction in place, once; a batch without it passes them unchanged.
+
+        Args:
+            made_for: Family, layers, heads and width of the model that it was found on.
+            layer: Whose output is changed.
+            vector: v, of that width.
+
+        Returns:
+            Why it cannot act here; empty if it does.
+        """
+        given = (layer, list(vector))
+        if (held := getattr(self, "_ck_direction", None)) is None:
+            if refused := refusal(self.vllm_config, self.model_runner, "directions"):
+                return refused
+            text = self.vllm_config.model_config.hf_text_config
+            here = (text.model_type, text.num_hidden_layers, text.num_attention_heads, text.hidden_size)
+            if (mine := tuple(made_for)) != here:
+                return f"the direction is for {mine}, and the model is {here} (family, layers, heads, width)."
+            install_direction(self.vllm_config, self.model_runner, *given)
+            self._ck_direction = held = given
+        return "" if held == given else "this engine has another direction already."
 
 
 class CKWorker(TraceWorker, HeadWorker):

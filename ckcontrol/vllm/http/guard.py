@@ -14,7 +14,7 @@ from ...serving.replies import Refusal
 
 __all__ = ["FormGuard", "has_key", "is_form", "replay", "suspicious"]
 
-_OURS = re.compile(rb'"(?:c|\\u0063)(?:k|\\u006[bB])(?:_|\\u005[fF]|h|\\u0068)')
+_OURS = re.compile(rb'"(?:c|\\u0063)(?:k|\\u006[bB])(?:_|\\u005[fF]|[hd]|\\u006[48])')
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")  # where vLLM asks for a key
 _OVERLAP = 64  # bytes of a piece kept, so that nothing hides across two
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...decoding.prompts import build_pair, opens_with_thought
 from ...errors import ServingError
-from ...serving.json_values import HEADS, integer
+from ...serving.json_values import DIRECTION, HEADS, integer
 from ...serving.read_request import CHAT, COMPLETIONS, Steered
 from ...serving.read_texts import BUILT, tools_of
-from ..contract.head_masks import pack, salt
+from ..contract.changes import own_salt, pack, salt
 from ..contract.pair_params import CONTEXTUAL, PARAMETRIC, extra_args
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Bodies:
         parametric: Its answer is thrown away.
         thinking: The prompts end in an open thought, as far as that can be known.
         passages: Those that stand in the prompt; None where it was not made here.
+        push: What the server's direction is multiplied by, in both; 0 adds nothing.
     """
 
     path: str
@@ -98,6 +99,7 @@ class Bodies:
     parametric: dict[str, Any]
     thinking: bool = False
     passages: tuple[str, ...] | None = None
+    push: float = 0.0
 
 
 def make_bodies(
@@ -106,6 +108,7 @@ def make_bodies(
     tokenizer: PreTrainedTokenizerBase | None = None,
     draft: str = "",
     window: int | None = None,
+    push: float = 0.0,
 ) -> Bodies:
     """Build both bodies.
 
@@ -115,6 +118,7 @@ def make_bodies(
         tokenizer: The served model's; needed with passages, and to know of a chat whether its prompt opens a thought.
         draft: One of `params.drafts`.
         window: Longest prompt and answer together: passages that were found are cut to it. None cuts nothing.
+        push: As in `Bodies`.
 
     Raises:
         ServingError: No tokenizer, or a field of the wrong type.
@@ -143,7 +147,10 @@ def make_bodies(
     field = "messages" if path == CHAT else "prompt"
     read = {"return_token_ids": True} if request.trace or draft else {}
     parametric = {key: value for key, value in body.items() if key not in _READ} | {field: other, "stream": False}
-    return _named(Bodies(path, body | read, parametric, thinking, passages), request, pair, draft)
+    contextual = body | read
+    for row in (contextual, parametric) if push else ():
+        row["cache_salt"] = own_salt()
+    return _named(Bodies(path, contextual, parametric, thinking, passages, push), request, pair, draft)
 
 
 def redrafted(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
@@ -160,6 +167,8 @@ def _named(bodies: Bodies, request: Steered, pair: str, draft: str) -> Bodies:
     arguments: dict[str, Any] = dict(given or {})
     if request.heads:
         arguments[HEADS] = pack(request.heads)
+    if bodies.push:
+        arguments[DIRECTION] = bodies.push
     if not pair:
         return replace(bodies, contextual=bodies.contextual | ({"vllm_xargs": arguments} if arguments else {}))
     arguments |= extra_args(pair, CONTEXTUAL, request.control, request.options, trace=request.trace, draft=draft)

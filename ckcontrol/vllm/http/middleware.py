@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import CKError
 from ...serving.asgi import ASGIApp, Gone, Message, Receive, Route, Scope, Send, Shared
 from ...serving.guard import read_body
-from ...serving.json_values import HEADS, shown, without_ours
+from ...serving.json_values import DIRECTION, HEADS, shown, without_ours
 from ...serving.limits import Limits
 from ...serving.page import SafeHeaders, is_page, page, told_model
 from ...serving.read_request import PATHS, Steered, read_request
@@ -40,10 +40,13 @@ from .server import Server
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["EMBEDDER", "INDEX", "CKMiddleware"]
+    from ...heads.directions.direction import Direction
+
+__all__ = ["EMBEDDER", "INDEX", "LED", "CKMiddleware"]
 
 INDEX = "CKCONTROL_VLLM_INDEX"  # the folder of the index for ck.retrieve
 EMBEDDER = "CKCONTROL_VLLM_EMBEDDER"  # where its embedder is now
+LED = "CKCONTROL_VLLM_DIRECTION"  # the file of the direction for ck.direction
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
 log = logging.getLogger("ckcontrol.vllm")
@@ -62,11 +65,14 @@ class CKMiddleware:
             the environment names (`INDEX`), if it does.
         weights: Folder of the dial whose adapters the server has as models; None reads the environment
             (`lora_dial.VARIABLE`).
+        direction: What ``ck.direction`` leads along; None reads the file that the environment names
+            (`LED`), if it does.
 
     Raises:
         ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
         WeightsError: `weights` is no dial.
         RetrievalError: The index cannot be opened, or its embedder not be loaded.
+        HeadsError: The direction's file is none.
     """
 
     def __init__(
@@ -77,11 +83,13 @@ class CKMiddleware:
         on_lost: str | None = None,
         index: Any = None,
         weights: str | None = None,
+        direction: Direction | None = None,
     ) -> None:
         self.app = app
         self.limits = limits or Limits.from_env()
         self._tokenizer = tokenizer
         self._server: Server | None = None
+        self._direction = direction or _direction_from_env()
         self._retriever = Retriever(_index_from_env() if index is None else index)
         folder = os.environ.get(WEIGHTS, "").strip() if weights is None else weights
         self._dial = LoraDial(folder) if folder else None
@@ -110,7 +118,7 @@ class CKMiddleware:
             data = await _off(len(body), _decode, body, scope)
             if isinstance(data, dict) and data.get("ck") is not None:
                 return await self._steer(scope, receive, send, data, len(body))
-            if data is not None and (suspicious(body, b"ck_") or suspicious(body, HEADS.encode())):
+            if data is not None and any(suspicious(body, ours.encode()) for ours in ("ck_", HEADS, DIRECTION)):
                 body = await _off(len(body), _clean, data)
                 scope = {**scope, "headers": _sized(scope, len(body))}
             return await self.app(scope, replay(body, receive), send)
@@ -141,8 +149,7 @@ class CKMiddleware:
             self.pairs += len(names) - held
             held = len(names)
             adapter = self._adapter(server, request, data) if single else None
-            if request.direction is not None:
-                raise Refusal(400, "ck.direction: vLLM adds no directions.", "Use ckcontrol serve --direction FILE.")
+            push = await server.push(request.direction)
             if request.heads:
                 await server.check_heads(request.heads)
             tokenizer = await _tokenizer(server, request)
@@ -150,7 +157,7 @@ class CKMiddleware:
                 await server.check_lengths(request.body)
                 await server.check_lengths({**request.body, "prompt": request.texts.parametric})
             pairs = ["" if single else new_pair() for _ in names]
-            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0], server.window)
+            bodies = await asyncio.to_thread(make_bodies, request, pairs[0], tokenizer, names[0], server.window, push)
             if adapter is not None:
                 bodies = replace(bodies, contextual=bodies.contextual | {"model": adapter})
             unfit = "" if single else server.unfit(bodies)
@@ -193,7 +200,9 @@ class CKMiddleware:
 
     def _bound(self, scope: Scope) -> Server:
         """Return the server around us, bound at the first steered request: only a request knows the app."""
-        self._server = self._server or Server(getattr(scope.get("app"), "state", None), self._tokenizer)
+        self._server = self._server or Server(
+            getattr(scope.get("app"), "state", None), self._tokenizer, self._direction
+        )
         return self._server
 
     def _adapter(self, server: Server, request: Steered, data: dict[str, Any]) -> str | None:
@@ -260,6 +269,16 @@ def _index_from_env() -> Any:
     """Open the index that `INDEX` names, and load its embedder; None where it is not set."""
     folder = os.environ.get(INDEX, "").strip()
     return opened(folder, os.environ.get(EMBEDDER)) if folder else None
+
+
+def _direction_from_env() -> Direction | None:
+    """Read the direction that `LED` names; None where it is not set."""
+    file = os.environ.get(LED, "").strip()
+    if not file:
+        return None
+    from ...heads.directions.direction import Direction
+
+    return Direction.load(file)
 
 
 async def _tokenizer(server: Server, request: Steered) -> PreTrainedTokenizerBase | None:

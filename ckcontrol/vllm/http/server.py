@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ...serving.json_values import shown
 from ...serving.read_heads import Entries
 from ...serving.replies import Refusal
+from ..contract.changes import installed
 from ..contract.pair_params import blocks_of_pair
 from .ended_pairs import EndedPairs
 from .inner_bodies import Bodies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ...heads.directions.direction import Direction
 
 __all__ = ["Server"]
 
@@ -35,12 +38,16 @@ class Server:
     Args:
         state: What vLLM keeps at ``app.state``; None, or without some attribute, where vLLM is not around.
         tokenizer: Of the served model; None loads the one that the server's arguments name.
+        direction: What ``ck.direction`` leads along; None refuses it.
     """
 
-    def __init__(self, state: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self, state: Any, tokenizer: PreTrainedTokenizerBase | None = None, direction: Direction | None = None
+    ) -> None:
         self._args = getattr(state, "args", None)
         self._client = getattr(state, "engine_client", None)
         self._tokenizer = tokenizer
+        self._direction, self._leads = direction, False
         self._heads: tuple[int, int] | None = None
         self._lock = asyncio.Lock()
         self._ended = EndedPairs(partial(self.call, "ck_take_traces"))
@@ -127,6 +134,24 @@ class Server:
                 hint = f"Layers are 0 to {layers - 1}, query heads 0 to {heads - 1}."
                 raise Refusal(400, f"ck.heads: head {layer}.{head} does not exist.", hint)
 
+    async def push(self, alpha: float | None) -> float:
+        """Return what the direction is multiplied by at an alpha; 0 adds nothing. Make sure that the workers add it.
+
+        Raises:
+            Refusal: No direction is served, or it cannot act here (400).
+            HeadsError: It does not lead to that side.
+        """
+        if alpha is None:
+            return 0.0
+        if self._direction is None:
+            raise Refusal(400, "ck.direction was given, and this server has none.", "Start it with --direction FILE.")
+        push = self._direction.coefficient(alpha)
+        if push and not self._leads:
+            async with self._lock:
+                if not self._leads:
+                    await self._lead(self._direction)
+        return push
+
     async def trace(self, pair: str, *, needed: bool) -> Sequence[Sequence[float]]:
         """Return the trace rows of a pair that has ended, and make sure that its logits were finite.
 
@@ -150,13 +175,21 @@ class Server:
             raise Refusal(400, f"the workers did not answer {method}: {type(error).__name__}.", hint) from error
 
     async def _install(self) -> tuple[int, int]:
-        from ..engine.head_hooks import HINT
+        from ..engine.hooks import HINT
 
         found = await self.call("ck_heads_install")
         for said in found:
             if "refused" in said:
                 raise Refusal(400, f"ck.heads: {said['refused']}", HINT)
         return min(said["layers"] for said in found), min(said["heads"] for said in found)
+
+    async def _lead(self, direction: Direction) -> None:
+        from ..engine.hooks import LED_HINT
+
+        for refused in await self.call("ck_direction_install", *installed(direction)):
+            if refused:
+                raise Refusal(400, f"ck.direction: {refused}", LED_HINT)
+        self._leads = True
 
 
 def _tokens(prompt: Any) -> int:

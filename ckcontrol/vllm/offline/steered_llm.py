@@ -19,7 +19,8 @@ from ...decoding.prompts import PromptPair, PromptTemplate, build_pair
 from ...decoding.recorder import record
 from ...decoding.token_texts import pieces, said
 from ...errors import ControlError, HeadsError, NonFiniteLogits, PromptError, ServingError, WeightsError
-from ..contract import fallback
+from ...serving.json_values import DIRECTION
+from ..contract import changes, fallback
 from ..contract import pair_params as params
 from ..contract.lora_dial import LoraDial, check_options
 from ..engine import compat
@@ -28,11 +29,13 @@ from .jobs import Job, given_of, parts
 if TYPE_CHECKING:
     from vllm import LLM
 
+    from ...heads.directions.direction import Direction
     from ...heads.mask import HeadMask
 
 __all__ = ["SteeredLLM", "engine_arguments"]
 
 Item = str | tuple[str, Sequence[str]] | Mapping[str, Any]
+Change = tuple[dict[str, Any], dict[str, dict[str, str]]]  # what rows carry of it; role -> what goes with a prompt
 
 
 def engine_arguments(**given: Any) -> dict[str, Any]:
@@ -66,6 +69,8 @@ class SteeredLLM:
         template_kwargs: Variables of the chat template, e.g. ``{"enable_thinking": False}``.
         heads: Mask where `generate` is given none; runs the model in eager mode unless told otherwise. Masks act on
             both rows, as in `heads.pruned`.
+        direction: What `generate` may lead along; runs the model in eager mode likewise, and acts on both rows, as in
+            `heads.added`. The model is told by its shape: weights are not compared.
         weights: A dial, the folder that `ckcontrol weights mix` wrote: ``Control("weights", alpha=...)`` is then one
             request with the adapter nearest to its alpha, beside pairs of other methods; vLLM draws, without a trace.
         on_lost: What happens when the engine gives a pair up: ``"fail"``, an error; or ``"contextual"``, the
@@ -82,6 +87,7 @@ class SteeredLLM:
         ServingError: An unknown version of vLLM, a setting that pairs or adapters cannot live with, or an unknown
             `on_lost`.
         WeightsError: `weights` is no dial, or one for another model.
+        HeadsError: `direction` is for another model, or cannot act in such an engine.
 
     Example:
         >>> with SteeredLLM("model", control=Control(alpha=0.2)) as llm:  # doctest: +SKIP
@@ -96,14 +102,19 @@ class SteeredLLM:
         template: PromptTemplate | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         heads: HeadMask | None = None,
+        direction: Direction | None = None,
         weights: str | Path | None = None,
         on_lost: str = "fail",
         **engine: Any,
     ) -> None:
-        self.heads, self.on_lost = heads, fallback.choice(on_lost)
+        from ...heads.directions.direction import Direction
+
+        if not (direction is None or isinstance(direction, Direction)):
+            raise HeadsError(f"direction={direction!r} is none.", "Read it from its file: Direction.load(FILE).")
+        self.heads, self.direction, self.on_lost = heads, direction, fallback.choice(on_lost)
         self.dial = None if weights is None else LoraDial(weights)
         given = engine if self.dial is None else self.dial.arguments(engine)
-        arguments = engine_arguments(**({"enforce_eager": True} if heads else {}) | given)
+        arguments = engine_arguments(**({"enforce_eager": True} if heads or direction else {}) | given)
         from vllm import LLM
 
         self.control = check_control(control)
@@ -114,7 +125,9 @@ class SteeredLLM:
         try:
             if self.dial is not None:
                 self.dial.check(self.llm.llm_engine.model_config.hf_text_config)
-        except WeightsError:
+            if direction is not None:
+                self._install(direction)
+        except (WeightsError, HeadsError):
             self.close()
             raise
         self._ends = self._end_tokens()
@@ -137,6 +150,7 @@ class SteeredLLM:
         *,
         control: Control | Sequence[Control] | None = None,
         heads: HeadMask | Sequence[HeadMask | None] | None = None,
+        direction_alpha: float | Sequence[float | None] | None = None,
         truncate: str | None = None,
         **options: Any,
     ) -> list[Answer]:
@@ -147,6 +161,8 @@ class SteeredLLM:
                 passages the answer is closed-book and nothing is steered.
             control: For all items, or one per item. None is the control of the constructor.
             heads: A mask for all items, or one or None per item. None is the mask of the constructor.
+            direction_alpha: How far along the constructor's direction, from 0, toward the context, to 1, toward memory,
+                for all items, or one or None per item. None and 0.5 add nothing.
             truncate: ``"passages"`` cuts passages that do not fit; None raises `PromptTooLong`.
             **options: The fields of `GenerateOptions`, ``seed`` included: each answer is what `ckcontrol.generate`
                 gives for that item alone. ``trace`` is False here unless asked for.
@@ -156,7 +172,8 @@ class SteeredLLM:
 
         Raises:
             ControlError: A control or option that cannot be honoured; the method ``weights`` without a dial.
-            HeadsError: A mask for another model, or an engine in which masks cannot act.
+            HeadsError: A mask for another model, or an engine in which masks cannot act. An alpha without a direction,
+                or on a side to which it does not lead.
             PromptError: Empty or malformed input; `PromptTooLong` if it does not fit.
             NonFiniteLogits: The logits became NaN or infinite; ``error.partial`` holds the answers, that one cut.
             ServingError: A method raised while it steered; the message names it, and ``error.partial`` holds the
@@ -170,7 +187,8 @@ class SteeredLLM:
         asked = [_item(i, item) for i, item in enumerate(items)]
         if not asked:
             return []
-        controls, masks = self._controls(control, len(asked)), self._masks(heads, len(asked))
+        controls = self._controls(control, len(asked))
+        changed = self._changes(heads, direction_alpha, len(asked))
         tokenizer = self.llm.get_tokenizer()
         limit = int(self.llm.llm_engine.model_config.max_model_len) - chosen.max_new_tokens
         pairs = [
@@ -194,9 +212,9 @@ class SteeredLLM:
             [] if i in single else [Job(i, draft) for draft in params.drafts(control)] for i, control in enumerate(used)
         ]
         self.lost = {}
-        alone = self._run_single(single, pairs, used, masks, chosen) if single else {}
+        alone = self._run_single(single, pairs, used, changed, chosen) if single else {}
         for part in parts(own, chosen):
-            alone |= self._run(part, pairs, used, masks, chosen)
+            alone |= self._run(part, pairs, used, changed, chosen)
             self._fetch(part)
         answers = []
         for i, pair in enumerate(pairs):
@@ -242,7 +260,7 @@ class SteeredLLM:
         jobs: list[Job],
         pairs: list[PromptPair],
         controls: list[Control],
-        masks: list[tuple[dict[str, str], dict[str, str]]],
+        changed: list[Change],
         chosen: GenerateOptions,
     ) -> dict[int, list[int]]:
         """Run some pairs; return what was answered alone, by item."""
@@ -250,12 +268,12 @@ class SteeredLLM:
         ending = self._ending(chosen)
         seeded = {job.item: params.seeded(chosen) for job in jobs}  # one for all drafts of an item
         for job in jobs:
-            i, (extra, salted) = job.item, masks[job.item]
+            i, (extra, salted) = job.item, changed[job.item]
             args = params.extra_args(
                 job.name, params.CONTEXTUAL, controls[i], seeded[i], trace=chosen.trace, draft=job.draft
             )
             for role, ids in ((params.CONTEXTUAL, pairs[i].contextual), (params.PARAMETRIC, pairs[i].parametric)):
-                prompts.append({"prompt_token_ids": list(ids)} | salted)
+                prompts.append({"prompt_token_ids": list(ids)} | salted[role])
                 row = args | {"ck_role": role} | extra
                 asked.append(params.sampling_params(row, max_tokens=chosen.max_new_tokens, **ending))
         outputs = [output.outputs[0] for output in self.llm.generate(prompts, asked, use_tqdm=False)]
@@ -298,14 +316,14 @@ class SteeredLLM:
         items: list[int],
         pairs: list[PromptPair],
         controls: list[Control],
-        masks: list[tuple[dict[str, str], dict[str, str]]],
+        changed: list[Change],
         chosen: GenerateOptions,
     ) -> dict[int, list[int]]:
         """Answer items whose control is in the weights, each as one request; return their tokens."""
         how = self._ending(chosen) | fallback.vllm_sampling(chosen)
         outputs = self.llm.generate(
-            [{"prompt_token_ids": list(pairs[i].contextual)} | masks[i][1] for i in items],
-            [params.sampling_params(masks[i][0], max_tokens=chosen.max_new_tokens, **how) for i in items],
+            [{"prompt_token_ids": list(pairs[i].contextual)} | changed[i][1][params.CONTEXTUAL] for i in items],
+            [params.sampling_params(changed[i][0], max_tokens=chosen.max_new_tokens, **how) for i in items],
             lora_request=[self.dial.request(controls[i]) for i in items],  # type: ignore[union-attr]
             use_tqdm=False,
         )
@@ -336,12 +354,45 @@ class SteeredLLM:
             raise ControlError(f"{len(control)} controls for {count} items.", "Pass one control, or one per item.")
         return [check_control(one, f"control[{i}]") for i, one in enumerate(control)]
 
+    def _changes(
+        self,
+        heads: HeadMask | Sequence[HeadMask | None] | None,
+        alpha: float | Sequence[float | None] | None,
+        count: int,
+    ) -> list[Change]:
+        """Return what each item changes in the model; drafts of an item share its salts, and nobody else."""
+        made: list[Change] = []
+        for (extra, salted), push in zip(self._masks(heads, count), self._pushes(alpha, count), strict=True):
+            salts = {role: {"cache_salt": changes.own_salt()} if push else salted for role in params.ROLES}
+            made.append((extra | ({DIRECTION: push} if push else {}), salts))
+        return made
+
+    def _pushes(self, alpha: float | Sequence[float | None] | None, count: int) -> list[float]:
+        """Return what the direction is multiplied by for each item; 0 adds nothing."""
+        given: list[Any] = list(alpha) if isinstance(alpha, (list, tuple)) else [alpha] * count
+        if len(given) != count:
+            what = f"{len(given)} alphas of the direction for {count} items."
+            raise HeadsError(what, "Pass one, or one or None per item.")
+        if self.direction is None and (asked := [one for one in given if one is not None]):
+            raise HeadsError(
+                f"direction_alpha={asked[0]!r} met an engine without a direction.",
+                "Make it with one: SteeredLLM(model, direction=Direction.load(FILE)).",
+            )
+        return [0.0 if self.direction is None or one is None else self.direction.coefficient(one) for one in given]
+
+    def _install(self, direction: Direction) -> None:
+        from ..engine.hooks import LED_HINT
+
+        for refused in self.llm.collective_rpc("ck_direction_install", args=changes.installed(direction)):
+            if refused:
+                raise HeadsError(refused, LED_HINT)
+
     def _masks(
         self, heads: HeadMask | Sequence[HeadMask | None] | None, count: int
     ) -> list[tuple[dict[str, str], dict[str, str]]]:
         """Return what each item's mask adds to a row's arguments and to its prompt."""
         from ...heads.mask import HeadMask
-        from ..engine.head_hooks import HINT, masked
+        from ..engine.hooks import HINT, masked
 
         given: list[HeadMask | None]
         if heads is None or isinstance(heads, HeadMask):

@@ -1,20 +1,22 @@
-"""Head masks per request inside vLLM: hooks that scale heads in the rows of masked requests alone.
+"""Head masks and a direction per request inside vLLM: hooks that change the rows of those requests alone.
 
 As in heads/apply.py a factor multiplies the head's slice of the output projection's input, by a hook on the
-projection; here the rows of a flat batch belong to many requests. Hooks run in eager mode only, so a compiled engine is
-refused with a sentence: there, serve an exported checkpoint or adapter. Keys and values computed under a mask differ,
-so every mask has a ``cache_salt`` of its own, which the front end sets (`head_masks.salt`). Knows the V1 model runner.
+projection; as in heads/directions/apply.py a multiple of the direction is added to the stream that leaves its layer, by
+a hook on the layer, at a prompt's last token and after it. Here the rows of a flat batch belong to many requests. Hooks
+run in eager mode only, so a compiled engine is refused with a sentence. Keys and values computed so differ: the front
+end sets a ``cache_salt`` for every mask, and one for every row under a direction (changes.py). Knows the V1 model
+runner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...heads.families import FAMILIES
-from ...serving.json_values import HEADS
-from ..contract.head_masks import pack, salt, unpack
+from ...serving.json_values import DIRECTION, HEADS
+from ..contract.changes import pack, salt, unpack
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 
     from ...heads.mask import HeadMask
 
-__all__ = ["HINT", "install", "masked", "refusal"]
+__all__ = ["HINT", "LED_HINT", "install", "install_direction", "masked", "refusal"]
 
 HINT = "Start the server with --enforce-eager, or serve a model with the heads exported: ckcontrol heads export."
+LED_HINT = "Give a direction of this model to serve-vllm --direction, which runs eagerly; else: ckcontrol serve."
 
 Scales = dict[int, list[tuple[int, int, "Tensor"]]]  # layer -> first row, last row plus one, factors [H]
 
@@ -46,15 +49,17 @@ def masked(mask: HeadMask, cache_salt: str | None = None) -> tuple[dict[str, str
     return {HEADS: pack(entries)}, salt(entries, cache_salt)
 
 
-def refusal(config: Any, runner: Any) -> str | None:
-    """Return why masks cannot act in this engine, or None."""
+def refusal(config: Any, runner: Any, what: str = "head masks") -> str | None:
+    """Return why masks, or directions, cannot act in this engine, or None."""
     text = config.model_config.hf_text_config
     if not config.model_config.enforce_eager:
-        return "head masks act in eager mode only, and this engine compiles its model."
+        return f"{what} act in eager mode only, and this engine compiles its model."
     if not all(hasattr(runner, name) for name in ("requests", "input_batch", "query_start_loc")):
-        return "head masks need vLLM's V1 model runner; set VLLM_USE_V2_MODEL_RUNNER=0."
+        return f"{what} need vLLM's V1 model runner; set VLLM_USE_V2_MODEL_RUNNER=0."
     if text.model_type not in FAMILIES:
         return f"the model family {text.model_type!r} is not known; known: {', '.join(sorted(FAMILIES))}."
+    if _at(runner.model, FAMILIES[text.model_type].layers) is None:
+        return f"{type(runner.model).__name__}, as vLLM runs {text.model_type!r}, has its layers in an unknown place."
     return None
 
 
@@ -75,14 +80,20 @@ def install(config: Any, runner: Any) -> dict[str, int]:
 def _refill(scales: Scales, runner: Any, heads: int) -> None:
     """Note, once per forward, which rows of the flat batch each mask scales."""
     scales.clear()
+    for _, start, end, mask in _asked(runner, HEADS):
+        for layer, factors in _factors(mask, heads, runner.device):
+            scales.setdefault(layer, []).append((start, end, factors))
+
+
+def _asked(runner: Any, key: str) -> Iterator[tuple[int, int, int, Any]]:
+    """Yield, of each request of the batch with an engine argument, its place, first row, last row plus one, value."""
     names: Sequence[str] = runner.input_batch.req_ids
     starts = runner.query_start_loc.np
     for i, name in enumerate(names):
         request = runner.requests.get(name)
         given = getattr(getattr(request, "sampling_params", None), "extra_args", None)
-        if given and HEADS in given:
-            for layer, factors in _factors(given[HEADS], heads, runner.device):
-                scales.setdefault(layer, []).append((int(starts[i]), int(starts[i + 1]), factors))
+        if given and key in given:
+            yield i, int(starts[i]), int(starts[i + 1]), given[key]
 
 
 @lru_cache(maxsize=256)
@@ -103,15 +114,62 @@ def _hook(layer: int, scales: Scales, heads: int) -> Callable[..., Any]:
     def scale(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if layer not in scales:
             return None
-        z = args[0].clone()  # [tokens, H_local * d_h]
+        z = args[0].clone()  # [tokens, H_local * d_h]; transformers' own layers have a batch of one in front
+        flat = z.view(-1, z.shape[-1])
         first, here = _slice(module, heads)
         for start, end, factors in scales[layer]:
             local = factors[first : first + here].to(dtype=z.dtype, device=z.device)
-            part = z[start:end].view(end - start, here, -1)
+            part = flat[start:end].view(end - start, here, -1)
             part *= local[:, None]
         return (z, *args[1:])
 
     return scale
+
+
+def install_direction(config: Any, runner: Any, layer: int, vector: Sequence[float]) -> None:
+    """Put the hooks of a direction v, [d], in place: `layer` is that whose output they change."""
+    import torch
+
+    from .sampling import sent
+
+    model, device = runner.model, runner.device
+    v = sent(list(vector), torch.float32, device)
+    pushes: list[tuple[Tensor, Tensor]] = []  # rows of the flat batch [n], and what is added to them [n, d]; or empty
+
+    def note(*_: Any) -> None:
+        pushes.clear()
+        rows, coefficients = _led(runner)
+        if rows:
+            pushes.append((sent(rows, torch.long, device), sent(coefficients, torch.float32, device)[:, None] * v))
+
+    def add(module: Any, args: Any, output: Any) -> Any:
+        if not pushes:
+            return None
+        rows, push = pushes[0]
+        stream = output[0] if isinstance(output, tuple) else output  # of a tuple the stream is the sum
+        changed = stream.clone()
+        flat = changed.view(-1, changed.shape[-1])
+        flat[rows] += push.to(flat.dtype)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    model.register_forward_pre_hook(note)
+    _at(model, FAMILIES[config.model_config.hf_text_config.model_type].layers)[layer].register_forward_hook(add)
+
+
+def _led(runner: Any) -> tuple[list[int], list[float]]:
+    """Return the rows of the flat batch that a direction changes, and its coefficient in each.
+
+    Those from a prompt's last token on, whose logits are asked for; a token that is computed again after a preemption
+    is one of them as it was before.
+    """
+    rows, coefficients = list[int](), list[float]()
+    batch = runner.input_batch
+    for i, start, end, coefficient in _asked(runner, DIRECTION):
+        before = int(batch.num_prompt_tokens[i]) - 1 - int(batch.num_computed_tokens_cpu[i])
+        led = range(start + max(0, before), end)
+        rows += led
+        coefficients += [float(coefficient)] * len(led)
+    return rows, coefficients
 
 
 def _slice(module: Any, heads: int) -> tuple[int, int]:
