@@ -1,8 +1,9 @@
-"""Two adapters to a dial of them: PEFT's `add_weighted_adapter` merges, one adapter per alpha.
+"""Two adapters to a dial of them, one adapter per alpha, by PEFT's `add_weighted_adapter`.
 
-The shares are the parabola through three points: the context adapter alone at 0, nothing at 0.5, the memory adapter
-alone at 1. Between them the far adapter is subtracted a little, as task arithmetic does (Ilharco et al., ICLR 2023,
-arXiv 2212.04089). The ends are the adapters as they came. Knows PEFT; knows no decoding.
+The context adapter stands alone at 0, nothing at 0.5, the memory adapter alone at 1. Between them either the near one
+is scaled, or both are merged with shares on the parabola through these points: the far one is then subtracted a little,
+as task arithmetic does (Ilharco et al., ICLR 2023, arXiv 2212.04089). The ends are the adapters as they came. Knows
+PEFT; knows no decoding.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "mix", "shares"]
 
-METHODS = ("linear", "ties", "dare_ties", "dare_linear", "svd")
+METHODS = ("scale", "linear", "ties", "dare_ties", "dare_linear", "svd")
 
 
 def shares(alpha: float) -> tuple[float, float]:
-    """Return what the context and the memory adapter are weighted with at an alpha.
+    """Return what the context and the memory adapter are weighted with at an alpha, where they are merged.
 
     Example:
         >>> shares(0.0), shares(0.5), shares(1.0), shares(0.25)
@@ -45,7 +46,7 @@ def mix(
     out: str | Path,
     *,
     steps: int = 9,
-    method: str = "linear",
+    method: str = "scale",
     density: float = 0.5,
     seed: int = 0,
 ) -> Manifest:
@@ -57,7 +58,8 @@ def mix(
         memory: Folder of the adapter toward memory, which is alpha = 1.
         out: A new folder; it appears whole or not at all.
         steps: Positions from 0 to 1, odd, so that 0.5, the untouched base, is one of them.
-        method: One of `METHODS`, as PEFT's ``combination_type``. All but ``svd`` need adapters of one rank.
+        method: One of `METHODS`. ``scale`` merges nothing: the adapter of alpha's side, times |2 alpha - 1|. The others
+            merge both by `shares`, as PEFT's ``combination_type``; all but ``svd`` need adapters of one rank.
         density: Which share of values ties and dare keep.
         seed: Of what dare drops.
 
@@ -88,13 +90,14 @@ def mix(
                 if alpha in (0.0, 1.0):
                     shutil.copytree(sources[int(alpha)], made / name)
                     continue
+                sides, weights, how = ["context", "memory"], list(shares(alpha)), method
+                if method == "scale":
+                    sides, weights, how = [sides[alpha > 0.5]], [abs(2 * alpha - 1)], "linear"
                 pruned = {"density": density} if method.startswith(("ties", "dare")) else {}
                 with torch.random.fork_rng():
                     torch.manual_seed(seed)
                     try:
-                        wrapped.add_weighted_adapter(
-                            ["context", "memory"], list(shares(alpha)), name, combination_type=method, **pruned
-                        )
+                        wrapped.add_weighted_adapter(sides, weights, name, combination_type=how, **pruned)
                     except ValueError as error:
                         raise WeightsError(
                             f"method {method!r} cannot merge these: {error}",

@@ -121,6 +121,18 @@ def test_the_ends_of_every_mix_are_the_adapters_as_they_came(method: str, folder
         assert all((end / file.name).read_bytes() == file.read_bytes() for file in source.glob("adapter_*"))
 
 
+def test_scale_takes_as_much_of_the_near_adapter_as_alpha_says_and_nothing_of_the_far_one(folders, tmp_path: Path):
+    """Of adapters whose ranks differ too: they are not merged."""
+    sides = folders[0], adapter(tmp_path / "wide", 2, rank=16)
+    made = mix(tiny_model("llama")[0], *sides, tmp_path / "dial", steps=9)
+    assert made.method == "scale"
+    for alpha, of, share in ((0.125, 0, 0.75), (0.25, 0, 0.5), (0.625, 1, 0.25), (0.875, 1, 0.75)):
+        found, whole = _update(tmp_path / "dial" / str(made.adapters[alpha])), _update(sides[of])
+        assert found and found.keys() == whole.keys()
+        for key, value in found.items():
+            torch.testing.assert_close(value, share * whole[key])
+
+
 def test_svd_mixes_what_the_shares_say(folders, tmp_path: Path):
     """With rank 4 for two of rank 2 nothing is cut, so the merged update is the weighted sum of both."""
     wide = [adapter(tmp_path / name, seed, rank=16) for name, seed in (("context", 1), ("memory", 2))]

@@ -85,7 +85,7 @@ def test_the_command_runs_arms_of_a_dial_and_names_it_in_the_card(
     assert "--url asks a server" in " ".join(capsys.readouterr().err.split())
     assert main([*run, "--out", str(tmp_path / "a"), "--weights", str(dial)]) == 0
     card = json.loads((tmp_path / "a" / "run.json").read_text())
-    assert card["dial"]["method"] == "linear" and len(card["dial"]["sha256"]) == 64
+    assert card["dial"]["method"] == "scale" and len(card["dial"]["sha256"]) == 64
     assert card["model_fingerprint"] == json.loads((dial / "ckcontrol-dial.json").read_text())["base"]
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert {"weights@0", "weights@1"} <= {arm["name"] for arm in card["arms"]} and results

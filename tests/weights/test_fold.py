@@ -40,7 +40,7 @@ def test_stock_transformers_reads_the_weights_that_adding_by_hand_gives(dial, tm
     assert found.same == found.prompts == 8 and found.difference < 1e-3
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     told = json.loads((tmp_path / "made" / "ckcontrol-folded.json").read_text())
-    assert told["alpha"] == 0.25 and told["dial"]["method"] == "linear"
+    assert told["alpha"] == 0.25 and told["dial"]["method"] == "scale"
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "made").eval()
     merged(model, dial / "step1")
     for name, value in again.state_dict().items():

@@ -24,7 +24,7 @@ def mix(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Write the dial here; a new folder.")],
     model: options.Model = "demo",
     steps: Annotated[int, typer.Option(help="Positions from 0 to 1; odd.")] = 9,
-    method: Annotated[str, typer.Option(help="linear, ties, dare_ties, dare_linear or svd.")] = "linear",
+    method: Annotated[str, typer.Option(help="scale, linear, ties, dare_ties, dare_linear or svd.")] = "scale",
     density: Annotated[float, typer.Option(help="Share of values that ties and dare keep.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws what dare drops.")] = 0,
     device: options.Device = None,
