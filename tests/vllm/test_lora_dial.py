@@ -243,6 +243,11 @@ def test_the_middleware_makes_it_one_ordinary_request(dial: Path) -> None:
     assert got.json["model"] == "alias" and got.json["ck"]["method"] == "weights"
     got, inner = asked_through(body(ck={"alpha": 0.5}), dial)
     assert "model" not in inner.seen[0][1] and got.json["model"] == "m"
+    got, inner = asked_through(body(model="", ck={"alpha": 1}), dial)
+    assert inner.seen[0][1]["model"] == "ck-weights-1" and got.json["model"] == "m", "an empty name is none, as in vLLM"
+    for alpha in (0.1, 0.5):
+        got, inner = asked_through(body(model="ck-weights-1", ck={"alpha": alpha}), dial)
+        assert got.status == 404 and not inner.seen, "an adapter's answer is not told as another alpha's"
     got, _ = asked_through(body(ck={"heads": mask}), dial)
     assert got.status == 400, "no engine to ask for heads: refused, not dropped"
 
