@@ -211,6 +211,8 @@ def test_a_dials_adapters_become_models_of_vllm(dial: Path, capsys: pytest.Captu
     ("options", "says"),
     [
         (["--lora-modules", "mine=/x"], "its own --lora-modules"),
+        (["--lora_mod", "mine=/x"], "its own --lora-modules"),
+        (["--scheduler-c=mine"], "its own --scheduler-cls"),
         (["--max_loras", "2"], r"--max-loras=3, and 2 was given. Leave --max-loras out"),
         (["--max-lora-rank=1"], r"--max-lora-rank=\d+, and 1 was given. Leave --max-lora-rank out"),
         (["--no-enable-lora"], "--enable-lora=True, and False was given. Leave --enable-lora out"),
