@@ -230,6 +230,11 @@ def test_a_folder_that_is_no_dial_or_one_for_another_model_is_refused_before_vll
 ) -> None:
     assert main(["serve-vllm", "--model", "M", "--weights", str(tmp_path), "--dry-run"]) == 2
     assert "holds no ckcontrol-dial.json" in capsys.readouterr().err
+    whole = (cut := dial / "step2" / "adapter_model.safetensors").read_bytes()
+    cut.write_bytes(whole[:-1])
+    assert main(["serve-vllm", "--model", "M", "--weights", str(dial), "--dry-run"]) == 2
+    assert "step2' is damaged" in capsys.readouterr().err
+    cut.write_bytes(whole)
     tiny_model("gpt2")[0].config.save_pretrained(tmp_path / "other")
     with pytest.raises(WeightsError, match=r"'llama'.*'gpt2'.*Load the model that its adapters were trained on"):
         serve_vllm._check_dial(dial, str(tmp_path / "other"))
