@@ -58,12 +58,13 @@ class Pairs(NamedTuple):
 
     Attributes:
         train: ``prompt`` and, chosen, ``completion`` of each, as TRL takes them.
-        held: Those of the groups that are held out, and all of the guard.
+        held: Those of the groups that are held out, and those of the guard that are asked.
         asked: Those of `held` that say what a right answer names, as many of each state as there are, `ASKED` in all;
             and likewise of the guard.
         lines: Where each pair stands, `train` and then `held`.
         chat: They are messages; else texts to complete.
-        digest: 16 hexadecimal digits of a hash of the file, and of the guard's.
+        digest: 16 hexadecimal digits of a hash of the file.
+        guard: Those of the guard's; empty without one.
     """
 
     train: list[dict[str, Any]]
@@ -72,6 +73,7 @@ class Pairs(NamedTuple):
     lines: list[str]
     chat: bool
     digest: str
+    guard: str = ""
 
 
 def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 0, guard: Path | None = None) -> Pairs:
@@ -102,17 +104,18 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
     out = set(groups[: len(groups) // SHARE])
     kept = [row for row in rows if _group(row[1]) not in out]
     held = [row for row in rows if _group(row[1]) in out]
-    asked, lines = _asked(held, seed), [f"line {number}" for number, _ in [*kept, *held]]
+    asked, lines, of = _asked(held, seed), [f"line {number}" for number, _ in [*kept, *held]], ""
     if guard is not None:
         others, of = _rows(guard, toward)
         guards = _asked(others, seed)
         if why := _no_guard(guards, others, kept):
             hint = "Export it from a run of the same style, in all states, on other questions."
             raise WeightsError(f"the guard {str(guard)!r} {why}.", hint)
-        guards = [one._replace(place=len(held) + one.place, state=GUARD + one.state) for one in guards]
-        held, asked, digest = [*held, *others], [*asked, *guards], f"{digest} {of}"
-        lines += [f"line {number} of {str(guard)!r}" for number, _ in others]
-    return Pairs(_texts(kept), _texts(held), asked, lines, chat, digest)
+        for one in guards:
+            asked.append(one._replace(place=len(held), state=GUARD + one.state))
+            held.append(others[one.place])
+            lines.append(f"line {others[one.place][0]} of {str(guard)!r}")
+    return Pairs(_texts(kept), _texts(held), asked, lines, chat, digest, of)
 
 
 def _no_guard(guards: Sequence[Asked], rows: Sequence[Line], kept: Sequence[Line]) -> str:

@@ -148,6 +148,10 @@ def test_unfinished_training_is_not_gone_on_with_in_another_way(pairs: Path, tmp
         train(model, tokenizer, pairs, tmp_path / "a", **{**HOW, "rank": 4})
     with pytest.raises(WeightsError, match="begun with base='another model'"):
         train(tiny_model("llama", seed=1)[0], tokenizer, pairs, tmp_path / "a", **HOW)
+    prompt = [{"role": "user", "content": "Which of all cats is grey?"}]
+    guard = written(tmp_path / "guard.jsonl", [row(1, prompt=prompt, state="noisy", right=["none"])])
+    with pytest.raises(WeightsError, match=r"begun with guard='', not '[0-9a-f]{16}'"):
+        train(model, tokenizer, pairs, tmp_path / "a", **HOW, guard=guard)
     written(pairs, [row(i) for i in range(26)])
     with pytest.raises(WeightsError, match="begun with pairs="):
         train(model, tokenizer, pairs, tmp_path / "a", **HOW)
@@ -329,8 +333,13 @@ def test_questions_of_a_guard_are_asked_and_stop_training_too(pairs: Path, tmp_p
     last = row(7, prompt=elsewhere, state="conflict", right=["nobody"])
     guard = written(tmp_path / "guard.jsonl", [*others, last])
     read, alone = read_pairs(pairs, "context", guard=guard), read_pairs(pairs, "context")
-    assert read.train == alone.train and len(read.held) == len(alone.held) + 7 and read.digest != alone.digest
+    assert read.train == alone.train and len(read.held) == len(alone.held) + 7 and read.guard and not alone.guard
     assert [read.held[one.place]["prompt"] for one in read.asked[:6]] == [one["prompt"] for one in others]
+    many = written(
+        tmp_path / "many.jsonl",
+        [row(i, prompt=[{**prompts[0][0], "content": f"{i}"}], state="noisy", right=["Ann"]) for i in range(200)],
+    )
+    assert len(read_pairs(pairs, "context", guard=many).held) == len(alone.held) + ASKED, "no others are tokenised"
     how = HOW | {"steps": 12, "learning_rate": 3e-3}
     far = train(*tiny_model("llama"), pairs, tmp_path / "far", **how, max_harm=1.0, guard=guard)
     assert far.answers["guard: conflict"][:2] == (1, 0) and far.answers["guard: noisy"][:2] == (6, 6)
