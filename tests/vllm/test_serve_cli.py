@@ -68,6 +68,9 @@ def test_a_direction_needs_eager_mode_and_its_file_is_read_before_the_model(
     monkeypatch.setattr(serve_vllm, "find_spec", lambda name: True)
     assert main(["serve-vllm", "--model", "M", "--direction", "d.safetensors"]) == 2
     assert "'d.safetensors' cannot be read" in capsys.readouterr().err
+    assert main(["serve-vllm", "--model", "M", "--direction", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read" in said and "None" not in said
 
 
 def test_bounds_go_into_the_environment(capsys: pytest.CaptureFixture[str]) -> None:

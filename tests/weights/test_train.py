@@ -380,6 +380,10 @@ def test_one_process_at_a_time(pairs: Path, tmp_path: Path) -> None:
 def test_the_command(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     out = tmp_path / "adapter"
     command = ["weights", "train", str(pairs), "--model", "tiny", "--out", str(out), "--steps", "2", "--rank", "2"]
+    prompt = [{"role": "user", "content": "Which of all cats is grey?"}]
+    guard = written(tmp_path / "guard.jsonl", [row(1, prompt=prompt, state="no\u202eisy", right=["none"])])
+    led = [*command, "--toward", "context", "--guard", str(guard), "--out", str(tmp_path / "led")]
+    assert main(led) == 0 and "guard: noisy 0 and 0 of 1." in " ".join(capsys.readouterr().out.split())
     assert main([*command, "--toward", "context"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "No question was held out" in said and f"Wrote {out}: 22 pairs toward context." in said
