@@ -264,13 +264,13 @@ def _question(row: Row) -> Question:
         if normalize(a) == normalize(w):
             told = f"{a!r} is in answers and in wrong" if a == w else f"{a!r} of answers is the same as {w!r} of wrong"
             raise EvalError(f"{told}.", "Leave it in one of them.")
-    return Question(
-        f"{row.file}, row {row.number + 1}",
-        text,
-        answers,
-        wrong,
-        None if passages is None else texts(passages, "passages"),
-    )
+    given = None if passages is None else texts(passages, "passages")
+    try:
+        "".join((text, *(given or ()))).encode()
+    except UnicodeEncodeError as error:
+        what = f"the question or a passage holds half a character ({error.object[error.start]!r})."
+        raise EvalError(what, "Write the whole one, or \\ufffd in its place.") from error
+    return Question(f"{row.file}, row {row.number + 1}", text, answers, wrong, given)
 
 
 def _given(answer: Answer, dial: Dial) -> str:

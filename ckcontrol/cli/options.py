@@ -336,7 +336,7 @@ def read_direction(path: Path) -> Direction:
     try:
         return Direction.load(path)
     except OSError as error:
-        what = f"direction file {str(path)!r} cannot be read: {error.strerror}."
+        what = f"direction file {str(path)!r} cannot be read: {error.strerror or error}."
         raise HeadsError(what, "Name the file that `ckcontrol steer find` wrote.") from error
 
 

@@ -156,7 +156,7 @@ def command(
     bounds = Limits(**(limits or {})).to_env()
     names = [option.split("=")[0].replace("_", "-") for option in rest if option.startswith("--")]
     for name in (*OURS, *(("--lora-modules",) if weights is not None else ())):
-        if name in names:
+        if any(len(given) > 2 and name.startswith(given) for given in names):  # vLLM takes beginnings too
             raise ServingError(f"steering needs its own {name}, which this command sets.", "Leave it out.")
     line, safe = module_command("vllm.entrypoints.openai.api_server")
     line += ["--model", model]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..rates import count
 from ..views.html import templates
 from ..views.safe_text import clean, short
 from .result import ALPHAS, DemoResult, DemoRow
@@ -39,19 +40,15 @@ def notes(result: DemoResult) -> list[str]:
     lost = Counter(name for name, verdict in ends if verdict == "neither")
     first = result.columns[0]
     if lost[first]:
-        lines.append(f"At {first}, {_count(lost[first], 'answer')} named neither. All are shown as they came.")
+        lines.append(f"At {first}, {count(lost[first], 'answer')} named neither. All are shown as they came.")
     missed = [row for row in result.rows if not row.expected]
     if missed:
-        lines.append(f"For {_count(len(missed), 'question')} retrieval ranked another passage first (marked).")
+        lines.append(f"For {count(len(missed), 'question')} retrieval ranked another passage first (marked).")
     lines.append(
         "An answer is judged by whole-word mention of the truth or of the passage's claim, nothing finer. "
         f"{len(result.rows)} questions and one model show how the dial works, not how well it works."
     )
     return lines
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _groups(result: DemoResult) -> list[tuple[str, Sequence[DemoRow]]]:

@@ -71,14 +71,17 @@ def error_object(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
-def check_end(reason: str | None) -> None:
-    """Make sure that an answer did not end because its row was lost.
+def check_end(reason: str | None, *, paired: bool = True) -> None:
+    """Make sure that an answer did not end because its row was lost, of a pair or an ordinary request.
 
     Raises:
         Lost: It did.
     """
     if reason in ("abort", "error"):
-        raise Lost("the pair was broken: its other row was lost in the engine.", "Try again.")
+        what = (
+            "the pair was broken: its other row was lost in the engine" if paired else "the engine gave the answer up"
+        )
+        raise Lost(f"{what}.", "Try again.")
 
 
 def refusal(status: int, body: bytes, who: str = "") -> Refusal:

@@ -182,7 +182,7 @@ class SteeredReply:
     async def _part(self, part: dict[str, Any]) -> None:
         """Pass on a whole reply, or one event of it."""
         reason = finish_reason(part)
-        check_end(reason)
+        check_end(reason, paired=bool(self._pair) and not self._lost)
         self._take_ids(part)
         if self._exchange.drafted:  # whichever draft is given
             part["id"] = self._exchange.id

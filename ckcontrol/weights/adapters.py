@@ -38,8 +38,10 @@ def check_adapter(folder: Path) -> Mapping[str, Any]:
     """Return an adapter's `adapter_config.json`.
 
     Raises:
-        WeightsError: The folder holds no LoRA as PEFT writes it, in safetensors.
+        WeightsError: The folder holds no LoRA as PEFT writes it, in safetensors, or a file that was cut.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = config["peft_type"]
@@ -49,10 +51,16 @@ def check_adapter(folder: Path) -> Mapping[str, Any]:
         raise WeightsError(f"{str(folder)!r} is {kind!r:.20}.", "Train a plain LoRA.")
     if more := [name for name in _MORE if config.get(name)]:
         raise WeightsError(f"{str(folder)!r} has {more[0]}={config[more[0]]!r:.60}.", "Train a plain LoRA without it.")
-    if not (folder / "adapter_model.safetensors").is_file():
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
         raise WeightsError(
-            f"{str(folder)!r} holds no adapter_model.safetensors.", "Save it with safe_serialization=True: no pickle."
+            f"{str(folder)!r} holds no {weights.name}.", "Save it with safe_serialization=True: no pickle."
         )
+    try:
+        with safe_open(weights, framework="numpy"):
+            pass  # its header fits its length
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{str(folder)!r} is damaged: {error}.", "Copy or make it anew.") from error
     return dict(config)
 
 
@@ -84,7 +92,6 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
     """
     require("weights", peft="peft")
     from peft import PeftConfig, PeftModel
-    from safetensors import SafetensorError
 
     check_unadapted(model)
     wrapped: Any = None
@@ -102,8 +109,6 @@ def attach(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
                         else:
                             wrapped.add_adapter(name, config)
                         read = wrapped.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
-                except SafetensorError as error:
-                    raise WeightsError(f"{str(folder)!r} is damaged: {error}.", "Copy or make it anew.") from error
                 except (RuntimeError, ValueError, KeyError) as error:
                     raise _of_another(folder, " ".join(str(error).split())[:200]) from error
                 if lost := [*read.missing_keys, *read.unexpected_keys]:

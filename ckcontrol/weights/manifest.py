@@ -102,7 +102,7 @@ class Training:
         base: The model that it is for.
         settings: What `train` was called with.
         pairs: How many it was trained on.
-        held_out: How many were kept from it.
+        held_out: How many were kept from it, those of a guard that were asked included.
         steps: After how many steps the adapter was taken: fewer than asked for where more did harm.
         answers: By state, how many of the pairs held out were asked, how many were answered right before, and how many
             after.

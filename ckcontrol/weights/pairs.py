@@ -6,6 +6,7 @@ Knows the fields of a line, and which answer to a held-out one is right; knows n
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ LINE = 1_000_000  # bytes of a line
 SHARE = 10  # one group of so many is held out
 ASKED = 48  # most held-out pairs whose answers are read at a checkpoint; and as many of a guard
 GUARD = "guard: "  # what stands before the state of a guard's question
+
+Line = tuple[int, Mapping[str, Any]]  # its number in the file, and what it holds
 
 
 class Asked(NamedTuple):
@@ -55,12 +58,13 @@ class Pairs(NamedTuple):
 
     Attributes:
         train: ``prompt`` and, chosen, ``completion`` of each, as TRL takes them.
-        held: Those of the groups that are held out, and all of the guard.
+        held: Those of the groups that are held out, and those of the guard that are asked.
         asked: Those of `held` that say what a right answer names, as many of each state as there are, `ASKED` in all;
             and likewise of the guard.
         lines: Where each pair stands, `train` and then `held`.
         chat: They are messages; else texts to complete.
-        digest: 16 hexadecimal digits of a hash of the file, and of the guard's.
+        digest: 16 hexadecimal digits of a hash of the file.
+        guard: Those of the guard's; empty without one.
     """
 
     train: list[dict[str, Any]]
@@ -69,6 +73,7 @@ class Pairs(NamedTuple):
     lines: list[str]
     chat: bool
     digest: str
+    guard: str = ""
 
 
 def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 0, guard: Path | None = None) -> Pairs:
@@ -83,7 +88,8 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
 
     Raises:
         WeightsError: A file cannot be read or holds no pair, a line is none or leads the other way, lines of both
-            forms, pairs of one error alone, or a guard that does not say what is right.
+            forms, pairs of one error alone, or a guard that does not say what is right, has conflicts alone, or is
+            trained on.
     """
     if toward not in TOWARD:
         raise WeightsError(f"toward={toward!r:.40} is no source.", did_you_mean(str(toward), TOWARD))
@@ -98,22 +104,37 @@ def read_pairs(path: Path, toward: str, *, one_sided: bool = False, seed: int = 
     out = set(groups[: len(groups) // SHARE])
     kept = [row for row in rows if _group(row[1]) not in out]
     held = [row for row in rows if _group(row[1]) in out]
-    asked, lines = _asked(held, seed), [f"line {number}" for number, _ in [*kept, *held]]
+    asked, lines, of = _asked(held, seed), [f"line {number}" for number, _ in [*kept, *held]], ""
     if guard is not None:
         others, of = _rows(guard, toward)
-        guards = [one._replace(place=len(held) + one.place, state=GUARD + one.state) for one in _asked(others, seed)]
-        if not guards or isinstance(others[0][1]["prompt"], str) is chat:
-            why = "holds messages, or texts, where the pairs hold the other" if guards else "does not say what is right"
-            raise WeightsError(f"the guard {str(guard)!r} {why}.", "Export it from a run of the same style.")
-        held, asked, digest = [*held, *others], [*asked, *guards], f"{digest} {of}"
-        lines += [f"line {number} of {str(guard)!r}" for number, _ in others]
-    return Pairs(_texts(kept), _texts(held), asked, lines, chat, digest)
+        guards = _asked(others, seed)
+        if why := _no_guard(guards, others, kept):
+            hint = "Export it from a run of the same style, in all states, on other questions."
+            raise WeightsError(f"the guard {str(guard)!r} {why}.", hint)
+        for one in guards:
+            asked.append(one._replace(place=len(held), state=GUARD + one.state))
+            held.append(others[one.place])
+            lines.append(f"line {others[one.place][0]} of {str(guard)!r}")
+    return Pairs(_texts(kept), _texts(held), asked, lines, chat, digest, of)
 
 
-def _rows(path: Path, toward: str) -> tuple[list[tuple[int, Mapping[str, Any]]], str]:
+def _no_guard(guards: Sequence[Asked], rows: Sequence[Line], kept: Sequence[Line]) -> str:
+    """Say why rows guard nothing of a training on those kept; empty if they do."""
+    if not guards:
+        return "does not say what is right"
+    if isinstance(rows[0][1]["prompt"], str) is not isinstance(kept[0][1]["prompt"], str):
+        return "holds messages, or texts, where the pairs hold the other"
+    if all(one.state == "conflict" for one in guards):
+        return "has questions with a conflict alone, and harm is what happens to the others"
+    trained = {json.dumps(data["prompt"]) for _, data in kept}
+    found = next((number for number, data in rows if json.dumps(data["prompt"]) in trained), None)
+    return "" if found is None else f"is trained on: the prompt of its line {found} is one of the pairs'"
+
+
+def _rows(path: Path, toward: str) -> tuple[list[Line], str]:
     """Return the lines of a file with their numbers, checked one by one, and 16 digits of a hash of the file."""
     remedy = f"Make the file with ckcontrol eval export-pairs --toward {toward}."
-    rows: list[tuple[int, Mapping[str, Any]]] = []
+    rows: list[Line] = []
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         with path.open("rb") as file:
@@ -139,7 +160,7 @@ def _rows(path: Path, toward: str) -> tuple[list[tuple[int, Mapping[str, Any]]],
     return rows, digest
 
 
-def _asked(held: Sequence[tuple[int, Mapping[str, Any]]], seed: int) -> list[Asked]:
+def _asked(held: Sequence[Line], seed: int) -> list[Asked]:
     """Return what is asked, one of each state in turn until there is enough; in order of place."""
     by_state: dict[str, list[Asked]] = {}
     for place in sorted(range(len(held)), key=lambda place: _rank(seed, _group(held[place][1]))):
@@ -163,6 +184,10 @@ def _wrong(data: Any) -> str | None:
         return "prompt, chosen and rejected are neither texts nor messages"
     if data["chosen"] == data["rejected"]:
         return "both answers are the same"
+    try:
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "a text holds half a character"
     names = [data.get(name, []) for name in ("right", "wrong")]
     return None if all(map(_is_names, names)) else "right and wrong are no lists of names"
 
@@ -191,5 +216,5 @@ def _rank(seed: int, group: str) -> bytes:
     return hashlib.sha256(f"{seed}:{group}".encode(errors="surrogatepass")).digest()
 
 
-def _texts(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _texts(rows: Sequence[Line]) -> list[dict[str, Any]]:
     return [{"prompt": data["prompt"], "completion": data["chosen"]} for _, data in rows]

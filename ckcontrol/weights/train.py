@@ -112,7 +112,7 @@ def train(
     if target.exists():
         raise WeightsError(f"{str(target)!r} exists.", "Give a new folder: nothing is overwritten.")
     _check_model(model, tokenizer, given.chat)
-    settings |= {"pairs": given.digest, "base": Fingerprint.of(model).to_dict()}
+    settings |= {"pairs": given.digest, "guard": given.guard, "base": Fingerprint.of(model).to_dict()}
     kept = partial(target)
     kept.mkdir(parents=True, exist_ok=True)
     try:
@@ -163,7 +163,7 @@ def _resumed(folder: Path, settings: dict[str, Any]) -> Path | None:
         file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return None
     try:
-        begun = json.loads(file.read_text(encoding="utf-8"))
+        begun = {"guard": "", **json.loads(file.read_text(encoding="utf-8"))}
         differing = [name for name, value in settings.items() if begun[name] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{str(file)!r} is damaged: {error}.", f"Remove {str(folder)!r} and begin anew.") from error

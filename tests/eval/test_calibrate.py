@@ -150,11 +150,13 @@ def test_bad_rows_are_named_and_few_are_refused(tmp_path: Path) -> None:
     bad.append({"question": "q?", "answers": "9 Euro", "wrong": ["10 Euro", "9 Euro"]})
     bad.append({"question": "q?", "right": "a"})
     bad.append({"question": "q?", "answers": "The Rome", "wrong": ["Oslo", "rome"]})
+    bad += [{"question": "q\ud83d?", "answers": "a"}, {"question": "q?", "answers": "a", "passages": ["b", "\ud83d"]}]
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [*bad, *good]), encoding="utf-8")
     kept, rejected = read_questions(path)
     assert [question.answers for question in kept] == [("Rome", "Roma")] * FEWEST and kept[0].wrong == ("Oslo",)
-    assert [row.told.split(":")[0] for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 8)]
+    assert [row.told.split(":")[0] for row in rejected] == [f"q.jsonl, row {i}" for i in range(1, 10)]
+    assert all("half a character ('\\ud83d')" in row.detail for row in rejected[7:]), "before a model is loaded"
     assert "'9 Euro' is in answers and in wrong" in rejected[4].detail, "the user's own words"
     assert "the row has: question, right" in rejected[5].detail
     assert "'The Rome' of answers is the same as 'rome' of wrong" in rejected[6].detail

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from ckcontrol import Control, GenerateOptions, generate
-from ckcontrol.errors import HeadsError
+from ckcontrol.errors import ControlError, HeadsError
 from ckcontrol.heads import Direction, Fingerprint, HeadMask, added, pruned
 from ckcontrol.models.load import load
 from ckcontrol.models.tiny import tiny_model, tiny_tokenizer
@@ -393,6 +393,8 @@ def test_an_alpha_without_a_direction_or_beyond_its_sides_is_refused_before_the_
     llm.direction = Direction(Fingerprint.of(small[1]), 0, torch.ones(64), context=0.0, memory=3.0)
     with pytest.raises(HeadsError, match="does not lead toward the context"):
         llm._pushes(0.2, 2)
+    with pytest.raises(ControlError, match="direction_alpha=2 is out of range"):
+        llm._pushes([0.5, 2], 2)
     with pytest.raises(HeadsError, match=r"direction='d\.safetensors'.*Direction\.load"):
         SteeredLLM(small[0], direction="d.safetensors")
 

@@ -219,13 +219,13 @@ def test_a_server_answers_with_the_adapter_nearest_to_alpha_beside_pairs(
             assert got == status and said in answer["error"]["message"], answer
 
 
-def asked_through(given: dict[str, Any], dial: Path | None) -> tuple[Any, Inner]:
+def asked_through(given: dict[str, Any], dial: Path | None, fail: str = "") -> tuple[Any, Inner]:
     """Ask the middleware around an app that behaves like vLLM's; return what the client got, and that app."""
     from ckcontrol.models.tiny import tiny_model
     from ckcontrol.serving.limits import Limits
     from ckcontrol.vllm.http.middleware import CKMiddleware
 
-    inner = Inner()
+    inner = Inner(fail=fail)
     app = CKMiddleware(inner, Limits(), tiny_model("llama")[1], weights=dial and str(dial))
     state = SimpleNamespace(args=SimpleNamespace(model="/models/m", served_model_name=["m", "alias"]))
     got = asyncio.run(ask(app, given, state=state))
@@ -243,6 +243,13 @@ def test_the_middleware_makes_it_one_ordinary_request(dial: Path) -> None:
     assert got.json["model"] == "alias" and got.json["ck"]["method"] == "weights"
     got, inner = asked_through(body(ck={"alpha": 0.5}), dial)
     assert "model" not in inner.seen[0][1] and got.json["model"] == "m"
+    got, inner = asked_through(body(model="", ck={"alpha": 1}), dial)
+    assert inner.seen[0][1]["model"] == "ck-weights-1" and got.json["model"] == "m", "an empty name is none, as in vLLM"
+    for alpha in (0.1, 0.5):
+        got, inner = asked_through(body(model="ck-weights-1", ck={"alpha": alpha}), dial)
+        assert got.status == 404 and not inner.seen, "an adapter's answer is not told as another alpha's"
+    got, _ = asked_through(body(), dial, "abort")
+    assert got.status == 503 and "the engine gave the answer up. Try again" in got.message, "there is no pair"
     got, _ = asked_through(body(ck={"heads": mask}), dial)
     assert got.status == 400, "no engine to ask for heads: refused, not dropped"
 
@@ -250,3 +257,16 @@ def test_the_middleware_makes_it_one_ordinary_request(dial: Path) -> None:
 def test_a_server_without_a_dial_refuses_the_method_and_says_how_to_start_it() -> None:
     got, inner = asked_through(body(), None)
     assert got.status == 400 and "'weights'" in got.message and "--weights FOLDER" in got.message and not inner.seen
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5])
+def test_a_prompt_of_one_token_is_not_refused_for_a_pair_that_there_is_not(alpha: float, dial: Path) -> None:
+    from ckcontrol.models.tiny import tiny_model
+    from ckcontrol.vllm.http.middleware import CKMiddleware
+
+    ck = {"method": "weights", "alpha": alpha, "prompt": "b"}
+    inner, given = Inner(), {"prompt": "a", "temperature": 0, "max_tokens": 4, "ck": ck}
+    got = asyncio.run(
+        ask(CKMiddleware(inner, tokenizer=tiny_model("llama")[1], weights=str(dial)), given, "/v1/completions")
+    )
+    assert got.status == 200 and [sent["prompt"] for _, sent in inner.seen] == ["a"]

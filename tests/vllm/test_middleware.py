@@ -255,6 +255,29 @@ def test_forms_pass_unless_they_carry_our_arguments(carrier: bool) -> None:
     assert (got.status, reached) == ((400, []) if carrier else (200, [body]))
 
 
+FORM, JSON = b"multipart/form-data; boundary=b", b"application/json"
+
+
+@pytest.mark.parametrize("kinds", [(JSON, FORM), (FORM, JSON), ()])
+def test_a_second_content_type_makes_no_form_of_a_json_body(kinds: tuple[bytes, ...]) -> None:
+    """vLLM reads by the first of several; a form's bytes are looked at more coarsely than JSON's."""
+    inner = Inner()
+    body = rb'{"prompt": "x", "vllm\u005fxargs": {"\u0063kdirection": 5.0, "\u0063k_pair": "p", "mine": 1}}'
+    headers = tuple((b"content-type", kind) for kind in kinds)
+    asyncio.run(ask(CKMiddleware(inner, Limits()), body, "/v1/completions", headers=headers))
+    assert [sent for _, sent in inner.seen] == [{"prompt": "x", "vllm_xargs": {"mine": 1}}]
+
+
+def test_a_form_in_another_charset_is_refused() -> None:
+    """Starlette decodes a form's names and values by it: in UTF-7 they need no letter of ours."""
+    for charset, status in ((b"; charset=utf-7", 400), (b'; charset="utf-16"', 400), (b'; charset="UTF-8"', 200)):
+        inner = Inner()
+        headers = ((b"content-type", FORM + charset),)
+        got = asyncio.run(ask(CKMiddleware(inner, Limits()), {"mine": 1}, "/v1/audio/transcriptions", headers=headers))
+        assert got.status == status and bool(inner.seen) == (status == 200)
+        assert status == 200 or ("charset is not UTF-8" in got.message and "Leave charset out" in got.message)
+
+
 def test_ck_elsewhere_is_refused_not_ignored() -> None:
     got, inner = run({"input": "x", "ck": {"passages": ["y"]}}, "/v1/responses")
     assert got.status == 400 and "/v1/responses" in got.message and not inner.seen

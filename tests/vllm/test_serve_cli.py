@@ -68,6 +68,9 @@ def test_a_direction_needs_eager_mode_and_its_file_is_read_before_the_model(
     monkeypatch.setattr(serve_vllm, "find_spec", lambda name: True)
     assert main(["serve-vllm", "--model", "M", "--direction", "d.safetensors"]) == 2
     assert "'d.safetensors' cannot be read" in capsys.readouterr().err
+    assert main(["serve-vllm", "--model", "M", "--direction", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read" in said and "None" not in said
 
 
 def test_bounds_go_into_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +214,8 @@ def test_a_dials_adapters_become_models_of_vllm(dial: Path, capsys: pytest.Captu
     ("options", "says"),
     [
         (["--lora-modules", "mine=/x"], "its own --lora-modules"),
+        (["--lora_mod", "mine=/x"], "its own --lora-modules"),
+        (["--scheduler-c=mine"], "its own --scheduler-cls"),
         (["--max_loras", "2"], r"--max-loras=3, and 2 was given. Leave --max-loras out"),
         (["--max-lora-rank=1"], r"--max-lora-rank=\d+, and 1 was given. Leave --max-lora-rank out"),
         (["--no-enable-lora"], "--enable-lora=True, and False was given. Leave --enable-lora out"),
@@ -228,6 +233,11 @@ def test_a_folder_that_is_no_dial_or_one_for_another_model_is_refused_before_vll
 ) -> None:
     assert main(["serve-vllm", "--model", "M", "--weights", str(tmp_path), "--dry-run"]) == 2
     assert "holds no ckcontrol-dial.json" in capsys.readouterr().err
+    whole = (cut := dial / "step2" / "adapter_model.safetensors").read_bytes()
+    cut.write_bytes(whole[:-1])
+    assert main(["serve-vllm", "--model", "M", "--weights", str(dial), "--dry-run"]) == 2
+    assert "step2' is damaged" in capsys.readouterr().err
+    cut.write_bytes(whole)
     tiny_model("gpt2")[0].config.save_pretrained(tmp_path / "other")
     with pytest.raises(WeightsError, match=r"'llama'.*'gpt2'.*Load the model that its adapters were trained on"):
         serve_vllm._check_dial(dial, str(tmp_path / "other"))

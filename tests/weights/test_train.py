@@ -148,6 +148,10 @@ def test_unfinished_training_is_not_gone_on_with_in_another_way(pairs: Path, tmp
         train(model, tokenizer, pairs, tmp_path / "a", **{**HOW, "rank": 4})
     with pytest.raises(WeightsError, match="begun with base='another model'"):
         train(tiny_model("llama", seed=1)[0], tokenizer, pairs, tmp_path / "a", **HOW)
+    prompt = [{"role": "user", "content": "Which of all cats is grey?"}]
+    guard = written(tmp_path / "guard.jsonl", [row(1, prompt=prompt, state="noisy", right=["none"])])
+    with pytest.raises(WeightsError, match=r"begun with guard='', not '[0-9a-f]{16}'"):
+        train(model, tokenizer, pairs, tmp_path / "a", **HOW, guard=guard)
     written(pairs, [row(i) for i in range(26)])
     with pytest.raises(WeightsError, match="begun with pairs="):
         train(model, tokenizer, pairs, tmp_path / "a", **HOW)
@@ -325,25 +329,42 @@ def test_questions_of_a_guard_are_asked_and_stop_training_too(pairs: Path, tmp_p
     said = [(prompt, words(says(model, prompt))) for prompt in prompts]
     others = [row(1, prompt=prompt, state="noisy", right=[found[0].cased]) for prompt, found in said if found][:6]
     assert len(others) == 6
-    guard = written(tmp_path / "guard.jsonl", [*others, row(7, state="conflict", right=["nobody"])])
+    elsewhere = [{"role": "user", "content": "Which of all cats is grey?"}]
+    last = row(7, prompt=elsewhere, state="conflict", right=["nobody"])
+    guard = written(tmp_path / "guard.jsonl", [*others, last])
     read, alone = read_pairs(pairs, "context", guard=guard), read_pairs(pairs, "context")
-    assert read.train == alone.train and len(read.held) == len(alone.held) + 7 and read.digest != alone.digest
+    assert read.train == alone.train and len(read.held) == len(alone.held) + 7 and read.guard and not alone.guard
     assert [read.held[one.place]["prompt"] for one in read.asked[:6]] == [one["prompt"] for one in others]
+    many = written(
+        tmp_path / "many.jsonl",
+        [row(i, prompt=[{**prompts[0][0], "content": f"{i}"}], state="noisy", right=["Ann"]) for i in range(200)],
+    )
+    assert len(read_pairs(pairs, "context", guard=many).held) == len(alone.held) + ASKED, "no others are tokenised"
     how = HOW | {"steps": 12, "learning_rate": 3e-3}
     far = train(*tiny_model("llama"), pairs, tmp_path / "far", **how, max_harm=1.0, guard=guard)
     assert far.answers["guard: conflict"][:2] == (1, 0) and far.answers["guard: noisy"][:2] == (6, 6)
     assert far.steps == 12 and far.answers["guard: noisy"][2] < 6
     with pytest.raises(WeightsError, match=r"first checkpoint, of step 12, .*max_harm=0\b"):
         train(*tiny_model("llama"), pairs, tmp_path / "a", **how | {"save_every": 12}, max_harm=0.0, guard=guard)
-    long = written(tmp_path / "long.jsonl", [row(1, prompt=[{"role": "user", "content": "x " * 900}], right=["Ann"])])
+    wide = row(1, prompt=[{"role": "user", "content": "x " * 900}], state="noisy", right=["Ann"])
+    long = written(tmp_path / "long.jsonl", [wide])
     with pytest.raises(WeightsError, match=r"line 1 of .*long\.jsonl' is [\d,]+ tokens long"):
         train(*tiny_model("llama"), pairs, tmp_path / "b", **HOW, guard=long)
     for rows, why in (
         ([row(1)], "does not say what is right"),
         ([row(1, chat=False, right=["Ann"])], "hold the other"),
+        ([row(1, prompt=prompts[0], right=["Ann"])], "with a conflict alone"),
+        ([others[0], row(8, state="noisy", right=["Ann8"])], "line 2 is one of the pairs'"),
     ):
         with pytest.raises(WeightsError, match=rf"the guard .*{why}.*Export it from a run"):
             read_pairs(pairs, "context", guard=written(guard, rows))
+
+
+@pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
+def test_half_a_character_is_refused_before_a_tokenizer_stumbles(name: str, tmp_path: Path) -> None:
+    broken = row(2, **{name: [{"role": "user", "content": "half \ud83d"}]})
+    with pytest.raises(WeightsError, match="line 2 is no preference pair: a text holds half a character"):
+        read_pairs(written(tmp_path / "p.jsonl", [row(1), broken]), "context")
 
 
 def test_one_process_at_a_time(pairs: Path, tmp_path: Path) -> None:
@@ -359,6 +380,10 @@ def test_one_process_at_a_time(pairs: Path, tmp_path: Path) -> None:
 def test_the_command(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     out = tmp_path / "adapter"
     command = ["weights", "train", str(pairs), "--model", "tiny", "--out", str(out), "--steps", "2", "--rank", "2"]
+    prompt = [{"role": "user", "content": "Which of all cats is grey?"}]
+    guard = written(tmp_path / "guard.jsonl", [row(1, prompt=prompt, state="no\u202eisy", right=["none"])])
+    led = [*command, "--toward", "context", "--guard", str(guard), "--out", str(tmp_path / "led")]
+    assert main(led) == 0 and "guard: noisy 0 and 0 of 1." in " ".join(capsys.readouterr().out.split())
     assert main([*command, "--toward", "context"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "No question was held out" in said and f"Wrote {out}: 22 pairs toward context." in said

@@ -76,7 +76,8 @@ def train(
         )
     counts = [f"{state} {was} and {now} of {n}" for state, (n, was, now) in made.answers.items()]
     if counts:
-        typer.echo(f"Held-out questions answered right, before and after: {', '.join(counts)}.")
+        told = ", ".join(clean(state, 80) for state in counts)
+        typer.echo(f"Held-out questions answered right, before and after: {told}.")
     else:
         typer.echo("No question was held out: the pairs are of fewer than 10 groups, or say no right names.")
     if made.steps < steps:

@@ -15,6 +15,7 @@ from ...serving.replies import Refusal
 __all__ = ["FormGuard", "has_key", "is_form", "replay", "suspicious"]
 
 _OURS = re.compile(rb'"(?:c|\\u0063)(?:k|\\u006[bB])(?:_|\\u005[fF]|[hd]|\\u006[48])')
+_UTF8 = re.compile(rb';\s*charset="?utf-8"?\s*(?=;|$)')
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")  # where vLLM asks for a key
 _OVERLAP = 64  # bytes of a piece kept, so that nothing hides across two
 
@@ -51,9 +52,16 @@ def suspicious(body: bytes, letters: bytes = b"ck") -> bool:
 
 
 def is_form(scope: Scope) -> bool:
-    """Whether the body is a multipart form: a file with fields, as the audio endpoints take."""
-    kinds = [value.lower() for name, value in scope["headers"] if name.lower() == b"content-type"]
-    return any(value.startswith(b"multipart/form-data") for value in kinds)
+    """Whether the body is a multipart form: a file with fields, as the audio endpoints take.
+
+    Of several content types vLLM takes the first one: a body is none where any of them says JSON.
+    """
+    kinds = _kinds(scope)
+    return bool(kinds) and all(kind.startswith(b"multipart/form-data") for kind in kinds)
+
+
+def _kinds(scope: Scope) -> list[bytes]:
+    return [value.lower() for name, value in scope["headers"] if name.lower() == b"content-type"]
 
 
 class FormGuard:
@@ -73,6 +81,8 @@ class FormGuard:
         Raises:
             Refusal: The form was refused; the app has sent nothing.
         """
+        if any(b"charset" in _UTF8.sub(b"", kind) for kind in _kinds(scope)):  # names would stand there in other bytes
+            raise Refusal(400, "the form's charset is not UTF-8.", "Leave charset out of its content type.")
         refused = False
 
         async def watched() -> Message:

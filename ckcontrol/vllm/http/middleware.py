@@ -153,7 +153,7 @@ class CKMiddleware:
             if request.heads:
                 await server.check_heads(request.heads)
             tokenizer = await _tokenizer(server, request)
-            if request.texts.source == "prompt":
+            if request.texts.source == "prompt" and not single:
                 await server.check_lengths(request.body)
                 await server.check_lengths({**request.body, "prompt": request.texts.parametric})
             pairs = ["" if single else new_pair() for _ in names]
@@ -218,7 +218,7 @@ class CKMiddleware:
                 raise Refusal(400, what, "Leave it out, or use ckcontrol serve.")
         adapter = None if self._dial is None else self._dial.model(request.control)
         named = request.body.get("model")
-        if adapter is not None and server.names and named not in (None, *server.names):
+        if server.names and named not in (None, "", *server.names):  # at 0.5 too: it would be an adapter's answer
             what = f"model={shown(named)}: the adapters of method 'weights' are those of {server.names[0]!r}."
             raise Refusal(404, what, "Name that one.")
         return adapter

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...answer import Answer, TokenTrace
+from ...arguments import check_number
 from ...control import Control, check_control
 from ...decoding.options import GenerateOptions
 from ...decoding.prompts import PromptPair, PromptTemplate, build_pair
@@ -378,7 +379,11 @@ class SteeredLLM:
                 f"direction_alpha={asked[0]!r} met an engine without a direction.",
                 "Make it with one: SteeredLLM(model, direction=Direction.load(FILE)).",
             )
-        return [0.0 if self.direction is None or one is None else self.direction.coefficient(one) for one in given]
+        name = "direction_alpha"
+        return [
+            0.0 if self.direction is None or one is None else self.direction.coefficient(check_number(name, one, 0, 1))
+            for one in given
+        ]
 
     def _install(self, direction: Direction) -> None:
         from ..engine.hooks import LED_HINT
