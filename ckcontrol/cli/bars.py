@@ -34,6 +34,7 @@ class Bars:
         self._began = (0.0, 0)  # the current stage: when, and what was done then
         self._said = (0.0, 0)  # the last line: when, and what was done then
         self._bars: Progress | None = None
+        self._unread = False  # nobody reads stderr any more
 
     def __enter__(self) -> Bars:
         from rich.console import Console
@@ -68,7 +69,7 @@ class Bars:
     def note(self, text: str) -> None:
         """Print a line above the bars."""
         if self._bars is None:
-            print(text, file=sys.stderr, flush=True)
+            self._line(text)
         else:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -86,7 +87,14 @@ class Bars:
         parts += (
             [f"{timedelta(seconds=round(spent / made * (total - done)))} left"] if made > 0 and done < total else []
         )
-        print(" · ".join(parts), file=sys.stderr, flush=True)
+        self._line(" · ".join(parts))
+
+    def _line(self, text: str) -> None:
+        if not self._unread:
+            try:
+                print(text, file=sys.stderr, flush=True)
+            except OSError:  # whoever read stderr has gone; the work goes on
+                self._unread = True
 
     def _finish(self, bars: Progress, stage: str) -> None:
         task = bars.tasks[list(self._tasks).index(stage)]

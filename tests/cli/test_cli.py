@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -447,6 +449,16 @@ def test_progress_into_a_file_is_a_line_now_and_then(
         "Answering: 1,000 of 2,000",
         "Answering: 1,500 of 2,000 · 0:00:00 · 0:00:00 left",
     ]
+    with monkeypatch.context() as gone:
+        read, write = os.pipe()
+        os.close(read)  # whoever read it has left; the work goes on
+        gone.setattr(sys, "stderr", os.fdopen(write, "w"))
+        with bars.Bars() as told:
+            for done in range(3):
+                told("Answering", done, 96)
+            told.note("a note")
+        with suppress(BrokenPipeError):
+            sys.stderr.close()
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     with bars.Bars() as told:
