@@ -31,7 +31,6 @@ __all__ = ["command", "serve_vllm"]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 INDEX, EMBEDDER = "CKCONTROL_VLLM_INDEX", "CKCONTROL_VLLM_EMBEDDER"  # as in vllm.http.middleware, not loaded here
-LED = "CKCONTROL_VLLM_DIRECTION"  # the same
 V2 = "VLLM_USE_V2_MODEL_RUNNER"
 MEMORY = ("VLLM_CPU_KVCACHE_SPACE", "--kv-cache-memory-bytes", "--gpu-memory-utilization")  # GiB of keys and values
 CONTAINER = (  # limit and use of the memory of a control group, in either version
@@ -151,6 +150,7 @@ def command(
     """
     from ..serving.limits import VARIABLE, Limits, check_names
     from ..vllm.contract import fallback
+    from ..vllm.contract.changes import DIRECTION_FILE
 
     check_names(limits or {})
     bounds = Limits(**(limits or {})).to_env()
@@ -178,7 +178,7 @@ def command(
     if fallback.choice(on_lost) != "fail":
         variables[fallback.VARIABLE] = on_lost
     if direction is not None:
-        variables[LED] = str(direction.resolve())
+        variables[DIRECTION_FILE] = str(direction.resolve())
     if index is not None:
         variables[INDEX] = str(index.resolve())
     if embedder is not None:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["Fingerprint"]
+__all__ = ["Fingerprint", "Shape", "unlike"]
 
 SAMPLE = 512  # values read from each matrix
+Shape = tuple[str, int, int, int]  # family, layers, query heads per layer, width of the residual stream
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Fingerprint:
     hidden: int
     vocabulary: int
     weights: str
+
+    @property
+    def shape(self) -> Shape:
+        """What an engine's configuration says of a model too."""
+        return self.family, self.layers, self.heads, self.hidden
 
     @classmethod
     def of(cls, model: PreTrainedModel, layout: HeadLayout | None = None, *, digest: bool = True) -> Fingerprint:
@@ -135,6 +141,17 @@ class Fingerprint:
             if not fits or (kind is int and not 0 < int(value) < 2**31):
                 raise HeadsError(f"{name}={value!r} in a model fingerprint is not valid.", "The file is damaged.")
         return cls(**data)
+
+
+def unlike(shape: Shape, config: Any) -> str:
+    """Return how a model's text configuration differs from a shape, "is for ..., and ..."; empty if it does not.
+
+    For engines whose weights cannot be read: those are not compared.
+    """
+    here = (config.model_type, config.num_hidden_layers, config.num_attention_heads, config.hidden_size)
+    if (mine := tuple(shape)) == here:
+        return ""
+    return f"is for {mine}, and the model is {here} (family, layers, heads, width)."
 
 
 def _sample(matrix: Tensor) -> bytes:

@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from ..decoding.sources import MAX_SOURCES
 from ..errors import CKError
-from .asgi import ASGIApp, Gone, Receive, Scope, Send, Shared
+from .asgi import ASGIApp, Gone, Receive, Scope, Send, Shared, content_types
 from .batcher import Batcher
 from .guard import names_key, read_body
 from .json_values import shown
@@ -225,8 +225,7 @@ async def _off(size: int, function: Any, *args: Any) -> Any:
 
 
 def _decode(body: bytes, scope: Scope) -> dict[str, Any]:
-    kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
-    if not any(b"json" in value.lower() for value in kinds):  # what a page of another origin may send unasked
+    if not any(b"json" in kind for kind in content_types(scope)):  # what a page of another origin may send unasked
         raise Refusal(400, "the body is not called JSON.", "Send the header Content-Type: application/json.")
     try:
         data = json.loads(body)

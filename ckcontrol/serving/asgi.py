@@ -6,16 +6,21 @@ Knows ASGI messages; knows nothing of what is in a body.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
-__all__ = ["ASGIApp", "Gone", "Message", "Receive", "Route", "Scope", "Send", "Shared"]
+__all__ = ["ASGIApp", "Gone", "Message", "Receive", "Route", "Scope", "Send", "Shared", "content_types"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def content_types(told: Mapping[str, Any]) -> list[bytes]:
+    """Return every content type that the headers of a request, or of the start of a reply, name, in small letters."""
+    return [value.lower() for name, value in told["headers"] if name.lower() == b"content-type"]
 
 
 class Gone(Exception):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..decoding.token_texts import Thoughts, split_thought
 from ..errors import CKError
+from .asgi import content_types
 
 __all__ = [
     "EventReader",
@@ -136,8 +137,7 @@ class EventReader:
 
 def is_stream(start: Mapping[str, Any]) -> bool:
     """Return whether an ASGI ``http.response.start`` begins server-sent events."""
-    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
-    return any(value.startswith(b"text/event-stream") for value in kinds)
+    return any(kind.startswith(b"text/event-stream") for kind in content_types(start))
 
 
 def read_part(text: str) -> dict[str, Any]:

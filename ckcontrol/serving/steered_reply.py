@@ -224,10 +224,7 @@ class SteeredReply:
             told["cited"] = [sentence.to_dict() for sentence in await asyncio.to_thread(cite, *given)]
         if self._lost or not self._pair:
             told.pop("seed", None)  # not in effect
-        if self._lost:
-            return told | {"fallback": "contextual", "fallback_reason": self._lost}
-        if not self._pair:
-            return told
+            return told | ({"fallback": "contextual", "fallback_reason": self._lost} if self._lost else {})
         if self._exchange.drafted:
             rows = self._exchange.rows
         else:

@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ServingError
+from ...heads.fingerprint import Shape
 from ...heads.mask import LARGEST
 from ...serving.json_values import DIRECTION, HEADS, SALT
 from ...serving.read_heads import Entries
@@ -23,9 +24,10 @@ from ...serving.read_heads import Entries
 if TYPE_CHECKING:
     from ...heads.directions.direction import Direction
 
-__all__ = ["SECRET", "check", "installed", "new_secret", "own_salt", "pack", "salt", "unpack"]
+__all__ = ["DIRECTION_FILE", "SECRET", "check", "installed", "new_secret", "own_salt", "pack", "salt", "unpack"]
 
 FURTHEST = 1e6  # as `heads.directions.direction.LARGEST`, whose module loads torch
+DIRECTION_FILE = "CKCONTROL_VLLM_DIRECTION"  # the file of what ck.direction leads along, in a server
 SECRET = "CKCONTROL_VLLM_SECRET"  # set by serve-vllm, so that the processes of one server make the same salts
 
 
@@ -62,10 +64,9 @@ def check(args: Mapping[str, Any]) -> None:
         raise ServingError("ckdirection is not a direction's coefficient.", "Take it from Direction.coefficient.")
 
 
-def installed(direction: Direction) -> tuple[tuple[str, int, int, int], int, list[float]]:
+def installed(direction: Direction) -> tuple[Shape, int, list[float]]:
     """Return a direction as the workers take it: what ``ck_direction_install`` is called with."""
-    made = direction.model
-    return (made.family, made.layers, made.heads, made.hidden), direction.layer, direction.vector.tolist()
+    return direction.model.shape, direction.layer, direction.vector.tolist()
 
 
 def salt(entries: Entries, given: str | None = None) -> str:

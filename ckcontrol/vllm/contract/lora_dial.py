@@ -16,6 +16,7 @@ from ...control import Control
 from ...decoding.options import GenerateOptions
 from ...decoding.weight_rows import nearest
 from ...errors import ControlError, ServingError, WeightsError
+from ...heads.fingerprint import unlike
 from ...policies import Weights
 from ...weights.adapters import check_adapter
 from ...weights.manifest import Manifest
@@ -87,14 +88,8 @@ class LoraDial:
         Raises:
             WeightsError: Names both.
         """
-        base = self.manifest.base
-        mine = (base.family, base.layers, base.heads, base.hidden)
-        here = (config.model_type, config.num_hidden_layers, config.num_attention_heads, config.hidden_size)
-        if mine != here:
-            raise WeightsError(
-                f"{str(self.folder)!r} is for {mine}, and the model is {here} (family, layers, heads, width).",
-                "Load the model that its adapters were trained on.",
-            )
+        if why := unlike(self.manifest.base.shape, config):
+            raise WeightsError(f"{str(self.folder)!r} {why}", "Load the model that its adapters were trained on.")
 
     @property
     def served(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...heads.fingerprint import Shape, unlike
 from .hooks import install, install_direction, refusal
 from .traces import take_all
 
@@ -40,7 +41,7 @@ class HeadWorker:
             self._ck_heads = install(self.vllm_config, self.model_runner)
         return dict(self._ck_heads)
 
-    def ck_direction_install(self, made_for: tuple[str, int, int, int], layer: int, vector: list[float]) -> str:
+    def ck_direction_install(self, made_for: Shape, layer: int, vector: list[float]) -> str:
         """Put the hooks of the engine's direction in place, once; a batch without it passes them unchanged.
 
         Args:
@@ -55,10 +56,8 @@ class HeadWorker:
         if (held := getattr(self, "_ck_direction", None)) is None:
             if refused := refusal(self.vllm_config, self.model_runner, "directions"):
                 return refused
-            text = self.vllm_config.model_config.hf_text_config
-            here = (text.model_type, text.num_hidden_layers, text.num_attention_heads, text.hidden_size)
-            if (mine := tuple(made_for)) != here:
-                return f"the direction is for {mine}, and the model is {here} (family, layers, heads, width)."
+            if why := unlike(made_for, self.vllm_config.model_config.hf_text_config):
+                return f"the direction {why}"
             install_direction(self.vllm_config, self.model_runner, *given)
             self._ck_direction = held = given
         return "" if held == given else "this engine has another direction already."

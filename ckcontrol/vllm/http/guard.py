@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 
-from ...serving.asgi import ASGIApp, Message, Receive, Scope, Send
+from ...serving.asgi import ASGIApp, Message, Receive, Scope, Send, content_types
 from ...serving.guard import names_key
 from ...serving.replies import Refusal
 
@@ -56,12 +56,8 @@ def is_form(scope: Scope) -> bool:
 
     Of several content types vLLM takes the first one: a body is none where any of them says JSON.
     """
-    kinds = _kinds(scope)
+    kinds = content_types(scope)
     return bool(kinds) and all(kind.startswith(b"multipart/form-data") for kind in kinds)
-
-
-def _kinds(scope: Scope) -> list[bytes]:
-    return [value.lower() for name, value in scope["headers"] if name.lower() == b"content-type"]
 
 
 class FormGuard:
@@ -81,7 +77,9 @@ class FormGuard:
         Raises:
             Refusal: The form was refused; the app has sent nothing.
         """
-        if any(b"charset" in _UTF8.sub(b"", kind) for kind in _kinds(scope)):  # names would stand there in other bytes
+        if any(
+            b"charset" in _UTF8.sub(b"", kind) for kind in content_types(scope)
+        ):  # names would stand there in other bytes
             raise Refusal(400, "the form's charset is not UTF-8.", "Leave charset out of its content type.")
         refused = False
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CKError
-from ...serving.asgi import ASGIApp, Gone, Message, Receive, Route, Scope, Send, Shared
+from ...serving.asgi import ASGIApp, Gone, Message, Receive, Route, Scope, Send, Shared, content_types
 from ...serving.guard import read_body
 from ...serving.json_values import DIRECTION, HEADS, shown, without_ours
 from ...serving.limits import Limits
@@ -28,6 +28,7 @@ from ...serving.replies import Refusal
 from ...serving.retrieve import Retriever, opened
 from ...serving.steered_reply import SteeredReply, refuse
 from ..contract import fallback
+from ..contract.changes import DIRECTION_FILE
 from ..contract.lora_dial import VARIABLE as WEIGHTS
 from ..contract.lora_dial import LoraDial
 from ..contract.pair_params import new_pair
@@ -42,11 +43,10 @@ if TYPE_CHECKING:
 
     from ...heads.directions.direction import Direction
 
-__all__ = ["EMBEDDER", "INDEX", "LED", "CKMiddleware"]
+__all__ = ["EMBEDDER", "INDEX", "CKMiddleware"]
 
 INDEX = "CKCONTROL_VLLM_INDEX"  # the folder of the index for ck.retrieve
 EMBEDDER = "CKCONTROL_VLLM_EMBEDDER"  # where its embedder is now
-LED = "CKCONTROL_VLLM_DIRECTION"  # the file of the direction for ck.direction
 
 _LARGE = 256 * 1024  # bytes from which a body is read in a thread of its own
 log = logging.getLogger("ckcontrol.vllm")
@@ -66,7 +66,7 @@ class CKMiddleware:
         weights: Folder of the dial whose adapters the server has as models; None reads the environment
             (`lora_dial.VARIABLE`).
         direction: What ``ck.direction`` leads along; None reads the file that the environment names
-            (`LED`), if it does.
+            (`changes.DIRECTION_FILE`), if it does.
 
     Raises:
         ServingError: The environment holds no valid bounds, or `on_lost` is unknown.
@@ -272,8 +272,8 @@ def _index_from_env() -> Any:
 
 
 def _direction_from_env() -> Direction | None:
-    """Read the direction that `LED` names; None where it is not set."""
-    file = os.environ.get(LED, "").strip()
+    """Read the direction that `DIRECTION_FILE` names; None where it is not set."""
+    file = os.environ.get(DIRECTION_FILE, "").strip()
     if not file:
         return None
     from ...heads.directions.direction import Direction
@@ -304,8 +304,8 @@ def _decode(body: bytes, scope: Scope) -> Any:
     try:
         return json.loads(body)
     except ValueError as error:
-        kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
-        if not kinds or any(b"json" in value.lower() for value in kinds):
+        kinds = content_types(scope)
+        if not kinds or any(b"json" in kind for kind in kinds):
             raise Refusal(400, f"the body is not JSON: {str(error)[:200]}.", "Send one JSON object.") from None
         return None
 
