@@ -31,7 +31,7 @@ from .figures.resampling import Floats
 from .items.readers import Row, read
 from .judging.verdict import verdict
 from .metrics import normalize
-from .records import Rejected, texts
+from .records import Rejected, by_row, texts
 
 __all__ = ["ALPHAS", "FEW", "OFF", "Calibration", "Question", "Setting", "calibrate", "read_questions"]
 
@@ -178,12 +178,13 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Rejected]]:
         )
     data = read(str(path))
     kept: list[Question] = []
-    rejected = list(data.rejected)
+    faulty: list[Rejected] = []
     for row in data.rows:
         try:
             kept.append(_question(row))
         except EvalError as error:
-            rejected.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
+            faulty.append(Rejected(f"{row.file}:{row.number}", "malformed", str(error)))
+    rejected = by_row(data.rejected, faulty)
     if len(kept) < FEWEST:
         why = f" ({rejected[0].told.rstrip('.')})" if rejected else ""
         raise EvalError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from ckcontrol.errors import EvalError, did_you_mean
 
 from .metrics import mentions, normalize
 
-__all__ = ["STATES", "Record", "Rejected", "squad", "texts", "unclean"]
+__all__ = ["STATES", "Record", "Rejected", "by_row", "squad", "texts", "unclean"]
 
 STATES = ("conflict", "agree", "helpful", "irrelevant", "noisy", "closed", "plain")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -45,10 +45,21 @@ class Rejected:
             >>> Rejected("q.jsonl:12", "malformed", "it is not JSON").told, Rejected("7", "id given twice").told
             ('q.jsonl, row 13: it is not JSON', '7: id given twice')
         """
-        file, _, number = self.id.rpartition(":")
-        if self.reason == "malformed" and number.isdecimal():
-            return f"{file}, row {int(number) + 1}: {self.detail or self.reason}"
+        if self._row is not None:
+            file, number = self._row
+            return f"{file}, row {number + 1}: {self.detail or self.reason}"
         return f"{self.id}: {self.reason}{self.detail and f' ({self.detail})'}"
+
+    @property
+    def _row(self) -> tuple[str, int] | None:
+        file, _, number = self.id.rpartition(":")
+        return (file, int(number)) if self.reason == "malformed" and number.isdecimal() else None
+
+
+def by_row(*rejected: Sequence[Rejected]) -> list[Rejected]:
+    """Return what several readings of the same files rejected, malformed rows first and in the order of the files."""
+    each = (one for some in rejected for one in some)
+    return sorted(each, key=lambda one: (one._row is None, one._row or ("", 0)))
 
 
 @dataclass(frozen=True)

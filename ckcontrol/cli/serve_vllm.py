@@ -38,6 +38,11 @@ CONTAINER = (  # limit and use of the memory of a control group, in either versi
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 OURS = ("--scheduler-cls", "--logits-processors", "--worker-extension-cls")  # underscores are read as dashes by vLLM
+READ = (  # options of vLLM that decide what this command does
+    *("--host", "--port", "--api-key", "--allowed-origins", "--logprobs-mode", "--enforce-eager"),
+    *("--enable-lora", "--no-enable-lora", "--max-loras", "--max-lora-rank"),
+    *MEMORY[1:],
+)
 
 
 def serve_vllm(
@@ -144,7 +149,7 @@ def command(
         direction: File of the direction for ``ck.direction``, which needs the same mode and runner as `heads`.
 
     Raises:
-        ServingError: `rest` sets what this command sets, or a bound or `on_lost` is unknown.
+        ServingError: `rest` sets what this command sets or shortens what it reads, or a bound or `on_lost` is unknown.
         ControlError: A bound is out of range.
         WeightsError: `weights` is no dial.
     """
@@ -158,6 +163,9 @@ def command(
     for name in (*OURS, *(("--lora-modules",) if weights is not None else ())):
         if any(len(given) > 2 and name.startswith(given) for given in names):  # vLLM takes beginnings too
             raise ServingError(f"steering needs its own {name}, which this command sets.", "Leave it out.")
+    for given in names:
+        if short := [name for name in READ if len(given) > 2 and name.startswith(given) and given not in READ]:
+            raise ServingError(f"{given} may be short for {short[0]}, which this command reads.", "Write it whole.")
     line, safe = module_command("vllm.entrypoints.openai.api_server")
     line += ["--model", model]
     line += ["--scheduler-cls", "ckcontrol.vllm.PairAsyncScheduler"]

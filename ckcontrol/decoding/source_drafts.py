@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from .token_texts import StopTexts, said
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["SourceAnswer", "canonical", "write_drafts", "writing"]
+T = TypeVar("T")
+
+__all__ = ["SourceAnswer", "canonical", "through", "writing"]
 
 
 @dataclass(frozen=True)
@@ -62,37 +64,14 @@ def canonical(passages: Sequence[str]) -> list[int]:
     return sorted(range(len(passages)), key=lambda place: hashlib.sha256(passages[place].encode()).digest())
 
 
-def write_drafts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[SourcePrompts],
-    options: GenerateOptions,
-    *,
-    ends: Sequence[int],
-    vocab_size: int | None,
-    instead: Sequence[tuple[int, Sequence[int]] | None] = (),
-) -> list[SourceAnswer]:
-    """Let every source of every question write its answer, and read those of the question's other sources.
-
-    Args:
-        model: Writes and reads; sources with a model of their own are read by it.
-        tokenizer: Of all of them.
-        prompts: One per question; of a question with another model among its sources, that one alone.
-        options: How tokens are drawn and when to stop. With a seed, every source of a question draws with it.
-        ends: End tokens.
-        vocab_size: Number of ids the tokenizer knows; the others are never said.
-        instead: Of each question, the place of a source and the answer that is read as its draft; None: as it wrote it.
-
-    Raises:
-        NonFiniteLogits: Of a source, named as its stream.
-    """
-    steps = writing(model, tokenizer, prompts, options, ends=ends, vocab_size=vocab_size, instead=instead)
+def through(steps: Generator[None, None, T]) -> T:
+    """Run steps to their end and return their value."""
     while True:
         try:
             next(steps)
         except StopIteration as ended:
-            made: list[SourceAnswer] = ended.value
-            return made
+            value: T = ended.value
+            return value
 
 
 @torch.no_grad()
@@ -106,7 +85,23 @@ def writing(
     vocab_size: int | None,
     instead: Sequence[tuple[int, Sequence[int]] | None] = (),
 ) -> Generator[None, None, list[SourceAnswer]]:
-    """Do as `write_drafts`, a forward at each turn."""
+    """Let every source of every question write its answer, and read those of the others: a forward at each turn.
+
+    Args:
+        model: Writes and reads; sources with a model of their own are read by it.
+        tokenizer: Of all of them.
+        prompts: One per question; of a question with another model among its sources, that one alone.
+        options: How tokens are drawn and when to stop. With a seed, every source of a question draws with it.
+        ends: End tokens.
+        vocab_size: Number of ids the tokenizer knows; the others are never said.
+        instead: Of each question, the place of a source and the answer that is read as its draft; None: as it wrote it.
+
+    Returns:
+        An answer per question, as the generator's value.
+
+    Raises:
+        NonFiniteLogits: Of a source, named as its stream.
+    """
     if not prompts:
         return []
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)

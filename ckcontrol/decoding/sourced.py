@@ -22,7 +22,7 @@ from ..policies.source_answers import CONTRADICTS, SILENT, SUPPORTS, merged
 from .options import GenerateOptions
 from .prompts import build_pair, passage_list, passage_text
 from .refusals import check_tokenizer, eos_ids
-from .source_drafts import SourceAnswer, canonical, write_drafts, writing
+from .source_drafts import SourceAnswer, canonical, through, writing
 from .source_step import told as told_sources
 from .source_streams import Reading
 from .sources import Source, SourcePrompts, build_sources, check_room, read_sources
@@ -142,16 +142,10 @@ def sourced(
     # A stream has one model: questions with another one among their sources are read by themselves.
     alone = [place for place in several if any(built[place].prompts.models)]
     for places in [[place for place in several if place not in alone], *([place] for place in alone)]:
-        made = write_drafts(
-            model,
-            tokenizer,
-            [built[place].prompts for place in places],
-            options,
-            ends=ends,
-            vocab_size=known,
-            instead=[_instead(policies[place], answers.get(place)) for place in places],
-        )
-        for place, found in zip(places, made, strict=True):
+        prompts = [built[place].prompts for place in places]
+        instead = [_instead(policies[place], answers.get(place)) for place in places]
+        steps = writing(model, tokenizer, prompts, options, ends=ends, vocab_size=known, instead=instead)
+        for place, found in zip(places, through(steps), strict=True):
             answers[place] = _answer(
                 tokenizer, found, built[place], controls[place], policies[place], options, ends, answers.get(place)
             )

@@ -15,7 +15,7 @@ from ckcontrol.errors import EvalError
 from ..items.readers import Row, parse, read, sha256
 from ..items.shipped_facts import Capital, load_capitals
 from ..items.states import StateFact
-from ..records import Rejected
+from ..records import Rejected, by_row
 from . import tristate
 
 __all__ = ["LICENCE", "SOURCE", "load_facts", "read_facts", "shipped"]
@@ -39,7 +39,7 @@ def load_facts(
         return *read_facts(rows), digest
     data = read(place, file=file, revision=revision)
     facts, rejected = read_facts(data.rows)
-    return facts, [*data.rejected, *rejected], data.sha256
+    return facts, by_row(data.rejected, rejected), data.sha256
 
 
 def shipped() -> tuple[list[Row], str]:

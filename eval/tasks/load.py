@@ -16,7 +16,7 @@ from ckcontrol.errors import EvalError, did_you_mean
 
 from ..items.readers import Data, read
 from ..items.states import FIVE, StateFact, build_states, completed, rank
-from ..records import Record, Rejected, unclean
+from ..records import Record, Rejected, by_row, unclean
 from . import (
     confiqa,
     conflictqa,
@@ -142,7 +142,7 @@ def load_task(spec: str, *, limit: int | None = None, seed: int = 0, clean: bool
     if clean and adapter.clean:
         records, dirty = _cleaned(records, adapter.clean, adapter.supported)
         rejected += dirty
-    rejected = [*data.rejected, *rejected]
+    rejected = by_row(data.rejected, rejected)
     if not records:
         raise _nothing(spec, name, rejected)
     settings: dict[str, Any] = {**own, "clean": adapter.clean if clean else "", "files": data.files}

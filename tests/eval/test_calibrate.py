@@ -183,6 +183,15 @@ def test_where_nothing_is_right_nothing_is_advised(tmp_path: Path, capsys: pytes
     assert "No answer was right at any setting" in said and "Leave it off" not in said
 
 
+def test_faulty_rows_are_told_in_the_order_of_the_file(tmp_path: Path) -> None:
+    whole = json.dumps({"question": "q?", "answers": "Rome", "passages": "A bell."})
+    bad = {1: '{"question": "no answers"}', 4: "not JSON", 10: '{"answers": "no question"}'}
+    (tmp_path / "q.jsonl").write_text("\n".join(bad.get(row, whole) for row in range(FEWEST + 5)), encoding="utf-8")
+    kept, rejected = read_questions(tmp_path / "q.jsonl")
+    assert len(kept) == FEWEST + 2
+    assert [one.told.split(":")[0] for one in rejected] == [f"q.jsonl, row {row + 1}" for row in bad]
+
+
 def test_rows_are_looked_at_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": f"q{i}?", "answers": "Rome", "passages": "A bell."} for i in range(FEWEST)]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, [{"question": "q?"}, *rows])), encoding="utf-8")

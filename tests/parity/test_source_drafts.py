@@ -12,7 +12,7 @@ import ckcontrol as ck
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.reference import reference_drafts
 from ckcontrol.decoding.refusals import check_tokenizer, eos_ids
-from ckcontrol.decoding.source_drafts import canonical, write_drafts
+from ckcontrol.decoding.source_drafts import canonical, through, writing
 from ckcontrol.decoding.sources import build_sources
 from ckcontrol.errors import ControlError, UnsupportedMode
 from ckcontrol.models.tiny import tiny_tokenizer
@@ -42,7 +42,7 @@ def test_drafts_and_readings_are_those_of_full_forwards(any_model):
     ends, known = eos_ids(model, tokenizer), check_tokenizer(model, tokenizer)
     options = GenerateOptions(max_new_tokens=NEW)
     prompts = prompts_of(tokenizer)
-    batch = write_drafts(model, tokenizer, prompts, options, ends=sorted(ends), vocab_size=known)
+    batch = through(writing(model, tokenizer, prompts, options, ends=sorted(ends), vocab_size=known))
     for one, found in zip(prompts, batch, strict=True):
         drafts, read = reference_drafts(model, one.ids, max_new_tokens=NEW, eos=ends, vocab_size=known)
         assert [list(ids) for ids in found.ids] == drafts
