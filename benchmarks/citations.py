@@ -5,8 +5,9 @@ one passage, the other, both or neither. Kinds: `copy`, `paraphrase`, `short` (t
 are about the same thing), `shared` (both share nearly all words), `negation`, `joined` (one sentence from both),
 `mixed` (one sentence from a passage, one from memory), `memory` (neither passage has it), `related` (likewise, and both
 speak of the same things), `against` (the answer says another value than the passage, as memory does), `negated` (the
-answer denies what the passage says), `unspaced` (Chinese, Japanese). The shares in citations.py were chosen on even
-seeds; odd ones use other relations and wordings.
+answer denies what the passage says), `unspaced` (Chinese, Japanese), `blended` (the name of one passage, the number of
+the other), `padded` (a passage's name among praise that no passage has), `follow-up` (memory's answer, and the question
+says hardly anything). The shares in citations.py were chosen on even seeds; odd ones use other relations and wordings.
 
 Arms: ``words`` (`ckcontrol.citations.cite`); ``embedding``, cosine of sentence and passage by the demo embedder; and
 ``likelihood``, by how much the log-probability of a sentence falls per token when the passage is taken out of the demo
@@ -292,8 +293,38 @@ UNSPACED = [
     ),
     ("{n}村有多少人？", "{n}村住着{v}人，多以捕鱼为生。", "那里住着{v}人。", "地球绕着太阳转。", "龙凤鹤鹿马牛"),
 ]
+# Question, what a passage tells, what the answer says: of places {a} and {b}, numbers {x} and {y}, people {p} and {q}.
+BLENDED = [
+    (
+        "How are letters to {n} answered?",
+        "Letters to {n} are answered by the {a} office within {x} days.",
+        "Letters to {n} are answered by the {a} office within {y} days.",
+    ),
+    (
+        "How are refunds of {n} handled?",
+        "Refunds of {n} are handled by the {a} branch in {x} hours.",
+        "The {a} branch handles refunds of {n} in {y} hours.",
+    ),
+]
+PADDED = [
+    (
+        "Who runs the {n} office?",
+        "{p} runs the {n} office.",
+        "The {n} office is run by the brilliant and talented {p}.",
+    ),
+    (
+        "Who leads the {n} school?",
+        "The {n} school is led by {p}.",
+        "It is the experienced and generous {p} that leads it.",
+    ),
+]
+FOLLOWED = [
+    ("And which river runs through it?", "The capital of {n} is {a}, a dry place.", "The capital of {n} is {b}."),
+    ("And how old is she?", "The head of the {n} works is {p}, who is new.", "The head of the {n} works is {q}."),
+]
 FALL = 0.1  # nats per token by which a sentence that a passage supports falls without it
 KINDS = "copy paraphrase short numbers shared negation joined mixed memory related against negated unspaced".split()
+KINDS += ["blended", "padded", "follow-up"]
 
 
 def generated(count: int, seed: int) -> list[Question]:
@@ -347,6 +378,16 @@ def one(kind: str, held: int, chance: random.Random) -> Question:
     elif kind == "against":
         said = chance.choice((rel.copies, rel.rewords)).format(n=n, v=x)
         made = ask, [tells, rel.beside.format(n=n)], [said], [()]
+    elif kind in ("blended", "padded", "follow-up"):
+        form = {"blended": BLENDED, "padded": PADDED, "follow-up": FOLLOWED}[kind][held]
+        low, high = chance.sample(range(3, 90), 2)
+        given = {"n": n, "a": coined(chance), "x": low, "p": person(chance)}
+        turned = {"n": n, "b": coined(chance), "y": high, "q": person(chance)}
+        twins = {"blended": {**given, "a": turned["b"], "x": high}, "padded": {**given, "n": m, "p": turned["q"]}}
+        question, telling, saying = form
+        second = telling.format(**twins[kind]) if kind in twins else rel.tells.format(n=m, v=w)
+        backs: tuple[int, ...] = {"blended": (0, 1), "padded": (0,), "follow-up": ()}[kind]
+        made = question.format(n=n), [telling.format(**given), second], [saying.format(**{**turned, **given})], [backs]
     else:
         question, passage, copied, known, names = chance.choice(half(UNSPACED, held))
         n, m = chance.sample(names, 2)
@@ -457,7 +498,7 @@ def measured(asked: Sequence[Question], cited: Sequence[Cited]) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--count", type=int, default=320)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--likelihood", type=int, default=0, metavar="N", help="questions of that arm")
     parser.add_argument("--no-models", action="store_true")

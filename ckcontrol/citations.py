@@ -1,10 +1,11 @@
 """Which passage supports which sentence of an answer, told from the words alone.
 
-A sentence says what its words add to the question. A passage supports it when it holds enough of that, numbers and long
-words counting for more, and speaks of what was asked; a sentence that no passage supports rests on memory, and so does
-one that asks, as answers do that repeat the question. It costs no forward, so it is read off any answer, recorded or
-not, and in any language: words are those of search (words.py). Measured against embeddings in benchmarks/citations.py,
-on whose even seeds the shares below were chosen. Knows texts; knows no model.
+A sentence says what its words add to the question. A passage supports it when it holds enough of that, numbers, names
+and long words counting for more, and speaks of what was asked. A sentence that no passage supports rests on memory; so
+does one of whose added numbers and names no more than half stand there, and one that asks, as answers do that repeat
+the question. It costs no forward, so it is read off any answer, recorded or not, and in any language: words are those
+of search (words.py). Measured against embeddings in benchmarks/citations.py, on whose even seeds the shares below were
+chosen. Knows texts; knows no model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["Sentence", "cite"]
 ENOUGH = 0.4  # share of what a sentence adds to the question that its passages hold together
 ALSO = 0.15  # share that each of them adds to those before
 ABOUT = 0.3  # share of question and sentence that each of them holds
+NAMED = 0.5  # share of the numbers and names that a sentence adds, more of which its passages hold
 LONGEST = 8  # letters from which on a word weighs no more
 PREFIX = 4  # letters two forms of a word share at least
 LONGEST_FORM = 40  # letters of a word that has other forms
@@ -29,6 +31,7 @@ LONGEST_FORM = 40  # letters of a word that has other forms
 # is neither the stop of an initial or a short title (J. Dr. St.) nor followed by a small letter (e.g. this).
 _END = re.compile(r"\n+|[。！？｡।။።؟۔]+[\"'”’」』）)\]]*\s*|[.!?…]+[\"'”’»)\]]*\s+(?![a-z])")
 _ASKS = re.compile(r"[?？؟\u037e]+[\"'”’»)\]」』）]*$")  # the last is Greek's
+_WORD = re.compile(r"[^\W_]+")
 _SHORT = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[A-Z][a-z]|Mrs|Rev|Gen|Col|[^\W\d_](?:\.[^\W\d_])+)\.\s*$")
 
 
@@ -73,9 +76,10 @@ def cite(text: str, passages: Sequence[str], question: str = "") -> tuple[Senten
         [(1,), ()]
     """
     asked, held = _Words(question), [_Words(passage) for passage in passages]
-    weights = sum(map(_weight, asked.words)), [_weighed(asked.words, passage) for passage in held]
+    weights = _Weights((question, text), passages)
+    whole, holds = weights.of(asked.words), [weights.of(asked.words, passage) for passage in held]
     return tuple(
-        Sentence(text[start:end], start, end, tuple(_support(text[start:end], asked, held, *weights)))
+        Sentence(text[start:end], start, end, tuple(_support(text[start:end], asked, held, weights, whole, holds)))
         for start, end in _sentences(text)
     )
 
@@ -97,18 +101,36 @@ def _beginnings(word: str) -> Iterator[str]:
         yield from (word[:size] for size in range(max(PREFIX, -(-3 * len(word) // 4)), len(word) + 1))
 
 
-def _weight(word: str) -> int:
-    if UNSPACED.match(word):
-        return 16 * len(word)
-    return 2 * LONGEST**2 if any(map(str.isdecimal, word)) else min(len(word), LONGEST) ** 2
+class _Weights:
+    """What words weigh; a name is a word that has a capital within a sentence and is nowhere written without."""
 
+    def __init__(self, texts: Sequence[str], passages: Sequence[str]) -> None:
+        written = {word for each in (*texts, *passages) for word in _WORD.findall(each)}
+        later = [word for text in texts for a, b in _sentences(text) for word in _WORD.findall(text[a:b])[1:]]
+        capital = {word for word in later if len(word) > 1 and word[0].isupper() and word.lower() not in written}
+        self._names = {part for word in capital for part in words_of(word)}
 
-def _weighed(words: set[str], passage: _Words) -> int:
-    return sum(_weight(word) for word in words if word in passage)
+    def names(self, word: str) -> bool:
+        """Whether a word is a number or a name."""
+        return word in self._names or any(map(str.isdecimal, word))
+
+    def of(self, words: set[str], passage: _Words | None = None) -> int:
+        """Return the weight of some words together; with a passage, of those of them that it holds."""
+        return sum(self._one(word) for word in words if passage is None or word in passage)
+
+    def _one(self, word: str) -> int:
+        if UNSPACED.match(word):
+            return 16 * len(word)
+        return 2 * LONGEST**2 if self.names(word) else min(len(word), LONGEST) ** 2
 
 
 def _support(
-    sentence: str, asked: _Words, passages: Sequence[_Words], asked_whole: int, asked_held: Sequence[int]
+    sentence: str,
+    asked: _Words,
+    passages: Sequence[_Words],
+    weights: _Weights,
+    asked_whole: int,
+    asked_held: Sequence[int],
 ) -> list[int]:
     """Return the places of the passages that support a sentence together; none where they do not.
 
@@ -116,25 +138,28 @@ def _support(
         sentence: Of the answer.
         asked: The question.
         passages: The passages.
+        weights: Of the words of all of them.
         asked_whole: Weight of the question's words.
         asked_held: Of those of them that each passage holds.
     """
     words = set() if _ASKS.search(sentence) else set(words_of(sentence))
     adds = {word for word in words if word not in asked} or words
-    whole, rest = sum(map(_weight, adds)), words - asked.words
-    about = [_weighed(rest, passage) + held for passage, held in zip(passages, asked_held, strict=True)]
-    least = ABOUT * (asked_whole + sum(map(_weight, rest)))
+    whole, rest = weights.of(adds), words - asked.words
+    about = [weights.of(rest, passage) + held for passage, held in zip(passages, asked_held, strict=True)]
+    least = ABOUT * (asked_whole + weights.of(rest))
     open_to = [place for place, held in enumerate(about) if held >= least]
     chosen: list[int] = []
     missing = adds
     while open_to:
-        gain, _, best = max((_weighed(missing, passages[place]), about[place], -place) for place in open_to)
+        gain, _, best = max((weights.of(missing, passages[place]), about[place], -place) for place in open_to)
         if gain < max(ALSO * whole, 1):
             break
         chosen.append(-best)
         open_to.remove(-best)
         missing = {word for word in missing if word not in passages[-best]}
-    return chosen if whole and sum(map(_weight, missing)) <= (1 - ENOUGH) * whole else []
+    named, lost = (sum(map(weights.names, some)) for some in (adds, missing))
+    enough = weights.of(missing) <= (1 - ENOUGH) * whole and (not lost or lost < (1 - NAMED) * named)
+    return chosen if whole and enough else []
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:

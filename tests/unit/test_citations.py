@@ -54,6 +54,26 @@ def test_the_questions_words_and_what_is_beside_the_point_support_nothing() -> N
     assert places("Paris is the capital of France.", told, "What is the capital of France?") == [()]
 
 
+def test_numbers_and_names_decide() -> None:
+    porto = "Refunds are handled by the Porto office in 30 days."
+    lisbon = "Refunds are handled by the Lisbon office in 14 days."
+    asked = "How are refunds handled?"
+    assert places("Refunds are handled by the Lisbon office in 14 days.", [porto, lisbon], asked) == [(1,)]
+    assert places("Refunds are handled by the Lisbon office in 30 days.", [porto, lisbon], asked) == [(0, 1)], "a blend"
+    assert places("Refunds are handled by the Turin office in 5 days.", [porto, lisbon], asked) == [()]
+    praise = "The Lisbon office is run by the brilliant and talented Ana Prata."
+    assert places(praise, ["Ana Prata runs the Lisbon office."], "Who runs the Lisbon office?") == [(0,)]
+    lyon = "The capital of France is Lyon, where the government sits."
+    assert places("The capital of France is Paris.", [lyon], "And what river runs through it?") == [()]
+    assert places("The capital of France is Lyon.", [lyon], "And what river runs through it?") == [(0,)]
+
+
+def test_a_capital_at_the_beginning_or_of_a_word_written_small_elsewhere_makes_no_name() -> None:
+    told = ["In the office it is cold. The river Brask is wide."]
+    assert places("Yes: The Office is in Turin.", told, "Where?") == [()]
+    assert places("The River is Wide.", told, "How is it?") == [(0,)]
+
+
 def test_an_answer_that_asks_rests_on_nothing() -> None:
     question, told = "Within how many days?", ["Orders are returned within 30 days."]
     assert [s.passages for s in cite(question, told, question)] == [()]
@@ -123,6 +143,7 @@ def test_the_terminal_and_pages_mark_sentences() -> None:
 
 
 def test_a_citation_is_no_proof_and_the_page_says_so() -> None:
-    claim, passage = "Elif Gruber is the CEO of the Graz office", "Elif Gruber has led the Graz office since 2019."
+    claim, passage = "The Graz office is led by its owner, Elif Gruber", "Elif Gruber has led the Graz office."
     assert [one.passages for one in cite(f"{claim}.", [passage], "Who leads the Graz office?")] == [(0,)]
-    assert claim in (Path(__file__).parents[2] / "docs" / "retrieval.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "retrieval.md").read_text(encoding="utf-8")
+    assert claim in " ".join(page.split())
