@@ -91,7 +91,9 @@ def _print(found: Found) -> None:
         "RM, RC: conflicts answered from memory, from the context; gold, irrel., closed: right with a true context, an "
         "irrelevant one, none; ppl: perplexity of neutral text."
     )
-    typer.echo(f"{found.direction}, of {found.followed['memory']} conflicts against {found.followed['context']}")
+    told = f"{found.followed['memory']} conflicts that followed memory against {found.followed['context']}"
+    contrast = "no passage against a false one" if found.direction.note["contrast"] == "passage" else told
+    typer.echo(f"{found.direction}, from {contrast}")
     for side in ("context", "memory"):
         if not getattr(found.direction, side):
             typer.echo(f"Toward the {side} no strength helped in total: that side is refused.")

@@ -10,7 +10,7 @@ import torch
 from ckcontrol.errors import ControlError, HeadsError
 from ckcontrol.heads.choosing.panel import PanelPrompt, Result
 from ckcontrol.heads.directions.apply import added
-from ckcontrol.heads.directions.find import Prepared, _best, difference, find
+from ckcontrol.heads.directions.find import Prepared, _best, _layers, difference, find
 from ckcontrol.models.tiny import tiny_model
 
 from .known import known_model
@@ -76,26 +76,31 @@ def measured(conflict, gold="mm"):
 
 
 def test_the_choice_weighs_both_sides_and_what_breaks():
+    here, there = ("passage", 3), ("followed", 3)
     base, asked = measured("mcco"), []
 
-    def cost(layer, strength):
-        asked.append((layer, strength))
-        return 11.5 if strength == 1.0 and layer == 3 else 10.9
+    def cost(place, strength):
+        asked.append((place, strength))
+        return 11.5 if strength == 1.0 and place == here else 10.9
 
     trials = [
-        (3, -0.5, measured("mccc")),
-        (3, 0.5, measured("mmco")),
-        (3, 1.0, measured("mmmm")),  # perplexity beyond a tenth
-        (3, -1.0, measured("cccc", gold="oo")),  # what it wins, true contexts lose
-        (5, -0.5, measured("cccc")),
+        (here, -0.5, measured("mccc")),
+        (here, 0.5, measured("mmco")),
+        (here, 1.0, measured("mmmm")),  # perplexity beyond a tenth
+        (here, -1.0, measured("cccc", gold="oo")),  # what it wins, true contexts lose
+        (there, -0.5, measured("cccc")),
     ]
-    assert _best(base, trials[:4], cost) == (3, 0.5, 0.5)
-    assert asked == [(3, -0.5), (3, 1.0), (3, 0.5)]  # the best of each side first, and what gains nothing never
-    assert _best(base, [trials[0], trials[4]], cost) == (5, 0.5, 0.0)
-    assert _best(base, [*trials[:2], trials[4], (5, 1.0, measured("mmmm"))], cost) == (5, 0.5, 1.0)
-    assert _best(base, [(5, 0.5, measured("mmmm")), (5, 0.25, measured("mmmm"))], cost) == (5, 0.0, 0.25)
+    assert _best(base, trials[:4], cost) == (here, 0.5, 0.5)
+    assert asked == [
+        (here, -0.5),
+        (here, 1.0),
+        (here, 0.5),
+    ]  # the best of each side first, and what gains nothing never
+    assert _best(base, [trials[0], trials[4]], cost) == (there, 0.5, 0.0)
+    assert _best(base, [*trials[:2], trials[4], (there, 1.0, measured("mmmm"))], cost) == (there, 0.5, 1.0)
+    assert _best(base, [(there, 0.5, measured("mmmm")), (there, 0.25, measured("mmmm"))], cost) == (there, 0.0, 0.25)
     with pytest.raises(HeadsError, match="no strength in any layer"):
-        _best(base, [(1, 0.5, measured("mcco")), (1, -0.5, measured("mooo"))], cost)
+        _best(base, [(here, 0.5, measured("mcco")), (here, -0.5, measured("mooo"))], cost)
 
 
 def test_facts_that_give_no_difference_are_refused_with_counts():
@@ -105,8 +110,6 @@ def test_facts_that_give_no_difference_are_refused_with_counts():
         find(known.model, known.tokenizer, known.facts)  # none has a question
     with pytest.raises(HeadsError, match=r"9 to find, 0 to dev, 3 to test"):
         find(known.model, known.tokenizer, asked, known="any")
-    with pytest.raises(HeadsError, match=r"answered \d from memory and \d from the context; a difference needs 5"):
-        find(known.model, known.tokenizer, asked, known="any", new_tokens=1, seed=1)
     with pytest.raises(HeadsError, match=r"tokens, and the model reads 64"):
         find(known.model, known.tokenizer, asked, known="any", new_tokens=60, seed=1)
     with pytest.raises(HeadsError, match="known='greedily'"):
@@ -117,9 +120,10 @@ def test_facts_that_give_no_difference_are_refused_with_counts():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in known.model.modules())
 
 
-def test_a_model_that_no_direction_helps_gets_none(monkeypatch):
+@pytest.mark.parametrize(("fewest", "contrasts"), [(10**6, 1), (1, 2)])
+def test_a_model_that_no_direction_helps_gets_none(monkeypatch, fewest, contrasts):
     known = known_model()
-    monkeypatch.setattr("ckcontrol.heads.directions.find.FEWEST", 1)
+    monkeypatch.setattr("ckcontrol.heads.directions.find.FEWEST", fewest)
     asked = [replace(fact, question=fact.cloze) for fact in known.facts]
     stages = []
     with pytest.raises(HeadsError, match="no strength in any layer gained in total"):
@@ -132,5 +136,9 @@ def test_a_model_that_no_direction_helps_gets_none(monkeypatch):
             seed=1,
             on_progress=lambda *s: stages.append(s),
         )
-    assert stages[-1] == ("trying strengths", 16, 16)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in known.model.modules())
+    tried = {total for stage, _, total in stages if stage == "trying layers"}
+    layers = len(_layers(known.model.config.num_hidden_layers))
+    assert tried == {2 * layers * contrasts}, (
+        "where hardly any conflict follows one source, presence alone is contrasted"
+    )
+    assert stages[-1] == ("trying strengths", 8 * min(2, layers * contrasts), 8 * min(2, layers * contrasts))

@@ -44,8 +44,9 @@ DEPTHS = (0.3, 0.85)  # of the model's depth; Minder et al. and Rimsky et al. bo
 FIRST = 0.5  # strength at which layers are compared, in units of the mean length of the residual stream there
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
 KEPT = 2  # layers whose strengths are all tried
-FEWEST = 5  # prompts on either side of the difference
+FEWEST = 5  # prompts on either side of the difference of those that followed memory and those that followed a passage
 Progress = Callable[[str, int, int], None]
+Place = tuple[str, int]  # what was contrasted, and the layer
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,16 @@ class Found:
 
     Attributes:
         direction: The choice; a strength is 0 where nothing helped on that side.
-        followed: source -> how many prompts of the difference followed it.
-        trials: On the development facts: (layer, signed strength in lengths of the stream, result), of which the first
-            is (None, 0.0, the unmodified model); where layers were compared, of conflicts alone. Only the first has a
-            perplexity: it is measured of what would win.
+        followed: source -> how many of the conflicts followed it.
+        trials: On the development facts: ((contrast, layer), signed strength in lengths of the stream, result). The
+            first is (None, 0.0, the unmodified model) and alone has a perplexity: that of the others is measured where
+            they would win. Where layers were compared, of conflicts alone.
         test: alpha -> result on the test facts, for 0, 0.5 and 1, without a side that has no strength.
     """
 
     direction: Direction
     followed: Mapping[str, int]
-    trials: tuple[tuple[int | None, float, Result], ...]
+    trials: tuple[tuple[Place | None, float, Result], ...]
     test: Mapping[float, Result]
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +75,11 @@ class Found:
             "context": d.context,
             "memory": d.memory,
             "followed": dict(self.followed),
-            "trials": [{"layer": at, "strength": s, **_rounded(result)} for at, s, result in self.trials],
+            "contrast": d.note["contrast"],
+            "trials": [
+                {"contrast": at and at[0], "layer": at and at[1], "strength": s, **_rounded(result)}
+                for at, s, result in self.trials
+            ],
             "test": {f"{alpha:g}": result.to_dict() for alpha, result in self.test.items()},
         }
 
@@ -93,12 +98,14 @@ def find(
 ) -> Found:
     """Find the direction from context to memory on a model.
 
-    1. Each known fact is asked with a passage that says something false. v_l is the mean residual stream of layer l at
-       the last prompt token where the answer is memory's, less that where it is the passage's (difference in means:
-       Marks and Tegmark 2023, arXiv 2310.06824; Rimsky et al. 2024, arXiv 2312.06681).
-    2. On the development facts, layers are compared by how far v_l, at one strength, moves conflicts both ways; in the
-       best, every strength. As for head masks, the total of four rates decides (`Result.total`), and a strength that
-       raises the perplexity of neutral text by more than a tenth is out.
+    1. Each known fact is asked with a passage that says something false, and without one. v_l is a difference of two
+       means of layer l's residual stream at the last prompt token (Marks and Tegmark 2023, arXiv 2310.06824; Rimsky et
+       al. 2024, arXiv 2312.06681): ``followed``, over conflicts, where the answer is memory's less where it is the
+       passage's, if either was given `FEWEST` times; and ``passage``, without the passage less with it, which needs no
+       model that wavers.
+    2. On the development facts, contrasts and layers are compared by how far v_l, at one strength, moves conflicts both
+       ways; in the best, every strength. As for head masks, the total of four rates decides (`Result.total`), and a
+       strength that raises the perplexity of neutral text by more than a tenth is out.
     3. The choice is measured on the test facts.
 
     Facts are split by subject, as in `build_records`.
@@ -115,7 +122,7 @@ def find(
         on_progress: Receives (stage, done, total).
 
     Raises:
-        HeadsError: Too few facts, or the model follows one source on nearly all conflicts; the message has the counts.
+        HeadsError: Too few facts, with the counts, or no strength that gains in total.
         ControlError: `n`, `new_tokens` or `batch_size` is not a positive integer.
     """
     check_settings(known, n, new_tokens, batch_size)
@@ -146,52 +153,51 @@ def find(
             )
         return Prepared(model, tokenizer, prompts, batch_size, new_tokens)
 
-    report("reading conflicts", 0, 1)
+    report("reading conflicts", 0, 2)
     conflicts = prepared("find", CONDITIONS[0])
     streams, outcomes = conflicts.streams(), conflicts.outcomes()
-    report("reading conflicts", 1, 1)
+    report("reading conflicts", 1, 2)
     followed = {source: outcomes.count(source) for source in DIRECTIONS}
-    if min(followed.values()) < FEWEST:
-        raise HeadsError(
-            f"of {len(outcomes)} conflicts the model answered {followed['memory']} from memory and "
-            f"{followed['context']} from the context; a difference needs {FEWEST} of each.",
-            "Give more facts, or facts that the model knows better (--known greedy) or less well (--known any).",
-        )
-    vectors, lengths = difference(streams, outcomes), streams.norm(dim=-1).mean(dim=0)
+    vectors = {"passage": prepared("find", CONDITIONS[3]).streams().mean(dim=0) - streams.mean(dim=0)}
+    if min(followed.values()) >= FEWEST:
+        vectors["followed"] = difference(streams, outcomes)
+    lengths = streams.norm(dim=-1).mean(dim=0)
+    report("reading conflicts", 2, 2)
     fingerprint, dev = Fingerprint.of(model), [prepared("dev", condition) for condition in CONDITIONS]
     neutral = [list(tokenizer(text).input_ids)[: position_limit(model)] for text in NEUTRAL]
 
-    def made_of(layer: int, context: float, memory: float, **note: Any) -> Direction:
-        scale = float(lengths[layer])
-        return Direction(fingerprint, layer, vectors[layer], scale * context, scale * memory, note)
+    def made_of(place: Place, context: float, memory: float, **note: Any) -> Direction:
+        contrast, layer = place
+        scale, note = float(lengths[layer]), {"contrast": contrast, **note}
+        return Direction(fingerprint, layer, vectors[contrast][layer], scale * context, scale * memory, note)
 
-    def adding(layer: int, strength: float) -> AbstractContextManager[None]:
-        return added(model, made_of(layer, abs(strength), abs(strength)), float(strength > 0))
+    def adding(place: Place, strength: float) -> AbstractContextManager[None]:
+        return added(model, made_of(place, abs(strength), abs(strength)), float(strength > 0))
 
     def trials(
-        layers: Sequence[int], strengths: Sequence[float], on: Sequence[Prepared], stage: str
-    ) -> list[tuple[int, float, Result]]:
-        made: list[tuple[int, float, Result]] = []
-        for layer in layers:
+        places: Sequence[Place], strengths: Sequence[float], on: Sequence[Prepared], stage: str
+    ) -> list[tuple[Place, float, Result]]:
+        made: list[tuple[Place, float, Result]] = []
+        for place in places:
             for strength in strengths:
-                with adding(layer, strength):
-                    made.append((layer, strength, Result(_outcomes(on))))
-                report(stage, len(made), len(layers) * len(strengths))
+                with adding(place, strength):
+                    made.append((place, strength, Result(_outcomes(on))))
+                report(stage, len(made), len(places) * len(strengths))
         return made
 
-    def cost(layer: int, strength: float) -> float:
-        with adding(layer, strength):
+    def cost(place: Place, strength: float) -> float:
+        with adding(place, strength):
             return perplexity(model, neutral)
 
     base = Result(_outcomes(dev), perplexity(model, neutral))
-    places = _layers(len(vectors))
+    places = [(contrast, layer) for contrast in vectors for layer in _layers(len(lengths))]
     first = trials(places, (-FIRST, FIRST), dev[:1], "trying layers")
-    gain = {layer: sum(_moved(base, s, result) for at, s, result in first if at == layer) for layer in places}
-    best = sorted(places, key=lambda layer: -gain[layer])[:KEPT]
+    gain = {place: sum(_moved(base, s, result) for at, s, result in first if at == place) for place in places}
+    best = sorted(places, key=lambda place: -gain[place])[:KEPT]
     second = trials(best, [s * sign for s in STRENGTHS for sign in (-1, 1)], dev, "trying strengths")
-    layer, context, memory = _best(base, second, cost)
+    place, context, memory = _best(base, second, cost)
     note = {"facts": len(records), "followed": followed, "known": known, "seed": seed, "new_tokens": new_tokens}
-    direction = made_of(layer, context, memory, **note)
+    direction = made_of(place, context, memory, **note)
     held, test = [prepared("test", condition) for condition in CONDITIONS], {}
     for alpha, strength in ((0.0, context), (0.5, 1.0), (1.0, memory)):
         if strength:
@@ -333,32 +339,32 @@ def _moved(base: Result, strength: float, result: Result) -> float:
 
 
 def _best(
-    base: Result, trials: Sequence[tuple[int, float, Result]], cost: Callable[[int, float], float]
-) -> tuple[int, float, float]:
-    """Return the layer with the most gained in total on both sides together, and its strengths.
+    base: Result, trials: Sequence[tuple[Place, float, Result]], cost: Callable[[Place, float], float]
+) -> tuple[Place, float, float]:
+    """Return the place with the most gained in total on both sides together, and its strengths.
 
     Args:
         base: Of the unmodified model, with its perplexity.
-        trials: Layer, signed strength, result.
-        cost: Returns the perplexity at a layer and a signed strength; asked only of what would win.
+        trials: Place, signed strength, result.
+        cost: Returns the perplexity at a place and a signed strength; asked only of what would win.
     """
-    gains: dict[int, float] = {}
-    sides: dict[int, dict[str, float]] = {}
-    for layer in dict.fromkeys(at for at, _, _ in trials):
-        gains[layer], sides[layer] = 0.0, dict.fromkeys(DIRECTIONS, 0.0)
+    gains: dict[Place, float] = {}
+    sides: dict[Place, dict[str, float]] = {}
+    for place in dict.fromkeys(at for at, _, _ in trials):
+        gains[place], sides[place] = 0.0, dict.fromkeys(DIRECTIONS, 0.0)
         for source, sign in (("context", -1), ("memory", 1)):
-            found = [(r.total(source) - base.total(source), s) for at, s, r in trials if at == layer and s * sign > 0]
+            found = [(r.total(source) - base.total(source), s) for at, s, r in trials if at == place and s * sign > 0]
             for gain, strength in sorted(found, key=lambda one: (-one[0], abs(one[1]))):
-                if gain > 1e-12 and cost(layer, strength) <= DISQUALIFIED * base.perplexity:
-                    gains[layer], sides[layer][source] = gains[layer] + gain, abs(strength)
+                if gain > 1e-12 and cost(place, strength) <= DISQUALIFIED * base.perplexity:
+                    gains[place], sides[place][source] = gains[place] + gain, abs(strength)
                     break
-    layer = max(gains, key=lambda at: gains[at])
-    if not gains[layer]:
+    place = max(gains, key=lambda at: gains[at])
+    if not gains[place]:
         raise HeadsError(
             "on the development facts no strength in any layer gained in total, toward either source.",
             "Give more facts, or stay with a method of two streams.",
         )
-    return layer, sides[layer]["context"], sides[layer]["memory"]
+    return place, sides[place]["context"], sides[place]["memory"]
 
 
 def _rounded(result: Result) -> dict[str, float]:
