@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,17 @@ def test_find_refuses_facts_without_questions_and_writes_nothing(llama: tuple[An
     assert not out.exists()
 
 
-def test_the_table_has_every_rate_with_its_interval(llama: tuple[Any, Any, Path], capsys: Any) -> None:
-    direction = Direction.load(llama[2])
+@pytest.mark.parametrize(
+    ("contrast", "told"),
+    [("followed", "7 conflicts that followed memory against 9"), ("passage", "no passage against a false one")],
+)
+def test_the_table_has_every_rate_with_its_interval(
+    contrast: str, told: str, llama: tuple[Any, Any, Path], capsys: Any
+) -> None:
+    direction = replace(Direction.load(llama[2]), note={"contrast": contrast})
     cells = {name: ("memory",) * 3 + ("context",) for name in ("conflict asked", "gold", "irrelevant", "closed book")}
     found = Found(direction, {"memory": 7, "context": 9}, (), {0.0: Result(cells, 12.34), 0.5: Result(cells, 10.0)})
     _print(found)
     said = " ".join(capsys.readouterr().out.split())
     assert "75" in said and "30–95" in said and "12.3" in said
-    assert "of 7 conflicts against 9" in said and "Toward the memory no strength helped" in said
+    assert told in said and "Toward the memory no strength helped" in said
