@@ -141,4 +141,4 @@ def test_a_model_that_no_direction_helps_gets_none(monkeypatch, fewest, contrast
     assert tried == {2 * layers * contrasts}, (
         "where hardly any conflict follows one source, presence alone is contrasted"
     )
-    assert stages[-1] == ("trying strengths", 8 * min(2, layers * contrasts), 8 * min(2, layers * contrasts))
+    assert stages[-1] == ("trying strengths", *[8 * min(2, layers) * contrasts] * 2)

@@ -43,7 +43,7 @@ LAYERS = 6  # tried, evenly spaced over `DEPTHS`
 DEPTHS = (0.3, 0.85)  # of the model's depth; Minder et al. and Rimsky et al. both find the middle to work
 FIRST = 0.5  # strength at which layers are compared, in units of the mean length of the residual stream there
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
-KEPT = 2  # layers whose strengths are all tried
+KEPT = 2  # layers of each contrast whose strengths are all tried
 FEWEST = 5  # prompts on either side of the difference of those that followed memory and those that followed a passage
 Progress = Callable[[str, int, int], None]
 Place = tuple[str, int]  # what was contrasted, and the layer
@@ -103,8 +103,8 @@ def find(
        al. 2024, arXiv 2312.06681): ``followed``, over conflicts, where the answer is memory's less where it is the
        passage's, if either was given `FEWEST` times; and ``passage``, without the passage less with it, which needs no
        model that wavers.
-    2. On the development facts, contrasts and layers are compared by how far v_l, at one strength, moves conflicts both
-       ways; in the best, every strength. As for head masks, the total of four rates decides (`Result.total`), and a
+    2. On the development facts, the layers of each contrast are compared by how far v_l, at one strength, moves
+       conflicts both ways; in the best, every strength. As for head masks, the total of four rates decides (`Result.total`), and a
        strength that raises the perplexity of neutral text by more than a tenth is out.
     3. The choice is measured on the test facts.
 
@@ -193,7 +193,8 @@ def find(
     places = [(contrast, layer) for contrast in vectors for layer in _layers(len(lengths))]
     first = trials(places, (-FIRST, FIRST), dev[:1], "trying layers")
     gain = {place: sum(_moved(base, s, result) for at, s, result in first if at == place) for place in places}
-    best = sorted(places, key=lambda place: -gain[place])[:KEPT]
+    ranked = sorted(places, key=lambda place: -gain[place])
+    best = [place for contrast in vectors for place in [one for one in ranked if one[0] == contrast][:KEPT]]
     second = trials(best, [s * sign for s in STRENGTHS for sign in (-1, 1)], dev, "trying strengths")
     place, context, memory = _best(base, second, cost)
     note = {"facts": len(records), "followed": followed, "known": known, "seed": seed, "new_tokens": new_tokens}
