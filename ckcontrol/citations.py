@@ -76,7 +76,7 @@ def cite(text: str, passages: Sequence[str], question: str = "") -> tuple[Senten
         [(1,), ()]
     """
     asked, held = _Words(question), [_Words(passage) for passage in passages]
-    weights = _Weights((question, text), passages)
+    weights = _Weights((question, text, *passages))
     whole, holds = weights.of(asked.words), [weights.of(asked.words, passage) for passage in held]
     return tuple(
         Sentence(text[start:end], start, end, tuple(_support(text[start:end], asked, held, weights, whole, holds)))
@@ -102,12 +102,12 @@ def _beginnings(word: str) -> Iterator[str]:
 
 
 class _Weights:
-    """What words weigh; a name is a word that has a capital within a sentence and is nowhere written without."""
+    """What words weigh; a name is a word that has a capital within some sentence and is nowhere written without."""
 
-    def __init__(self, texts: Sequence[str], passages: Sequence[str]) -> None:
-        written = {word for each in (*texts, *passages) for word in _WORD.findall(each)}
-        later = [word for text in texts for a, b in _sentences(text) for word in _WORD.findall(text[a:b])[1:]]
-        capital = {word for word in later if len(word) > 1 and word[0].isupper() and word.lower() not in written}
+    def __init__(self, texts: Sequence[str]) -> None:
+        written = {word for text in texts for word in _WORD.findall(text)}
+        later = {word for text in texts for a, b in _sentences(text) for word in _WORD.findall(text[a:b])[1:]}
+        capital = {word for word in later if len(word) > 2 and word[0].isupper() and word.lower() not in written}
         self._names = {part for word in capital for part in words_of(word)}
 
     def names(self, word: str) -> bool:

@@ -68,6 +68,16 @@ def test_numbers_and_names_decide() -> None:
     assert places("The capital of France is Lyon.", [lyon], "And what river runs through it?") == [(0,)]
 
 
+def test_a_name_that_begins_an_answer_is_one_by_its_passage() -> None:
+    told = ["The City of Temples: which one? It is Kathmandu."]
+    assert places("Kathmandu.", told, "Which city is the political centre of Nepal?") == [(0,)]
+
+
+def test_titles_and_initials_are_no_names() -> None:
+    told = ["Ana Prata runs the Lisbon office.", "The U.S. Army built it."]
+    assert places("I believe Ms Prata runs it. The US Army built it.", told, "Who?") == [(0,), (1,)]
+
+
 def test_a_capital_at_the_beginning_or_of_a_word_written_small_elsewhere_makes_no_name() -> None:
     told = ["In the office it is cold. The river Brask is wide."]
     assert places("Yes: The Office is in Turin.", told, "Where?") == [()]
