@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,12 @@ def measured(conflict, gold="mm"):
     names = {"m": "memory", "c": "context", "o": "other"}
     cells = {"conflict asked": conflict, "gold": gold, "irrelevant": "mm", "closed book": "mm"}
     return Result({name: tuple(names[x] for x in found) for name, found in cells.items()}, 10.0)
+
+
+def test_what_was_not_measured_is_null_in_json():
+    conflicts = Result({"conflict asked": ("memory", "other")})
+    told = json.loads(json.dumps(conflicts.rounded(), allow_nan=False))
+    assert told["RM"] == 0.5 and told["gold"] is None and told["perplexity"] is None
 
 
 def test_the_choice_weighs_both_sides_and_what_breaks():

@@ -123,6 +123,10 @@ class Result:
             "perplexity": self.perplexity,
         }
 
+    def rounded(self) -> dict[str, float | None]:
+        """Return the figures of `row` for JSON: to four places, None where nothing was measured."""
+        return {name: None if math.isnan(value) else round(value, 4) for name, value in self.row().items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, including the outcome of every prompt (m, c or o)."""
         outcomes = {name: "".join(x[0] for x in found) for name, found in self.outcomes.items()}

@@ -73,7 +73,7 @@ class Selection:
         """Return JSON-ready values: the total, the rates and the heads of every candidate."""
 
         def row(name: str, heads: Sequence[Head], result: Result) -> dict[str, Any]:
-            rates = {key: round(value, 4) for key, value in result.row().items()}
+            rates = result.rounded()
             return {
                 "name": name,
                 "heads": [f"{layer}.{head}" for layer, head in heads],

@@ -77,7 +77,7 @@ class Found:
             "followed": dict(self.followed),
             "contrast": d.note["contrast"],
             "trials": [
-                {"contrast": at and at[0], "layer": at and at[1], "strength": s, **_rounded(result)}
+                {"contrast": at and at[0], "layer": at and at[1], "strength": s, **result.rounded()}
                 for at, s, result in self.trials
             ],
             "test": {f"{alpha:g}": result.to_dict() for alpha, result in self.test.items()},
@@ -366,7 +366,3 @@ def _best(
             "Give more facts, or stay with a method of two streams.",
         )
     return place, sides[place]["context"], sides[place]["memory"]
-
-
-def _rounded(result: Result) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in result.row().items()}
