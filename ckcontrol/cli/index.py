@@ -210,7 +210,8 @@ def remove(
         _echo_json({"removed": change.removed, "index": opened.info()})
     else:
         left = opened.info()["passages"]
-        typer.echo(f"Removed {count(change.removed, 'passage')}; {count(left, 'passage')} left.")
+        unmet = "" if change.removed else clean(opened.unmet(conditions), 2000)
+        typer.echo(f"Removed {count(change.removed, 'passage')}; {count(left, 'passage')} left. {unmet}".strip())
 
 
 @index_app.command("override", cls=TextCommand)

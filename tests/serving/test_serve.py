@@ -411,7 +411,8 @@ def test_passages_are_retrieved(model) -> None:
         assert [hit["source"] for hit in ask(where={"year": 2001}).ck["hits"]] == ["1.txt"]
         nothing = ask(where={"year": 1900})
         assert (nothing.ck["hits"], nothing.ck["method"]) == ([], "off")
-        assert "Nothing was found" in nothing.ck["notice"] and "notice" not in told
+        assert nothing.ck["notice"].endswith("from memory alone.") and "notice" not in told
+        assert "No passage has 'yaer' to filter by. Did you mean 'year'?" in ask(where={"yaer": 2001}).ck["notice"]
         for wanted in (
             {"k": 0},
             {"k": 65},

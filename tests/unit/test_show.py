@@ -413,7 +413,14 @@ def test_it_is_said_why_a_choice_between_drafts_changes_nothing():
             replace(moved, drafts=tuple(kept)),
             "Too little speaks for the draft of memory at this setting (evidence 0.40)",
         ),
-        (replace(moved, drafts=(kept[0], replace(kept[1], idle=True))), "The draft of memory says nothing of its own"),
+        (
+            replace(moved, drafts=(kept[0], replace(kept[1], idle=True))),
+            "memory gives no answer of its own, so no alpha above",
+        ),
+        (
+            replace(moved, drafts=(kept[0], replace(kept[1], name="context", idle=True))),
+            "context adds nothing from a passage that is about the question, so no alpha below 0.5",
+        ),
     ):
         assert says in " ".join(printed(answer_).split()) and says in answer_html(answer_)
     later = [replace(draft, segment=1) for draft in kept]
