@@ -137,7 +137,10 @@ def _turns(body: Mapping[str, Any], limits: Limits) -> list[Turn]:
         )
     if len(messages) > limits.messages:
         raise ServingError(f"there are {len(messages)} messages.", f"At most {limits.messages} are taken.")
-    return read_turns(messages)
+    try:
+        return read_turns(messages)
+    except PromptError as error:
+        raise in_ck(error) from None
 
 
 def tools_of(body: Mapping[str, Any]) -> list[Any]:
