@@ -89,7 +89,8 @@ def test_tune_finds_the_context_head(scored: Path, tmp_path: Path, capsys: pytes
     arguments = ["--direction", "memory", "--out", str(out), "--draws", "2", "--new-tokens", "2"]
     assert main(["heads", "tune", str(scored), *arguments, *methods]) == 0
     printed = capsys.readouterr().out
-    assert "Chosen: context:1 (layer.head 1.1)" in printed and "Test facts" in printed and "random 2" in printed
+    assert "Chosen: context:1 (layer.head 1.1)" in printed and "random 2" in printed
+    assert "4 development facts: the best of each method" in printed and "4 test facts ·" in printed
     assert HeadMask.load(out).heads == (CONTEXT,)
 
 
@@ -112,7 +113,8 @@ def test_tune_says_when_nothing_helps(scored: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "mask.json"
     arguments = ["--direction", "context", "--out", str(out), "--new-tokens", "2"]
     assert main(["heads", "tune", str(scored), *arguments]) == 0
-    assert "No mask beats the unpruned model in total" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "No mask beats the unpruned model in total" in printed and "facts: no mask is better than none" in printed
     assert not out.exists()
 
 
