@@ -144,7 +144,9 @@ def test_export_writes_what_was_chosen(
     choice = ["--prune", "context:1"]
     assert main(["heads", "export", str(scored), *choice, "--out", str(out), "--lora", str(lora)]) == 0
     printed = capsys.readouterr().out
-    assert f"Wrote {out}: 8 of 8 greedy continuations" in printed and f"Wrote {lora}: " in printed
+    assert f"Wrote {lora}. " in printed
+    against = f"Wrote {out}. Reloaded, against the model whose heads are masked as it runs: 8 of 8 greedy continuations"
+    assert against in printed and printed.endswith(".\n")
     assert HeadMask.load(out / "head_mask.json").heads == HeadMask.load(lora / "head_mask.json").heads == (CONTEXT,)
     assert "exists" in refused(capsys, "heads", "export", scored, *choice, "--out", out)
 

@@ -144,7 +144,8 @@ def test_monochrome_marks_switched_tokens_and_explains_the_mark() -> None:
     out = printed(given, color_system=None)
     assert "One ▸two three" in out
     assert "\x1b" not in out
-    assert describe.legend_words["switched"] in out
+    assert describe.legend_words["switched"] in out and "orange: " not in out, "no colours, no key to them"
+    assert "orange: " in printed(given, color_system="truecolor", force_terminal=True)
 
 
 def test_no_color_keeps_underline_and_mark() -> None:
