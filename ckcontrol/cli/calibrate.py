@@ -170,7 +170,7 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
 def _tied(setting: Setting, result: Calibration) -> str:
     """Return which other settings are right as often, in brackets; "" where none is."""
     others = [s.name for s in result.settings if s is not setting and sum(s.right) == sum(setting.right)]
-    return f" (as good: {', '.join(others)}; of equals the nearest to 0.5 is named)" if others else ""
+    return f" (as good: {', '.join(others)})" if others else ""
 
 
 def _evidence(setting: Setting, result: Calibration) -> str:
