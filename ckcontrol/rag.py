@@ -46,6 +46,7 @@ class RagAnswer:
         blank: How many more documents were found that hold no text, and were left out.
         override: The fact that the question asked for and that changed the answer; `hits` is its statement alone.
         written_out: The model, steered, did not say the override's answer: it was written out instead, word for word.
+        unmet: Where nothing was found: what the filter asks for and no passage has, see `Index.unmet`.
     """
 
     answer: Answer
@@ -53,6 +54,7 @@ class RagAnswer:
     blank: int = 0
     override: Override | None = None
     written_out: bool = False
+    unmet: str = ""
 
     @property
     def text(self) -> str:
@@ -86,7 +88,7 @@ class RagAnswer:
         fact = self.override
         how = "In the words of" if self.written_out else "Answered from"
         given = f"{how} the override {fact.id!r}, which outranks what was found." if fact else None
-        parts = [given, self._missing(), f"{without} left out." if self.blank else None]
+        parts = [given, self._missing(), self.unmet, f"{without} left out." if self.blank else None]
         return " ".join(filter(None, parts)) or None
 
     def _missing(self) -> str | None:
@@ -351,7 +353,12 @@ class Rag:
 
         answers = answer(asked, told, self.control if control is None else control, None if facts else streamer)
         blank = [len(hits) - len(kept) + getattr(hits, "blank", 0) for hits, kept in zip(found, told, strict=True)]
-        made = [RagAnswer(answer, tuple(hits), b) for answer, hits, b in zip(answers, told, blank, strict=True)]
+        unmet = getattr(self.index, "unmet", None) if how["where"] and not all(found) else None
+        said = unmet(how["where"]) if unmet else ""
+        made = [
+            RagAnswer(answer, tuple(hits), b, unmet="" if hits else said)
+            for answer, hits, b in zip(answers, told, blank, strict=True)
+        ]
         if facts:
             stated = [[hit_of(fact, score)] for fact, score in facts.values()]
             held = None if streamer is None else _Held()  # a stream waits until it is known which answer is given

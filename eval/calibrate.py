@@ -253,7 +253,10 @@ def _question(row: Row) -> Question:
         raise EvalError(f"{type(row.data).__name__} is not a question.", "Write one JSON object per line.")
     text, known = row.data.get("question"), ", ".join(map(str, row.data))[:80]
     if not isinstance(text, str) or not text.strip():
-        raise EvalError(f"question is {text!r:.40}, which asks nothing; the row has: {known}.", "Give it some text.")
+        plain = "empty" if isinstance(text, str) else f"{text!r:.40}, not text"
+        raise EvalError(
+            f"question is {'missing' if text is None else plain}; the row has: {known}.", "Give the question's text."
+        )
     listed = next((row.data[name] for name in _ANSWERS if row.data.get(name)), None)
     answers = tuple(item for item in texts(listed, "answers") if item.strip())
     if not answers:

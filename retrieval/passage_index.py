@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from ckcontrol.errors import RetrievalError
+from ckcontrol.errors import RetrievalError, did_you_mean
 
 from .types import Hit, check_count, check_floor, check_queries
-from .where import Condition, parse_where
+from .where import COLUMNS, Condition, parse_where
 
 if TYPE_CHECKING:
     from .rerank import TextScorer
@@ -101,6 +101,24 @@ class PassageIndex(ABC):
         if min_score is not None and not fused:
             hits = [[hit for hit in found if hit.score >= min_score] for found in hits]
         return hits[0] if isinstance(queries, str) else hits
+
+    def unmet(self, where: Mapping[str, Any] | None) -> str:
+        """Return a sentence where a filter asks for what no passage has, to be told of an empty result; "" otherwise.
+
+        Reads the metadata of the whole index (of Milvus the first 16,384 passages).
+
+        Raises:
+            RetrievalError: A bad filter.
+        """
+        asked = {name for name, _, _ in parse_where(where)}.difference(COLUMNS)
+        there = self._names() if asked else set()
+        lacking = sorted(asked - there)
+        known = did_you_mean(lacking[0], {*COLUMNS, *there}) if lacking else ""
+        return f"No passage has {' or '.join(map(repr, lacking))} to filter by. {known}" if lacking else ""
+
+    @abstractmethod
+    def _names(self) -> set[str]:
+        """Return the names in the metadata of all passages."""
 
     @abstractmethod
     def _check_mode(self, mode: str) -> None:

@@ -67,6 +67,8 @@ def calibrate(
     loaded = given.load()
     if opened is not None and missing:
         hits = opened.search([question.text for question in missing], k, where=conditions, mode=mode.value)
+        if not any(hits) and (unmet := opened.unmet(conditions)):
+            raise EvalError(f"Nothing was found for any question. {unmet}")
         found = {
             question.id: tuple(hit.passage.text for hit in each if hit.passage.text.strip())
             for question, each in zip(missing, hits, strict=True)
@@ -138,7 +140,8 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
             f"{off.share:.0%} of {n} are right."
         )
         if best is not off:
-            yield f"The best was {best.name}, {_evidence(best, result)}; a proposal needs p below 0.05."
+            name, evidence = f"{best.name}{_tied(best, result)}", _evidence(best, result)
+            yield f"The best was {name}, {evidence}; a proposal needs p below 0.05."
         elif not any(setting.against.up or setting.against.down for setting in result.settings):
             yield "No setting changes whether any answer is right."
         if n < FEW:
@@ -146,8 +149,8 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
             yield f"{n} questions are few: {told}"
         return
     yield (
-        f"Use {chosen.name}: {chosen.share:.0%} of {n} are right, {off.share:.0%} with the unmodified model, "
-        f"{_evidence(chosen, result)}. On questions that did not choose it: {result.unseen:.0%}."
+        f"Use {chosen.name}{_tied(chosen, result)}: {chosen.share:.0%} of {n} are right, {off.share:.0%} with the "
+        f"unmodified model, {_evidence(chosen, result)}. On questions that did not choose it: {result.unseen:.0%}."
     )
     lost = result.changed(chosen, lost=True)
     yield f"It loses {len(lost)}" + (":" if lost else ".")
@@ -162,6 +165,12 @@ def _said(result: Calibration, index: str) -> Iterable[str]:
         if index != "-"
         else f"Next: ck.Control({code})"
     )
+
+
+def _tied(setting: Setting, result: Calibration) -> str:
+    """Return which other settings are right as often, in brackets; "" where none is."""
+    others = [s.name for s in result.settings if s is not setting and sum(s.right) == sum(setting.right)]
+    return f" (as good: {', '.join(others)})" if others else ""
 
 
 def _evidence(setting: Setting, result: Calibration) -> str:

@@ -175,6 +175,11 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
             raise ControlError(f"--where {given!r} is not a condition.", "For example: --where 'year>=2000'")
         name, sign, text = match.groups()
         quoted = len(text) > 1 and text[0] == text[-1] == '"'
+        if text[:1] in tuple("=!<>"):  # year>>2, year=>2, year<>2
+            known = "Known: = != > >= < <=."
+            raise ControlError(
+                f"--where {given!r}: {sign + text[0]} is no comparison.", f'{known} A text: {name}{sign}"{text}"'
+            )
         value = text[1:-1] if quoted else text if name in TEXTS else _typed(text)
         tests = where.setdefault(name, {})
         if OPERATORS[sign] in tests:

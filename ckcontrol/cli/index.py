@@ -210,7 +210,8 @@ def remove(
         _echo_json({"removed": change.removed, "index": opened.info()})
     else:
         left = opened.info()["passages"]
-        typer.echo(f"Removed {count(change.removed, 'passage')}; {count(left, 'passage')} left.")
+        unmet = "" if change.removed else clean(opened.unmet(conditions), 2000)
+        typer.echo(f"Removed {count(change.removed, 'passage')}; {count(left, 'passage')} left. {unmet}".strip())
 
 
 @index_app.command("override", cls=TextCommand)
@@ -391,9 +392,7 @@ def _nothing_made(progress: WriteProgress) -> Iterator[None]:
     try:
         yield
     except EmptyCorpus as error:
-        shown = [clean(f"{item.name}: {item.reason}", 200) for item in progress.skipped[:3]]
-        more = f"; and {len(progress.skipped) - 3:,} more" if len(progress.skipped) > 3 else ""
-        why = f"every input was skipped ({'; '.join(shown)}{more})" if shown else "the sources hold no text"
+        why = "every input was skipped, as said above" if progress.skipped else "the sources hold no text"
         raise ControlError(f"no index was made: {why}.", "Name files that can be read.") from error
 
 
@@ -418,7 +417,8 @@ def _summarise(
             what = "the file is gone" if ids == [file] else f"{count(len(ids), 'record')} of it gone"
             typer.echo(f"gone     {clean(file, 1000)}: {what}, {'removed' if pruned else 'still found'}.", err=True)
         reused = f", {counts['reused']:,} more reused from an interrupted run" if counts["reused"] else ""
-        folded = f", {counts['folded']:,} of the new ones equal to others" if counts["folded"] else ""
+        twice = counts["folded"] not in (0, data["passages"] - data["texts"])  # else the brackets say it
+        folded = f", {counts['folded']:,} of the new ones equal to others" if twice else ""
         lost = count(sum(map(len, gone.values())), "document")
         rows = {
             "index": f"{data['path']}, {size(data['bytes'])}",

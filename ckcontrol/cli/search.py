@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..views.safe_text import escape_json
+from ..views.safe_text import clean, escape_json
 from . import files, options
 
 __all__ = ["search"]
@@ -34,10 +34,10 @@ def search(
     reranker = options.load_reranker(rerank)
     with Console(stderr=True).status("Searching ..."):
         hits = opened.search(query, k, where=conditions, mode=mode.value, reranker=reranker, min_score=min_score)
+    if not hits:
+        typer.echo(clean(f"Nothing was found. {opened.unmet(conditions)}".strip(), 2000), err=True)
     if json:
         records = [hit.to_dict() for hit in hits]
         typer.echo(escape_json(json_module.dumps({"query": query, "hits": records}, ensure_ascii=False)))
         return
     print_hits(hits, query)
-    if not hits:
-        typer.echo("Nothing was found.", err=True)

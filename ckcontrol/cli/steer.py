@@ -75,7 +75,8 @@ def _print(found: Found) -> None:
     from ..heads.choosing.panel import interval
     from ..views.terminal import open_console
 
-    table = Table(title="Test facts, in %", title_justify="left")
+    n = len(next(iter(found.test.values())).outcomes["closed book"])
+    table = Table(title=f"{n} test facts, in %", title_justify="left")
     for name in ("alpha", "RM", "RM 95%", "RC", "RC 95%", "other", "gold", "irrel.", "closed", "ppl"):
         table.add_column(name, justify="right", no_wrap=True)
     for alpha, result in found.test.items():

@@ -137,7 +137,7 @@ def _read(name: str, message: Any) -> Turn:
     if "tool_calls" in more:
         more["tool_calls"] = [_call(f"{name}: tool_calls[{i}]", call) for i, call in enumerate(_calls(name, more))]
     if text or "tool_calls" not in more:
-        check_text(name, text, "Give its text, or leave the turn out.")
+        check_text(f"{name}.content", text, "Give its text, or leave the turn out.")
     return Turn(role, text.strip(), name, more)
 
 

@@ -20,6 +20,7 @@ from ..answer import Answer
 from ..control import Control
 from ..decoding.options import GenerateOptions
 from ..errors import require
+from ..rates import count
 from .result import ALPHAS, DemoResult, DemoRow, Item, judge
 
 __all__ = ["load_items", "run_demo", "settings"]
@@ -149,13 +150,13 @@ def _answer(
 
     questions, given = [item.question for item in items], [[passage.text] for passage in passages]
     sides = (Control(alpha=0.0), Control(adaptive=True))
-    steps = _Steps(report, max_new_tokens * len(sides))
+    steps = _Steps(report, max_new_tokens * len(sides), f"Answering {count(len(items), 'question')}, in token steps")
     answers = []
     for number, control in enumerate(sides):
         steps.start = number * max_new_tokens
         options = GenerateOptions(max_new_tokens=max_new_tokens)
         answers.append(generate(*loaded, questions, given, control=control, options=options, streamer=steps))
-    report("Answering", steps.total, steps.total)
+    report(steps.stage, steps.total, steps.total)
     return answers[0], answers[1]
 
 
@@ -181,17 +182,18 @@ def _at(below: Answer, above: Answer, control: Control, max_new_tokens: int) -> 
 class _Steps:
     """A streamer that counts the tokens of a batch for the progress bar; the first `put` is the prompt."""
 
-    def __init__(self, report: Progress, total: int) -> None:
+    def __init__(self, report: Progress, total: int, stage: str) -> None:
         self.start = 0
         self.total = total
+        self.stage = stage
         self._report = report
         self._done = -1
-        report("Answering", 0, total)
+        report(stage, 0, total)
 
     def put(self, value: Any) -> None:
         """Count one token of every row."""
         self._done += 1
-        self._report("Answering", self.start + self._done, self.total)
+        self._report(self.stage, self.start + self._done, self.total)
 
     def end(self) -> None:
         """Expect the next batch."""

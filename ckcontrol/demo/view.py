@@ -93,7 +93,7 @@ def print_demo(result: DemoResult, console: Console) -> None:
         says = f"  the passage says: {_says(row)}" + " (false)" * (row.item.false and row.expected)
         console.print(Text().append(f"\n{clean(row.item.question)}", "bold").append(says, "dim"))
         console.print(_said(result, row, console.width))
-    console.print(legend())
+    console.print(legend(console))
     line(f"\nTook {_times(result)}.", "dim")
 
 

@@ -73,7 +73,7 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"{self.same} of {self.prompts} greedy continuations of {self.new_tokens} tokens are equal; "
-            f"largest difference of a logit {self.difference:.1e} (logits up to {self.scale:.0f})"
+            f"largest difference of a logit {self.difference:.1e}, of logits up to {self.scale:.0f}"
         )
 
 

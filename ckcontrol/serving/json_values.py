@@ -5,6 +5,7 @@ Knows JSON values; knows nothing of requests, HTTP or vLLM.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ HEADS = "ckheads"  # the engine argument of a head mask; beside pair_params.KEYS
 DIRECTION = "ckdirection"  # that of a push along the direction: its coefficient
 SALT = "ck_heads_"  # how the ``cache_salt`` of a changed model begins
 Error = TypeVar("Error", ControlError, PromptError)
+_SPELLED = {"True": "true", "False": "false", "None": "null", "NoneType": "null", "bool": "true or false"}
+_SPELLED |= {"str": "text", "int": "a number", "float": "a number", "dict": "an object"}
+_PYTHON = re.compile(rf"(?<=[= ])(?:an? )?({'|'.join(_SPELLED)})(?=[ ,.])")
 _CARRIERS = ("vllm_xargs", "extra_args")
 
 
@@ -32,7 +36,7 @@ def shown(value: Any) -> str:
         return repr(value if len(value) <= 60 else value[:60] + "…")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
         return "a number of many digits"
-    return repr(value) if value is None or isinstance(value, (bool, int, float)) else kind(value)
+    return json.dumps(value) if value is None or isinstance(value, (bool, int, float)) else kind(value)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -71,11 +75,12 @@ def half(value: Any, name: str = "") -> str | None:
     return next((found for key, one in inner if (found := half(one, key))), None)
 
 
-def in_ck(error: Error, names: Collection[str]) -> Error:
-    """Return an error of the library in the words of a request: ``alpha=3`` was written as ``ck.alpha``."""
+def in_ck(error: Error, names: Collection[str] = ()) -> Error:
+    """Return an error of the library in the words of a request: ``alpha=True`` was written ``ck.alpha=true``."""
     named = rf"(?<![\w.])({'|'.join(map(re.escape, names))})(?=[=.]\S)"
-    told = (re.sub(named, r"ck.\1", text) for text in (str(error).removesuffix(error.hint).rstrip(), error.hint))
-    return type(error)(*told)
+    texts = (str(error).removesuffix(error.hint).rstrip(), error.hint)
+    told = (re.sub(named, r"ck.\1", text) if names else text for text in texts)
+    return type(error)(*(_PYTHON.sub(lambda found: _SPELLED[found[1]], text) for text in told))
 
 
 def without_ours(value: Any, *, top: bool = True) -> Any:

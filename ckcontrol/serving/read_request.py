@@ -182,7 +182,7 @@ def read_request(
     trace = flag("ck.trace", ck.get("trace"))
     drafts = drafts_of(control)
     if body.get("include_reasoning") is False and (trace or len(drafts) > 1):
-        raise ServingError("include_reasoning=False hides tokens that a trace or a draft needs.", "Leave it out.")
+        raise ServingError("include_reasoning=false hides tokens that a trace or a draft needs.", "Leave it out.")
     return Steered(
         path=path,
         control=control,
@@ -191,7 +191,7 @@ def read_request(
         texts=texts,
         template=read_template(ck.get("template"), texts, limits, body.get("chat_template_kwargs")),
         heads=read_heads(ck.get("heads"), limits.heads),
-        direction=None if ck.get("direction") is None else check_number("ck.direction", ck["direction"], 0, 1),
+        direction=_direction(ck.get("direction")),
         sources=_sources(ck.get("sources"), source, limits),
         trace=trace,
         stream=flag("stream", body.get("stream")),
@@ -199,14 +199,22 @@ def read_request(
     )
 
 
+def _direction(given: Any) -> float | None:
+    try:
+        return None if given is None else check_number("ck.direction", given, 0, 1)
+    except ControlError as error:
+        raise in_ck(error) from None
+
+
 def _source(ck: Mapping[str, Any], path: str) -> str:
     """Return which of `SOURCES` both prompts are made from."""
     given = [name for name in SOURCES if ck.get(name) is not None]
-    wanted = (*BUILT, "messages" if path == CHAT else "prompt")
-    if len(given) != 1 or given[0] not in wanted:
+    own = "messages" if path == CHAT else "prompt"
+    if len(given) != 1 or given[0] not in (*BUILT, own):
         raise ServingError(
             f"ck holds {' and '.join(given) or 'no passages'}.",
-            f"Give exactly one of {', '.join(wanted)} at {path}.",
+            f"At {path} give exactly one: passages (a list of texts), retrieve (a search), or {own} (what memory alone "
+            f"is asked, where the body's {own} hold{'s' * (own == 'prompt')} the passages already).",
         )
     return given[0]
 

@@ -58,6 +58,7 @@ class Texts:
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
         wanted: With ``retrieve``: what to search for; the passages are what was found.
         hits: Likewise: each passage as `Hit.to_dict` tells it.
+        unmet: Likewise: where nothing was found, what the filter asks for and no passage has; see `PassageIndex.unmet`.
         override: Likewise: the id of the override that the question asked for, whose statement is the passage.
     """
 
@@ -68,6 +69,7 @@ class Texts:
     parametric: Any = None
     wanted: Wanted | None = None
     hits: tuple[Mapping[str, Any], ...] = ()
+    unmet: str = ""
     override: str = ""
 
     @property
@@ -135,7 +137,10 @@ def _turns(body: Mapping[str, Any], limits: Limits) -> list[Turn]:
         )
     if len(messages) > limits.messages:
         raise ServingError(f"there are {len(messages)} messages.", f"At most {limits.messages} are taken.")
-    return read_turns(messages)
+    try:
+        return read_turns(messages)
+    except PromptError as error:
+        raise in_ck(error) from None
 
 
 def tools_of(body: Mapping[str, Any]) -> list[Any]:

@@ -225,10 +225,10 @@ def _unmoved(drafts: Sequence[DraftShape]) -> str | None:
     if len(segments) > 1 or other.evidence is None:
         return "No other draft was given. This is the unmodified answer."
     if other.idle:
-        return (
-            f"The draft of {other.name} says nothing of its own, or nothing of a passage that bears on the question, "
-            "so no alpha on this side of 0.5 gives it. This is the unmodified answer."
-        )
+        lacks, side = ("adds nothing from a passage that is about the question", "below")
+        if other.name == "memory":
+            lacks, side = "gives no answer of its own", "above"
+        return f"The draft of {other.name} {lacks}, so no alpha {side} 0.5 gives it. This is the unmodified answer."
     return (
         f"Too little speaks for the draft of {other.name} at this setting (evidence {number(other.evidence)}): the "
         "further from 0.5, the less it takes. This is the unmodified answer."

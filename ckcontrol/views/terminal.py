@@ -82,15 +82,16 @@ def answer_text(answer: AnswerShape) -> Text:
     return text
 
 
-def legend() -> Text:
-    """Return the lines that explain colours and marks."""
+def legend(console: Console) -> Text:
+    """Return the lines that explain the marks and, where the console has them, the colours."""
     from rich.text import Text
 
-    line = Text().append("gain, nats ", "dim")
-    for gain, label in ((-3.0, " ≤−3 "), (-1.5, " −1.5 "), (0.0, " 0 "), (1.5, " +1.5 "), (3.0, " ≥+3 ")):
-        line.append(label, _style(gain))
-    texts = describe.legend_words
-    line.append(f"\norange: {texts['confused']} · blue: {texts['surer']}\n", "dim")
+    line, texts = Text(), describe.legend_words
+    if console.color_system is not None and not console.no_color:
+        line.append("gain, nats ", "dim")
+        for gain, label in ((-3.0, " ≤−3 "), (-1.5, " −1.5 "), (0.0, " 0 "), (1.5, " +1.5 "), (3.0, " ≥+3 ")):
+            line.append(label, _style(gain))
+        line.append(f"\norange: {texts['confused']} · blue: {texts['surer']}\n", "dim")
     return line.append(f"{describe.MARK}word", _style(0.0, True)).append(f" {texts['switched']}", "dim")
 
 
@@ -104,7 +105,7 @@ def print_answer(answer: AnswerShape, console: Console | None = None) -> None:
     console.print(heading, highlight=False)
     console.print(Padding(answer_text(answer), (1, 2)))
     if answer.tokens:
-        console.print(legend())
+        console.print(legend(console))
     _print_footer(answer, console)
 
 

@@ -1,4 +1,4 @@
-"""What stands at the top, in sentences: the widest dial, what it costs, what was not told apart, what to beware of.
+"""What stands at the top, in sentences: the widest dial, its cost, differences that may be chance, what to beware of.
 
 Knows a `Run` and its tables. A sentence states a figure with its n and where to check it; it recommends nothing.
 """
@@ -82,7 +82,7 @@ def _cost(run: Run) -> list[Sentence]:
             free[name] = min(_tests(run, run.methods[name]), key=lambda test: test.n).n
             continue
         kind = "agreeing" if state == "agree" else state
-        tested = "holds after Holm's correction" if change.sign else "is not told apart from zero"
+        tested = "holds after Holm's correction" if change.sign else "cannot be distinguished from zero"
         found.append(
             Sentence(
                 f"The largest loss with {name}: {points(change.value)} points of accuracy against off, on {task} "
@@ -122,7 +122,8 @@ def _tested(run: Run) -> list[Sentence]:
     return [
         Sentence(
             f"With agreeing, helpful and irrelevant passages, {count(len(signs), 'paired comparison')} of accuracy "
-            f"with off: {signs.count(1)} better, {signs.count(-1)} worse, {signs.count(0)} not told apart.",
+            f"with off: {signs.count(1)} better, {signs.count(-1)} worse, {signs.count(0)} with no "
+            "difference that can be distinguished from zero.",
             bad=signs.count(-1) > signs.count(1),
             n=min(change.n for change in tests),
         )
@@ -134,14 +135,14 @@ def _beware(run: Run) -> list[Sentence]:
     for task in run.tasks:
         for state in run.states(task):
             asked = [int(cell.get("n") or 0) for arm in run.arms if (cell := run.cell(task, state, arm.name))]
-            ns |= {f"{task}, {state}": min(asked)} if asked else {}
+            ns |= {f"{task} · {state}": min(asked)} if asked else {}
     few = {name: n for name, n in ns.items() if n < SMALL}
     notes = []
     if few:
         least = min(few, key=lambda name: few[name])
         notes.append(
             f"Fewer than {SMALL} items stand behind {len(few)} of {count(len(ns), 'pair')} of task and state "
-            f"(fewest: {few[least]}, {least})."
+            f"(fewest: {few[least]} of {least})."
         )
     failed = sum(int(cell.get("errors") or 0) for cell in run.results.get("cells", ()))
     if failed:

@@ -135,6 +135,12 @@ class TextReader:
             values = [(num, json.loads(metadata).get(name)) for num, metadata in rows]
         return [(num, value) for num, value in values if isinstance(value, str)]
 
+    def names(self) -> set[str]:
+        """Return the names in the metadata of all passages."""
+        with self.connection() as link:
+            rows = link.execute("SELECT DISTINCT m.key FROM passages, json_each(metadata) m WHERE m.type <> 'null'")
+            return {name for (name,) in rows}
+
     def documents(self) -> list[tuple[str, str]]:
         """Return (id, file) of every document that was read from a file, in corpus order."""
         with self.connection() as link:

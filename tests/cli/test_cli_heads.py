@@ -43,7 +43,10 @@ def test_find_as_json(known: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = data["memory"]["heads"][0]
     assert (best["layer"], best["head"]) == MEMORY and best["agreement"] == 1 and best["mean"] > best["error"] > 0
     assert data["facts"] == 6 and data["settings"]["n"] == 6
-    assert main(arguments) == 0, "a finished run is told again"
+    assert main(arguments[:-1]) == 0, "a finished run is told again"
+    read = data["settings"]["facts_read"]
+    assert f"6 facts scored of {read} ({read - 6} left out by --n)" in capsys.readouterr().out
+    assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out) == data
 
 

@@ -89,7 +89,8 @@ def test_tune_finds_the_context_head(scored: Path, tmp_path: Path, capsys: pytes
     arguments = ["--direction", "memory", "--out", str(out), "--draws", "2", "--new-tokens", "2"]
     assert main(["heads", "tune", str(scored), *arguments, *methods]) == 0
     printed = capsys.readouterr().out
-    assert "Chosen: context:1 (layer.head 1.1)" in printed and "Test facts" in printed and "random 2" in printed
+    assert "Chosen: context:1 (layer.head 1.1)" in printed and "random 2" in printed
+    assert "4 development facts: the best of each method" in printed and "4 test facts ·" in printed
     assert HeadMask.load(out).heads == (CONTEXT,)
 
 
@@ -112,7 +113,8 @@ def test_tune_says_when_nothing_helps(scored: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "mask.json"
     arguments = ["--direction", "context", "--out", str(out), "--new-tokens", "2"]
     assert main(["heads", "tune", str(scored), *arguments]) == 0
-    assert "No mask beats the unpruned model in total" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "No mask beats the unpruned model in total" in printed and "facts: no mask is better than none" in printed
     assert not out.exists()
 
 
@@ -142,7 +144,9 @@ def test_export_writes_what_was_chosen(
     choice = ["--prune", "context:1"]
     assert main(["heads", "export", str(scored), *choice, "--out", str(out), "--lora", str(lora)]) == 0
     printed = capsys.readouterr().out
-    assert f"Wrote {out}: 8 of 8 greedy continuations" in printed and f"Wrote {lora}: " in printed
+    assert f"Wrote {lora}. " in printed
+    against = f"Wrote {out}. Reloaded, against the model whose heads are masked as it runs: 8 of 8 greedy continuations"
+    assert against in printed and printed.endswith(".\n")
     assert HeadMask.load(out / "head_mask.json").heads == HeadMask.load(lora / "head_mask.json").heads == (CONTEXT,)
     assert "exists" in refused(capsys, "heads", "export", scored, *choice, "--out", out)
 

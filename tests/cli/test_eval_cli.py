@@ -55,11 +55,21 @@ def test_report_and_compare(run, capsys, tmp_path):
     assert "1 malformed; first: things.jsonl, row 11: is not JSON" in (tmp_path / "report.md").read_text()
     capsys.readouterr()
     assert main(["eval", "compare", str(out), str(out), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    rows = json.loads(said.out)
+    assert "A and B are the same run" in said.err
     assert {row["arm_a"] for row in rows} == {"off", "closed-book", "ck-plug@0", "ck-plug@1"}
     assert all(row["difference"] == 0 for row in rows)
     assert main(["eval", "compare", str(out), str(out), "--arms", "off=closed-book", "--metrics", "accuracy"]) == 0
-    assert "closed-book" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "closed-book" in said.out and "accuracy, in %" in said.out and "same run" not in said.err
+    assert main(["eval", "compare", str(out), str(out), "--metrics", "length,accuracy", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert main(["eval", "compare", str(out), str(out), "--metrics", "length,accuracy"]) == 0
+    told = capsys.readouterr().out
+    for row in rows:
+        assert (f"{100 * row['a']:.1f}" if row["metric"] == "accuracy" else f"{row['a']:.2f}") in told
+    assert {row["metric"] for row in rows} == {"length", "accuracy"} and "length, in %" not in told
 
 
 def test_shards_and_merge(run, tmp_path, capsys):

@@ -181,9 +181,9 @@ def test_an_index_of_nothing_is_bad_input_and_says_why(tmp_path: Path, index: st
     sources = [str(tmp_path / "latin.txt"), str(tmp_path / "rows.jsonl")]
     build = ["index", "build", *sources, "--out", str(tmp_path / "i"), "--embedder", embedder]
     out, err = run(capsys, *build, code=2)
-    told_why = err.splitlines()[-1]
-    assert out == "" and told_why.startswith("ckcontrol: no index was made: every input was skipped (")
-    assert "latin.txt: " in told_why and "rows.jsonl" in told_why
+    assert out == "" and err.count("latin.txt: ") == err.count("rows.jsonl") == 1, "each reason is told once"
+    last = "ckcontrol: no index was made: every input was skipped, as said above. Name files that can be read."
+    assert err.splitlines()[-1] == last
     assert "--text-field" in err and "text_field=" not in err
     (tmp_path / "empty").mkdir()
     _, err = run(capsys, "index", "build", str(tmp_path / "empty"), *build[4:], code=2)
@@ -347,6 +347,8 @@ def test_remove_by_document_passage_and_metadata(index: str, capsys: Any) -> Non
     _, err = run(capsys, "index", "remove", index, "--document", "row-a", code=1)
     assert "row-a" in err
     assert "--where" in run(capsys, "index", "remove", index, code=2)[1]
+    out, _ = run(capsys, "index", "remove", index, "--where", "yaer=2000")
+    assert out.startswith("Removed 0 passages; 2 passages left. No passage has 'yaer'")
 
 
 def test_info_and_verify(index: str, embedder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +397,8 @@ def test_search_prints_and_filters(index: str, embedder: str, capsys: Any) -> No
     assert told(capsys, "search", index, "salt", "--embedder", embedder)["hits"]
     out, err = run(capsys, "search", index, "salt", "--where", "lang=fr")
     assert (out, err) == ("", "Nothing was found.\n")
+    out, err = run(capsys, "search", index, "salt", "--where", "yaer=1950", "--json")
+    assert json.loads(out)["hits"] == [] and "No passage has 'yaer' to filter by. Did you mean 'year'?" in err
 
 
 def test_a_text_may_begin_with_a_dash(index: str, capsys: Any) -> None:
@@ -448,7 +452,18 @@ def test_another_embedder_is_refused(index: str, tmp_path: Path, embedder: str, 
 
 
 def test_conditions_are_typed() -> None:
-    given = ["year>=2000", "year < 2010", "lang=en", "n!=3", "ok=true", 'zip="007"', "id=12", "a b==x=y", "e="]
+    given = [
+        "year>=2000",
+        "year < 2010",
+        "lang=en",
+        "n!=3",
+        "ok=true",
+        'zip="007"',
+        "id=12",
+        "a b==x=y",
+        "e=",
+        'f=">2"',
+    ]
     assert files.parse_where(given) == {
         "year": {"$gte": 2000, "$lt": 2010},
         "lang": {"$eq": "en"},
@@ -458,11 +473,12 @@ def test_conditions_are_typed() -> None:
         "id": {"$eq": "12"},
         "a b": {"$eq": "x=y"},
         "e": {"$eq": ""},
+        "f": {"$eq": ">2"},
     }
     assert files.parse_where([]) is None
 
 
-@pytest.mark.parametrize("given", [["year"], ["=2000"], [""], [">1"], ["a=1", "a==2"]])
+@pytest.mark.parametrize("given", [["year"], ["=2000"], [""], [">1"], ["a=1", "a==2"], ["a>>2"], ["a<>2"], ["a=>2"]])
 def test_bad_conditions_are_refused(given: list[str]) -> None:
     with pytest.raises(ControlError, match="--where"):
         files.parse_where(given)

@@ -99,7 +99,9 @@ def test_four_of_four_are_too_few(capsys: pytest.CaptureFixture[str]) -> None:
     assert (at.against.up, at.against.down) == (4, 0) and at.p == at.against.p / 2 == pytest.approx(0.0625)
     assert few.proposed is few.off and few.unseen == few.off.share == pytest.approx(16 / 20)
     said = printed(few, capsys)
-    assert "Leave it off" in said and "The best was alpha 0.6, +20 [" in said
+    ties = [s.name for s in few.settings if sum(s.right) == 20 and s.name != "alpha 0.6"]
+    assert ties == ["alpha 0.7", "alpha 0.8", "alpha 0.9", "alpha 1"]
+    assert "Leave it off" in said and f"The best was alpha 0.6 (as good: {', '.join(ties)}), +20 [" in said
     assert "points: 4 won and 0 lost, p = 0.062 (paired swap test, one-sided" in said
     assert "won ┃ lost ┃ p ┃" in said and "│ 4 │ 0 │ 0.062 │" in said, "p of every setting in the table"
     assert "20 questions are few:" in said and "by 80 nearly always" in said
@@ -114,7 +116,8 @@ def test_forty_propose_what_eight_of_eight_carry(capsys: pytest.CaptureFixture[s
     assert found.proposed.name == "alpha 0.7" and found.proposed.against.p / 2 < found.proposed.p < 0.05
     assert found.to_dict()["settings"][7]["p"] == found.proposed.p
     said = printed(found, capsys)
-    assert "Use alpha 0.7: 62% of 40 are right, 42% with the unmodified model, +20 [+6, +34] points: 8 won" in said
+    assert "Use alpha 0.7 (as good: alpha 0.8, alpha 0.9): 62% of 40 are right, 42% with the unmodified" in said
+    assert "unmodified model, +20 [+6, +34] points: 8 won" in said
     assert "8 won and 0 lost, p = 0.0" in said and "are few" not in said
 
 
@@ -159,6 +162,10 @@ def test_bad_rows_are_named_and_few_are_refused(tmp_path: Path) -> None:
     assert all("half a character ('\\ud83d')" in row.detail for row in rejected[7:]), "before a model is loaded"
     assert "'9 Euro' is in answers and in wrong" in rejected[4].detail, "the user's own words"
     assert "the row has: question, right" in rejected[5].detail
+    odd = [{"answers": "a"}, {"question": 5, "answers": "a"}, {"question": " ", "answers": "a"}]
+    path.write_text("\n".join(json.dumps(row) for row in [*odd, *good]), encoding="utf-8")
+    said = [row.detail.split(";")[0] for row in read_questions(path)[1]]
+    assert said == ["question is missing", "question is 5, not text", "question is empty"]
     assert "'The Rome' of answers is the same as 'rome' of wrong" in rejected[6].detail
     for name in ("answer", "golden_answers"):
         path.write_text("\n".join(json.dumps({"question": f"q{i}?", name: "Rome"}) for i in range(FEWEST)), "utf-8")

@@ -133,7 +133,7 @@ def test_a_ratio_and_the_share_it_leaves_out_have_their_own_n(tmp_path):
     assert "ck-plug, the only method with a dial here, moves the memory ratio in conflict from 40.0" in said
     assert "from 40.0 [20.0, 48.0] to 100.0 [50.0, 100.0] % on capitals, 60.0 points" in said
     assert "60.0 points (n = 5 answers that name one of the two, of 6)." in said
-    warning = "Fewer than 100 items stand behind 1 of 1 pair of task and state (fewest: 6, capitals, conflict)."
+    warning = "Fewer than 100 items stand behind 1 of 1 pair of task and state (fewest: 6 of capitals · conflict)."
     assert -1 < said.find(warning) < said.find("ck-plug, the only method"), "five answers do not lead"
 
 

@@ -136,7 +136,8 @@ def test_where(build: Build) -> None:
     index = build([Passage(f"p{n}", f"gold {n}", metadata={"year": 1990 + n, "odd": n % 2 == 1}) for n in range(20)])
     assert ids(index.search("gold", k=2, where={"year": {"$gte": 2000, "$ne": 2001}})) == ["p10", "p12"]
     assert ids(index.search("gold", k=2, where={"odd": True, "id": ["p3", "p4"]})) == ["p3"]
-    assert index.search("gold", where={"year": "1999"}) == []
+    assert index.search("gold", where={"year": "1999"}) == [] and index.unmet({"year": "1999"}) == ""
+    assert index.unmet({"yaer": 1}).startswith("No passage has 'yaer' to filter by. Did you mean 'year'?")
     with pytest.raises(RetrievalError, match="operator"):
         index.search("gold", where={"year": {"$near": 3}})
 

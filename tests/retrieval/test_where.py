@@ -208,3 +208,10 @@ def test_against_a_plain_filter(metadata: list[dict[str, Any]], filters: list[di
         where = {name: {op: value} for name, (op, value) in filters[0].items()}
         assert index.remove(where=where).removed == len(gone)
         assert {p.id for p in index.passages()} == {p.id for p in passages} - gone
+
+
+def test_names_that_no_passage_has_are_told(typed: Index) -> None:
+    told = "No passage has 'n' or 'x' to filter by. Known: document, id, source, v."
+    with Index.build([Passage("a", "text", metadata={"v": 1, "n": None})], Hashes()) as index:
+        assert index.unmet({"x": 1, "v": 9, "n": 1, "id": "b"}) == told
+    assert typed.unmet({"v": "nobody's"}) == typed.unmet({"source": "s9"}) == typed.unmet(None) == ""

@@ -301,7 +301,7 @@ def test_what_is_wrong_is_an_error_of_the_client(served: Served) -> None:
         ({"max_completion_tokens": 5000}, "max_completion_tokens=5000 .*from 1 to 1024"),
         ({"extra_body": {"temprature": 0}}, "Did you mean 'temperature'.*Known: .*ck, .*seed.*top_p"),
         ({"extra_body": {"sources": "each"}}, "sources='each'.*belongs in ck"),
-        ({"extra_body": {"segments": True}}, "segments=True.*belongs in ck"),
+        ({"extra_body": {"segments": True}}, "segments=true.*belongs in ck"),
         ({"extra_body": {"ck": {"passages": ["x"], "foo": 0.3}}}, "ck.foo is unknown.*Known: .*sources"),
         ({"extra_body": {"max_token": 5}}, "Did you mean 'max_tokens'"),
         ({"extra_body": {"ck": {"passages": ["x"], "heads": [{"layer": 9, "head": 0}]}}}, r"head 9\.0|9"),
@@ -411,7 +411,8 @@ def test_passages_are_retrieved(model) -> None:
         assert [hit["source"] for hit in ask(where={"year": 2001}).ck["hits"]] == ["1.txt"]
         nothing = ask(where={"year": 1900})
         assert (nothing.ck["hits"], nothing.ck["method"]) == ([], "off")
-        assert "Nothing was found" in nothing.ck["notice"] and "notice" not in told
+        assert nothing.ck["notice"].endswith("from memory alone.") and "notice" not in told
+        assert "No passage has 'yaer' to filter by. Did you mean 'year'?" in ask(where={"yaer": 2001}).ck["notice"]
         for wanted in (
             {"k": 0},
             {"k": 65},

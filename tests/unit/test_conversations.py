@@ -171,10 +171,10 @@ def test_data_that_spells_a_special_token_is_refused(qwen, given):
         (["Who?"], r"messages\[0\] is str, not a message"),
         ([user("x", "usr")], r"messages\[0\]: role is 'usr'. Did you mean 'user'"),
         ([{"content": "x"}], "role is None"),
-        ([user("")], r"messages\[0\] is empty"),
+        ([user("")], r"messages\[0\].content is empty"),
         ([user(" \n")], "is empty"),
         ([user(None)], "is empty"),
-        ([user(5)], r"messages\[0\] is int"),
+        ([user(5)], r"messages\[0\].content is int"),
         ([user("\ud800")], "half a character"),
         ([user([{"type": "image_url", "image_url": {}}])], "a part that is not text"),
         ([user(["x"])], "a part that is not text"),
@@ -185,7 +185,7 @@ def test_data_that_spells_a_special_token_is_refused(qwen, given):
         ([user("x", "system")], "no turn of a user"),
         ([user("x"), user(None, "assistant", tool_calls=[{"function": {}}]), user("y", "tool")], r"\[0\] is no call"),
         ([user("x"), user(None, "assistant", tool_calls="f"), user("y", "tool")], "tool_calls is str"),
-        ([user("x"), user("", "assistant"), user("y")], r"messages\[1\] is empty"),
+        ([user("x"), user("", "assistant"), user("y")], r"messages\[1\].content is empty"),
     ],
 )
 def test_what_is_no_conversation_is_named(llama, qwen, messages, told):

@@ -179,7 +179,11 @@ def test_a_filter_of_the_object_can_only_be_narrowed(llama: Any, index: Index) -
     rag = ck.Rag(llama, index, where={"year": {"$lt": 2000}}, max_new_tokens=2)
     assert {hit.passage.id for hit in rag.ask(QUESTION).hits} == {"bridge", "ferry"}
     assert [hit.passage.id for hit in rag.ask(QUESTION, where={"source": "ferry.md"}).hits] == ["ferry"]
-    assert rag.ask(QUESTION, where={"lang": "de"}).closed_book
+    assert (
+        rag.ask(QUESTION, where={"source": "nobody.md"}).notice
+        == "Nothing was found: answered closed book, from memory alone."
+    )
+    assert "No passage has 'len' to filter by. Known: " in (rag.ask(QUESTION, where={"len": "de"}).notice or "")
     with pytest.raises(RetrievalError, match="'year' is filtered by the Rag object already"):
         rag.ask(QUESTION, where={"year": 2001})
 

@@ -144,7 +144,8 @@ def test_monochrome_marks_switched_tokens_and_explains_the_mark() -> None:
     out = printed(given, color_system=None)
     assert "One ▸two three" in out
     assert "\x1b" not in out
-    assert describe.legend_words["switched"] in out
+    assert describe.legend_words["switched"] in out and "orange: " not in out, "no colours, no key to them"
+    assert "orange: " in printed(given, color_system="truecolor", force_terminal=True)
 
 
 def test_no_color_keeps_underline_and_mark() -> None:
@@ -413,7 +414,14 @@ def test_it_is_said_why_a_choice_between_drafts_changes_nothing():
             replace(moved, drafts=tuple(kept)),
             "Too little speaks for the draft of memory at this setting (evidence 0.40)",
         ),
-        (replace(moved, drafts=(kept[0], replace(kept[1], idle=True))), "The draft of memory says nothing of its own"),
+        (
+            replace(moved, drafts=(kept[0], replace(kept[1], idle=True))),
+            "memory gives no answer of its own, so no alpha above",
+        ),
+        (
+            replace(moved, drafts=(kept[0], replace(kept[1], name="context", idle=True))),
+            "context adds nothing from a passage that is about the question, so no alpha below 0.5",
+        ),
     ):
         assert says in " ".join(printed(answer_).split()) and says in answer_html(answer_)
     later = [replace(draft, segment=1) for draft in kept]

@@ -108,6 +108,29 @@ def test_bad_values_of_ck_are_refused_with_a_sentence(ck: dict[str, Any]) -> Non
     assert 20 < len(got.message) < 700 and got.message.endswith((".", '"', "]", "}"))
 
 
+@pytest.mark.parametrize(
+    ("ck", "more", "says"),
+    [
+        ({}, {"max_tokens": True}, "max_tokens=true is not valid"),
+        ({"alpha": "high"}, {}, "ck.alpha='high' is text, not a number"),
+        ({"alpha": True}, {}, "ck.alpha=true is true or false, not a number"),
+        ({"method": "dial", "adaptive": 3}, {}, "ck.adaptive=3 is not true or false"),
+        ({"direction": True}, {}, "ck.direction=true is true or false"),
+        ({"method": None}, {}, "ck.method=null"),
+        ({}, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content is a number, not text"),
+        ({}, {"messages": [{"role": None, "content": "x"}]}, "messages[0]: role is null"),
+        (
+            {"passages": None},
+            {},
+            "or messages (what memory alone is asked, where the body's messages hold the passages",
+        ),
+    ],
+)
+def test_errors_spell_values_as_json_does(ck: dict[str, Any], more: dict[str, Any], says: str) -> None:
+    got = told(good(ck={"passages": ["A town."]} | ck, **more))
+    assert got.status == 400 and says in got.message
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("how", [{"alpha": 0.2}, {"alpha": 0.7}, {"method": "dial", "adaptive": True}], ids=repr)
@@ -116,7 +139,7 @@ def test_segments_are_refused_with_value_and_remedy(how: dict[str, Any], stream:
     ask_for = {"prompt": "Who?", "ck": {"passages": ["A town."], "segments": True} | how, "stream": stream}
     got = told(ask_for if path == COMPLETIONS else good(**{k: v for k, v in ask_for.items() if k != "prompt"}), path)
     assert got.status == 400
-    assert "ck.segments=True" in got.message
+    assert "ck.segments=true" in got.message
     assert "Leave segments out" in got.message and "ckcontrol.generate" in got.message
 
 

@@ -131,7 +131,7 @@ def test_the_processes_of_one_server_share_a_secret_that_nobody_is_shown(
         (["--scheduler-cls", "x"], "--scheduler-cls"),
         (["--logits_processors=x"], "--logits-processors"),
         (["--hos", "0.0.0.0"], "--hos may be short for --host"),
-        (["--allowed_o=[\"*\"]"], "short for --allowed-origins"),
+        (['--allowed_o=["*"]'], "short for --allowed-origins"),
         (["--max-lora=9"], "Write it whole"),
         (["--limit", "passage=3"], "Did you mean 'passages'?"),
         (["--limit", "passages=0"], "passages=0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,8 @@ def compare(
         metrics=names,
         longest=max(card["options"].get("max_new_tokens", 0) for card in cards) or None,
     )
+    if first.resolve() == second.resolve() and arms is None:
+        typer.echo("A and B are the same run, so nothing differs: --arms A=B compares two of its arms.", err=True)
     if json:
         typer.echo(json_module.dumps(rows))
     else:
@@ -67,23 +70,25 @@ def _matched(text: str) -> list[tuple[str, str]]:
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    from ...eval.report.number_texts import titled
+    from ...eval.judging.measures import METRICS as RULES
+    from ...eval.report.number_texts import percent, points, titled
     from ...views.terminal import open_console
 
     console = open_console()
     tables: dict[tuple[str, str, str], Table] = {}
     for row in rows:
-        place = (row["task"], row["state"], row["metric"])
+        place, share = (row["task"], row["state"], row["metric"]), RULES[row["metric"]].bounded
+        figure, change = (percent, points) if share else (_number, partial(_number, sign="+"))
         if place not in tables:
-            title = " · ".join((*place[:2], titled(row["metric"])))
+            title = " · ".join((*place[:2], titled(row["metric"]))) + (", in %" if share else "")
             tables[place] = Table(title=clean(title, 100), title_justify="left")
             tables[place].add_column("arm", overflow="fold")
             for name in ("A", "B", "A - B", "95 %", "n"):
                 tables[place].add_column(name, justify="right", no_wrap=True)
         arms = row["arm_a"] if row["arm_a"] == row["arm_b"] else f"{row['arm_a']} - {row['arm_b']}"
         mark = "*" if row["p_holm"] is not None and row["p_holm"] < 0.05 else " "
-        span = f"{_number(row['low'], '+')} to {_number(row['high'], '+')}"
-        figures = (_number(row["a"]), _number(row["b"]), _number(row["difference"], "+") + mark, span, f"{row['n']:,}")
+        span = f"{change(row['low'])} to {change(row['high'])}"
+        figures = (figure(row["a"]), figure(row["b"]), change(row["difference"]) + mark, span, f"{row['n']:,}")
         tables[place].add_row(clean(arms, 80), *figures)
     for table in tables.values():
         console.print(table)

@@ -13,6 +13,8 @@ from ..files import check_folder
 
 __all__ = ["export"]
 
+AGAINST = "Reloaded, against the model whose heads are masked as it runs"
+
 
 def export(
     heads: Annotated[Path, typer.Argument(metavar="FILE", help="A mask, or scores with --prune.")],
@@ -42,6 +44,7 @@ def export(
     loaded, tokenizer = options.load(model, device, dtype)
     mask.check(loaded)
     if out is not None:
-        typer.echo(f"Wrote {out}: {export_checkpoint(loaded, mask, out, tokenizer=tokenizer)}")
+        agreement = export_checkpoint(loaded, mask, out, tokenizer=tokenizer)
+        typer.echo(f"Wrote {out}. {AGAINST}: {agreement}.")
     if lora is not None:
-        typer.echo(f"Wrote {lora}: {export_lora(loaded, mask, lora, tokenizer=tokenizer)}")
+        typer.echo(f"Wrote {lora}. {AGAINST}: {export_lora(loaded, mask, lora, tokenizer=tokenizer)}.")

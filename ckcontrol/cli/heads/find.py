@@ -89,12 +89,10 @@ def summary(scores: HeadScores, k: int = 5) -> dict[str, Any]:
 
 def _print(scores: HeadScores) -> None:
     told = summary(scores)
-    left = ", ".join(f"{facts} {why}" for why, facts in sorted(scores.settings["left_out"].items()) if facts)
-    typer.echo(
-        clean(
-            f"{count(told['facts'], 'fact')} scored of {scores.settings['facts_read']}" + (f" ({left})" if left else "")
-        )
-    )
+    read, why = scores.settings["facts_read"], dict(sorted(scores.settings["left_out"].items()))
+    why["left out by --n"] = read - told["facts"] - sum(why.values())
+    left = ", ".join(f"{facts} {reason}" for reason, facts in why.items() if facts)
+    typer.echo(clean(f"{count(told['facts'], 'fact')} scored of {read}" + (f" ({left})" if left else "")))
     for source in ("memory", "context"):
         print_heads(
             source,

@@ -100,19 +100,20 @@ def _print(tuned: Tuned) -> None:
         return [name, *shares, f"{100 * low:.0f}–{100 * high:.0f}", f"{figures['perplexity']:.1f}", total]
 
     columns = ["pruned", "RM", "RC", "other", "gold", "irrel.", "closed", f"{wanted} 95%", "ppl", "total"]
+    best = [(c.name, result) for f in tuned.selections.values() for c, result in f.trials if c is f.chosen]
     for title, rows in (
         (
-            "Development facts: the best of each method",
-            [("none", next(iter(tuned.selections.values())).base)]
-            + [(c.name, result) for f in tuned.selections.values() for c, result in f.trials if c is f.chosen],
+            f"development facts: {'the best of each method' if best else 'no mask is better than none'}",
+            [("none", next(iter(tuned.selections.values())).base), *best],
         ),
         (
-            "Test facts",
+            "test facts",
             [(_name(tuned, name), result) for name, result in tuned.test.items()]
             + [(f"random {i}", result) for i, result in enumerate(tuned.controls, 1)],
         ),
     ):
-        table = Table(title=f"{title} · more {tuned.direction}, in %", title_justify="left")
+        n = len(rows[0][1].outcomes["closed book"])
+        table = Table(title=f"{n} {title} · more {tuned.direction}, in %", title_justify="left")
         for name in columns:
             table.add_column(name, justify="left" if name == "pruned" else "right", no_wrap=True)
         for name, result in rows:

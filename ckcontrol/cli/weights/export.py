@@ -35,4 +35,5 @@ def export(
     check_folder(out)
     Manifest.read(dial)
     loaded, tokenizer = options.load(model, device, dtype)
-    typer.echo(clean(f"Wrote {out}: {export_model(loaded, dial, alpha, out, tokenizer=tokenizer)}", 4000))
+    agreement = export_model(loaded, dial, alpha, out, tokenizer=tokenizer)
+    typer.echo(clean(f"Wrote {out}. Reloaded, against the model with the adapter beside it: {agreement}.", 4000))

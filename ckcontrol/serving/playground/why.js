@@ -150,8 +150,9 @@ function weighed(drafts, { method, alpha }) {
   const [first, other] = drafts, memory = alpha > MIDDLE;
   if (first.text === other.text) return { why: "Both drafts say the same, so there is nothing to choose between.", flip: null };
   const whose = memory ? "memory's draft" : "the amplified draft", found = other.evidence ?? 0;
-  const plainly = "so the plain one is given wherever the dial stands on this side.";
-  if (other.idle) return { why: `Here ${whose} says nothing of its own, or nothing of a passage that bears on the question, ${plainly}`, flip: null };
+  const plainly = `so the plain one is given at every alpha ${memory ? "above" : "below"} 0.5.`;
+  const lacks = memory ? "gives no answer of its own" : "adds nothing from a passage that is about the question";
+  if (other.idle) return { why: `Here ${whose} ${lacks}, ${plainly}`, flip: null };
   const needed = memory ? -Math.log(2 * alpha - 1) : 0.5 - Math.log(1 - 2 * alpha);
   const place = memory ? (1 + Math.exp(-found)) / 2 : (1 - Math.exp(0.5 - found)) / 2;
   const flip = found > (memory ? 0 : 0.5) ? place : null;
