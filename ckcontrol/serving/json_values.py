@@ -18,9 +18,6 @@ HEADS = "ckheads"  # the engine argument of a head mask; beside pair_params.KEYS
 DIRECTION = "ckdirection"  # that of a push along the direction: its coefficient
 SALT = "ck_heads_"  # how the ``cache_salt`` of a changed model begins
 Error = TypeVar("Error", ControlError, PromptError)
-_SPELLED = {"True": "true", "False": "false", "None": "null", "NoneType": "null", "bool": "true or false"}
-_SPELLED |= {"str": "text", "int": "a number", "float": "a number", "dict": "an object"}
-_PYTHON = re.compile(rf"(?<=[= ])(?:an? )?({'|'.join(_SPELLED)})(?=[ ,.])")
 _CARRIERS = ("vllm_xargs", "extra_args")
 
 
@@ -75,12 +72,11 @@ def half(value: Any, name: str = "") -> str | None:
     return next((found for key, one in inner if (found := half(one, key))), None)
 
 
-def in_ck(error: Error, names: Collection[str] = ()) -> Error:
-    """Return an error of the library in the words of a request: ``alpha=True`` was written ``ck.alpha=true``."""
+def in_ck(error: Error, names: Collection[str]) -> Error:
+    """Return an error of the library in the words of a request: ``alpha=3`` was written as ``ck.alpha``."""
     named = rf"(?<![\w.])({'|'.join(map(re.escape, names))})(?=[=.]\S)"
-    texts = (str(error).removesuffix(error.hint).rstrip(), error.hint)
-    told = (re.sub(named, r"ck.\1", text) if names else text for text in texts)
-    return type(error)(*(_PYTHON.sub(lambda found: _SPELLED[found[1]], text) for text in told))
+    told = (re.sub(named, r"ck.\1", text) for text in (str(error).removesuffix(error.hint).rstrip(), error.hint))
+    return type(error)(*told)
 
 
 def without_ours(value: Any, *, top: bool = True) -> Any:

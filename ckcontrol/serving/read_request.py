@@ -191,19 +191,12 @@ def read_request(
         texts=texts,
         template=read_template(ck.get("template"), texts, limits, body.get("chat_template_kwargs")),
         heads=read_heads(ck.get("heads"), limits.heads),
-        direction=_direction(ck.get("direction")),
+        direction=None if ck.get("direction") is None else check_number("ck.direction", ck["direction"], 0, 1),
         sources=_sources(ck.get("sources"), source, limits),
         trace=trace,
         stream=flag("stream", body.get("stream")),
         body={key: value for key, value in without_ours(dict(body)).items() if key != "ck" and key not in _DRAWN_HERE},
     )
-
-
-def _direction(given: Any) -> float | None:
-    try:
-        return None if given is None else check_number("ck.direction", given, 0, 1)
-    except ControlError as error:
-        raise in_ck(error) from None
 
 
 def _source(ck: Mapping[str, Any], path: str) -> str:

@@ -137,10 +137,7 @@ def _turns(body: Mapping[str, Any], limits: Limits) -> list[Turn]:
         )
     if len(messages) > limits.messages:
         raise ServingError(f"there are {len(messages)} messages.", f"At most {limits.messages} are taken.")
-    try:
-        return read_turns(messages)
-    except PromptError as error:
-        raise in_ck(error) from None
+    return read_turns(messages)
 
 
 def tools_of(body: Mapping[str, Any]) -> list[Any]:
