@@ -104,8 +104,8 @@ def find(
        passage's, if either was given `FEWEST` times; and ``passage``, without the passage less with it, which needs no
        model that wavers.
     2. On the development facts, the layers of each contrast are compared by how far v_l, at one strength, moves
-       conflicts both ways; in the best, every strength. As for head masks, the total of four rates decides (`Result.total`), and a
-       strength that raises the perplexity of neutral text by more than a tenth is out.
+       conflicts both ways; in the best, every strength. As for head masks, the total of four rates decides
+       (`Result.total`), and a strength that raises the perplexity of neutral text by more than a tenth is out.
     3. The choice is measured on the test facts.
 
     Facts are split by subject, as in `build_records`.
