@@ -32,7 +32,7 @@ import ckcontrol as ck
 from ckcontrol.decoding.inputs import stream_of
 from ckcontrol.decoding.options import GenerateOptions
 from ckcontrol.decoding.refusals import check_tokenizer, eos_ids
-from ckcontrol.decoding.source_drafts import canonical, write_drafts
+from ckcontrol.decoding.source_drafts import canonical, through, writing
 from ckcontrol.decoding.source_streams import SourceStreams
 from ckcontrol.decoding.sources import build_sources
 from ckcontrol.eval.items.states import rank
@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> None:
             continue
         passages = [record.passages[place] for place in canonical(record.passages)]
         prompts = build_sources(tokenizer, record.question, passages, template=template)
-        (found,) = write_drafts(model, tokenizer, [prompts], options, ends=ends, vocab_size=known)
+        (found,) = through(writing(model, tokenizer, [prompts], options, ends=ends, vocab_size=known))
         alone = SourceStreams(
             [stream_of(model, [prompts.pair.alone], pad)], reserve=1, share=False, keep=True, vocab_size=known
         )

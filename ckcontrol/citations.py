@@ -1,11 +1,10 @@
 """Which passage supports which sentence of an answer, told from the words alone.
 
 A sentence says what its words add to the question. A passage supports it when it holds enough of that, numbers, names
-and long words counting for more, and speaks of what was asked. A sentence that no passage supports rests on memory; so
-does one of whose added numbers and names no more than half stand there, and one that asks, as answers do that repeat
-the question. It costs no forward, so it is read off any answer, recorded or not, and in any language: words are those
-of search (words.py). Measured against embeddings in benchmarks/citations.py, on whose even seeds the shares below were
-chosen. Knows texts; knows no model.
+and long words counting for more, and speaks of what was asked; a sentence that no passage supports rests on memory, and
+so does one that asks, as answers do that repeat the question. It costs no forward, so it is read off any answer,
+recorded or not, and in any language: words are those of search (words.py). Measured against embeddings in
+benchmarks/citations.py, on whose even seeds the shares below were chosen. Knows texts; knows no model.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ __all__ = ["Sentence", "cite"]
 ENOUGH = 0.4  # share of what a sentence adds to the question that its passages hold together
 ALSO = 0.15  # share that each of them adds to those before
 ABOUT = 0.3  # share of question and sentence that each of them holds
-NAMED = 0.5  # share of the numbers and names that a sentence adds, more of which its passages hold
 LONGEST = 8  # letters from which on a word weighs no more
 PREFIX = 4  # letters two forms of a word share at least
+SHORT = 24  # letters before a stop that are looked at for an initial or a title
 LONGEST_FORM = 40  # letters of a word that has other forms
 
 # A sentence ends at a line end; at a full stop of a script without blanks; and at . ! ? … before a blank, where that
@@ -32,6 +31,7 @@ LONGEST_FORM = 40  # letters of a word that has other forms
 _END = re.compile(r"\n+|[。！？｡।။።؟۔]+[\"'”’」』）)\]]*\s*|[.!?…]+[\"'”’»)\]]*\s+(?![a-z])")
 _ASKS = re.compile(r"[?？؟\u037e]+[\"'”’»)\]」』）]*$")  # the last is Greek's
 _WORD = re.compile(r"[^\W_]+")
+_BEHIND = re.compile(r"(?<=[\w,;] )[^\W_]+")
 _SHORT = re.compile(r"(?:^|[\s(])(?:[^\W\d_]|[A-Z][a-z]|Mrs|Rev|Gen|Col|[^\W\d_](?:\.[^\W\d_])+)\.\s*$")
 
 
@@ -76,8 +76,8 @@ def cite(text: str, passages: Sequence[str], question: str = "") -> tuple[Senten
         [(1,), ()]
     """
     asked, held = _Words(question), [_Words(passage) for passage in passages]
-    weights = _Weights((question, text, *passages))
-    whole, holds = weights.of(asked.words), [weights.of(asked.words, passage) for passage in held]
+    weights, plain = _Weights((question, text, *passages)), _Weights(())
+    whole, holds = plain.of(asked.words), [plain.of(asked.words, passage) for passage in held]
     return tuple(
         Sentence(text[start:end], start, end, tuple(_support(text[start:end], asked, held, weights, whole, holds)))
         for start, end in _sentences(text)
@@ -102,17 +102,12 @@ def _beginnings(word: str) -> Iterator[str]:
 
 
 class _Weights:
-    """What words weigh; a name is a word that has a capital within some sentence and is nowhere written without."""
+    """What words weigh; a name is a word that stands with a capital behind another word and nowhere without one."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         written = {word for text in texts for word in _WORD.findall(text)}
-        later = {word for text in texts for a, b in _sentences(text) for word in _WORD.findall(text[a:b])[1:]}
-        capital = {word for word in later if len(word) > 2 and word[0].isupper() and word.lower() not in written}
-        self._names = {part for word in capital for part in words_of(word)}
-
-    def names(self, word: str) -> bool:
-        """Whether a word is a number or a name."""
-        return word in self._names or any(map(str.isdecimal, word))
+        capital = {word for text in texts for word in _BEHIND.findall(text) if len(word) > 2 and word.istitle()}
+        self._names = {part for word in capital if word.lower() not in written for part in words_of(word)}
 
     def of(self, words: set[str], passage: _Words | None = None) -> int:
         """Return the weight of some words together; with a passage, of those of them that it holds."""
@@ -121,7 +116,8 @@ class _Weights:
     def _one(self, word: str) -> int:
         if UNSPACED.match(word):
             return 16 * len(word)
-        return 2 * LONGEST**2 if self.names(word) else min(len(word), LONGEST) ** 2
+        number = any(map(str.isdecimal, word))
+        return 2 * LONGEST**2 if number or word in self._names else min(len(word), LONGEST) ** 2
 
 
 def _support(
@@ -157,20 +153,18 @@ def _support(
         chosen.append(-best)
         open_to.remove(-best)
         missing = {word for word in missing if word not in passages[-best]}
-    named, lost = (sum(map(weights.names, some)) for some in (adds, missing))
-    enough = weights.of(missing) <= (1 - ENOUGH) * whole and (not lost or lost < (1 - NAMED) * named)
-    return chosen if whole and enough else []
+    return chosen if whole and weights.of(missing) <= (1 - ENOUGH) * whole else []
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
     """Yield where each sentence begins and ends, white space left out."""
-    start = 0
-    ends = [end.end() for end in _END.finditer(text)]
-    for end in [*ends, len(text)]:
-        piece = text[start:end]
-        if end < len(text) and "\n" not in piece and _SHORT.search(piece):
+    start, seen, said = 0, 0, False
+    for end in [*(end.end() for end in _END.finditer(text)), len(text)]:
+        piece, seen = text[seen:end], end
+        said = said or any(map(str.isalnum, piece))
+        if end < len(text) and "\n" not in piece and _SHORT.search(text, max(start - 1, end - SHORT, 0), end):
             continue
-        if any(map(str.isalnum, piece)):
-            lead = len(piece) - len(piece.lstrip())
-            yield start + lead, start + len(piece.rstrip())
-            start = end
+        if said:
+            whole = text[start:end]
+            yield start + len(whole) - len(whole.lstrip()), start + len(whole.rstrip())
+            start, said = end, False

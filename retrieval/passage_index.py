@@ -22,6 +22,8 @@ __all__ = ["PassageIndex", "check_removal"]
 RERANK_DEPTH = 5  # candidates a re-ranker reads, times k
 Self = TypeVar("Self", bound="PassageIndex")
 
+NAMED = 40  # names of metadata that a sentence lists
+
 
 class PassageIndex(ABC):
     """Passages that can be searched, and closed."""
@@ -105,20 +107,22 @@ class PassageIndex(ABC):
     def unmet(self, where: Mapping[str, Any] | None) -> str:
         """Return a sentence where a filter asks for what no passage has, to be told of an empty result; "" otherwise.
 
-        Reads the metadata of the whole index (of Milvus the first 16,384 passages).
+        Reads the metadata of the whole index. Up to `NAMED` names are listed.
 
         Raises:
             RetrievalError: A bad filter.
         """
         asked = {name for name, _, _ in parse_where(where)}.difference(COLUMNS)
         there = self._names() if asked else set()
-        lacking = sorted(asked - there)
-        known = did_you_mean(lacking[0], {*COLUMNS, *there}) if lacking else ""
-        return f"No passage has {' or '.join(map(repr, lacking))} to filter by. {known}" if lacking else ""
+        if there is None or not (lacking := sorted(asked - there)):
+            return ""
+        names = {*COLUMNS, *there}
+        known = did_you_mean(lacking[0], names) if len(names) <= NAMED else ""
+        return f"No passage has {' or '.join(f'{name!r:.60}' for name in lacking[:3])} to filter by. {known}".rstrip()
 
     @abstractmethod
-    def _names(self) -> set[str]:
-        """Return the names in the metadata of all passages."""
+    def _names(self) -> set[str] | None:
+        """Return the names in the metadata of all passages; None where there are too many passages to tell."""
 
     @abstractmethod
     def _check_mode(self, mode: str) -> None:

@@ -176,9 +176,9 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
         name, sign, text = match.groups()
         quoted = len(text) > 1 and text[0] == text[-1] == '"'
         if text[:1] in tuple("=!<>"):  # year>>2, year=>2, year<>2
-            known = "Known: = != > >= < <=."
             raise ControlError(
-                f"--where {given!r}: {sign + text[0]} is no comparison.", f'{known} A text: {name}{sign}"{text}"'
+                f"--where {given!r}: behind {sign} stands {text!r}, which begins as a comparison does.",
+                f"Known: = != > >= < <=. A text that begins so stands in quotes: {name}{sign}\"{text}\"",
             )
         value = text[1:-1] if quoted else text if name in TEXTS else _typed(text)
         tests = where.setdefault(name, {})

@@ -58,7 +58,6 @@ class Texts:
         parametric: With ``messages`` or ``prompt``: that, to stand where the contextual one stands.
         wanted: With ``retrieve``: what to search for; the passages are what was found.
         hits: Likewise: each passage as `Hit.to_dict` tells it.
-        unmet: Likewise: where nothing was found, what the filter asks for and no passage has; see `PassageIndex.unmet`.
         override: Likewise: the id of the override that the question asked for, whose statement is the passage.
     """
 
@@ -69,7 +68,6 @@ class Texts:
     parametric: Any = None
     wanted: Wanted | None = None
     hits: tuple[Mapping[str, Any], ...] = ()
-    unmet: str = ""
     override: str = ""
 
     @property

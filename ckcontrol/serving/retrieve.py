@@ -73,12 +73,5 @@ class Retriever:
             hits, control = [hit_of(*asked_for)], overriding()
         passages = tuple(hit.passage.text for hit in hits)
         told = tuple(hit.to_dict() for hit in hits)
-        unmet = getattr(self._index, "unmet", None) if not hits and wanted.where else None
-        texts = replace(
-            texts,
-            passages=passages,
-            hits=told,
-            override=asked_for[0].id if asked_for else "",
-            unmet=unmet(wanted.where) if unmet else "",
-        )
+        texts = replace(texts, passages=passages, hits=told, override=asked_for[0].id if asked_for else "")
         return replace(request, texts=texts, control=control, drafts=drafts(control))

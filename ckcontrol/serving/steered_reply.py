@@ -218,7 +218,7 @@ class SteeredReply:
         texts = self._request.texts
         found = [(hit["rank"], hit["text"]) for hit in texts.hits]
         if texts.wanted is not None and (notice := missing(found, self._passages)):
-            told["notice"] = f"{notice} {texts.unmet}".strip()
+            told["notice"] = notice
         if self._passages:
             given = "".join(self._text), self._passages, self._request.texts.asked
             told["cited"] = [sentence.to_dict() for sentence in await asyncio.to_thread(cite, *given)]

@@ -125,7 +125,7 @@ def _print_footer(answer: AnswerShape, console: Console) -> None:
     console.print(Text(describe.summary_line(answer), style="dim"), highlight=False)
     notice = describe.warning(answer)
     if notice:
-        console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
+        console.print(Text(f"! {clean(notice, 2000)}", style="bold yellow"), highlight=False)
 
 
 def print_cited(sentences: Sequence[SentenceShape], hits: Sequence[HitShape], console: Console | None = None) -> None:
@@ -194,7 +194,7 @@ def print_hits(
         text = Text("    " + describe.excerpt(hit.passage.text, query, room))
         console.print(text, soft_wrap=whole, highlight=False)
     if notice:
-        console.print(Text(f"! {notice}", style="bold yellow"), highlight=False)
+        console.print(Text(f"! {clean(notice, 2000)}", style="bold yellow"), highlight=False)
 
 
 def answer_table(answer: AnswerShape, width: int = 140) -> Table:

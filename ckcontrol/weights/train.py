@@ -52,7 +52,7 @@ def train(
     steps: int = 60,
     batch_size: int = 8,
     rank: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-4,
     seed: int = 0,
     max_length: int = 1024,
     save_every: int = 20,

@@ -149,3 +149,4 @@ def test_a_model_that_no_direction_helps_gets_none(monkeypatch, fewest, contrast
         "where hardly any conflict follows one source, presence alone is contrasted"
     )
     assert stages[-1] == ("trying strengths", *[8 * min(2, layers) * contrasts] * 2)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in known.model.modules())

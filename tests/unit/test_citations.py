@@ -54,7 +54,7 @@ def test_the_questions_words_and_what_is_beside_the_point_support_nothing() -> N
     assert places("Paris is the capital of France.", told, "What is the capital of France?") == [()]
 
 
-def test_numbers_and_names_decide() -> None:
+def test_names_weigh_as_numbers_do() -> None:
     porto = "Refunds are handled by the Porto office in 30 days."
     lisbon = "Refunds are handled by the Lisbon office in 14 days."
     asked = "How are refunds handled?"
@@ -63,9 +63,11 @@ def test_numbers_and_names_decide() -> None:
     assert places("Refunds are handled by the Turin office in 5 days.", [porto, lisbon], asked) == [()]
     praise = "The Lisbon office is run by the brilliant and talented Ana Prata."
     assert places(praise, ["Ana Prata runs the Lisbon office."], "Who runs the Lisbon office?") == [(0,)]
-    lyon = "The capital of France is Lyon, where the government sits."
-    assert places("The capital of France is Paris.", [lyon], "And what river runs through it?") == [()]
-    assert places("The capital of France is Lyon.", [lyon], "And what river runs through it?") == [(0,)]
+
+
+def test_names_of_the_question_do_not_outweigh_what_it_asks() -> None:
+    greeted = "Hello, this is Maria Gonzalez from Acme Corp in Boston. How long does a refund take?"
+    assert places("A refund takes 14 days.", ["A refund takes 14 days."], greeted) == [(0,)]
 
 
 def test_a_name_that_begins_an_answer_is_one_by_its_passage() -> None:
@@ -73,15 +75,11 @@ def test_a_name_that_begins_an_answer_is_one_by_its_passage() -> None:
     assert places("Kathmandu.", told, "Which city is the political centre of Nepal?") == [(0,)]
 
 
-def test_titles_and_initials_are_no_names() -> None:
-    told = ["Ana Prata runs the Lisbon office.", "The U.S. Army built it."]
+def test_words_with_a_capital_for_another_reason_are_no_names() -> None:
+    told = ["Ana Prata runs the Lisbon office.", "The U.S. Army built it.", "In the hotel there are 12 rooms."]
     assert places("I believe Ms Prata runs it. The US Army built it.", told, "Who?") == [(0,), (1,)]
-
-
-def test_a_capital_at_the_beginning_or_of_a_word_written_small_elsewhere_makes_no_name() -> None:
-    told = ["In the office it is cold. The river Brask is wide."]
-    assert places("Yes: The Office is in Turin.", told, "Where?") == [()]
-    assert places("The River is Wide.", told, "How is it?") == [(0,)]
+    assert places("Answer: There are 12.", told, "How many rooms?") == [(2,)]
+    assert places("The River is Wide.", ["The river Brask is wide."], "How is it?") == [(0,)]
 
 
 def test_an_answer_that_asks_rests_on_nothing() -> None:
@@ -119,6 +117,9 @@ def test_sentences_hold_every_letter_once(text: str, passages: list[str]) -> Non
 
 
 def test_sentences_end_where_a_reader_ends_them() -> None:
+    assert [s.text for s in cite("It rained. J. Smith came. Dr. No left.", [])] == [
+        "It rained.", "J. Smith came.", "Dr. No left."
+    ]  # fmt: skip
     text = "Dr. J. R. Smith of the U.S. Army wrote it, e.g. here. Did he? Yes! It is 3.5 km\n- one\n- two"
     assert [s.text for s in cite(text, [])] == [
         "Dr. J. R. Smith of the U.S. Army wrote it, e.g. here.", "Did he?", "Yes!", "It is 3.5 km", "- one", "- two"
@@ -126,9 +127,12 @@ def test_sentences_end_where_a_reader_ends_them() -> None:
 
 
 def test_texts_made_to_be_slow_are_not() -> None:
+    ends = ["A. " * 100_000, "! " * 100_000, "| - | - |\n|---|---|\n" * 10_000, "- ! " * 50_000]
     many = " ".join(f"constant{'abcdefghij'[n % 10]}{n}x" for n in range(30_000))
     start = time.process_time()
     cite("a" * 200_000 + ". " + many[:100_000], [many] * 3, many[:200_000])
+    for text in ends:
+        cite(text, [text], text)
     assert time.process_time() - start < 60  # quadratic in any of them takes hours
 
 

@@ -25,7 +25,7 @@ def train(
     steps: Annotated[int, typer.Option(help="Steps of training, which bound its time.")] = 60,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Answers per step.")] = 8,
     rank: Annotated[int, typer.Option(help="Rank of the adapter; both of a dial need the same.")] = 8,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="At the first step; falls to 0.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="At the first step; falls to 0.")] = 2e-4,
     seed: Annotated[int, typer.Option(help="Draws first weights, order and what is held out.")] = 0,
     max_length: Annotated[int, typer.Option("--max-length", help="Longest prompt and answer, in tokens.")] = 1024,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between two checkpoints.")] = 20,
