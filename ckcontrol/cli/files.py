@@ -178,7 +178,7 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
         if text[:1] in tuple("=!<>"):  # year>>2, year=>2, year<>2
             raise ControlError(
                 f"--where {given!r}: behind {sign} stands {text!r}, which begins as a comparison does.",
-                f"Known: = != > >= < <=. A text that begins so stands in quotes: {name}{sign}\"{text}\"",
+                f'Known: = != > >= < <=. A text that begins so stands in quotes: {name}{sign}"{text}"',
             )
         value = text[1:-1] if quoted else text if name in TEXTS else _typed(text)
         tests = where.setdefault(name, {})
