@@ -210,7 +210,7 @@ def test_a_server_answers_with_the_adapter_nearest_to_alpha_beside_pairs(
         drawn = post(url, body(temperature=0.9))
         assert drawn[0] == 200 and "seed" not in drawn[1]["ck"]
         for fields, status, said in (
-            ({"ck": {"trace": True}}, 400, "ck.trace=True"),
+            ({"ck": {"trace": True}}, 400, "ck.trace=true"),
             ({"temperature": 1.0, "seed": 0}, 400, "seed=0"),
             ({"model": "ck-weights-0"}, 404, "are those of 'm'"),
             ({"model": "other", "ck": {"alpha": 0.5}}, 404, "other"),
