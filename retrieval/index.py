@@ -289,8 +289,8 @@ class Index(PassageIndex):
         if mode not in MODES:
             raise RetrievalError(f"mode={mode!r} is not a way to search.", did_you_mean(str(mode), MODES))
 
-    def _names(self) -> set[str]:
-        return self._snapshot.texts.names()
+    def _names(self) -> frozenset[str]:
+        return self._snapshot.texts.names
 
     def _find(
         self,

@@ -107,13 +107,13 @@ class PassageIndex(ABC):
     def unmet(self, where: Mapping[str, Any] | None) -> str:
         """Return a sentence where a filter asks for what no passage has, to be told of an empty result; "" otherwise.
 
-        Reads the metadata of the whole index. Up to `NAMED` names are listed.
+        Reads the metadata of the whole index, once per generation of a local one. Up to `NAMED` names are listed.
 
         Raises:
             RetrievalError: A bad filter.
         """
         asked = {name for name, _, _ in parse_where(where)}.difference(COLUMNS)
-        there = self._names() if asked else set()
+        there = self._names() if asked else frozenset()
         if there is None or not (lacking := sorted(asked - there)):
             return ""
         names = {*COLUMNS, *there}
@@ -121,7 +121,7 @@ class PassageIndex(ABC):
         return f"No passage has {' or '.join(f'{name!r:.60}' for name in lacking[:3])} to filter by. {known}".rstrip()
 
     @abstractmethod
-    def _names(self) -> set[str] | None:
+    def _names(self) -> frozenset[str] | None:
         """Return the names in the metadata of all passages; None where there are too many passages to tell."""
 
     @abstractmethod

@@ -160,11 +160,11 @@ def command(
     check_names(limits or {})
     bounds = Limits(**(limits or {})).to_env()
     names = [option.split("=")[0].replace("_", "-") for option in rest if option.startswith("--")]
-    for name in (*OURS, *(("--lora-modules",) if weights is not None else ())):
-        if any(len(given) > 2 and name.startswith(given) for given in names):  # vLLM takes beginnings too
-            raise ServingError(f"steering needs its own {name}, which this command sets.", "Leave it out.")
-    for given in names:
-        if short := [name for name in READ if len(given) > 2 and name.startswith(given) and given not in READ]:
+    taken = (*OURS, *(("--lora-modules",) if weights is not None else ()))
+    for given in (name for name in names if len(name) > 2):  # vLLM takes beginnings too
+        if ours := [name for name in taken if name.startswith(given)]:
+            raise ServingError(f"steering needs its own {ours[0]}, which this command sets.", "Leave it out.")
+        if given not in READ and (short := [name for name in READ if name.startswith(given)]):
             raise ServingError(f"{given} may be short for {short[0]}, which this command reads.", "Write it whole.")
     line, safe = module_command("vllm.entrypoints.openai.api_server")
     line += ["--model", model]

@@ -209,11 +209,12 @@ class MilvusIndex(PassageIndex):
         if mode != "dense":
             raise RetrievalError(f"mode={mode!r} is not for Milvus.", "Use mode='dense', or an Index.")
 
-    def _names(self) -> set[str] | None:
+    def _names(self) -> frozenset[str] | None:
         rows = self._client.call("query", self.collection, filter="", output_fields=["metadata"], limit=MANY)
         if len(rows) >= MANY:
             return None
-        return {name for row in rows for name, value in json.loads(row["metadata"]).items() if value is not None}
+        each = (json.loads(row["metadata"]) for row in rows)
+        return frozenset(name for metadata in each for name, value in metadata.items() if value is not None)
 
     def _find(
         self,

@@ -20,6 +20,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -135,11 +136,12 @@ class TextReader:
             values = [(num, json.loads(metadata).get(name)) for num, metadata in rows]
         return [(num, value) for num, value in values if isinstance(value, str)]
 
-    def names(self) -> set[str]:
-        """Return the names in the metadata of all passages."""
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names in the metadata of all passages, which never change: read once."""
         with self.connection() as link:
             rows = link.execute("SELECT DISTINCT m.key FROM passages, json_each(metadata) m WHERE m.type <> 'null'")
-            return {name for (name,) in rows}
+            return frozenset(name for (name,) in rows)
 
     def documents(self) -> list[tuple[str, str]]:
         """Return (id, file) of every document that was read from a file, in corpus order."""
