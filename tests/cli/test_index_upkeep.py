@@ -1,4 +1,4 @@
-"""``ckcontrol index add``, later: what is gone of the sources, how the index was read, and who else writes."""
+"""``ckcontrol index add``, later, and ``remove``: what is gone of the sources, how it was read, and who else writes."""
 
 from __future__ import annotations
 
@@ -156,3 +156,16 @@ def test_while_one_writes_another_is_refused_and_told_to_wait(tmp_path: Path, em
         adder.communicate("\n", timeout=120)
     with Index.open(out) as opened:
         assert adder.returncode == 0 and opened.info()["documents"] == 2
+
+
+def test_remove_by_document_passage_and_metadata(index: str, capsys: Any) -> None:
+    names = [hit["metadata"]["document"] for hit in told(capsys, "search", index, "bridge", "--mode", "bm25")["hits"]]
+    out, _ = run(capsys, "index", "remove", index, "--document", names[0])
+    assert out == "Removed 1 passage; 4 passages left.\n"
+    assert told(capsys, "index", "remove", index, "--where", "year>=2000")["removed"] == 1
+    assert told(capsys, "index", "remove", index, "--passage", "row-a#0")["index"]["documents"] == 2
+    _, err = run(capsys, "index", "remove", index, "--document", "row-a", code=1)
+    assert "row-a" in err
+    assert "--where" in run(capsys, "index", "remove", index, code=2)[1]
+    out, _ = run(capsys, "index", "remove", index, "--where", "yaer=2000")
+    assert out.startswith("Removed 0 passages; 2 passages left. No passage has 'yaer'")
